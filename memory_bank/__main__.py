@@ -1,0 +1,40 @@
+"""``python -m memory_bank inspect PATH``: what a saved bank holds."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a description; the last line is one JSON object. Exit code 2: the input is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m memory_bank", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser(
+        "inspect", help="fill, age, norms, duplicates and neighbours of a saved bank"
+    )
+    command.add_argument("path", type=Path, help="run directory, checkpoint directory, or a bank's file")
+    command.add_argument(
+        "--manifest", type=Path, help="csv that names the rows; default: the run's manifest.csv"
+    )
+    command.add_argument("--duplicates", type=float, default=0.99, help="similarity of duplicates (0.99)")
+    command.add_argument("--examples", type=int, default=5, help="rows whose neighbours are listed (5)")
+    command.add_argument("--neighbours", type=int, default=5, help="how many each (5)")
+    options = vars(parser.parse_args(arguments))
+    options.pop("command")
+
+    from memory_bank.inspect import inspect, render  # torch: not for --help
+
+    try:
+        found = inspect(options.pop("path"), **options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(render(found))
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

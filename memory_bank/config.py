@@ -1,0 +1,153 @@
+"""Schemas of the bank and of the miner; plain dataclasses, checked when they are made."""
+
+import math
+from dataclasses import dataclass, field
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of ``allowed``; the message names all three."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed)}")
+
+
+def check_range(
+    name: str, value: float | int | None, low: float | int, high: float | int = float("inf")
+) -> None:
+    """Raise ValueError unless ``low <= value <= high`` (None passes: the setting is off)."""
+    if value is not None and not (math.isfinite(value) and low <= value <= high):
+        allowed = f"{low} to {high}" if math.isfinite(high) else f"{low} or more"
+        raise ValueError(f"{name}={value}: allowed is {allowed}")
+
+
+def check_above_zero(name: str, value: float, hint: str = "") -> None:
+    """Raise ValueError unless ``value`` is finite and more than 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name}={value}: more than 0 is needed{hint}")
+
+
+@dataclass
+class BankConfig:
+    """Where embeddings are kept.
+
+    Attributes:
+        kind: ``dataset`` keeps one slot per data set row, a new key replaces the row's old one;
+            ``queue`` is a FIFO of ``capacity`` slots (MoCo, arXiv:1911.05722).
+        capacity: Slots of a queue; a data set bank has one per row and takes None.
+        dtype: Storage precision: ``float16``, ``bfloat16`` or ``float32``.
+        device: ``auto`` (with the model), ``cpu``, or ``accelerator`` (with the model, refused on CPU).
+        max_age: Keys older than this many optimizer steps are not mined; None keeps all. With
+            K / global_batch a data set bank holds what a queue of K holds.
+    """
+
+    kind: str = "dataset"
+    capacity: int | None = None
+    dtype: str = "float16"
+    device: str = "auto"
+    max_age: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("bank.kind", self.kind, ("dataset", "queue"))
+        check_choice("bank.dtype", self.dtype, ("float16", "bfloat16", "float32"))
+        check_choice("bank.device", self.device, ("auto", "cpu", "accelerator"))
+        check_range("bank.max_age", self.max_age, 1)
+        if self.kind == "queue" and (self.capacity is None or self.capacity < 1):
+            raise ValueError(
+                f"bank.capacity={self.capacity}: a queue needs 1 or more slots, e.g. bank.capacity=65536"
+            )
+        if self.kind == "dataset" and self.capacity is not None:
+            raise ValueError(
+                f"bank.capacity={self.capacity}: a dataset bank has one slot per row; "
+                "drop it or set bank.kind=queue"
+            )
+
+
+@dataclass
+class MiningConfig:
+    """Which rows of the bank a query is pushed away from.
+
+    Fractions are of the rows admissible for that query (valid, not its own, not too old), rounded up.
+    Order: own row and age -> ``false_negative`` -> ``relative_margin`` -> ``skip_top`` -> ``band`` -> draw.
+
+    Attributes:
+        method: ``ranked`` draws ``num_hard`` per query from the band and ``num_uniform`` shared by the
+            batch; ``all_rows`` uses every admissible row, exactly; ``full_bank`` estimates ``all_rows``
+            from the ``num_hard`` nearest and ``num_uniform`` uniform rows (memory_bank/policy.py).
+        num_hard: Hard negatives per query.
+        num_uniform: Uniformly drawn rows, shared by the batch.
+        skip_top: Fraction of the closest rows left out; None takes ``class_prior``: the closest rows
+            are mostly the same class. 0 is off.
+        band: ``[low, high]``: hard negatives come from these ranks, as fractions.
+        band_end: Where ``band`` has moved by ``band_steps`` (linear; Ring, arXiv:2010.02037); None stays.
+        band_steps: Optimizer steps of that move.
+        class_prior: Expected share of images that show the same thing (0.1 for CIFAR-10, 0.001 for ImageNet).
+        false_negative: ``off``, ``drop`` or ``attract`` rows that are likely the same thing: within the first
+            ``false_negative_rank`` *and* above ``false_negative_threshold`` (FNC, arXiv:2011.11765).
+        relative_margin: Drop rows with similarity > s_pos - margin * |s_pos|; None is off.
+        min_fill: Share of the bank that must be filled before it is mined; until then, the other keys of
+            the batch are the negatives.
+        query: ``fresh`` looks up with the current query, in line; ``stored`` looks up with the image's
+            stored key, ``lag`` optimizer steps ahead, and re-scores with the fresh query.
+        lag: Steps ahead for ``query=stored``.
+        overlap: Look ahead on a background thread; bit-equal to off.
+        backend: ``exact``, ``faiss``, ``subsample`` (exact in a random sample of the bank, for deep
+            bands), or ``auto`` (by size, depth and device; says which).
+        sample: Rows of ``subsample``, at least; more where ``num_hard`` needs it.
+        index: FAISS factory string: ``Flat``, or e.g. ``IVF1024,SQ8``; ``auto`` by size.
+        nprobe: Inverted lists visited by an IVF index.
+        min_recall: Recall against exact search below which ``nprobe`` is raised.
+        recall_every: Optimizer steps between recall checks of an approximate index; 0 never.
+    """
+
+    method: str = "ranked"
+    num_hard: int = 256
+    num_uniform: int = 256
+    skip_top: float | None = None
+    band: list[float] = field(default_factory=lambda: [0.0, 0.05])
+    band_end: list[float] | None = None
+    band_steps: int = 0
+    class_prior: float = 0.0
+    false_negative: str = "off"
+    false_negative_rank: int = 10
+    false_negative_threshold: float = 0.7
+    relative_margin: float | None = None
+    min_fill: float = 0.5
+    query: str = "fresh"
+    lag: int = 1
+    overlap: bool = False
+    backend: str = "auto"
+    sample: int = 16384
+    index: str = "auto"
+    nprobe: int = 16
+    min_recall: float = 0.9
+    recall_every: int = 500
+
+    def __post_init__(self) -> None:
+        check_choice("mining.method", self.method, ("ranked", "all_rows", "full_bank"))
+        check_choice("mining.false_negative", self.false_negative, ("off", "drop", "attract"))
+        check_choice("mining.query", self.query, ("fresh", "stored"))
+        check_choice("mining.backend", self.backend, ("auto", "exact", "faiss", "subsample"))
+        for name in ("num_hard", "num_uniform", "band_steps", "recall_every"):
+            check_range(f"mining.{name}", getattr(self, name), 0)
+        check_range("mining.relative_margin", self.relative_margin, 0)
+        for name in ("nprobe", "lag", "false_negative_rank", "sample"):
+            check_range(f"mining.{name}", getattr(self, name), 1)
+        for name in ("class_prior", "min_fill", "min_recall", "skip_top"):
+            check_range(f"mining.{name}", getattr(self, name), 0, 1)
+        for name in ("band", "band_end"):
+            band = getattr(self, name)
+            if band is not None and not (len(band) == 2 and 0 <= band[0] < band[1] <= 1):
+                raise ValueError(f"mining.{name}={band}: two fractions are needed, 0 <= low < high <= 1")
+        if self.query == "stored" and self.method == "all_rows":
+            raise ValueError(
+                "mining.query=stored: mining.method=all_rows looks nothing up; use mining.query=fresh"
+            )
+        if self.false_negative == "attract" and self.backend == "subsample":
+            raise ValueError(
+                "mining.false_negative=attract needs the closest rows, which a sample hardly holds; "
+                "use mining.backend=exact or faiss, or mining.false_negative=drop"
+            )
+        if self.overlap and self.query != "stored":
+            raise ValueError(
+                "mining.overlap=true needs mining.query=stored: a look-up with the current query "
+                "cannot run ahead"
+            )

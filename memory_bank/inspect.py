@@ -1,0 +1,181 @@
+"""What a saved bank holds: fill, age, norms, duplicates, and neighbours to look at."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memory_bank.retrieval.exact import Exact
+from memory_bank.state import find_state, load_state, open_bank
+from memory_bank.storage import Storage
+
+# Rows whose duplicates are looked for; more are sampled evenly.
+_EXAMINED = 20_000
+_QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
+
+
+def inspect(
+    path: Path,
+    *,
+    manifest: Path | None = None,
+    duplicates: float = 0.99,
+    examples: int = 5,
+    neighbours: int = 5,
+) -> dict[str, Any]:
+    """Read the bank at ``path`` and describe it in plain values.
+
+    Args:
+        path: A run directory, a checkpoint directory, or a bank's file.
+        manifest: csv with the columns row and key that names the rows; None looks for ``manifest.csv``
+            beside the bank and above it.
+        duplicates: Similarity from which two rows count as the same.
+        examples: Rows whose neighbours are listed.
+        neighbours: How many each.
+
+    Raises:
+        ValueError: no readable bank, or a manifest without those columns.
+    """
+    file = find_state(path)
+    state = load_state(file)
+    bank = open_bank(state)
+    names = _names(manifest or _beside(file))
+    held = torch.nonzero(bank.id >= 0)[:, 0]
+    written = bank.written_at[held]
+    norms = bank.read(held).norm(dim=1)
+    retrieval = state.get("retrieval", {})
+    return {
+        "file": str(file),
+        "kind": bank.kind,
+        "capacity": bank.capacity,
+        "dim": bank.dim,
+        "dtype": str(bank.key.dtype).removeprefix("torch."),
+        "rows": len(held),
+        "fill": len(held) / bank.capacity,
+        "refused": int(bank.refused),
+        "last_step": int(written.max()) if len(held) else None,
+        "age": _quantiles((written.max() - written).float()) if len(held) else None,
+        "norm": _quantiles(norms) if len(held) else None,
+        "not_finite": int((~norms.isfinite()).sum()),
+        "backend": _backend(retrieval),
+        "look_ups_issued": len(state.get("issued", {})),
+        "duplicates": _duplicates(bank, held, duplicates, names),
+        "neighbours": _neighbours(bank, held, examples, neighbours, names),
+    }
+
+
+def render(found: dict[str, Any]) -> str:
+    """The description as text for people."""
+    lines = [
+        f"{found['file']}",
+        f"  {found['kind']} bank, {found['capacity']} slots x {found['dim']}, {found['dtype']}",
+        f"  fill      {found['fill']:.1%} ({found['rows']} rows), {found['refused']} keys refused, "
+        f"{found['not_finite']} not finite",
+        f"  search    {found['backend']}, {found['look_ups_issued']} look-ups issued ahead",
+    ]
+    for name in ("age", "norm"):
+        if found[name] is not None:
+            lines.append(
+                f"  {name:9} " + "  ".join(f"{level} {value:.4g}" for level, value in found[name].items())
+            )
+    same = found["duplicates"]
+    lines.append(
+        f"  duplicates {same['rows']} of {same['examined']} rows have another at similarity "
+        f">= {same['similarity']:g}"
+    )
+    lines += [f"    {pair['similarity']:.4f}  {pair['a']}  {pair['b']}" for pair in same["pairs"]]
+    for example in found["neighbours"]:
+        lines.append(f"  nearest to {example['row']}")
+        lines += [f"    {near['similarity']:.4f}  {near['row']}" for near in example["nearest"]]
+    return "\n".join(lines)
+
+
+def _duplicates(bank: Storage, held: Tensor, threshold: float, names: dict[int, str]) -> dict[str, Any]:
+    examined = _spread(held, _EXAMINED)
+    best = _search(bank, examined, 1) if len(examined) else None
+    rows, pairs = 0, []
+    if best is not None:
+        similarity, slot = best.similarity[:, 0], best.slots[:, 0]
+        same = similarity >= threshold
+        rows = int(same.sum())
+        closest = similarity.masked_fill(~same, -torch.inf).topk(min(10, rows)).indices
+        found = {tuple(sorted((int(examined[at]), int(slot[at])))): float(similarity[at]) for at in closest}
+        pairs = [
+            {"a": _name(bank, a, names), "b": _name(bank, b, names), "similarity": value}
+            for (a, b), value in found.items()
+        ]
+    return {"similarity": threshold, "examined": len(examined), "rows": rows, "pairs": pairs}
+
+
+def _neighbours(
+    bank: Storage, held: Tensor, examples: int, count: int, names: dict[int, str]
+) -> list[dict[str, Any]]:
+    anchors = _spread(held, examples)
+    if not len(anchors):
+        return []
+    found = _search(bank, anchors, count)
+    listed = []
+    for anchor, slots, similarity in zip(anchors.tolist(), found.slots, found.similarity, strict=True):
+        nearest = [
+            {"row": _name(bank, slot, names), "similarity": value}
+            for slot, value in zip(slots.tolist(), similarity.tolist(), strict=True)
+            if slot >= 0
+        ]
+        listed.append({"row": _name(bank, anchor, names), "nearest": nearest})
+    return listed
+
+
+def _search(bank: Storage, slots: Tensor, k: int) -> Any:
+    """Neighbours of the rows in ``slots`` among rows of another id."""
+    valid = bank.id >= 0
+    parts = [
+        Exact(bank).search(bank.read(part), bank.ids_of(part), k, admissible=valid)
+        for part in torch.split(slots, 1024)
+    ]
+    whole = parts[0]
+    whole.slots = torch.cat([part.slots for part in parts])
+    whole.similarity = torch.cat([part.similarity for part in parts])
+    return whole
+
+
+def _spread(held: Tensor, count: int) -> Tensor:
+    """At most ``count`` of ``held``, evenly."""
+    if len(held) <= count:
+        return held
+    return held[torch.linspace(0, len(held) - 1, count).long()]
+
+
+def _quantiles(values: Tensor) -> dict[str, float]:
+    ordered = values.sort().values
+    return {f"q{level * 100:.0f}": float(ordered[round(level * (len(ordered) - 1))]) for level in _QUANTILES}
+
+
+def _backend(retrieval: dict[str, Any]) -> str:
+    if "centroids" not in retrieval:
+        return "no index saved: exact, sampled, or not trained yet"
+    return (
+        f"inverted file of {len(retrieval['centroids'])} lists, nprobe {retrieval['nprobe']}, "
+        f"recall {retrieval['recall']:.3f} when last measured"
+    )
+
+
+def _beside(file: Path) -> Path | None:
+    """manifest.csv in the bank's folder or up to three above: the run's."""
+    candidates = [folder / "manifest.csv" for folder in file.resolve().parents[:4]]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _names(manifest: Path | None) -> dict[int, str]:
+    if manifest is None:
+        return {}
+    try:
+        with manifest.open(newline="") as lines:
+            return {int(line["row"]): line["key"] for line in csv.DictReader(lines)}
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{manifest}: a csv with the columns row and key is needed ({error})") from error
+
+
+def _name(bank: Storage, slot: int, names: dict[int, str]) -> str:
+    row = int(bank.id[slot])
+    return names.get(row, f"row {row}")

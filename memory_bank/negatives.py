@@ -1,0 +1,72 @@
+"""What the miner hands to the objective."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from memory_bank.shapes import Bool, Float, Int
+
+
+@dataclass
+class Negatives:
+    """Rows to push away from, detached, unit norm, on the query's device.
+
+    A negative j of query i enters the loss with ``exp(similarity / temperature) * exp(log_weight)``;
+    a log-weight of -inf excludes it. Sizes k, m and p may be 0.
+
+    Attributes:
+        hard: Each query's own negatives.
+        hard_log_weight: 0 for a plain negative, -inf where there is none.
+        hard_ids: Their data set rows, -1 where there is none.
+        shared: Negatives that all queries share.
+        shared_log_weight: Per query, since a query's own row is excluded for it alone.
+        shared_ids: Their data set rows, -1 where there is none.
+        extra_positives: Bank rows that are likely the same thing (``false_negative=attract``, NNCLR).
+        extra_positive_weight: In [0, 1], 0 where there is none.
+    """
+
+    hard: Float[Tensor, "b k d"]
+    hard_log_weight: Float[Tensor, "b k"]
+    hard_ids: Int[Tensor, "b k"]
+    shared: Float[Tensor, "m d"]
+    shared_log_weight: Float[Tensor, "b m"]
+    shared_ids: Int[Tensor, " m"]
+    extra_positives: Float[Tensor, "b p d"]
+    extra_positive_weight: Float[Tensor, "b p"]
+
+    @classmethod
+    def none(cls, query: Float[Tensor, "b d"]) -> "Negatives":
+        """No negatives at all, shaped for ``query``; fields are replaced by what a caller has."""
+        b, d = query.shape
+        ids = torch.zeros(0, dtype=torch.int64, device=query.device)
+        return cls(
+            hard=query.new_zeros(b, 0, d),
+            hard_log_weight=query.new_zeros(b, 0),
+            hard_ids=ids.expand(b, 0),
+            shared=query.new_zeros(0, d),
+            shared_log_weight=query.new_zeros(b, 0),
+            shared_ids=ids,
+            extra_positives=query.new_zeros(b, 0, d),
+            extra_positive_weight=query.new_zeros(b, 0),
+        )
+
+    def with_shared(
+        self, keys: Float[Tensor, "m d"], ids: Int[Tensor, " m"], log_weight: Float[Tensor, "b m"]
+    ) -> "Negatives":
+        """The same with further shared rows behind those there are."""
+        return replace(
+            self,
+            shared=torch.cat([self.shared, keys]),
+            shared_log_weight=torch.cat([self.shared_log_weight, log_weight], 1),
+            shared_ids=torch.cat([self.shared_ids, ids]),
+        )
+
+    def to(self, device: torch.device) -> "Negatives":
+        """The same on ``device``."""
+        return Negatives(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+
+
+def unless(excluded: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Log-weights: 0, -inf where excluded."""
+    return torch.zeros(excluded.shape, device=excluded.device).masked_fill_(excluded, -torch.inf)

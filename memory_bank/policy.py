@@ -1,0 +1,180 @@
+"""Which candidates become negatives: pure functions of candidates, config, step and seed.
+
+Order: own row and age (the retrieval's) -> false_negative -> relative_margin -> skip_top -> band -> draw.
+Fractions are of the rows admissible for that query, rounded up, and never leave fewer than ``num_hard``
+where there are as many. Filters on similarity (false_negative, relative_margin) may: then fewer come back.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memory_bank.config import MiningConfig
+from memory_bank.draw import noise
+from memory_bank.retrieval.base import Candidates
+from memory_bank.shapes import Bool, Float, Int
+
+
+@dataclass
+class Selection:
+    """What the policy took.
+
+    Attributes:
+        slots: Hard negatives, closest first, -1 where there are fewer than ``num_hard``.
+        similarity: Theirs, -inf for -1.
+        alike: Slots taken for the same thing as the query (false_negative), -1 where none.
+        floor: Rows at least this similar are taken for the same thing; inf where none are.
+        dropped: Share of the admissible rows that each filter removed, by its name, averaged over queries.
+    """
+
+    slots: Int[Tensor, "b k"]
+    similarity: Float[Tensor, "b k"]
+    alike: Int[Tensor, "b p"]
+    floor: Float[Tensor, " b"]
+    dropped: dict[str, Float[Tensor, ""]]
+
+
+def band_at(config: MiningConfig, step: int) -> tuple[float, float]:
+    """The band at ``step``: moves linearly to ``band_end`` within ``band_steps`` (Ring, arXiv:2010.02037)."""
+    low, high = config.band
+    if config.band_end is None:
+        return low, high
+    done = min(1.0, step / config.band_steps) if config.band_steps else 1.0
+    return low + done * (config.band_end[0] - low), high + done * (config.band_end[1] - high)
+
+
+def skip_top(config: MiningConfig) -> float:
+    """Fraction of the closest rows left out: as set, or ``class_prior``."""
+    return config.class_prior if config.skip_top is None else config.skip_top
+
+
+def depth(config: MiningConfig, rows: int) -> int:
+    """How many of the closest of ``rows`` the policy may need to see, at any step."""
+    if config.method == "full_bank":
+        return min(rows, config.num_hard)
+    bands = [config.band] if config.band_end is None else [config.band, config.band_end]
+    deepest = max(max(_ceil(high * rows), _ceil(low * rows) + config.num_hard) for low, high in bands)
+    alike = config.false_negative_rank if config.false_negative != "off" else 0
+    return min(rows, alike + _ceil(skip_top(config) * rows) + deepest)
+
+
+def ceiling(config: MiningConfig, positive: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
+    """relative_margin: the similarity above which a row is too close to the positive's; None is off."""
+    if config.relative_margin is None:
+        return None
+    return positive - config.relative_margin * positive.abs()
+
+
+def select(
+    found: Candidates,
+    positive: Float[Tensor, " b"],
+    ids: Int[Tensor, " b"],
+    config: MiningConfig,
+    *,
+    step: int,
+    key: int,
+) -> Selection:
+    """Draw each query's hard negatives from its candidates.
+
+    Args:
+        found: Closest first.
+        positive: Similarity of each query with its own key.
+        ids: Rows of the queries; with ``key`` and a candidate's slot they decide the draw.
+        config: Fields of the policy.
+        step: For the annealed band.
+        key: draw.mix of seed and step.
+    """
+    present = found.slots >= 0
+    rank = found.above[:, None] + torch.arange(found.slots.shape[1], device=found.slots.device)
+    alike = _alike(found, rank, config)
+    limit = ceiling(config, positive)
+    over = (
+        torch.zeros_like(present) if limit is None else present & ~alike & (found.similarity > limit[:, None])
+    )
+    present = present & ~alike & ~over
+
+    gone = found.above + alike.sum(1) + over.sum(1)
+    # A list cut short (an index that missed, a margin deeper than the look-up) counts as all there is.
+    left = torch.minimum(found.rows - gone, present.sum(1))
+    skip = torch.minimum(_fraction(skip_top(config), found.rows), (left - config.num_hard).clamp_min(0))
+    first, last = _window(band_at(config, step), found.rows, left - skip, config.num_hard)
+
+    place = present.cumsum(1) - 1
+    window = present & (place >= (skip + first)[:, None]) & (place < (skip + last)[:, None])
+    slots, similarity = _draw(found, window, ids, config.num_hard, key)
+    alike_slots, floor = _alike_slots(found, alike, config)
+    rows = found.rows.clamp_min(1)
+    dropped = {
+        "false_negative": (alike.sum(1) / rows).mean(),
+        "relative_margin": ((found.above + over.sum(1)) / rows).mean(),
+        "skip_top": (skip / rows).mean(),
+        "band": ((found.rows - gone - skip - (last - first)).clamp_min(0) / rows).mean(),
+    }
+    return Selection(slots, similarity, alike_slots, floor, dropped)
+
+
+def attract_weight(alike: Int[Tensor, "b p"]) -> Float[Tensor, "b p"]:
+    """Weight of extra positives: together at most 1 a query, so the query's own key keeps half the pull.
+
+    Capped since about 60% of them are wrong even with rank *and* threshold (FNC, arXiv:2011.11765).
+    """
+    present = (alike >= 0).float()
+    return present / present.sum(1, keepdim=True).clamp_min(1)
+
+
+def contains(slots: Int[Tensor, "b k"], wanted: Int[Tensor, " m"]) -> Bool[Tensor, "b m"]:
+    """Whether each query's ``slots`` hold each of the ``wanted``; -1 is in none."""
+    if not slots.shape[1]:
+        return torch.zeros(len(slots), len(wanted), dtype=torch.bool, device=slots.device)
+    ordered = slots.sort(1).values
+    wanted = wanted.expand(len(slots), -1).contiguous()
+    place = torch.searchsorted(ordered, wanted).clamp_max(slots.shape[1] - 1)
+    return (ordered.gather(1, place) == wanted) & (wanted >= 0)
+
+
+def _ceil(value: float) -> int:
+    """Rounded up, but 0.1 * 30 = 3.0000000000000004 is 3."""
+    return math.ceil(value - 1e-9)
+
+
+def _fraction(share: float, rows: Tensor) -> Tensor:
+    """The same for tensors; float64, as float32 counts only to 2^24."""
+    return (rows.double() * share - 1e-9).ceil().long().clamp_min(0)
+
+
+def _alike(found: Candidates, rank: Tensor, config: MiningConfig) -> Tensor:
+    """Rank *and* threshold. In a sample, rank r stands for about r / share rows of the bank."""
+    if config.false_negative == "off":
+        return torch.zeros_like(found.slots, dtype=torch.bool)
+    limit = _ceil(config.false_negative_rank * found.share)
+    return (found.slots >= 0) & (rank < limit) & (found.similarity > config.false_negative_threshold)
+
+
+def _alike_slots(found: Candidates, alike: Tensor, config: MiningConfig) -> tuple[Tensor, Tensor]:
+    width = min(config.false_negative_rank, alike.shape[1]) if config.false_negative != "off" else 0
+    # Candidates are in order, so what is alike comes first.
+    slots = found.slots[:, :width].masked_fill(~alike[:, :width], -1)
+    similarity = found.similarity.masked_fill(~alike, torch.inf)
+    floor = torch.cat([similarity, similarity.new_full((len(similarity), 1), torch.inf)], 1).amin(1)
+    return slots, floor
+
+
+def _window(band: tuple[float, float], rows: Tensor, left: Tensor, num_hard: int) -> tuple[Tensor, Tensor]:
+    """First and last rank (after skip_top) to draw from; widened outward, then inward, to ``num_hard``."""
+    first, last = _fraction(band[0], rows), _fraction(band[1], rows)
+    last = torch.minimum(torch.maximum(last, first + num_hard), left)
+    return torch.minimum(first, (left - num_hard).clamp_min(0)), last
+
+
+def _draw(found: Candidates, window: Tensor, ids: Tensor, count: int, key: int) -> tuple[Tensor, Tensor]:
+    """``count`` of each query's window, uniformly, without repeats, kept in order of similarity."""
+    count = min(count, window.shape[1])
+    chance = noise(found.slots ^ noise(ids, key)[:, None], key).masked_fill_(~window, -1)
+    chosen, column = chance.topk(count)
+    column = column.masked_fill(chosen < 0, window.shape[1]).sort(1).values
+    missing = column == window.shape[1]
+    column = column.clamp_max(max(0, window.shape[1] - 1))
+    slots = found.slots.gather(1, column).masked_fill(missing, -1)
+    return slots, found.similarity.gather(1, column).masked_fill(missing, -torch.inf)

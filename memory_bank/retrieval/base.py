@@ -1,0 +1,135 @@
+"""What every backend offers, and what it hands back."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memory_bank.shapes import Bool, Float, Int
+from memory_bank.storage import Storage
+
+
+@dataclass
+class Candidates:
+    """The closest rows found for each query, closest first; never a query's own row, never a stale one.
+
+    Similarities are those of the *stored* keys, whatever an index approximates.
+
+    Attributes:
+        slots: Slots of the bank, -1 where fewer were found; those come last.
+        similarity: Inner products, -inf for -1.
+        rows: Rows that were admissible for the query among those looked at.
+        above: Admissible rows above the ceiling that was asked for, left out of ``slots``.
+        share: Rows looked at as a share of the bank: 1, or less for a sample.
+    """
+
+    slots: Int[Tensor, "b k"]
+    similarity: Float[Tensor, "b k"]
+    rows: Int[Tensor, " b"]
+    above: Int[Tensor, " b"]
+    share: float
+
+
+class Retrieval(ABC):
+    """A way to search a bank. One backend, one bank; not thread-safe.
+
+    Attributes:
+        hides_above: Whether ``search`` leaves out and counts rows above a ceiling by itself.
+        approximate: Whether rows may be missed, so that recall is worth measuring.
+
+    What an exact search has no use for does nothing here.
+    """
+
+    hides_above = False
+    approximate = False
+
+    @abstractmethod
+    def search(
+        self,
+        query: Float[Tensor, "b d"],
+        ids: Int[Tensor, " b"],
+        k: int,
+        *,
+        admissible: Bool[Tensor, " n"],
+        ceiling: Float[Tensor, " b"] | None = None,
+        key: int = 0,
+    ) -> Candidates:
+        """The ``k`` closest admissible rows of each query, on the bank's device.
+
+        Args:
+            query: Float32 unit rows on the bank's device.
+            ids: Rows that are the queries' own, to be left out; -1 for a query from outside.
+            k: Any number; fewer come back where there are fewer.
+            admissible: Slots that may come back at all.
+            ceiling: Rows more similar than this may be left out, and are counted then (hides_above).
+            key: Decides the sample, where the backend draws one (draw.mix of seed and step).
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What this backend does and why it was taken, in one line for the log."""
+
+    def update(self, slots: Int[Tensor, " g"]) -> None:  # noqa: B027 - a default
+        """The bank has new keys in ``slots`` (-1 is skipped, repeats are allowed)."""
+
+    def check(  # noqa: B027 - a default
+        self,
+        query: Float[Tensor, "b d"],
+        ids: Int[Tensor, " b"],
+        k: int,
+        admissible: Bool[Tensor, " n"],
+        step: int,
+    ) -> None:
+        """Measure recall and act on it, where the backend is approximate."""
+
+    def advance(self, step: int) -> None:  # noqa: B027 - a default
+        """Optimizer step ``step`` was written: take into use what was prepared for it."""
+
+    def metrics(self) -> dict[str, float]:
+        """What to log of the backend, by metric name."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whatever cannot be derived from the bank."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - a default
+        """Take it over; the bank is already loaded."""
+
+    def close(self) -> None:  # noqa: B027 - a default
+        """End what runs in the background."""
+
+
+def refine(
+    bank: Storage,
+    query: Float[Tensor, "b d"],
+    ids: Int[Tensor, " b"],
+    slots: Int[Tensor, "b c"],
+    admissible: Bool[Tensor, " n"],
+    k: int,
+) -> tuple[Int[Tensor, "b k2"], Float[Tensor, "b k2"]]:
+    """Score candidate slots against the stored keys, drop what may not come back, keep the ``k`` closest.
+
+    Returns:
+        slots, similarity: As in Candidates, min(c, k) wide.
+    """
+    similarity = score(bank, query, slots)
+    allowed = (slots >= 0) & admissible[slots.clamp_min(0)] & (bank.ids_of(slots) != ids[:, None])
+    similarity = similarity.masked_fill(~allowed, -torch.inf)
+    similarity, order = similarity.sort(dim=1, descending=True, stable=True)
+    slots = slots.gather(1, order)[:, :k]
+    similarity = similarity[:, :k]
+    return slots.masked_fill(similarity == -torch.inf, -1), similarity
+
+
+def score(bank: Storage, query: Float[Tensor, "b d"], slots: Int[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+    """Inner products with the stored keys; queries are taken a few at a time to bound the gathered copy."""
+    width = max(1, slots.shape[1])
+    step = max(1, (1 << 25) // (width * bank.dim))
+    parts = [
+        torch.bmm(bank.read(slots[start : start + step]), query[start : start + step, :, None])[:, :, 0]
+        for start in range(0, slots.shape[0], step)
+    ]
+    return torch.cat(parts) if parts else query.new_zeros(0, slots.shape[1])

@@ -1,0 +1,82 @@
+"""Which backend serves a bank, and why."""
+
+import math
+
+from memory_bank.config import MiningConfig
+from memory_bank.policy import depth, skip_top
+from memory_bank.retrieval.base import Retrieval
+from memory_bank.retrieval.exact import Exact, Subsample
+from memory_bank.retrieval.flat import Flat
+from memory_bank.retrieval.inverted import ROWS_PER_LIST
+from memory_bank.retrieval.ivf import Ivf
+from memory_bank.storage import Storage
+
+# Rows up to which a matrix product is taken rather than an index, on a CPU.
+EXACT_ROWS_CPU = 65_536
+# And rather than a sample, for a deep band on a GPU; a CPU samples from twice the sample's rows on.
+EXACT_ROWS_GPU = 131_072
+# Ranks up to which a top-k is cheaper than a sample; FAISS on a GPU ends at 2048 as well.
+REACH = 2048
+
+
+def choose(config: MiningConfig, bank: Storage, *, seed: int) -> Retrieval:
+    """The backend that ``config`` asks for; ``auto`` goes by rows, ranks needed and device.
+
+    Raises:
+        ValueError: a FAISS index for a band deeper than a look-up can reach, or for a filter it cannot serve.
+    """
+    needed = _needed(config, bank)
+    if config.backend == "exact":
+        return Exact(bank)
+    if config.backend == "subsample":
+        return Subsample(bank, _sample_size(config))
+    if config.backend == "faiss":
+        return _faiss(config, bank, needed, seed)
+    sample, on_cpu = _sample_size(config), bank.device.type == "cpu"
+    large = bank.capacity > (2 * sample if on_cpu else max(2 * sample, EXACT_ROWS_GPU))
+    if needed > REACH and large and config.false_negative != "attract":
+        return Subsample(bank, sample, f" (auto: the band reaches rank {needed})")
+    if not on_cpu or bank.capacity <= EXACT_ROWS_CPU:
+        return Exact(bank, " (auto)")
+    return _faiss(config, bank, needed, seed, " (auto)")
+
+
+def _faiss(config: MiningConfig, bank: Storage, needed: int, seed: int, reason: str = "") -> Retrieval:
+    if needed > max(REACH, bank.capacity // 8):
+        raise ValueError(
+            f"mining.backend=faiss: mining.band, skip_top and num_hard reach rank {needed} of "
+            f"{bank.capacity}, an index looks up {REACH}; "
+            "use mining.backend=subsample or exact, or a shallower band"
+        )
+    factory = _index(config, bank) if config.index == "auto" else config.index
+    if factory == "Flat":
+        return Flat(bank, reason)
+    ivf = Ivf(bank, factory, nprobe=config.nprobe, min_recall=config.min_recall, seed=seed, reason=reason)
+    if bank.capacity * config.min_fill < ROWS_PER_LIST * ivf.nlist:
+        raise ValueError(
+            f"mining.index={factory!r} is trained on {ROWS_PER_LIST * ivf.nlist} rows or more, "
+            f"mining.min_fill={config.min_fill:g} of {bank.capacity} slots are fewer; "
+            "raise mining.min_fill or ask for fewer lists"
+        )
+    return ivf
+
+
+def _index(config: MiningConfig, bank: Storage) -> str:
+    """About 4 sqrt(n) lists, a power of two, of scalar codes: scoring repairs what they round."""
+    if bank.capacity <= EXACT_ROWS_CPU:
+        return "Flat"
+    affordable = int(bank.capacity * config.min_fill) // ROWS_PER_LIST
+    lists = 1 << round(math.log2(4 * math.sqrt(bank.capacity)))
+    return f"IVF{min(lists, 1 << max(0, affordable.bit_length() - 1))},SQ8"
+
+
+def _needed(config: MiningConfig, bank: Storage) -> int:
+    # all_rows looks nothing up by itself; its look-ups are galleries of a few neighbours.
+    return 1 if config.method == "all_rows" else depth(config, bank.capacity)
+
+
+def _sample_size(config: MiningConfig) -> int:
+    """Rows so that the narrowest band holds twice ``num_hard`` of them: the draw stays one."""
+    bands = [config.band] if config.band_end is None else [config.band, config.band_end]
+    width = min(high - low for low, high in bands) * (1 - skip_top(config))
+    return max(config.sample, int(2 * config.num_hard / max(width, 1e-6)))

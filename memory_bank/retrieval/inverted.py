@@ -1,0 +1,149 @@
+"""FAISS inverted-file indexes as raw tensors: made, filled and taken apart without FAISS's own file format.
+
+FAISS's reader trusts the bytes it is given (facebookresearch/faiss #5400); tensors can be checked.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import faiss as _faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Its annotations cover a part of its classes only.
+faiss: Any = _faiss
+
+# FAISS wants at least this many training rows a centroid, and gains little above it.
+ROWS_PER_LIST = 39
+_FACTORY = re.compile(r"IVF(?P<nlist>[1-9]\d*),(?P<code>Flat|SQ8|SQfp16|PQ[1-9]\d*(x\d+)?|RaBitQ)")
+
+
+@dataclass
+class Trained:
+    """What training fixes: centroids of the lists and parameters of the code (empty where it has none)."""
+
+    centroids: Tensor
+    code: Tensor
+
+
+def parse(factory: str) -> tuple[int, str]:
+    """Number of lists and code of a factory string.
+
+    Raises:
+        ValueError: an index whose vectors cannot be replaced in place, or no index at all.
+    """
+    found = _FACTORY.fullmatch(factory)
+    if found is None:
+        raise ValueError(
+            f"mining.index={factory!r}: allowed are auto, Flat and IVF<lists>,<code> with code Flat, SQ8, "
+            "SQfp16, PQ<bytes> or RaBitQ, e.g. IVF1024,SQ8; HNSW and FastScan cannot replace vectors"
+        )
+    return int(found["nlist"]), found["code"]
+
+
+def rows_looked_up(code: str, k: int) -> int:
+    """How many rows to ask the index for, to have the best ``k`` among them after scoring.
+
+    Coarse codes rank badly; flat and scalar codes cost no recall that could be measured.
+    """
+    return 4 * k if code.startswith(("PQ", "RaBitQ")) else k
+
+
+def train(factory: str, rows: NDArray[np.float32], seed: int) -> Trained:
+    """K-means and code training on ``rows``; deterministic for one FAISS build and thread count."""
+    index = _empty(factory, rows.shape[1])
+    index.cp.seed = seed % (1 << 31)
+    index.cp.spherical = True
+    index.cp.max_points_per_centroid = 2 * ROWS_PER_LIST
+    if hasattr(index, "pq"):  # the factory asks for what no search here uses and what takes most of the time
+        index.do_polysemous_training = False
+    index.train(rows)
+    centroids = index.quantizer.reconstruct_n(0, index.nlist)
+    return Trained(torch.from_numpy(centroids.copy()), torch.from_numpy(_code_parameters(index)))
+
+
+def assign(trained: Trained, rows: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The list of each row: its most similar centroid."""
+    quantizer = faiss.IndexFlatIP(trained.centroids.shape[1])
+    quantizer.add(trained.centroids.numpy())
+    lists: NDArray[np.int64] = quantizer.search(rows, 1)[1][:, 0]
+    return lists
+
+
+def fill(
+    factory: str,
+    trained: Trained,
+    rows: NDArray[np.float32],
+    slots: NDArray[np.int64],
+    lists: NDArray[np.int64],
+) -> Any:
+    """An index of ``rows``, each appended to its list under its slot, in the order given."""
+    index = _empty(factory, rows.shape[1])
+    if tuple(trained.centroids.shape) != (index.nlist, index.d):
+        raise ValueError(
+            f"centroids {tuple(trained.centroids.shape)}: mining.index={factory!r} of dimension {index.d} "
+            f"needs ({index.nlist}, {index.d})"
+        )
+    if not ((lists >= 0) & (lists < index.nlist)).all():
+        raise ValueError(f"a row stands in none of the {index.nlist} lists; the index's state is damaged")
+    index.quantizer.add(trained.centroids.numpy())
+    _set_code_parameters(index, trained.code.numpy())
+    index.is_trained = True
+    # Hashed: slots may be missing, and a vector is replaced by removing and adding it.
+    index.set_direct_map_type(faiss.DirectMap.Hashtable)
+    # Through names: swig_ptr keeps no reference, a temporary would be freed before it is read.
+    parts = [np.ascontiguousarray(part) for part in (rows, slots, lists)]
+    index.add_core(len(rows), *(faiss.swig_ptr(part) for part in parts))
+    return index
+
+
+def row_lists(index: Any) -> tuple[Tensor, Tensor]:
+    """Slots in the order of the lists, and each list's length; with Trained and the bank, all there is."""
+    sizes = [index.invlists.list_size(number) for number in range(index.nlist)]
+    parts = [
+        faiss.rev_swig_ptr(index.invlists.get_ids(number), size).copy() if size else np.zeros(0, np.int64)
+        for number, size in enumerate(sizes)
+    ]
+    return torch.from_numpy(np.concatenate(parts)), torch.tensor(sizes)
+
+
+def _empty(factory: str, dim: int) -> Any:
+    code = parse(factory)[1]
+    try:
+        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ValueError(
+            f"mining.index={factory!r}: FAISS cannot make it for dimension {dim}; "
+            f"{code} needs a number of parts that divides the dimension, e.g. PQ{max(1, dim // 4)}"
+        ) from error
+
+
+def _code_parameters(index: Any) -> NDArray[np.float32]:
+    if hasattr(index, "sq"):
+        return _values(index.sq.trained)
+    if hasattr(index, "pq"):  # the factory asks for what no search here uses and what takes most of the time
+        return _values(index.pq.centroids)
+    return np.zeros(0, np.float32)
+
+
+def _set_code_parameters(index: Any, values: NDArray[np.float32]) -> None:
+    # FAISS reads as many as it needs, however few there are: a wrong number must not get that far.
+    needed = 0
+    if hasattr(index, "pq"):  # the factory asks for what no search here uses and what takes most of the time
+        needed = index.pq.centroids.size()
+    elif hasattr(index, "sq") and index.sq.qtype == faiss.ScalarQuantizer.QT_8bit:
+        needed = 2 * index.d
+    if values.shape != (needed,):
+        raise ValueError(
+            f"code parameters of shape {values.shape}: ({needed},) is needed; the state is damaged"
+        )
+    if needed:
+        faiss.copy_array_to_vector(values, (index.pq.centroids if hasattr(index, "pq") else index.sq.trained))
+
+
+def _values(vector: Any) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = faiss.vector_to_array(vector)
+    return values

@@ -1,0 +1,257 @@
+"""FAISS inverted files over a moving bank: vectors replaced in place, recall watched, centroids renewed."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from memory_bank.draw import draw_slots, mix
+from memory_bank.retrieval import inverted
+from memory_bank.retrieval.base import Candidates, Retrieval, refine
+from memory_bank.retrieval.exact import Exact
+from memory_bank.retrieval.retrain import Retraining
+from memory_bank.shapes import Bool, Float, Int
+from memory_bank.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+# Steps between the snapshot that new centroids are trained on and their use: a fixed number, so that the
+# result does not depend on how fast the training was. Should it need longer, the step waits.
+_RETRAIN_STEPS = 500
+
+
+class Ivf(Retrieval):
+    """Approximate search on the CPU; candidates are scored with the stored keys, so only recall is lost.
+
+    The index holds the written slots under their slot numbers. It is trained at the first look-up.
+
+    Attributes:
+        nprobe: Lists visited now; raised when recall falls short.
+        recall: Last measured recall, nan before.
+    """
+
+    approximate = True
+
+    def __init__(
+        self, bank: Storage, factory: str, *, nprobe: int, min_recall: float, seed: int, reason: str = ""
+    ) -> None:
+        self.nlist, self._code = inverted.parse(factory)
+        if bank.capacity < inverted.ROWS_PER_LIST * self.nlist:
+            raise ValueError(
+                f"mining.index={factory!r} needs {inverted.ROWS_PER_LIST * self.nlist} rows "
+                f"({inverted.ROWS_PER_LIST} a list), the bank has {bank.capacity}; "
+                f"use at most IVF{max(1, bank.capacity // inverted.ROWS_PER_LIST)}, or mining.index=Flat"
+            )
+        self._bank, self._factory, self._reason = bank, factory, reason
+        self.nprobe, self._min_recall, self._seed = min(nprobe, self.nlist), min_recall, seed
+        self.recall = float("nan")
+        self._index: Any = None
+        self._trained: inverted.Trained | None = None
+        self._written = 0
+        self._retraining: Retraining | None = None
+
+    def search(
+        self,
+        query: Float[Tensor, "b d"],
+        ids: Int[Tensor, " b"],
+        k: int,
+        *,
+        admissible: Bool[Tensor, " n"],
+        ceiling: Float[Tensor, " b"] | None = None,
+        key: int = 0,
+    ) -> Candidates:
+        """See Retrieval.search; ``ceiling`` is left to the caller."""
+        bank = self._bank
+        own = bank.num_own(admissible, ids)
+        total = admissible.sum()
+        k = min(k, bank.capacity)
+        wanted = min(inverted.rows_looked_up(self._code, k) + int(own.max()), int(total)) if len(ids) else 0
+        if wanted == 0:
+            slots = ids.new_full((len(ids), k), -1)
+            similarity = query.new_full((len(ids), k), -torch.inf)
+        else:
+            found = torch.from_numpy(self._visit(query, admissible, wanted)).to(bank.device)
+            slots, similarity = refine(bank, query, ids, found, admissible, k)
+        return Candidates(slots, similarity, total - own, torch.zeros_like(ids), share=1.0)
+
+    def update(self, slots: Int[Tensor, " g"]) -> None:
+        """Replace the vectors of ``slots``."""
+        changed = np.unique(slots[slots >= 0].cpu().numpy())
+        self._written += len(changed)
+        if self._index is None or not len(changed):
+            return
+        self._index.remove_ids(changed)
+        self._index.add_with_ids(_rows(self._bank, changed), changed)
+        if self._retraining is not None:
+            self._retraining.changed[changed] = True
+
+    def check(
+        self,
+        query: Float[Tensor, "b d"],
+        ids: Int[Tensor, " b"],
+        k: int,
+        admissible: Bool[Tensor, " n"],
+        step: int,
+    ) -> None:
+        """Measure recall@k against the exact search, and act where it is below ``min_recall``.
+
+        New centroids are trained once the bank has been rewritten since the last ones (drift); while
+        they are fresh, or on their way, ``nprobe`` is doubled instead.
+        """
+        mine = self.search(query, ids, k, admissible=admissible)
+        true = Exact(self._bank).search(query, ids, k, admissible=admissible)
+        self.recall = recall(mine, true)
+        if self.recall >= self._min_recall:
+            return
+        valid = int((self._bank.id >= 0).sum())
+        if self._retraining is None and self._written >= valid:
+            logger.warning(
+                "step %d: recall@%d %.3f is below mining.min_recall=%g and the bank was rewritten since its "
+                "centroids were trained; training new ones in the background, in use from step %d",
+                step, k, self.recall, self._min_recall, step + _RETRAIN_STEPS,
+            )  # fmt: skip
+            self._retrain(step)
+        elif self.nprobe < self.nlist:
+            raised = min(2 * self.nprobe, self.nlist)
+            logger.warning(
+                "step %d: recall@%d %.3f is below mining.min_recall=%g; nprobe raised from %d to %d of %d",
+                step, k, self.recall, self._min_recall, self.nprobe, raised, self.nlist,
+            )  # fmt: skip
+            self.nprobe = raised
+        else:
+            logger.warning(
+                "step %d: recall@%d %.3f is below mining.min_recall=%g although all lists are visited; "
+                "the code is too coarse, use mining.index=IVF%d,SQ8",
+                step, k, self.recall, self._min_recall, self.nlist,
+            )  # fmt: skip
+
+    def advance(self, step: int) -> None:
+        """Take new centroids into use when their step has come."""
+        if self._retraining is None or step < self._retraining.due:
+            return
+        trained, lists = self._retraining.result()
+        changed = self._retraining.changed & (self._bank.id >= 0).cpu().numpy()
+        slots = np.flatnonzero(changed)
+        if len(slots):
+            lists[slots] = inverted.assign(trained, _rows(self._bank, slots))
+        self._fill(trained, np.flatnonzero(lists >= 0), lists)
+        self._retraining, self._written = None, 0
+        logger.info("step %d: new centroids are in use", step)
+
+    def metrics(self) -> dict[str, float]:
+        """Last measured recall (nan before) and the lists visited."""
+        return {"mining/recall": self.recall, "mining/nprobe": float(self.nprobe)}
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return (
+            f"FAISS {self._factory} index of {self._bank.capacity} rows on the CPU, nprobe {self.nprobe}"
+            f"{self._reason}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Centroids, code, row lists, nprobe, and the training under way (which is waited for)."""
+        state: dict[str, Any] = {"nprobe": self.nprobe, "recall": self.recall, "written": self._written}
+        if self._trained is not None:
+            slots, sizes = inverted.row_lists(self._index)
+            state |= {"centroids": self._trained.centroids, "code": self._trained.code}
+            state |= {"slots": slots, "sizes": sizes}
+        if self._retraining is not None:
+            state["retraining"] = self._retraining.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Rebuild the index as it was from the bank, which is already loaded.
+
+        Raises:
+            ValueError: the state is of another index, or does not fit the bank.
+        """
+        self.nprobe, self.recall, self._written = (
+            int(state["nprobe"]),
+            float(state["recall"]),
+            int(state["written"]),
+        )
+        self._index = self._trained = self._retraining = None
+        if "centroids" in state:
+            self._load_index(state)
+        if "retraining" in state:
+            self._retraining = Retraining.load(state["retraining"])
+
+    def close(self) -> None:
+        """Forget a training under way; its thread ends by itself."""
+        self._retraining = None
+
+    def _load_index(self, state: dict[str, Any]) -> None:
+        trained = inverted.Trained(state["centroids"].cpu(), state["code"].cpu())
+        slots, sizes = state["slots"].cpu().numpy(), state["sizes"].cpu().numpy()
+        held = np.flatnonzero((self._bank.id >= 0).cpu().numpy())
+        if len(sizes) != self.nlist or not np.array_equal(np.sort(slots), held):
+            raise ValueError(
+                f"saved index has {len(sizes)} lists of {len(slots)} rows, mining.index={self._factory!r} "
+                f"has {self.nlist}, the bank has {len(held)} rows; keep mining.index, or start a new run"
+            )
+        lists = np.full(self._bank.capacity, -1, np.int64)
+        lists[slots] = np.repeat(np.arange(self.nlist), sizes)
+        self._fill(trained, slots, lists)
+
+    def _visit(self, query: Tensor, admissible: Tensor, count: int) -> NDArray[np.int64]:
+        if self._index is None:
+            self._train()
+        selector = None
+        if ((self._bank.id >= 0) & ~admissible).any():
+            # One for all queries: what is too old, or stands in the batch itself.
+            bits = np.packbits(admissible.cpu().numpy(), bitorder="little")
+            selector = inverted.faiss.IDSelectorBitmap(bits)
+        options = inverted.faiss.SearchParametersIVF(nprobe=self.nprobe, sel=selector)
+        found = self._index.search(query.cpu().numpy(), count, params=options)[1]
+        return found  # type: ignore[no-any-return]
+
+    def _train(self) -> None:
+        valid = self._bank.id >= 0
+        trained = inverted.train(self._factory, self._training_rows(valid), self._seed)
+        slots = np.flatnonzero(valid.cpu().numpy())
+        lists = np.full(self._bank.capacity, -1, np.int64)
+        lists[slots] = inverted.assign(trained, _rows(self._bank, slots))
+        self._fill(trained, slots, lists)
+        self._written = 0
+
+    def _retrain(self, step: int) -> None:
+        """Start on a snapshot, on a thread of its own."""
+        valid = self._bank.id >= 0
+        slots = np.flatnonzero(valid.cpu().numpy())
+        rows, sample = self._bank.key.cpu()[slots].clone(), self._training_rows(valid)
+
+        seed, factory, capacity = self._seed, self._factory, self._bank.capacity
+
+        def work() -> tuple[inverted.Trained, NDArray[np.int64]]:
+            inverted.faiss.omp_set_num_threads(1)  # of this thread alone: the run keeps its cores
+            trained = inverted.train(factory, sample, seed)
+            lists = np.full(capacity, -1, np.int64)
+            pieces = [inverted.assign(trained, part.float().numpy()) for part in torch.split(rows, 65536)]
+            lists[slots] = np.concatenate(pieces)
+            return trained, lists
+
+        self._retraining = Retraining.start(work, step + _RETRAIN_STEPS, capacity)
+
+    def _training_rows(self, valid: Tensor) -> NDArray[np.float32]:
+        drawn = draw_slots(valid, 2 * inverted.ROWS_PER_LIST * self.nlist, mix(self._seed, 7))
+        return _rows(self._bank, drawn[drawn >= 0].cpu().numpy())
+
+    def _fill(self, trained: inverted.Trained, slots: NDArray[np.int64], lists: NDArray[np.int64]) -> None:
+        self._index = inverted.fill(self._factory, trained, _rows(self._bank, slots), slots, lists[slots])
+        self._trained = trained
+
+
+def recall(found: Candidates, true: Candidates) -> float:
+    """Share of the true neighbours' similarity ranks reached: ties count as found."""
+    last = true.similarity.masked_fill(true.slots < 0, torch.inf).amin(1, keepdim=True)
+    wanted = (true.slots >= 0).sum()
+    reached = (found.similarity >= last - 1e-6) & (found.slots >= 0)
+    return float(reached.sum() / wanted.clamp_min(1)) if int(wanted) else 1.0
+
+
+def _rows(bank: Storage, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+    return bank.read(torch.from_numpy(slots).to(bank.device)).cpu().numpy()

@@ -1,0 +1,98 @@
+"""Runs one job at a time, in line or on a background thread; which of the two changes no result."""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Job = Callable[[], None]
+
+
+class Inline:
+    """Runs the job at once."""
+
+    def submit(self, job: Job) -> None:
+        """Run ``job``."""
+        job()
+
+    def wait(self) -> None:
+        """Nothing is ever under way."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class Worker:
+    """Runs jobs on one daemon thread, in lock step: a job is waited for before the next is submitted.
+
+    The owner must not touch what a job uses between ``submit`` and ``wait``. On CUDA jobs run on a stream
+    of their own, after what was enqueued before ``submit``; a job has ended when the device has done it,
+    so that its tensors may be freed or read on any stream.
+    The thread holds no reference to its owner and, as a daemon, never keeps a process alive.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Job, Any] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._pending = False
+        self._error: BaseException | None = None
+        self._device = device
+        # OpenMP's thread count is a setting of the calling thread; equal counts give equal sums.
+        arguments = (self._jobs, self._done, device, torch.get_num_threads())
+        self._thread = threading.Thread(target=_run, args=arguments, name="look-ahead", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Start ``job``, after the one before has ended.
+
+        Raises:
+            BaseException: what an earlier job raised, with its traceback.
+            RuntimeError: the worker was closed.
+        """
+        self.wait()
+        if not self._thread.is_alive():
+            raise RuntimeError("the miner was closed; build a new one")
+        self._pending = True
+        self._jobs.put((job, _event(self._device)))
+
+    def wait(self) -> None:
+        """Until the job has ended.
+
+        Raises:
+            BaseException: what the job raised, with its traceback; again at every later call.
+        """
+        if self._pending:
+            self._error = self._done.get()
+            self._pending = False
+        if self._error is not None:
+            raise self._error
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Ask the thread to end; a job that hangs is left behind after ``timeout_s`` seconds."""
+        self._jobs.put(None)
+        self._thread.join(timeout_s)
+
+
+def _run(jobs: Any, done: Any, device: torch.device, num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    while (item := jobs.get()) is not None:
+        job, event = item
+        error = None
+        try:
+            if stream is not None:
+                stream.wait_event(event)
+            with torch.no_grad(), torch.cuda.stream(stream):
+                job()
+            if stream is not None:
+                stream.synchronize()
+        except BaseException as caught:  # handed to the caller, whatever it is
+            error = caught
+        done.put(error)
+        del job, item, error  # a waiting thread keeps nothing of its owner alive
+
+
+def _event(device: torch.device) -> Any:
+    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None

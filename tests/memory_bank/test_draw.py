@@ -1,0 +1,39 @@
+import torch
+
+from memory_bank.draw import draw_slots, mix, noise
+
+
+def test_noise_is_splitmix64():
+    # First outputs of SplitMix64 seeded with 1234567 (the published test vector), less its top two bits.
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    drawn = noise(torch.arange(1, 5), 1234567)
+    assert drawn.tolist() == [value & ((1 << 62) - 1) for value in published]
+
+
+def test_mix_depends_on_every_part_and_their_order():
+    keys = {mix(*parts) for parts in [(1, 2), (2, 1), (1, 3), (1,), (1, 2, 0), (0, 1, 2)]}
+    assert len(keys) == 6
+
+
+def test_drawn_slots_are_admissible_and_different():
+    admissible = torch.arange(100) % 3 == 0
+    drawn = draw_slots(admissible, 20, key=5)
+    assert len(set(drawn.tolist())) == 20
+    assert admissible[drawn].all()
+
+
+def test_too_few_admissible_slots_are_filled_up_with_minus_one():
+    admissible = torch.tensor([False, True, False, True])
+    assert sorted(draw_slots(admissible, 3, key=0).tolist()) == [-1, 1, 3]
+    assert draw_slots(admissible, 9, key=0).shape == (4,)
+
+
+def test_every_slot_is_drawn_equally_often():
+    admissible = torch.ones(20, dtype=torch.bool)
+    drawn = torch.stack([draw_slots(admissible, 5, key=mix(0, step)) for step in range(4000)])
+    counts = drawn.flatten().bincount(minlength=20).double()
+    # Each slot: binomial(4000, 1/4); 5 standard deviations are 137.
+    assert (counts - 1000).abs().max() < 137
+    # And pairs too: neighbours in the counter are not drawn together more often than others.
+    both = ((drawn == 3).any(1) & (drawn == 4).any(1)).double().mean()
+    assert abs(float(both) - 5 / 20 * 4 / 19) < 0.02

@@ -1,0 +1,162 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memory_bank import policy
+from memory_bank.config import MiningConfig
+from memory_bank.retrieval.base import Candidates
+from tests.reference.bank import policy_window
+
+FRACTION = st.floats(0, 1).map(lambda value: round(value, 3))
+
+
+def candidates(similarity, total=None):
+    """Candidates in slots 10, 11, ...; ``total`` rows where the list is cut short."""
+    similarity = torch.tensor(similarity, dtype=torch.float32)[None]
+    count = similarity.shape[1]
+    rows = torch.tensor([count if total is None else total])
+    return Candidates(torch.arange(10, 10 + count)[None], similarity, rows, torch.tensor([0]), share=1.0)
+
+
+def select(found, config, positive=0.9, step=0, key=1, row=0):
+    return policy.select(found, torch.tensor([positive]), torch.tensor([row]), config, step=step, key=key)
+
+
+# As keywords: the config's own checks draw on the global random state, which strategies must not.
+CONFIGS = st.fixed_dictionaries(
+    {
+        "num_hard": st.integers(0, 12),
+        "skip_top": st.none() | FRACTION,
+        "class_prior": FRACTION,
+        "band": st.lists(FRACTION, min_size=2, max_size=2, unique=True).map(sorted),
+        "false_negative": st.sampled_from(["off", "drop", "attract"]),
+        "false_negative_rank": st.integers(1, 8),
+        "false_negative_threshold": st.floats(-1, 1),
+        "relative_margin": st.none() | st.floats(0, 1),
+    }
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(CONFIGS, st.integers(0, 40), st.floats(-1, 1), st.integers(0, 9))
+def test_select_agrees_with_loops(keywords, total, positive, seed):
+    config = MiningConfig(**keywords)
+    similarity = np.sort(np.random.default_rng(seed).uniform(-1, 1, total).astype(np.float32))[::-1]
+    positive = float(np.float32(positive))
+    limit_margin = config.relative_margin
+    skip = config.class_prior if config.skip_top is None else config.skip_top
+    if limit_margin is not None:  # the product is float32 in the library: keep clear of a tie
+        limit = positive - limit_margin * abs(positive)
+        if total and np.abs(similarity - limit).min() < 1e-5:
+            return
+    window, alike = policy_window(similarity.tolist(), positive, config, skip, config.band)
+    chosen = select(candidates(similarity.copy()), config, positive)
+    taken = [slot - 10 for slot in chosen.slots[0].tolist() if slot >= 0]
+    assert set(taken) <= set(window)
+    assert len(taken) == min(config.num_hard, len(window))
+    assert taken == sorted(taken)
+    assert [slot - 10 for slot in chosen.alike[0].tolist() if slot >= 0] == alike
+    assert chosen.similarity[0, : len(taken)].tolist() == similarity[taken].tolist()
+
+
+def test_the_first_depth_candidates_are_enough():
+    rng = np.random.default_rng(0)
+    for config in (
+        MiningConfig(num_hard=7, band=[0.1, 0.3], skip_top=0.05),
+        MiningConfig(num_hard=30, band=[0.01, 0.02], false_negative="drop", false_negative_threshold=0.0),
+        MiningConfig(num_hard=5, band=[0.6, 0.9], band_end=[0.0, 0.1], band_steps=10),
+    ):
+        similarity = np.sort(rng.uniform(-1, 1, 200))[::-1].copy()
+        needed = policy.depth(config, 200)
+        assert needed < 200
+        for step in (0, 5, 10):
+            whole, cut = candidates(similarity), candidates(similarity[:needed], total=200)
+            for key in range(5):
+                assert select(whole, config, step=step, key=key).slots.tolist() == (
+                    select(cut, config, step=step, key=key).slots.tolist()
+                )
+
+
+def test_the_draw_is_uniform_over_the_band_and_depends_on_seed_step_and_row_only():
+    config = MiningConfig(num_hard=4, band=[0.25, 0.5])
+    found = candidates(np.linspace(1, -1, 40).copy())
+    repeated = Candidates(
+        *(torch.cat([part] * 3000) for part in (found.slots, found.similarity, found.rows, found.above)), 1.0
+    )
+    rows = policy.select(repeated, torch.ones(3000), torch.arange(3000), config, step=0, key=7)
+    same = policy.select(repeated, torch.ones(3000), torch.zeros(3000).long(), config, step=0, key=7)
+    counts = rows.slots.flatten().bincount(minlength=50)
+    assert (same.slots == same.slots[0]).all()
+    assert counts[:20].sum() == counts[30:].sum() == 0
+    # Each of the ten: binomial(3000, 0.4), standard deviation 27.
+    assert (counts[20:30] - 1200).abs().max() < 135
+    steps = torch.stack([select(found, config, key=key).slots[0] for key in range(300)])
+    assert (steps.flatten().bincount(minlength=50)[20:30] - 120).abs().max() < 43
+
+
+def test_a_query_draws_the_same_whatever_the_batch():
+    config = MiningConfig(num_hard=3, band=[0.0, 0.5])
+    found = candidates(np.linspace(1, -1, 20).copy())
+    alone = select(found, config, row=5).slots
+    twice = Candidates(
+        *(torch.cat([part, part]) for part in (found.slots, found.similarity, found.rows, found.above)), 1.0
+    )
+    both = policy.select(twice, torch.ones(2), torch.tensor([9, 5]), config, step=0, key=1)
+    assert both.slots[1].tolist() == alone[0].tolist()
+
+
+def test_rows_hidden_above_a_ceiling_count_as_the_same_rows_in_the_list():
+    config = MiningConfig(
+        num_hard=4, band=[0.1, 0.4], relative_margin=0.5, false_negative="drop", false_negative_threshold=0.0
+    )
+    similarity = np.linspace(0.95, -0.95, 40)
+    hidden = int((similarity > 0.45).sum())
+    assert hidden > 5
+    whole = candidates(similarity.copy())
+    cut = candidates(similarity[hidden:].copy())
+    cut = Candidates(cut.slots + hidden, cut.similarity, whole.rows, torch.tensor([hidden]), 1.0)
+    assert select(whole, config).slots.tolist() == select(cut, config).slots.tolist()
+
+
+def test_in_a_sample_the_rank_of_a_false_negative_is_scaled():
+    config = MiningConfig(num_hard=2, band=[0.0, 1.0], false_negative="drop", false_negative_rank=10)
+    found = candidates([0.9, 0.85, 0.8, 0.1])
+    found.share = 0.2
+    dropped = select(found, config).dropped["false_negative"]
+    assert float(dropped) == pytest.approx(2 / 4)
+
+
+def test_the_band_moves_linearly_and_stays():
+    config = MiningConfig(band=[0.0, 0.5], band_end=[0.1, 0.2], band_steps=100)
+    assert policy.band_at(config, 0) == (0.0, 0.5)
+    assert policy.band_at(config, 50) == pytest.approx((0.05, 0.35))
+    assert policy.band_at(config, 1000) == pytest.approx((0.1, 0.2))
+    assert policy.band_at(MiningConfig(band=[0.2, 0.3]), 50) == (0.2, 0.3)
+
+
+def test_attraction_is_capped_at_the_weight_of_one_key():
+    weight = policy.attract_weight(torch.tensor([[4, 5, -1], [-1, -1, -1], [3, -1, -1]]))
+    assert weight.tolist() == [[0.5, 0.5, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
+
+
+def test_contains_never_finds_minus_one():
+    held = policy.contains(torch.tensor([[3, -1, 7], [-1, -1, 2]]), torch.tensor([7, -1, 2, 3]))
+    assert held.tolist() == [[True, False, False, True], [False, False, True, False]]
+
+
+def test_drop_rates_are_shares_of_the_admissible_rows():
+    config = MiningConfig(
+        num_hard=2, band=[0.1, 0.3], skip_top=0.1, false_negative="drop", false_negative_rank=2,
+        false_negative_threshold=0.7, relative_margin=0.5,
+    )  # fmt: skip
+    similarity = [0.9, 0.8, 0.7, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0, -0.1]
+    dropped = {
+        name: float(share)
+        for name, share in select(candidates(similarity), config, positive=1.0).dropped.items()
+    }
+    # 2 alike, 2 above the margin, 1 skipped, then ranks 1 and 2 of the five left: 3 outside the band.
+    assert dropped == pytest.approx(
+        {"false_negative": 0.2, "relative_margin": 0.2, "skip_top": 0.1, "band": 0.3}
+    )

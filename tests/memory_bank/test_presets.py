@@ -1,0 +1,47 @@
+from importlib import resources
+
+import pytest
+import torch
+import yaml
+
+from memory_bank.config import MiningConfig
+from tests.memory_bank.worlds import World, miner, run
+
+FOLDER = resources.files("configs") / "pretrain" / "mining"
+PRESETS = sorted(path.name for path in FOLDER.iterdir() if path.name.endswith(".yaml"))
+
+
+def keys_of(name):
+    return yaml.safe_load((FOLDER / name).read_text())
+
+
+def test_the_vocabulary_is_complete():
+    assert PRESETS == [
+        "all_rows.yaml",
+        "band.yaml",
+        "full_bank.yaml",
+        "hardest.yaml",
+        "ring.yaml",
+        "uniform.yaml",
+    ]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_holds_known_keys_and_mines(name):
+    preset = keys_of(name)
+    assert preset.keys() <= vars(MiningConfig()).keys()
+    world, subject = World(), miner(**preset)
+    found = run(subject, world, 10)[-1]
+    weight = torch.cat([found.hard_log_weight, found.shared_log_weight], 1)
+    assert (weight > -torch.inf).any(1).all()
+
+
+def test_hardest_is_the_closest_rows_and_uniform_has_none_of_its_own():
+    assert MiningConfig(**keys_of("hardest.yaml")).num_uniform == 0
+    world, subject = World(), miner(**keys_of("hardest.yaml") | {"num_hard": 5})
+    run(subject, world, 10)
+    ids, query, key = world.step(10)
+    found = subject.negatives(query, key, ids, 10)
+    nearest, _ = subject.nearest(query, ids, 10, 5)
+    assert torch.equal(found.hard_ids, nearest)
+    assert run(miner(**keys_of("uniform.yaml")), world, 10)[-1].hard.shape[1] == 0

@@ -1,0 +1,120 @@
+import json
+import pickle
+
+import pytest
+import torch
+
+from memory_bank.__main__ import main
+from memory_bank.state import find_state, load_state, open_bank, save_state
+from tests.memory_bank.worlds import ROWS, World, assert_equal, miner, run
+
+
+def saved(path, **policy):
+    world = World()
+    subject = miner(world, **policy)
+    found = run(subject, world, 10)
+    save_state(path, subject.state_dict())
+    return world, subject, found
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"query": "stored", "lag": 2},
+        {"backend": "faiss", "index": "IVF2,SQ8", "nprobe": 1, "min_fill": 0.85, "recall_every": 3},
+    ],
+)
+def test_a_state_written_to_disk_is_the_run(tmp_path, policy):
+    world, subject, _ = saved(tmp_path / "bank.pt", **policy)
+    twin = miner(world, **policy)
+    twin.load_state_dict(load_state(tmp_path / "bank.pt"))
+    for one, two in zip(run(subject, world, 8, start=10), run(twin, world, 8, start=10), strict=True):
+        assert_equal(one, two)
+    assert [path.name for path in tmp_path.iterdir()] == ["bank.pt"]
+
+
+class Hostile:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def test_pickled_code_damage_and_other_files_are_refused(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "bank.pt"
+    torch.save({"bank": Hostile()}, path)
+    with pytest.raises(ValueError, match="more than tensors"):
+        load_state(path)
+    path.write_bytes(pickle.dumps(Hostile(), protocol=2))
+    with pytest.raises(ValueError, match="damaged"):
+        load_state(path)
+    assert "code ran" not in capsys.readouterr().out
+    saved(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(ValueError, match="damaged"):
+        load_state(path)
+    torch.save({"weight": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match="not the state of a bank"):
+        load_state(path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_state(tmp_path / "none.pt")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(ValueError, match="unset it"):
+        load_state(path)
+
+
+def test_a_bank_is_found_in_a_checkpoint_and_in_a_run(tmp_path):
+    folder = tmp_path / "checkpoints" / "step-10"
+    folder.mkdir(parents=True)
+    _, subject, _ = saved(folder / "bank.pt")
+    (tmp_path / "checkpoints" / "last").write_text("step-10\n")
+    for path in (tmp_path, folder, folder / "bank.pt"):
+        assert find_state(path) == folder / "bank.pt"
+    bank = open_bank(load_state(folder / "bank.pt"))
+    assert torch.equal(bank.key, subject.bank.key)
+    with pytest.raises(ValueError, match="no bank here"):
+        find_state(folder.parent)
+
+
+def test_inspect_prints_what_the_bank_holds(tmp_path, capsys):
+    world = World()
+    subject = miner(world, query="stored")
+    run(subject, world, 6)
+    keys = subject.bank.key.float()
+    held = subject.bank.id[subject.bank.id >= 0]
+    subject.write(
+        torch.stack([keys[held[0]], torch.full((8,), torch.nan)]), torch.stack([held[1], held[2]]), 6
+    )
+    save_state(tmp_path / "bank.pt", subject.state_dict())
+    (tmp_path / "manifest.csv").write_text(
+        "row,key,size\n" + "".join(f"{row},img/{row}.png,1\n" for row in range(ROWS))
+    )
+    assert main(["inspect", str(tmp_path / "bank.pt"), "--examples", "2", "--neighbours", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = json.loads(lines[-1])
+    assert found["rows"] == 72
+    assert found["fill"] == 0.75
+    assert found["refused"] == 1
+    assert found["last_step"] == 6
+    assert found["age"]["q0"] == 0
+    assert found["age"]["q100"] == 6
+    assert found["norm"]["q50"] == pytest.approx(1, abs=1e-3)
+    pair = {f"img/{int(held[0])}.png", f"img/{int(held[1])}.png"}
+    assert [{entry["a"], entry["b"]} for entry in found["duplicates"]["pairs"]] == [pair]
+    assert found["duplicates"]["rows"] == 2
+    assert len(found["neighbours"]) == 2
+    for example in found["neighbours"]:
+        similarities = [near["similarity"] for near in example["nearest"]]
+        assert similarities == sorted(similarities, reverse=True)
+        assert len(similarities) == 3
+        assert example["row"] not in [near["row"] for near in example["nearest"]]
+    assert any("img/" in line for line in lines[:-1])
+
+
+def test_inspect_of_an_empty_bank_and_of_none(tmp_path, capsys):
+    save_state(tmp_path / "bank.pt", miner().state_dict())
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 0
+    assert main(["inspect", str(tmp_path / "nothing")]) == 2
+    assert "give a run directory" in capsys.readouterr().err
+    (tmp_path / "manifest.csv").write_text("a,b\n1,2\n")
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "columns row and key" in capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""The bank, the search and the policy again, in plain Python loops; shares no code with memory_bank."""
+
+import math
+from collections import deque
+
+import numpy as np
+
+
+class DatasetModel:
+    """A dictionary: row -> (key, step)."""
+
+    def __init__(self):
+        self.rows, self.refused = {}, 0
+
+    def write(self, keys, ids, step):
+        for key, row in zip(keys, ids, strict=True):
+            if np.isfinite(key).all():
+                self.rows[int(row)] = (key, step)
+            else:
+                self.refused += 1
+
+    def contents(self):
+        return sorted((row, step, tuple(key)) for row, (key, step) in self.rows.items())
+
+
+class QueueModel:
+    """A deque of the newest (row, key, step)."""
+
+    def __init__(self, capacity):
+        self.items, self.refused = deque(maxlen=capacity), 0
+
+    def write(self, keys, ids, step):
+        for key, row in zip(keys, ids, strict=True):
+            if np.isfinite(key).all():
+                self.items.append((int(row), step, tuple(key)))
+            else:
+                self.refused += 1
+
+    def contents(self):
+        return sorted(self.items)
+
+
+def nearest(query, keys, ids, admissible, own, k):
+    """Slots of the k most similar admissible rows of another id than ``own``, closest first."""
+    scored = [
+        (-float(np.dot(query, keys[slot])), slot)
+        for slot in range(len(keys))
+        if admissible[slot] and ids[slot] != own
+    ]
+    return [slot for _, slot in sorted(scored)[:k]]
+
+
+def policy_window(similarities, positive, config, skip, band):
+    """Positions (in descending order of similarity) that hard negatives may come from, and those attracted.
+
+    ``similarities``: of the admissible rows, closest first.
+    """
+    total = len(similarities)
+    alike, rest = [], []
+    for rank, similarity in enumerate(similarities):
+        likely = rank < config.false_negative_rank and similarity > config.false_negative_threshold
+        if config.false_negative != "off" and likely:
+            alike.append(rank)
+        elif config.relative_margin is not None and similarity > positive - config.relative_margin * abs(
+            positive
+        ):
+            pass
+        else:
+            rest.append(rank)
+    skipped = min(round_up(skip * total), max(0, len(rest) - config.num_hard))
+    rest = rest[skipped:]
+    low, high = round_up(band[0] * total), round_up(band[1] * total)
+    high = min(max(high, low + config.num_hard), len(rest))
+    low = min(low, max(0, len(rest) - config.num_hard))
+    return rest[low:high], alike
+
+
+def round_up(value):
+    return math.ceil(round(value, 9))
