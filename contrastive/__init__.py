@@ -1,0 +1,1 @@
+"""Contrastive pretraining: the training side. Import the rooms directly; this file stays a docstring."""

@@ -1,0 +1,554 @@
+"""Schemas of a pretraining run, and the one way from yaml and ``key=value`` to a checked dataclass."""
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from memory_bank.config import BankConfig, MiningConfig, check_above_zero, check_choice, check_range
+
+
+class UserError(ValueError):
+    """The user's input is wrong; the message says what was given, what is allowed, what to do. Exit 2."""
+
+
+@dataclass
+class RunConfig:
+    """One run.
+
+    Attributes:
+        name: The run directory is ``root/name``.
+        root: Folder of all runs.
+        seed: Decides initial weights, data order and views.
+        resume: ``auto`` continues an unfinished run of the same config; ``never`` refuses an existing one.
+        checkpoint_every: Optimizer steps between checkpoints; None saves after every epoch.
+        keep_last: Checkpoints kept.
+    """
+
+    name: str = "pretrain"
+    root: str = "runs"
+    seed: int = 0
+    resume: str = "auto"
+    checkpoint_every: int | None = None
+    keep_last: int = 2
+
+    def __post_init__(self) -> None:
+        check_choice("run.resume", self.resume, ("auto", "never"))
+        check_range("run.seed", self.seed, 0, 2**32 - 1)
+        check_range("run.checkpoint_every", self.checkpoint_every, 1)
+        check_range("run.keep_last", self.keep_last, 1)
+        if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+            raise ValueError(f"run.name={self.name!r}: a relative name inside run.root is needed")
+
+
+@dataclass
+class DataConfig:
+    """Where images come from and how they are batched.
+
+    Attributes:
+        name: Source, see SOURCES in contrastive/data/sources.py.
+        root: Its place on disk (``digits`` needs none).
+        image_size: Side in pixels of the square the network sees.
+        decode_size: Side of the square that is kept of each file before views are cut from it; None takes
+            ``image_size`` up to 64 px and 8/7 of it above (256 for 224).
+        global_batch: Images of one optimizer step, over all ranks and accumulated micro-batches.
+        num_workers: Decoding processes; None chooses.
+        resident: ``auto`` keeps decoded sets of up to 1 GiB on the training device; ``true``, ``false``.
+        max_corrupt: Share of unreadable images at which the run stops.
+        allow_changed: Resume although files were added, removed or altered.
+        download: Let torchvision fetch cifar10, cifar100 or stl10 into ``root``.
+        mean: Per-channel mean the views are normalised with, in [0, 1] units.
+        std: Likewise the standard deviation.
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    image_size: int = 32
+    decode_size: int | None = None
+    global_batch: int = 256
+    num_workers: int | None = None
+    resident: str = "auto"
+    max_corrupt: float = 0.05
+    allow_changed: bool = False
+    download: bool = True
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+
+    def __post_init__(self) -> None:
+        check_choice("data.resident", str(self.resident).lower(), ("auto", "true", "false"))
+        self.resident = str(self.resident).lower()
+        check_range("data.image_size", self.image_size, 8, 4096)
+        check_range("data.decode_size", self.decode_size, 8, 4096)
+        check_range("data.global_batch", self.global_batch, 2)
+        check_range("data.num_workers", self.num_workers, 0)
+        check_range("data.max_corrupt", self.max_corrupt, 0, 1)
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(map(math.isfinite, values)):
+                raise ValueError(f"data.{name}={values}: three numbers are needed, one a channel")
+        if min(self.std) <= 0:
+            raise ValueError(f"data.std={self.std}: numbers above 0 are needed")
+
+    @property
+    def stored_size(self) -> int:
+        """Side of the decoded square, in pixels."""
+        if self.decode_size is not None:
+            return self.decode_size
+        return self.image_size if self.image_size <= 64 else -(-self.image_size * 8 // 7)
+
+
+@dataclass
+class ViewConfig:
+    """Strengths of one view's random changes; a probability of 0 turns one off.
+
+    Attributes:
+        crop_scale: Area of the crop as a share of the image, ``[low, high]``.
+        crop_ratio: Its width over height, ``[low, high]``, log-uniform.
+        flip: Probability of a horizontal flip.
+        rotate: Largest rotation, degrees either way.
+        translate: Largest shift, as a share of the side.
+        shear: Largest shear, degrees.
+        jitter: Probability of colour jitter.
+        brightness: Jitter strength as torchvision's ColorJitter has it; likewise the next three.
+        contrast: See brightness.
+        saturation: See brightness.
+        hue: In [0, 0.5].
+        grayscale: Probability of dropping the colour.
+        blur: Probability of a Gaussian blur.
+        blur_sigma: Its standard deviation in pixels, ``[low, high]``.
+        solarize: Probability of inverting the pixels above 0.5.
+        noise: Probability of additive Gaussian noise.
+        noise_std: Its standard deviation, in [0, 1] pixel units.
+        erase: Probability of filling a rectangle with the mean.
+        erase_scale: Its area as a share of the view, ``[low, high]``.
+    """
+
+    crop_scale: list[float] = field(default_factory=lambda: [0.2, 1.0])
+    crop_ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
+    flip: float = 0.5
+    rotate: float = 0.0
+    translate: float = 0.0
+    shear: float = 0.0
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    grayscale: float = 0.2
+    blur: float = 0.5
+    blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])
+    solarize: float = 0.0
+    noise: float = 0.0
+    noise_std: float = 0.1
+    erase: float = 0.0
+    erase_scale: list[float] = field(default_factory=lambda: [0.02, 0.2])
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter", "grayscale", "blur", "solarize", "noise", "erase", "translate"):
+            check_range(f"augment view: {name}", getattr(self, name), 0, 1)
+        for name in ("brightness", "contrast", "saturation", "noise_std", "rotate", "shear"):
+            check_range(f"augment view: {name}", getattr(self, name), 0)
+        check_range("augment view: hue", self.hue, 0, 0.5)
+        for name, high in (
+            ("crop_scale", 1.0),
+            ("crop_ratio", 100.0),
+            ("blur_sigma", 100.0),
+            ("erase_scale", 1.0),
+        ):
+            pair = getattr(self, name)
+            if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= high:
+                raise ValueError(
+                    f"augment view: {name}={pair}: two numbers are needed, 0 < low <= high <= {high:g}"
+                )
+
+
+@dataclass
+class AugmentConfig:
+    """The two views; presets let ``view_2`` follow ``view_1``."""
+
+    view_1: ViewConfig = field(default_factory=ViewConfig)
+    view_2: ViewConfig = field(default_factory=ViewConfig)
+
+
+@dataclass
+class EncoderConfig:
+    """The network.
+
+    Attributes:
+        name: ``resnet10`` (one block a stage), ``resnet18``, ``resnet34`` or ``resnet50``.
+        width: Channels of the first stage; 64 is torchvision's.
+        stem: ``imagenet`` (7x7 stride 2, max-pool), ``small`` (3x3 stride 1) or ``auto`` (small up to 64 px).
+        weights: File to start from: torchvision's or timm's state dict, or an ``encoder.safetensors``.
+        projector_hidden: Width of the projector's hidden layers.
+        projector_layers: Its linear layers.
+        projector_dim: Embedding dimension d, the bank's too.
+        predictor_hidden: Width of the predictor's hidden layer (MoCo v3, BYOL); 0 is no predictor.
+        momentum: EMA of the key encoder at the start.
+        momentum_end: And at the end, along a cosine; None stays.
+    """
+
+    name: str = "resnet18"
+    width: int = 64
+    stem: str = "auto"
+    weights: str | None = None
+    projector_hidden: int = 2048
+    projector_layers: int = 2
+    projector_dim: int = 128
+    predictor_hidden: int = 0
+    momentum: float = 0.99
+    momentum_end: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("encoder.name", self.name, ("resnet10", "resnet18", "resnet34", "resnet50"))
+        check_choice("encoder.stem", self.stem, ("auto", "small", "imagenet"))
+        for name in ("width", "projector_hidden", "projector_dim"):
+            check_range(f"encoder.{name}", getattr(self, name), 1, 65_536)
+        check_range("encoder.projector_layers", self.projector_layers, 1, 16)
+        check_range("encoder.predictor_hidden", self.predictor_hidden, 0)
+        check_range("encoder.momentum", self.momentum, 0, 1)
+        check_range("encoder.momentum_end", self.momentum_end, 0, 1)
+        if self.name == "resnet50" and self.width != 64:
+            raise ValueError(
+                f"encoder.width={self.width}: resnet50 comes at width 64 only; use resnet10 to resnet34"
+            )
+
+
+@dataclass
+class ObjectiveConfig:
+    """The loss.
+
+    Attributes:
+        name: ``info_nce`` (MoCo, arXiv:1911.05722) or another of contrastive/objectives.
+        temperature: Usual are 0.07 to 0.5.
+        symmetric: Also match view 2's query with view 1's key.
+        tau_plus: Of ``debiased`` and ``hcl``: share of images that are the same thing; None takes
+            ``mining.class_prior``.
+        beta: Of ``hcl``: how much harder negatives count more; 0 is not at all.
+        sigma: Of ``dclw``: width of the weights on the positives.
+        mix_hardest: Of ``mixing``: the closest negatives that synthetic ones are mixed from.
+        mix_pairs: Of ``mixing``: synthetic negatives a query, of two negatives each.
+        mix_query: Of ``mixing``: synthetic negatives a query, of the query and a negative each.
+    """
+
+    name: str = "info_nce"
+    temperature: float = 0.2
+    symmetric: bool = False
+    tau_plus: float | None = None
+    beta: float = 1.0
+    sigma: float = 0.5
+    mix_hardest: int = 256
+    mix_pairs: int = 128
+    mix_query: int = 32
+
+    def __post_init__(self) -> None:
+        names = ("info_nce", "nt_xent", "dcl", "dclw", "debiased", "hcl", "mixing", "nnclr", "supcon")
+        check_choice("objective.name", self.name, names)
+        check_range("objective.beta", self.beta, 0)
+        check_range("objective.mix_hardest", self.mix_hardest, 1)
+        check_range("objective.mix_pairs", self.mix_pairs, 0)
+        check_range("objective.mix_query", self.mix_query, 0)
+        if self.tau_plus is not None and not 0 <= self.tau_plus < 1:
+            raise ValueError(f"objective.tau_plus={self.tau_plus}: allowed is 0 up to, not including, 1")
+        check_above_zero("objective.sigma", self.sigma, "; the paper's is 0.5")
+        check_above_zero("objective.temperature", self.temperature, "; usual are 0.07 to 0.5")
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer.
+
+    Attributes:
+        name: ``sgd``, ``adamw``, or ``lars`` (arXiv:1708.03888) for batches of thousands.
+        base_lr: Peak learning rate per 256 images; the rate used is base_lr * data.global_batch / 256.
+        sgd_momentum: Of SGD and LARS.
+        weight_decay: Left off biases and normalisation layers.
+    """
+
+    name: str = "sgd"
+    base_lr: float = 0.06
+    sgd_momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        check_choice("optimizer.name", self.name, ("sgd", "adamw", "lars"))
+        check_above_zero("optimizer.base_lr", self.base_lr)
+        check_range("optimizer.sgd_momentum", self.sgd_momentum, 0, 1)
+        check_range("optimizer.weight_decay", self.weight_decay, 0)
+
+
+@dataclass
+class ScheduleConfig:
+    """How long, and the learning rate over time: linear warm-up, then a cosine to 0.
+
+    Attributes:
+        epochs: Passes over the data; each drops the shuffled remainder that does not fill a batch.
+        warmup_epochs: May be a fraction.
+    """
+
+    epochs: int = 200
+    warmup_epochs: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_range("schedule.epochs", self.epochs, 1, 1_000_000)
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs={self.warmup_epochs:g}: allowed is 0 to schedule.epochs, which is "
+                f"{self.epochs}; change both to shorten a recipe"
+            )
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases.
+
+    Attributes:
+        mode: ``auto`` (online when logged in, otherwise off), ``online``, ``offline`` or ``disabled``.
+        project: Project name.
+        entity: Team or user; None is the account's default.
+        tags: Shown beside the run.
+    """
+
+    mode: str = "auto"
+    project: str = "contrastive-pretrain"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_choice("logging.wandb.mode", self.mode, ("auto", "online", "offline", "disabled"))
+
+
+@dataclass
+class LoggingConfig:
+    """What is written while training.
+
+    Attributes:
+        every_n_steps: Optimizer steps between rows of metrics.csv.
+        knn_every_epochs: Epochs between online kNN scores on held-out rows; 0 never.
+        mined_rows: Anchors kept in mined.csv and the report's gallery.
+        progress: Show progress bars (on stderr).
+        wandb: See WandbConfig.
+    """
+
+    every_n_steps: int = 10
+    knn_every_epochs: int = 5
+    mined_rows: int = 16
+    progress: bool = True
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        check_range("logging.every_n_steps", self.every_n_steps, 1)
+        check_range("logging.knn_every_epochs", self.knn_every_epochs, 0)
+        check_range("logging.mined_rows", self.mined_rows, 0)
+
+
+@dataclass
+class PretrainConfig:
+    """A whole run; the yaml files under configs/pretrain are merged into this."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    bank: BankConfig = field(default_factory=BankConfig)
+    mining: MiningConfig = field(default_factory=MiningConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+Schema = TypeVar("Schema")
+
+
+def load_config(schema: type[Schema], folder: str, recipe: str, overrides: Sequence[str]) -> Schema:
+    """Compose ``recipe`` with ``overrides`` and check the result.
+
+    A recipe is a yaml file, by path or by the name of one shipped under ``configs/<folder>``. Its
+    ``defaults`` list names other recipes, or ``group/option`` files, that are merged first, in order.
+    An override is ``key=value`` (``--key=value`` is the same); ``group=option`` merges
+    ``configs/<folder>/<group>/<option>.yaml`` over the recipe, before all ``key=value``.
+
+    Raises:
+        UserError: unknown recipe or key, wrong type, value out of range, a bare word.
+    """
+    pairs = [_split_override(text) for text in overrides]
+    options = [(key, value) for key, value in pairs if _is_group(schema, key)]
+    layers = [_compose(folder, recipe)]
+    layers += [_read(_find(f"{key}/{value}", folder), group=key) for key, value in options]
+    values = [f"{key}={value}" for key, value in pairs if not _is_group(schema, key)]
+    try:
+        layers.append(_from_dotlist(values))
+        return _checked(schema, *layers)
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error, schema)) from error
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+
+
+def load_saved(schema: type[Schema], path: Path) -> Schema:
+    """Read a resolved config.yaml from a run directory; interpolations in it are refused, not followed.
+
+    Raises:
+        UserError: missing file, not yaml, unknown key, or an interpolation.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); give a run directory") from error
+    if "${" in text:
+        raise UserError(
+            f"{path}: holds an interpolation; a saved config is resolved, so this one was altered"
+        )
+    layer = _read(path)
+    layer.pop("provenance", None)
+    try:
+        return _checked(schema, layer)
+    except (OmegaConfBaseException, ValueError) as error:
+        message = _explain(error, schema) if isinstance(error, OmegaConfBaseException) else str(error)
+        raise UserError(f"{path}: {message}") from error
+
+
+def to_yaml(config: Any) -> str:
+    """The config as yaml, every default spelled out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the fields in which two configs of one schema differ, with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for item in fields(old):
+        before, after = getattr(old, item.name), getattr(new, item.name)
+        if is_dataclass(before):
+            found |= differences(before, after, f"{prefix}{item.name}.")
+        elif before != after:
+            found[prefix + item.name] = (before, after)
+    return found
+
+
+def _checked(schema: type[Schema], *layers: DictConfig) -> Schema:
+    # Resolved before the schema: OmegaConf 2.3 refuses ``view_2: ${augment.view_1}`` in a typed field.
+    given = OmegaConf.merge(*layers)
+    OmegaConf.resolve(given)
+    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+    return config  # type: ignore[no-any-return]
+
+
+def _from_dotlist(values: list[str]) -> DictConfig:
+    merged = OmegaConf.create()
+    for value in values:
+        try:
+            merged = _merge_open(merged, OmegaConf.from_dotlist([value]))
+        except Exception as error:  # yaml raises a dozen kinds; each means the same to the user
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{value!r}: not readable as key=value ({reason}); quote text: key='\"...\"'"
+            ) from error
+    return merged
+
+
+def _split_override(text: str) -> tuple[str, str]:
+    key, equals, value = text.removeprefix("--").partition("=")
+    if not equals or not key:
+        raise UserError(f"{text!r}: an override is key=value, e.g. schedule.epochs=10; --help lists the rest")
+    return key, value
+
+
+def _is_group(schema: type, key: str) -> bool:
+    """Whether ``key`` names a whole group, so that its value is one of the group's files."""
+    return any(item.name == key and is_dataclass(item.type) for item in fields(schema))
+
+
+def _compose(folder: str, recipe: str, within: tuple[Path, ...] = ()) -> DictConfig:
+    path = _find(recipe, folder)
+    if path in within:
+        raise UserError(f"{path}: includes itself through defaults; take it out of the list")
+    body = _read(path)
+    merged = OmegaConf.create()
+    defaults = body.pop("defaults", None)
+    if not isinstance(defaults, ListConfig | None):
+        raise UserError(
+            f"{path}: defaults={defaults!r}: a list is needed, e.g. defaults: [cifar10, mining/band]"
+        )
+    for name in defaults or ():
+        group, _, option = str(name).rpartition("/")
+        beside = path.parent / f"{name}.yaml"
+        found = beside if beside.is_file() else _find(str(name), folder)
+        layer = (
+            _read(found, group=group) if option and group else _compose(folder, str(found), (*within, path))
+        )
+        merged = _merge_open(merged, layer)
+    return _merge_open(merged, body)
+
+
+def _merge_open(*layers: DictConfig) -> DictConfig:
+    merged = OmegaConf.merge(*layers)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _read(path: Path, group: str = "") -> DictConfig:
+    """One yaml file, as it stands, or as the content of ``group``."""
+    try:
+        body = OmegaConf.load(path)
+    except Exception as error:  # yaml raises a dozen kinds; each means the same to the user
+        raise UserError(f"{path}: not a readable yaml file ({error})") from error
+    if not isinstance(body, DictConfig):
+        raise UserError(f"{path}: a yaml mapping is needed, e.g. 'data:' with 'name: digits' below it")
+    return OmegaConf.create({group: body}) if group else body
+
+
+def _find(name: str, folder: str) -> Path:
+    """A yaml file by path, or a shipped one by name."""
+    if name.endswith((".yaml", ".yml")):
+        if Path(name).is_file():
+            return Path(name)
+        raise UserError(f"config {name!r}: no such file; shipped are {', '.join(recipes(folder))}")
+    shipped = Path(str(resources.files("configs"))) / folder
+    path = shipped / f"{name}.yaml"
+    if path.is_file():
+        return path
+    options = sorted(file.stem for file in path.parent.glob("*.yaml"))
+    if not options:
+        group = path.parent.name
+        raise UserError(
+            f"config {name!r}: nothing is shipped for group {group!r}; set its keys, {group}.KEY=value"
+        )
+    raise UserError(f"config {name!r}: unknown; {nearest(path.stem, options)}")
+
+
+def recipes(folder: str) -> list[str]:
+    """Names of the shipped recipes of ``configs/<folder>``."""
+    return sorted(file.stem for file in (Path(str(resources.files("configs"))) / folder).glob("*.yaml"))
+
+
+def _keys(schema: Any, prefix: str = "") -> list[str]:
+    found = []
+    for item in fields(schema):
+        found.append(prefix + item.name)
+        if is_dataclass(item.type):
+            found += _keys(item.type, f"{prefix}{item.name}.")
+    return found
+
+
+def _explain(error: OmegaConfBaseException, schema: type) -> str:
+    key = error.full_key or ""
+    reason = str(error.msg or error).splitlines()[0]
+    if key and key not in _keys(schema):
+        group = key.rpartition(".")[0]
+        return f"unknown key {key!r}; " + nearest(key, _keys(schema), group)
+    return f"{key}: {reason}" if key else reason
+
+
+def nearest(given: str, allowed: Sequence[str], group: str = "") -> str:
+    """The tail of an error message: the closest allowed name, and its siblings."""
+    close = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
+    siblings = [name for name in allowed if name.rpartition(".")[0] == group]
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}allowed are {', '.join(siblings)}"

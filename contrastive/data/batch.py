@@ -1,0 +1,39 @@
+"""What the training path carries: pixels and row numbers. Labels do not exist here."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memory_bank.shapes import Int, UInt8
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one rank.
+
+    b may be smaller than planned, down to 0, where images could not be read: rows are left out, never
+    replaced, and the number of batches never changes.
+
+    Attributes:
+        images: RGB, uint8 until on the device.
+        ids: Data set rows, int64.
+    """
+
+    images: UInt8[Tensor, "b 3 s s"]
+    ids: Int[Tensor, " b"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> "Batch":
+        """This batch on ``device``; by default without waiting where that is safe (from pinned memory)."""
+        if non_blocking is None:
+            non_blocking = self.images.device.type == "cpu" and self.images.is_pinned()
+        return Batch(
+            self.images.to(device, non_blocking=non_blocking), self.ids.to(device, non_blocking=non_blocking)
+        )
+
+    def pin_memory(self) -> "Batch":
+        """This batch in page-locked memory; called by the DataLoader's pinning thread."""
+        return Batch(self.images.pin_memory(), self.ids.pin_memory())

@@ -1,0 +1,132 @@
+"""From a file to a square of RGB bytes, or to the reason why not."""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from memory_bank.shapes import UInt8
+
+_ORIENTATION = 0x0112  # EXIF tag
+# What undoes each EXIF orientation; 1 is upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Unreadable(Exception):
+    """An image that cannot be decoded; the message is the reason, one line."""
+
+
+def read_file(path: str | bytes | Path, size: int) -> UInt8[Tensor, "3 s s"]:
+    """Decode an image file to a centred RGB square of side ``size``.
+
+    Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is laid on white; the EXIF
+    orientation is applied; of an animation the first frame is taken.
+
+    Raises:
+        Unreadable: not an image, damaged, truncated, empty, of no area, too many pixels
+            (``PIL.Image.MAX_IMAGE_PIXELS``), of no agreed value range (32-bit), or not permitted.
+    """
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise Unreadable("empty file")
+            with Image.open(file) as image:
+                _check_size(image)
+                turn = _UPRIGHT.get(_orientation(image))
+                # JPEG can decode at 1/2, 1/4 or 1/8; twice the target leaves the final filter its work.
+                image.draft(None, (2 * size, 2 * size))
+                rgb = to_rgb(image)
+    except Unreadable:
+        raise
+    except Exception as error:  # decoders raise over a dozen kinds on damaged input; each means the same
+        raise Unreadable(_reason(error)) from error
+    square = to_square(rgb, size)
+    return to_tensor(square if turn is None else square.transpose(turn))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as 8-bit RGB; transparency on white, 16 bits scaled to 8.
+
+    Raises:
+        Unreadable: 32-bit pixels, which have no agreed range.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep(image).convert("RGB")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        # Dropping alpha would show whatever colour an editor left below it.
+        overlay = image.convert("RGBA")
+        white = Image.new("RGBA", overlay.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, overlay).convert("RGB")
+    return image.convert("RGB")  # loads the pixels, even where the mode is RGB already
+
+
+def to_square(image: Image.Image, size: int) -> Image.Image:
+    """Shorter side resized to ``size`` (bilinear, antialiased), then the centre cut out, in one pass."""
+    if image.size == (size, size):
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    """An RGB image as contiguous uint8 planes."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def ignore_warnings() -> None:
+    """Silence what PIL says of odd files, which is one line a file and helps nobody; call it per process.
+
+    Not in ``read_file``: warning filters belong to the process, and threads would undo each other's.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _check_size(image: Image.Image) -> None:
+    pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+    if pixels == 0:
+        raise Unreadable(f"no pixels ({image.width}x{image.height})")
+    # PIL itself warns at its limit and refuses at twice that; what is read must not depend on -W flags.
+    if limit is not None and pixels > limit:
+        raise Unreadable(f"{image.width}x{image.height} pixels, more than the limit of {limit}")
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    """16-bit grey, which PIL opens as ``I;16`` or (older versions) ``I``, scaled to 8 bits."""
+    if image.mode == "F":
+        raise Unreadable("32-bit float pixels have no agreed range; save it with 8 or 16 bits")
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise Unreadable("32-bit integer pixels have no agreed range; save it with 8 or 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block, of which PIL raises many kinds, says nothing about the pixels
+        return 1
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"more pixels than the limit of {Image.MAX_IMAGE_PIXELS}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

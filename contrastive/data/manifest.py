@@ -1,0 +1,83 @@
+"""The list of images a run was trained on, so that a resume on other images is refused and explained."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from contrastive.config import UserError
+from contrastive.data.images import Images, fingerprint
+
+_COLUMNS = ["row", "key", "size"]
+_NAMED = 3
+
+
+@dataclass
+class Manifest:
+    """What ``manifest.csv`` says.
+
+    Attributes:
+        keys: Of each row.
+        sizes: Of each row: bytes of a file, or a hash of pixels in memory.
+    """
+
+    keys: list[str]
+    sizes: list[str]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over keys and sizes; equals that of the images it was written from."""
+        return fingerprint(zip(self.keys, self.sizes, strict=True))
+
+
+def write_manifest(path: Path, images: Images) -> str:
+    """Write row, key and size of every image as csv; returns the fingerprint of exactly what was written."""
+
+    def noted() -> Iterator[tuple[str, str]]:
+        for row, key, size in images.manifest():
+            writer.writerow((row, key, size))
+            yield key, size
+
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        return fingerprint(noted())
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read what ``write_manifest`` wrote.
+
+    Raises:
+        UserError: missing, or not such a file.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"{path}: not a readable manifest ({error}); restore it from a copy of the run"
+        ) from error
+    if header != _COLUMNS or any(len(row) != 3 or row[0] != str(index) for index, row in enumerate(rows)):
+        raise UserError(
+            f"{path}: not a manifest: columns {','.join(_COLUMNS)} and rows 0, 1, 2, ... are needed; "
+            f"restore it from a copy of the run"
+        )
+    return Manifest([row[1] for row in rows], [row[2] for row in rows])
+
+
+def describe_changes(old: Manifest, images: Images) -> str:
+    """What differs between then and now, e.g. ``2 added (a.png, b.png), 1 altered (c.png)``, or nothing."""
+    before = dict(zip(old.keys, old.sizes, strict=True))
+    now = {key: size for _, key, size in images.manifest()}
+    groups = {
+        "added": [key for key in now if key not in before],
+        "removed": [key for key in before if key not in now],
+        "altered": [key for key, size in now.items() if before.get(key, size) != size],
+    }
+    told = [f"{len(keys)} {change} ({_first(keys)})" for change, keys in groups.items() if keys]
+    if not told and old.keys != list(now):
+        return "the same images in another order"
+    return ", ".join(told)
+
+
+def _first(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:_NAMED]) + (", ..." if len(keys) > _NAMED else "")

@@ -1,0 +1,207 @@
+"""Decoding many images: all at once by threads, or batch after batch by worker processes."""
+
+import gc
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from contrastive.config import UserError
+from contrastive.data.batch import Batch
+from contrastive.data.decode import Unreadable, ignore_warnings
+from contrastive.data.images import Images
+from memory_bank.shapes import Int, UInt8
+
+MOST_WORKERS = 16
+_BLOCK = 64  # rows of one decoding task: long enough to hide its cost, short enough for a live bar
+
+# Told each unreadable row and the reason.
+Report = Callable[[int, str], None]
+
+
+@dataclass
+class Decoded:
+    """What a worker hands over.
+
+    Attributes:
+        batch: The images that could be read.
+        asked: All rows it was asked for, int64.
+        bad: Row and reason of those that could not be read.
+    """
+
+    batch: Batch
+    asked: Int[Tensor, " n"]
+    bad: list[tuple[int, str]]
+
+    def pin_memory(self) -> "Decoded":
+        """The same, its batch in page-locked memory; called by the DataLoader's pinning thread."""
+        return Decoded(self.batch.pin_memory(), self.asked, self.bad)
+
+
+class WorkerDied(RuntimeError):
+    """A decoding process was killed from outside, most often for memory."""
+
+
+def decode_all(images: Images, *, progress: bool = False) -> tuple[UInt8[Tensor, "n 3 s s"], dict[int, str]]:
+    """Every image, and the reason for each row that could not be read (whose pixels are 0).
+
+    Raises:
+        UserError: there is not enough memory.
+    """
+    try:
+        pixels = torch.zeros(len(images), 3, images.size, images.size, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise UserError(
+            f"{len(images)} decoded images take {num_bytes(images) / 2**30:.1f} GiB, which cannot be had "
+            f"({error}); set data.resident=false or a smaller data.decode_size"
+        ) from error
+    blocks = [range(start, min(start + _BLOCK, len(images))) for start in range(0, len(images), _BLOCK)]
+    bad: dict[int, str] = {}
+    # Threads suffice: PIL gives the interpreter away while it decodes and resizes.
+    threads = min(MOST_WORKERS, usable_cpus()) if images.thread_safe else 1
+    with (
+        warnings.catch_warnings(),
+        tqdm(
+            total=len(images), desc="decoding", unit="img", leave=False, file=sys.stderr, disable=not progress
+        ) as bar,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        ignore_warnings()
+        done = pool.map(lambda rows: _read_into(pixels[rows.start : rows.stop], images, rows), blocks)
+        for block, failed in zip(blocks, done, strict=True):
+            bad.update(failed)
+            bar.update(len(block))
+    return pixels, bad
+
+
+def read_in_order(
+    images: Images, batch_size: int, *, num_workers: int, device: torch.device, on_corrupt: Report
+) -> Iterator[Batch]:
+    """All images once, by row, for evaluation; unreadable ones are left out and told to ``on_corrupt``.
+
+    Batches come in host memory, pinned for a GPU.
+    """
+    rows = (list(range(at, min(at + batch_size, len(images)))) for at in range(0, len(images), batch_size))
+    for decoded in decode_ahead(images, rows, num_workers, device):
+        for row, reason in decoded.bad:
+            on_corrupt(row, reason)
+        yield decoded.batch
+
+
+def usable_cpus() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Decoder(Dataset[Any]):
+    """Turns a list of rows into a finished batch inside the worker, so that nothing is left to collate."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, row: int) -> Decoded:
+        return self.__getitems__([row])
+
+    def __getitems__(self, rows: list[int]) -> Decoded:
+        pixels = torch.empty(len(rows), 3, self._images.size, self._images.size, dtype=torch.uint8)
+        bad = _read_into(pixels, self._images, rows)
+        ids, failed = torch.tensor(rows, dtype=torch.int64), {row for row, _ in bad}
+        if failed:
+            good = torch.tensor([row not in failed for row in rows])
+            return Decoded(Batch(pixels[good], ids[good]), ids, bad)
+        return Decoded(Batch(pixels, ids), ids, bad)
+
+
+def _read_into(pixels: Tensor, images: Images, rows: Sequence[int]) -> list[tuple[int, str]]:
+    """Read ``rows`` into ``pixels``, one after the other; returns the unreadable ones with the reason."""
+    bad = []
+    for place, row in enumerate(rows):
+        try:
+            pixels[place] = images.read(row)
+        except Unreadable as error:
+            bad.append((row, str(error)))
+    return bad
+
+
+def decode_ahead(
+    images: Images, todo: Iterable[list[int]], num_workers: int, device: torch.device
+) -> Iterator[Decoded]:
+    """Decode the lists of rows in order, some batches ahead where there are workers.
+
+    Raises:
+        WorkerDied: a worker process was killed.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Decoder(images),
+        batch_sampler=todo,
+        num_workers=num_workers,
+        collate_fn=_as_is,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_init_worker,
+        multiprocessing_context=_start_method() if num_workers else None,
+        generator=torch.Generator(),  # else a word of the global stream is drawn, and a resume would differ
+    )
+    stream = _start(loader)
+    try:
+        yield from stream
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise WorkerDied(
+            f"a decoding process was killed ({str(error).splitlines()[0]}); most often memory ran out: lower "
+            f"data.num_workers (now {num_workers}) or data.decode_size, or enlarge /dev/shm (docker: "
+            f"--shm-size); then run again to go on from the last checkpoint"
+        ) from error
+
+
+def _start(loader: DataLoader[Any]) -> Iterator[Decoded]:
+    """Start the workers.
+
+    torch installs a handler that raises a worker's death wherever the main thread is, which may be in the
+    middle of saving a checkpoint. It is taken out again: the next batch tells, within seconds.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    with warnings.catch_warnings():
+        # Python 3.12 warns of forking beside threads; these children only run PIL, and no torch thread pool.
+        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+        stream = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)
+    return stream
+
+
+def _start_method() -> str:
+    """Fork shares the list of files for nothing; where it is unsafe (macOS) or missing, spawn."""
+    return "fork" if sys.platform == "linux" else "spawn"
+
+
+def _init_worker(number: int) -> None:
+    torch.set_num_threads(1)
+    ignore_warnings()
+    # Signals of the terminal or the cluster go to a process group: the main process alone decides what to do.
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    gc.freeze()  # a collection would touch, and so copy, every page shared with the main process
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def num_bytes(images: Images) -> int:
+    """Bytes of the decoded set."""
+    return len(images) * 3 * images.size**2

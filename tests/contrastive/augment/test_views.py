@@ -1,0 +1,172 @@
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as tv
+
+from contrastive.augment.noise import uniforms
+from contrastive.augment.views import Chain, Views, center_view
+from contrastive.config import AugmentConfig, DataConfig, PretrainConfig, ViewConfig, load_config
+
+OFF = ViewConfig(crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0], flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0)
+FULL = ViewConfig(solarize=0.3, noise=0.5, erase=0.5)
+MOVED = replace(FULL, rotate=15.0, translate=0.1, shear=10.0)
+DATA = DataConfig(image_size=16)
+IDS = torch.arange(40) * 10**9
+
+
+def stored(count=40, size=18):
+    return torch.randint(
+        0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def normalized(images, data=DATA):
+    return tv.normalize(images / 255, data.mean, data.std)
+
+
+@pytest.mark.parametrize("view", [FULL, MOVED], ids=["separable", "moved"])
+def test_views_do_not_depend_on_batch_or_order(view):
+    views = Views(AugmentConfig(view, view), DATA, seed=3)
+    whole = views(stored(), IDS, 5)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    for rows in (order, order[:7], order[:1]):
+        for all_, some in zip(whole, views(stored()[rows], IDS[rows], 5), strict=True):
+            assert torch.equal(all_[rows], some)
+
+
+def test_views_do_not_depend_on_the_size_of_the_pieces(monkeypatch):
+    views = Views(AugmentConfig(FULL, MOVED), DATA, seed=3)
+    whole = views(stored(), IDS, 0)
+    monkeypatch.setattr("contrastive.augment.views._CACHED_VALUES", 3 * 16 * 16 * 7)
+    assert all(torch.equal(a, b) for a, b in zip(whole, views(stored(), IDS, 0), strict=True))
+
+
+def test_seed_epoch_id_and_view_each_change_the_views():
+    images = stored(1).expand(2, -1, -1, -1)
+    first, second = Views(AugmentConfig(FULL, FULL), DATA, seed=0)(images, torch.tensor([1, 2]), 0)
+    seen = [first[0], first[1], second[0], second[1]]
+    seen.append(Views(AugmentConfig(FULL, FULL), DATA, seed=1)(images[:1], torch.tensor([1]), 0)[0][0])
+    seen.append(Views(AugmentConfig(FULL, FULL), DATA, seed=0)(images[:1], torch.tensor([1]), 1)[0][0])
+    assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_the_global_generators_are_neither_read_nor_moved():
+    views = Views(AugmentConfig(FULL, MOVED), DATA, seed=0)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = views(stored(), IDS, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (np.random.get_state()[1] == numpy_before).all()
+    torch.manual_seed(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, views(stored(), IDS, 0), strict=True))
+
+
+def test_everything_off_is_the_normalized_image():
+    images = stored(size=16)
+    for view in Views(AugmentConfig(OFF, OFF), DATA, seed=0)(images, IDS, 0):
+        torch.testing.assert_close(view, normalized(images), atol=1e-6, rtol=0)
+        assert view.dtype == torch.float32
+        assert view.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_values_under_autocast_are_those_of_float32():
+    views = Views(AugmentConfig(FULL, MOVED), DATA, seed=0)
+    plain = views(stored(), IDS, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(plain, views(stored(), IDS, 0), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("flip", 0.5), ("jitter", 0.8), ("grayscale", 0.3), ("blur", 0.5), ("solarize", 0.5), ("noise", 0.5)],
+)
+def test_switching_one_op_on_leaves_the_other_images_as_they_were(name, value):
+    """Each op owns its random numbers: crops, for one, stay where they were."""
+    crop_only = replace(OFF, crop_scale=[0.3, 0.9], crop_ratio=[0.75, 1.3])
+    before, _ = Views(AugmentConfig(crop_only, OFF), DATA, seed=0)(stored(), IDS, 0)
+    after, _ = Views(AugmentConfig(replace(crop_only, **{name: value}), OFF), DATA, seed=0)(stored(), IDS, 0)
+    kept = (before == after).flatten(1).all(1).float().mean()
+    assert abs(kept - (1 - value)) < 0.3
+    assert 0 < kept < 1
+
+
+def test_a_chain_equals_torchvision_with_the_same_parameters():
+    """Crop, flip, jitter, grey, blur and solarize, one image after the other."""
+    view = replace(FULL, noise=0.0, erase=0.0)
+    chain, images = Chain(view, DATA), stored(24)
+    numbers = uniforms(0, 0, IDS[:24], 0, chain.num_uniforms)
+    ours = chain(images, numbers)
+    crop, jitter, grey, blur, solarize, *_ = chain.draw(numbers, 18, 18)
+    for i, image in enumerate(images / 255):
+        left, top, width, height = crop["box"][i].int().tolist()
+        image = tv.resized_crop(image, top, left, height, width, [16, 16], antialias=True)
+        if crop["flip"][i]:
+            image = tv.horizontal_flip(image)
+        if jitter["batch_prob"][i]:
+            for name in ("brightness", "contrast", "saturation", "hue"):
+                image = getattr(tv, f"adjust_{name}")(image, float(jitter[name][i]))
+        if grey["batch_prob"][i]:
+            image = tv.rgb_to_grayscale(image, 3)
+        if blur["batch_prob"][i]:
+            image = tv.gaussian_blur(image, [17, 17], [float(blur["sigma"][i])] * 2)
+        if solarize["batch_prob"][i]:
+            image = tv.solarize(image, 0.5)
+        torch.testing.assert_close(ours[i], tv.normalize(image, DATA.mean, DATA.std), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("stored_size", "size", "box"), [(16, 16, 16), (24, 16, 24), (110, 96, 96), (160, 70, 140)]
+)
+def test_center_view_equals_torchvisions(stored_size, size, box):
+    data, images = DataConfig(image_size=size), stored(3, stored_size)
+    expected = tv.resize(tv.center_crop(images / 255, [box, box]), [size, size], antialias=True)
+    view = center_view(images, data)
+    torch.testing.assert_close(view, tv.normalize(expected, data.mean, data.std), atol=1e-5, rtol=0)
+    assert view.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("preset", ["moco_v2", "simclr", "byol_asymmetric", "cifar", "digits", "weak"])
+def test_presets_load_and_give_finite_views(preset, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: {image_size: 16}\n")
+    config = load_config(PretrainConfig, "pretrain", str(recipe), [f"augment={preset}"])
+    first, second = Views(config.augment, config.data, config.run.seed)(stored(), IDS, 0)
+    assert first.shape == second.shape == (40, 3, 16, 16)
+    assert first.isfinite().all()
+    assert not torch.equal(first, second)
+    alike = preset not in ("byol_asymmetric", "cifar")
+    assert (asdict(config.augment.view_1) == asdict(config.augment.view_2)) == alike
+
+
+@pytest.mark.slow
+def test_the_whole_chain_compiles_without_a_graph_break():
+    """fullgraph refuses whatever reads a tensor on the host, and an epoch that would have to be one.
+
+    In a process of its own: the shape checks of the tests cannot be traced.
+    """
+    code = """
+import torch
+from contrastive.augment.noise import uniforms
+from contrastive.augment.views import Views
+from contrastive.config import AugmentConfig, DataConfig, ViewConfig
+everything = ViewConfig(solarize=0.5, noise=0.5, erase=0.5)
+moved = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0, rotate=9.0, shear=9.0, translate=0.1)
+images, ids = torch.randint(0, 256, (8, 3, 18, 18), dtype=torch.uint8), torch.arange(8)
+augment, data = AugmentConfig(everything, moved), DataConfig(image_size=16)
+plain, compiled = Views(augment, data, seed=1), Views(augment, data, seed=1, compile="eager")
+for a, b in zip(plain(images, ids, 3), compiled(images, ids, 3)):
+    assert b.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+numbers = torch.compile(uniforms, fullgraph=True, backend="eager")
+for epoch in range(4):
+    assert torch.equal(numbers(1, epoch, ids, 0, 9), uniforms(1, epoch, ids, 0, 9))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr

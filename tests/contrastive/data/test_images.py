@@ -1,0 +1,120 @@
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from contrastive.data.decode import Unreadable
+from contrastive.data.images import ArrayImages, DatasetImages, FileImages, fingerprint
+
+
+def pixels(n, side=4, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def test_array_rows_follow_each_other_over_several_arrays():
+    first, second = pixels(3), pixels(2, seed=1)
+    images = ArrayImages("set", [first, second], 4)
+    assert len(images) == 5
+    for row, wanted in enumerate([*first, *second]):
+        assert np.array_equal(images.read(row).numpy(), wanted.transpose(2, 0, 1))
+        assert images.key(row) == f"set/{row}"
+        assert images.stamp(row) == hashlib.sha256(wanted.tobytes()).hexdigest()[:16]
+
+
+def test_a_subset_keeps_the_numbers_of_its_source():
+    source = pixels(6)
+    images = ArrayImages("set", [source], 4, rows=np.array([5, 2]), labels=torch.tensor([1, 0]))
+    assert [images.key(row) for row in range(2)] == ["set/5", "set/2"]
+    assert np.array_equal(images.read(0).numpy(), source[5].transpose(2, 0, 1))
+    assert images.labels.tolist() == [1, 0]
+
+
+def test_arrays_of_another_size_are_resized():
+    images = ArrayImages("set", [np.full((1, 4, 4, 3), 77, dtype=np.uint8)], 10)
+    assert torch.equal(images.read(0), torch.full((3, 10, 10), 77, dtype=torch.uint8))
+
+
+def test_what_is_read_may_be_written_to():
+    source = pixels(1)
+    kept = source.copy()
+    ArrayImages("set", [source], 4).read(0).zero_()
+    assert np.array_equal(source, kept)
+
+
+def test_fingerprint_tells_keys_sizes_and_order_apart():
+    rows = [("a", "1"), ("b", "2")]
+    others = [
+        [("b", "2"), ("a", "1")],
+        [("a", "1")],
+        [("a", "12"), ("b", "")],
+        [("a1", ""), ("b", "2")],
+        [("a", "1"), ("b", "3")],
+    ]
+    prints = {fingerprint(each) for each in [rows, *others]}
+    assert len(prints) == 6
+    assert fingerprint(rows) == hashlib.sha256(b"a\x001\x00b\x002\x00").hexdigest()
+
+
+def test_a_changed_pixel_changes_the_fingerprint():
+    source = pixels(3)
+    before = ArrayImages("set", [source], 4).fingerprint()
+    source[1, 2, 3, 0] ^= 1
+    assert ArrayImages("set", [source], 4).fingerprint() != before
+
+
+def test_file_names_take_little_memory():
+    """An ImageNet's worth of names: a list of str would take over 110 bytes each."""
+    keys = [b"train/n%08d/n%08d_%d.JPEG" % (n % 1000, n % 1000, n) for n in range(50_000)]
+    images = FileImages("/data", keys, 8)
+    assert [images.key(row) for row in (0, 1, 49_999)] == [keys[row].decode() for row in (0, 1, 49_999)]
+    assert len(pickle.dumps(images)) < 50 * len(keys)
+    for row in (-1, 50_000):
+        with pytest.raises(IndexError, match="there are 50000 images"):
+            images.key(row)
+
+
+class Given:
+    """A data set of someone's own, with one broken row."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, row):
+        if isinstance(self.items[row], Exception):
+            raise self.items[row]
+        return self.items[row]
+
+
+def test_a_data_set_of_ones_own():
+    array = pixels(1)[0]
+    tensor = torch.from_numpy(array.transpose(2, 0, 1).copy())
+    items = [
+        Image.fromarray(array),
+        tensor,
+        (Image.fromarray(array), 3),
+        [tensor, 1, 2],
+        OSError("torn page"),
+    ]
+    images = DatasetImages(Given(items), 4, labels=torch.arange(5))
+    for row in range(4):
+        assert torch.equal(images.read(row), tensor)
+    assert len({images.stamp(row) for row in range(4)}) == 1
+    assert images.key(2) == "dataset/2"
+    with pytest.raises(Unreadable, match="OSError: torn page"):
+        images.read(4)
+    assert images.stamp(4) == "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("item", "named"),
+    [(torch.zeros(3, 4, 4), "float32"), (torch.zeros(1, 4, 4, dtype=torch.uint8), "1, 4, 4"), (3, "int")],
+)
+def test_a_data_set_of_the_wrong_kind_is_a_mistake_not_a_corrupt_image(item, named):
+    with pytest.raises(TypeError, match=rf"dataset\[0\] is .*{named}.*PIL image or a uint8"):
+        DatasetImages(Given([item]), 4).read(0)

@@ -1,0 +1,142 @@
+"""CIFAR and STL-10 in miniature: files of the published layout, read by torchvision itself."""
+
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torchvision import datasets
+
+from contrastive.config import DataConfig, UserError
+from contrastive.data.sources import open_eval, open_held_out, open_train
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    """Five training batches of 2 and a test batch of 3; pixel values tell the row."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    lists = {"train_list": [], "test_list": []}
+    for part, names in (
+        ("train_list", [f"data_batch_{n}" for n in range(1, 6)]),
+        ("test_list", ["test_batch"]),
+    ):
+        for number, name in enumerate(names):
+            n = 3 if part == "test_list" else 2
+            rows = np.arange(number * n, (number + 1) * n, dtype=np.uint8)
+            # Stored as 1024 reds, greens, blues, row by row.
+            data = rows[:, None] + np.repeat(np.array([0, 50, 100], dtype=np.uint8), 1024)
+            (folder / name).write_bytes(pickle.dumps({"data": data, "labels": (rows % 10).tolist()}))
+            lists[part].append([name, md5(folder / name)])
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {n}" for n in range(10)]}))
+    for part, entries in lists.items():
+        monkeypatch.setattr(datasets.CIFAR10, part, entries)
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": md5(folder / "batches.meta")}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    return DataConfig(name="cifar10", root=str(tmp_path), image_size=32, download=False)
+
+
+@pytest.fixture
+def stl10(tmp_path, monkeypatch):
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    counts = {"train": 3, "unlabeled": 4, "test": 2}
+    for part, n in counts.items():
+        # Column-major planes: value = 10 * number + plane, the first column brighter by 100.
+        data = np.zeros((n, 3, 96, 96), dtype=np.uint8)
+        data += (10 * np.arange(n, dtype=np.uint8))[:, None, None, None] + np.arange(3, dtype=np.uint8)[
+            :, None, None
+        ]
+        data[:, :, 0, :] += 100
+        data.tofile(folder / f"{part}_X.bin")
+        if part != "unlabeled":
+            (np.arange(n, dtype=np.uint8) + 1).tofile(folder / f"{part}_y.bin")
+    (folder / "class_names.txt").write_text("\n".join(f"class {n}" for n in range(10)))
+    files = {part: [[f"{part}_X.bin", md5(folder / f"{part}_X.bin")]] for part in counts}
+    for part in ("train", "test"):
+        files[part].append([f"{part}_y.bin", md5(folder / f"{part}_y.bin")])
+    monkeypatch.setattr(datasets.STL10, "train_list", files["train"] + files["unlabeled"])
+    monkeypatch.setattr(datasets.STL10, "test_list", files["test"])
+    return DataConfig(name="stl10", root=str(tmp_path), image_size=96, decode_size=96, download=False)
+
+
+def test_cifar10(cifar10):
+    train, test, by_hash = open_eval(cifar10)
+    assert (len(train), len(test), by_hash) == (10, 3, False)
+    assert train.classes[3] == "class 3"
+    assert train.labels.tolist() == list(range(10))
+    assert [train.key(0), test.key(2)] == ["cifar10/train/0", "cifar10/test/2"]
+    for row in range(10):
+        wanted = torch.tensor([row, row + 50, row + 100], dtype=torch.uint8)[:, None, None].expand(3, 32, 32)
+        assert torch.equal(train.read(row), wanted)
+    assert open_train(cifar10).fingerprint() == train.fingerprint()
+    assert open_held_out(cifar10).fingerprint() == test.fingerprint()
+
+
+def test_cifar100_is_asked_of_torchvision(monkeypatch, tmp_path):
+    asked = []
+
+    class Fake:
+        def __init__(self, root, train, download):
+            asked.append((root, train, download))
+            self.data = np.full((4 if train else 2, 32, 32, 3), 9, dtype=np.uint8)
+            self.targets, self.classes = [99] * len(self.data), [str(n) for n in range(100)]
+
+    monkeypatch.setattr(datasets, "CIFAR100", Fake)
+    train, test, _ = open_eval(DataConfig(name="cifar100", root=str(tmp_path), download=True))
+    assert (len(train), len(test), train.key(0)) == (4, 2, "cifar100/train/0")
+    assert asked == [(str(tmp_path), True, False), (str(tmp_path), False, False)]
+
+
+def test_stl10(stl10):
+    train, test, _ = open_eval(stl10)
+    assert (len(train), len(test)) == (3, 2)
+    assert train.labels.tolist() == [0, 1, 2]
+    image = test.read(1)
+    assert image[:, 5, 5].tolist() == [10, 11, 12]
+    assert image[:, 5, 0].tolist() == [110, 111, 112]  # the bright column stands upright
+    pretraining = open_train(stl10)
+    assert len(pretraining) == 7
+    assert pretraining.labels.tolist() == [0, 1, 2, -1, -1, -1, -1]
+    assert [int(pretraining.read(row)[0, 9, 9]) for row in range(7)] == [0, 10, 20, 0, 10, 20, 30]
+    assert len(open_held_out(stl10)) == 2
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10"])
+def test_missing_files_are_explained_without_a_download(tmp_path, name):
+    with pytest.raises(
+        UserError, match=r"not found or damaged, and data.download=false; set data.download=true"
+    ):
+        open_train(DataConfig(name=name, root=str(tmp_path), download=False))
+
+
+def test_damaged_files_are_refused(cifar10, tmp_path):
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match="not found or damaged"):
+        open_train(cifar10)
+
+
+def test_one_process_downloads_and_a_failure_is_explained(tmp_path, monkeypatch, capfd):
+    class Fake:
+        def __init__(self, root, train, download):
+            if not download:
+                raise RuntimeError("Dataset not found or corrupted.")
+            print("Downloading")
+            held = (tmp_path / "new" / ".download.lock").exists()
+            raise OSError(f"unreachable, lock held: {held}")
+
+    monkeypatch.setattr(datasets, "CIFAR10", Fake)
+    data = DataConfig(name="cifar10", root=str(tmp_path / "new"), download=True)
+    with pytest.raises(
+        UserError, match=r"download failed \(unreachable, lock held: True\).*data.name=digits"
+    ):
+        open_train(data)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Downloading" in err

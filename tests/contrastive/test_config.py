@@ -1,0 +1,95 @@
+"""Composition, overrides, and errors that name what was given, what is allowed and what to do."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def config():
+    from contrastive import config
+
+    return config
+
+
+def load(config, *overrides, recipe="digits"):
+    return config.load_config(config.PretrainConfig, "pretrain", recipe, overrides)
+
+
+def test_every_shipped_recipe_loads_and_survives_a_round_trip(config, tmp_path):
+    names = config.recipes("pretrain")
+    assert {"digits", "cifar10", "imagefolder"} <= set(names)
+    for name in names:
+        loaded = load(config, recipe=name)
+        (tmp_path / "config.yaml").write_text(config.to_yaml(loaded))
+        assert config.load_saved(config.PretrainConfig, tmp_path / "config.yaml") == loaded
+
+
+def test_overrides_win_over_groups_and_groups_over_the_recipe(config):
+    recipe = load(config)
+    grouped = load(config, "augment.view_1.flip=0.25", "augment=cifar")
+    assert grouped.augment.view_1.flip == 0.25
+    assert grouped.augment.view_1.jitter == 0.8
+    assert recipe.augment.view_1.jitter == 0.0
+    assert load(config, "--optimizer.base_lr=1e-3").optimizer.base_lr == 1e-3
+
+
+def test_a_second_view_follows_the_first_until_told_otherwise(config):
+    loaded = load(config, "augment.view_1.blur=0.4", "augment.view_2.noise=0.9")
+    assert loaded.augment.view_2.blur == 0.4
+    assert (loaded.augment.view_1.noise, loaded.augment.view_2.noise) != (0.9, 0.9)
+
+
+def test_a_users_file_builds_on_a_shipped_recipe_and_on_its_neighbours(config, tmp_path):
+    (tmp_path / "base.yaml").write_text("defaults: [cifar10]\nschedule: {epochs: 7, warmup_epochs: 1}\n")
+    (tmp_path / "mine.yaml").write_text("defaults: [base]\noptimizer: {base_lr: 0.5}\n")
+    loaded = load(config, recipe=str(tmp_path / "mine.yaml"))
+    assert (loaded.schedule.epochs, loaded.optimizer.base_lr) == (7, 0.5)
+    assert loaded.encoder == load(config, recipe="cifar10").encoder
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("optimizer.bse_lr=1", ["optimizer.bse_lr", "did you mean 'optimizer.base_lr'", "weight_decay"]),
+        ("optimzer.base_lr=1", ["optimzer", "did you mean 'optimizer'"]),
+        ("schedule.epochs=many", ["schedule.epochs", "many", "Integer"]),
+        ("schedule.epochs=0", ["schedule.epochs=0", "1 to 1000000"]),
+        ("objective.temperature=0", ["temperature=0", "more than 0"]),
+        ("mining.band=[0.5,0.1]", ["mining.band=[0.5, 0.1]", "low < high"]),
+        ("augment=cifr", ["augment/cifr", "did you mean 'cifar'"]),
+        ("epochs", ["'epochs'", "key=value"]),
+        ("run.name=../elsewhere", ["../elsewhere", "run.root"]),
+        ("data.mean=[1,2]", ["data.mean=[1.0, 2.0]", "three"]),
+        ("bank.kind=queue", ["bank.capacity", "65536"]),
+        ("mining.overlap=true", ["mining.query=stored"]),
+    ],
+)
+def test_wrong_input_is_refused_with_the_remedy(config, override, parts):
+    with pytest.raises(config.UserError) as error:
+        load(config, override)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_an_unknown_recipe_names_the_nearest(config):
+    with pytest.raises(config.UserError, match="did you mean 'cifar10'"):
+        load(config, recipe="cifar")
+    with pytest.raises(config.UserError, match="no such file"):
+        load(config, recipe="missing.yaml")
+
+
+def test_a_saved_config_with_an_interpolation_is_refused(config, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("SECRET", "leaked")
+    text = config.to_yaml(load(config)).replace("name: digits", "name: ${oc.env:SECRET}", 1)
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(config.UserError, match="interpolation"):
+        config.load_saved(config.PretrainConfig, tmp_path / "config.yaml")
+
+
+def test_differences_are_named_by_their_dotted_path(config):
+    old, new = load(config), load(config, "augment.view_2.hue=0.3", "run.seed=5")
+    assert config.differences(old, new) == {
+        "run.seed": (0, 5),
+        "augment.view_2.hue": (old.augment.view_2.hue, 0.3),
+    }
