@@ -1,0 +1,108 @@
+"""Collectives that training needs; each is the identity when no process group is initialised.
+
+Ranks may hold different numbers of rows (an image could not be read): gathers pad to the longest rank
+and cut the padding out again. ``sizes`` from one ``gather_sizes`` serves several gathers of a step.
+All functions are collective: every rank must call them, in the same order.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from memory_bank.shapes import Bool, Float
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather_sizes(rows: int, device: torch.device) -> list[int]:
+    """How many rows each rank holds, by rank; waits for the device."""
+    if world_size() == 1:
+        return [rows]
+    sizes = torch.empty(world_size(), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(sizes, torch.tensor([rows], dtype=torch.int64, device=device))
+    return [int(size) for size in sizes.tolist()]
+
+
+@torch.no_grad()
+def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+    """The rows of all ranks, by rank, without gradient.
+
+    Args:
+        rows: ``(b, ...)`` of any dtype; b may differ between ranks and be 0, the rest may not.
+        sizes: Every rank's b, when the caller has it already.
+
+    Returns:
+        ``(g, ...)`` with g the sum of all b; detached, and ``rows`` itself in a single process.
+    """
+    if world_size() == 1:
+        return rows.detach()
+    return _gather(rows.detach(), sizes or gather_sizes(len(rows), rows.device))
+
+
+def gather_with_grad(rows: Float[Tensor, "b d"], sizes: Sequence[int] | None = None) -> Float[Tensor, "g d"]:
+    """As ``gather_rows``; each row's gradient is the sum of what all ranks did with it.
+
+    With the mean of the ranks' losses as the objective, which is what DDP optimises, gradients equal
+    those of one process on the joined batch.
+    """
+    if world_size() == 1:
+        return rows
+    gathered: Tensor = _GatherWithGrad.apply(rows, tuple(sizes or gather_sizes(len(rows), rows.device)))
+    return gathered
+
+
+def all_true(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
+    """Whether ``flag`` holds on every rank; the same answer everywhere, on the flag's device."""
+    if world_size() == 1:
+        return flag
+    agreed = flag.to(torch.int32)  # not every backend reduces booleans
+    dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+    return agreed.bool()
+
+
+def _gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    longest = max(sizes)
+    boolean = rows.dtype == torch.bool  # not every backend moves booleans
+    padded = _pad(rows.to(torch.uint8) if boolean else rows, longest)
+    gathered = padded.new_empty(len(sizes) * longest, *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, padded)
+    if min(sizes) < longest:
+        gathered = gathered[_occupied(sizes, longest, rows.device)]
+    return gathered.bool() if boolean else gathered
+
+
+def _pad(rows: Tensor, longest: int) -> Tensor:
+    missing = longest - len(rows)
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows.contiguous()
+
+
+def _occupied(sizes: Sequence[int], longest: int, device: torch.device) -> Tensor:
+    """Mask over the padded rows of all ranks."""
+    filled = torch.tensor(sizes, device=device)[:, None]
+    return (torch.arange(longest, device=device) < filled).flatten()
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        ctx.sizes = sizes
+        return _gather(rows, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # gloo has no reduce-scatter; (g, d) is small, so all ranks reduce all of it and keep their part.
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        start = sum(ctx.sizes[: rank()])
+        return total[start : start + ctx.sizes[rank()]], None

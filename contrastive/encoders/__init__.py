@@ -1,0 +1,1 @@
+"""Networks from images to features, and the files they are kept in."""

@@ -1,0 +1,60 @@
+"""Residual networks under torchvision's parameter names, in any width and with a stem for small images."""
+
+from functools import partial
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from contrastive.encoders.encoder import Encoder
+from memory_bank.shapes import Float
+
+#: Residual block and number of blocks a stage. resnet10 is the smallest of the family (not in torchvision).
+ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet10": (BasicBlock, (1, 1, 1, 1)),
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+
+
+class ResNetEncoder(Encoder, ResNet):  # type: ignore[misc]  # torchvision is untyped
+    """He et al. 2015 (arXiv:1512.03385) as torchvision builds it (v1.5), without the classifier.
+
+    The state dict has torchvision's keys less ``fc.*``, so weights travel both ways.
+
+    Args:
+        name: A key of ``ARCHITECTURES``.
+        width: Channels of the first stage; later stages double it. 64 is torchvision's.
+        small_stem: 3x3 stride 1 and no max-pool, for images of about 32 px (SimCLR, appendix B.9);
+            otherwise 7x7 stride 2 and max-pool.
+    """
+
+    def __init__(self, name: str, *, width: int = 64, small_stem: bool = False) -> None:
+        # ResNet.__init__ fixes 64 channels and the stem; only its _make_layer and its forward names are
+        # wanted, so its attributes are set here instead of building a network to throw half of it away.
+        nn.Module.__init__(self)
+        block, blocks = ARCHITECTURES[name]
+        self._norm_layer = nn.BatchNorm2d
+        self.inplanes, self.dilation, self.groups, self.base_width = width, 1, 1, 64
+        kernel, stride = (3, 1) if small_stem else (7, 2)
+        self.conv1 = nn.Conv2d(3, width, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if small_stem else nn.MaxPool2d(3, stride=2, padding=1)
+        stage = partial(ResNet._make_layer, self, block)
+        self.layer1 = stage(width, blocks[0])
+        self.layer2 = stage(2 * width, blocks[1], stride=2)
+        self.layer3 = stage(4 * width, blocks[2], stride=2)
+        self.layer4 = stage(8 * width, blocks[3], stride=2)
+        self.dim = 8 * width * block.expansion
+        for module in self.modules():
+            if isinstance(
+                module, nn.Conv2d
+            ):  # torchvision's; batch norm starts at weight 1, bias 0 by itself
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b t d"]]:
+        """The last feature map, averaged over its positions, and the positions as tokens, row by row."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return x.mean((2, 3)), x.flatten(2).transpose(1, 2)

@@ -1,0 +1,211 @@
+"""Encoder files: ``encoder.safetensors`` both ways, and weights that torchvision or timm wrote."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contrastive.config import DataConfig, EncoderConfig, UserError
+from contrastive.encoders import safetensors
+from contrastive.encoders.build import build_encoder, resolve_stem
+from contrastive.encoders.encoder import Encoder
+
+FORMAT = "contrastive-encoder"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class EncoderMeta:
+    """What an encoder file says about itself; enough to feed the network as it was trained.
+
+    Attributes:
+        encoder: ``name``, ``width`` and ``stem`` (never ``auto``) of the network; the rest is default.
+        image_size: Side in pixels of the images it saw.
+        decode_size: Side of the square they were cut from.
+        mean: Per-channel mean they were normalised with, in [0, 1] units.
+        std: Likewise the standard deviation.
+        extra: Whatever else the writer noted.
+    """
+
+    encoder: EncoderConfig
+    image_size: int
+    decode_size: int
+    mean: list[float]
+    std: list[float]
+    extra: dict[str, str]
+
+
+def save_encoder(
+    path: Path, encoder: Encoder, config: EncoderConfig, data: DataConfig, extra: Mapping[str, str]
+) -> None:
+    """Write ``encoder`` atomically, under torchvision's names, with what is needed to use it as metadata.
+
+    Args:
+        path: ``.../encoder.safetensors``; replaced if it exists.
+        encoder: Built from ``config``.
+        config: Its architecture.
+        data: What it was fed.
+        extra: More metadata, such as the step; must not reuse the names written here.
+
+    Raises:
+        ValueError: ``extra`` reuses a name.
+    """
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "name": config.name,
+        "width": str(config.width),
+        "stem": resolve_stem(config.stem, data.image_size),
+        "image_size": str(data.image_size),
+        "decode_size": str(data.stored_size),
+        "mean": json.dumps(list(data.mean)),
+        "std": json.dumps(list(data.std)),
+    }
+    if reused := sorted({*metadata} & {*extra}):
+        raise ValueError(f"extra={reused}: these names are taken; allowed is any but {', '.join(metadata)}")
+    safetensors.write(path, encoder.state_dict(), metadata | dict(extra))
+
+
+def load_encoder(path: Path) -> tuple[Encoder, EncoderMeta]:
+    """The encoder of an ``encoder.safetensors``, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: no such file, a broken one, one of another program or of a later version, or tensors
+            that do not fit the network it names.
+    """
+    tensors, metadata = _read(path)
+    meta = _parse_meta(path, metadata)
+    try:
+        with torch.device("meta"):  # no memory and no random numbers: a file may claim any width
+            encoder = build_encoder(meta.encoder, meta.image_size)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: damaged metadata (width={meta.encoder.width}); export the encoder again"
+        ) from error
+    _require_fit(encoder, tensors, path)
+    dtypes = {name: tensor.dtype for name, tensor in encoder.state_dict().items()}
+    encoder.load_state_dict({name: tensor.to(dtypes[name]) for name, tensor in tensors.items()}, assign=True)
+    return encoder.eval(), meta
+
+
+def load_weights(encoder: Encoder, path: Path) -> None:
+    """Start ``encoder`` from a file of torchvision, timm, or ``save_encoder``; its classifier is left out.
+
+    Args:
+        encoder: Changed in place; unchanged when the file does not fit.
+        path: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin``, ``.tar``, which may hold tensors only.
+
+    Raises:
+        UserError: the file cannot be used; names the first key that does not fit, and the remedy.
+    """
+    tensors = _read(path)[0] if path.suffix == ".safetensors" else _read_pickle(path)
+    body = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
+    # Counters of batches are missing in files of old torchvision releases and decide nothing here.
+    for name, tensor in encoder.state_dict().items():
+        if name.endswith(".num_batches_tracked"):
+            body.setdefault(name, tensor)
+    _require_fit(encoder, body, path)
+    encoder.load_state_dict(body)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        return safetensors.read(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give an encoder.safetensors") from error
+    except safetensors.FormatError as error:
+        raise UserError(f"{error}; download or write it again") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    """Tensors of a ``torch.save`` file, by torch's restricted unpickler only."""
+    if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+        raise UserError(
+            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: it lets a weight file run code; unset it, or convert "
+            f"{path} to safetensors"
+        )
+    if path.suffix not in (".pth", ".pt", ".bin", ".tar"):
+        raise UserError(f"encoder.weights={path}: allowed are files in .safetensors, .pth, .pt, .bin or .tar")
+    try:
+        body = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"encoder.weights={path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # on garbage the unpickler raises a dozen kinds; all mean the same here
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"encoder.weights={path}: not a file of tensors ({reason}); save model.state_dict() instead"
+        ) from error
+    if isinstance(body, dict) and isinstance(body.get("state_dict"), dict):
+        body = body["state_dict"]  # how training scripts, timm's among them, wrap it
+    if not isinstance(body, dict) or not all(isinstance(value, Tensor) for value in body.values()):
+        raise UserError(
+            f"encoder.weights={path}: a state dict is needed, names to tensors; save model.state_dict()"
+        )
+    return {str(name): value for name, value in body.items()}
+
+
+def _require_fit(encoder: Encoder, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise UserError unless every name and shape of ``tensors`` is the network's."""
+    wanted = encoder.state_dict()
+    if stem := _stem_remedy(wanted, tensors):
+        raise UserError(f"{path}: conv1.weight is {list(tensors['conv1.weight'].shape)}: {stem}")
+    remedy = "encoder.name and encoder.width must be those the file was made with"
+    for name in [*wanted, *tensors]:
+        if name not in tensors:
+            raise UserError(f"{path}: {name} is missing; {remedy}")
+        if name not in wanted:
+            raise UserError(f"{path}: {name} is not in the network; {remedy}")
+        if wanted[name].shape != tensors[name].shape:
+            given, allowed = list(tensors[name].shape), list(wanted[name].shape)
+            raise UserError(f"{path}: {name} is {given}, the network has {allowed}; {remedy}")
+
+
+def _stem_remedy(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """What to do when the first convolutions differ in kernel size; empty when they do not."""
+    kernels = [side["conv1.weight"].shape[2:] for side in (wanted, tensors) if "conv1.weight" in side]
+    if len(kernels) < 2 or kernels[0] == kernels[1] or len(kernels[1]) != 2:
+        return ""
+    stem = {7: "imagenet", 3: "small"}.get(kernels[1][0])
+    if stem is None:
+        return "a 7x7 or 3x3 kernel is needed"
+    return f"the network's kernel is {kernels[0][0]}x{kernels[0][1]}; set encoder.stem={stem}"
+
+
+def _parse_meta(path: Path, metadata: dict[str, str]) -> EncoderMeta:
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: not an encoder of contrastive-pretrain (format={metadata.get('format')!r:.80}); "
+            "weights of torchvision or timm go into encoder.weights"
+        )
+    rest = dict(metadata)
+    try:
+        version = int(rest.pop("format_version"))
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"{path}: format version {version}, this release reads up to {FORMAT_VERSION}; upgrade"
+            )
+        del rest["format"]
+        encoder = EncoderConfig(name=rest.pop("name"), width=int(rest.pop("width")), stem=rest.pop("stem"))
+        data = DataConfig(
+            image_size=int(rest.pop("image_size")),
+            decode_size=int(rest.pop("decode_size")),
+            mean=_numbers(rest.pop("mean")),
+            std=_numbers(rest.pop("std")),
+        )
+    except UserError:
+        raise
+    except (KeyError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged metadata ({error}); export the encoder again") from error
+    return EncoderMeta(encoder, data.image_size, data.stored_size, data.mean, data.std, rest)
+
+
+def _numbers(text: str) -> list[float]:
+    values: Any = json.loads(text)
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        raise ValueError(f"{text!r:.80} is not a list of numbers")
+    return [float(value) for value in values]

@@ -1,0 +1,38 @@
+"""The small networks between the encoder and the loss; neither is kept after pretraining."""
+
+from itertools import pairwise
+
+from torch import nn
+
+
+def projector(dim_in: int, hidden: int, layers: int, dim_out: int) -> nn.Sequential:
+    """Features to embedding: ``layers`` linear layers with batch norm and ReLU between them.
+
+    SimCLR (arXiv:2002.05709, section 4.2) as solo-learn and lightly run it on CIFAR: the last layer is
+    linear with a bias, the others have none because the batch norm after them shifts anyway. With
+    ``layers=2`` it is MoCo v2's head plus batch norm; with 1, MoCo v1's. The caller normalises the output.
+
+    Args:
+        dim_in: Encoder's ``dim``.
+        hidden: Width between the layers.
+        layers: Linear layers, 1 or more.
+        dim_out: Embedding dimension.
+
+    Raises:
+        ValueError: fewer than one layer.
+    """
+    if layers < 1:
+        raise ValueError(f"layers={layers}: a projector has 1 or more; set encoder.projector_layers=2")
+    widths = [dim_in] + [hidden] * (layers - 1)
+    steps: list[nn.Module] = []
+    for wide, narrow in pairwise(widths):
+        steps += [nn.Linear(wide, narrow, bias=False), nn.BatchNorm1d(narrow), nn.ReLU(inplace=True)]
+    return nn.Sequential(*steps, nn.Linear(widths[-1], dim_out))
+
+
+def predictor(dim: int, hidden: int) -> nn.Sequential:
+    """Embedding to predicted embedding, on the query's side only.
+
+    BYOL (arXiv:2006.07733, section 3.3) and MoCo v3 (arXiv:2104.02057): two linear layers.
+    """
+    return projector(dim, hidden, 2, dim)

@@ -1,0 +1,122 @@
+"""From embeddings to logits: the one place that knows how ``Negatives`` enter a loss."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memory_bank.negatives import Negatives
+from memory_bank.shapes import Bool, Float
+
+Diagnostics = dict[str, Tensor]
+
+
+@dataclass
+class Logits:
+    """Similarities over temperature, in float32 or wider.
+
+    The positives of query i are its key (column 0) and the extra positives. A loss is written for one
+    positive; ``over_positives`` averages it, each against the same negatives, so that positives never push
+    each other away.
+
+    Attributes:
+        positive: Logits of the positives.
+        positive_weight: Their weights; each row sums to 1.
+        negative: Logits of the negatives, without log-weights: hard ones first, then shared.
+        log_weight: Of the negatives; -inf excludes.
+        temperature: What the similarities were divided by.
+    """
+
+    positive: Float[Tensor, "b p"]
+    positive_weight: Float[Tensor, "b p"]
+    negative: Float[Tensor, "b n"]
+    log_weight: Float[Tensor, "b n"]
+    temperature: float
+
+    @classmethod
+    def of(
+        cls, query: Float[Tensor, "b d"], key: Float[Tensor, "b d"], negatives: Negatives, temperature: float
+    ) -> "Logits":
+        """Compare ``query`` with everything; (b, m, d) is never made for the m shared negatives.
+
+        Raises:
+            ValueError: temperature <= 0.
+        """
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: more than 0 is needed; usual are 0.07 to 0.5")
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        with torch.autocast(query.device.type, enabled=False):
+            scaled = query.to(dtype) / temperature
+            own = (scaled * key.to(dtype)).sum(1, keepdim=True)
+            extra = torch.einsum("bd,bpd->bp", scaled, negatives.extra_positives.to(dtype))
+            hard = torch.einsum("bd,bkd->bk", scaled, negatives.hard.to(dtype))
+            shared = scaled @ negatives.shared.to(dtype).T
+        weight = torch.cat([torch.ones_like(own), negatives.extra_positive_weight.to(dtype)], 1)
+        return cls(
+            positive=_join(own, extra),
+            positive_weight=weight / weight.sum(1, keepdim=True),
+            negative=_join(hard, shared),
+            log_weight=_join(negatives.hard_log_weight, negatives.shared_log_weight).to(dtype),
+            temperature=temperature,
+        )
+
+    def log_sum(self, power: float = 1.0) -> Float[Tensor, " b"]:
+        """``log sum_j weight_j exp(power * negative_j)``; -inf, with gradient 0, where there is no negative.
+
+        With power 1 the log-partition of the negatives, with 0 the log of how many rows they stand for.
+        """
+        empty = (self.log_weight == -torch.inf).all(1)
+        # The gradient of a logsumexp over nothing but -inf is NaN, so empty rows are filled, and cut after.
+        log_weight = self.log_weight.masked_fill(empty[:, None], 0.0)
+        scaled = self.negative if power == 1 else power * self.negative
+        return torch.logsumexp(scaled + log_weight, 1).masked_fill(empty, -torch.inf)
+
+    def over_positives(self, losses: Float[Tensor, "b p"]) -> Float[Tensor, ""]:
+        """Mean over the batch of each query's weighted mean over its positives."""
+        return (losses * self.positive_weight).sum(1).mean()
+
+    @torch.no_grad()
+    def diagnostics(self) -> Diagnostics:
+        """What the loss saw, as detached scalars.
+
+        ``accuracy``: share of queries closer to their key than to every admitted negative.
+        ``positive_similarity``, ``negative_similarity``: means over the keys and the admitted negatives.
+        ``effective_negatives``: ``1 / sum_j p_j^2`` with p the softmax over a query's negatives: how many of
+        them carry its gradient.
+        """
+        admitted = self.log_weight > -torch.inf
+        similarity = self.negative.masked_fill(~admitted, 0.0)
+        weighted = self.negative + self.log_weight
+        effective = torch.exp(2 * torch.logsumexp(weighted, 1) - torch.logsumexp(2 * weighted, 1))
+        return {
+            "accuracy": self._wins(admitted).to(self.positive.dtype).mean(),
+            "positive_similarity": self.positive[:, 0].mean() * self.temperature,
+            "negative_similarity": similarity.sum() / admitted.sum().clamp(min=1) * self.temperature,
+            "effective_negatives": effective.nan_to_num(nan=0.0).mean(),
+        }
+
+    def _wins(self, admitted: Bool[Tensor, "b n"]) -> Bool[Tensor, " b"]:
+        if self.negative.shape[1] == 0:
+            return torch.ones_like(self.positive[:, 0], dtype=torch.bool)
+        closest = self.negative.masked_fill(~admitted, -torch.inf).amax(1)
+        return self.positive[:, 0] > closest
+
+
+def info_nce_of(logits: Logits, partition: Float[Tensor, " b"] | None = None) -> Float[Tensor, ""]:
+    """``-log e^s / (e^s + e^z)`` over positives s and batch, z the log-partition of the negatives.
+
+    Args:
+        logits: Give the positives, and z unless it is given.
+        partition: z as another loss computes it.
+    """
+    z = logits.log_sum() if partition is None else partition
+    # -log sigmoid(s - z): exact, and finite with zero gradient for z = -inf, an empty set of negatives.
+    return logits.over_positives(-F.logsigmoid(logits.positive - z[:, None]))
+
+
+def _join(left: Tensor, right: Tensor) -> Tensor:
+    """Columns side by side; no copy when one side has none, as is usual for a whole bank of shared ones."""
+    if left.shape[1] == 0:
+        return right
+    return left if right.shape[1] == 0 else torch.cat([left, right], 1)

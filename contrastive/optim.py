@@ -1,0 +1,149 @@
+"""Optimizers and the learning rate over time."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from contrastive.config import OptimizerConfig
+
+#: SimCLR's trust coefficient (arXiv:2002.05709, released code).
+LARS_TRUST = 0.001
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig, global_batch: int) -> Optimizer:
+    """The optimizer of ``config`` over the trainable parameters of ``module``.
+
+    The peak learning rate is ``base_lr * global_batch / 256`` (arXiv:1706.02677). The module must be on
+    its training device already: on CUDA the step is one fused kernel per group, elsewhere torch decides.
+    """
+    groups = parameter_groups(module, config.weight_decay)
+    peak = config.base_lr * global_batch / 256
+    # None leaves the choice to torch; it would take foreach on CUDA, which reads and writes more often.
+    fused = True if all(p.is_cuda for group in groups for p in group["params"]) else None
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=peak, momentum=config.sgd_momentum, fused=fused)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=peak, fused=fused)
+    return LARS(groups, lr=peak, momentum=config.sgd_momentum)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: decayed, and not (biases and normalisation layers).
+
+    Those are the parameters with fewer than two axes: nothing else in an encoder or a head has so few.
+    """
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("the module has no trainable parameter; nothing to optimise")
+    decayed = [parameter for parameter in trainable if parameter.ndim > 1]
+    plain = [parameter for parameter in trainable if parameter.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "adapt": True},
+        {"params": plain, "weight_decay": 0.0, "adapt": False},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate(step: int, *, total_steps: int, warmup_steps: int) -> float:
+    """Share of the peak learning rate that optimizer step ``step`` uses; a pure function of its arguments.
+
+    Warm-up ``(step + 1) / (warmup_steps + 1)``, never 0 and 1 at ``step == warmup_steps``; from there
+    ``(1 + cos(pi * t)) / 2`` with t running from 0 to 1 at ``total_steps`` (SGDR, arXiv:1608.03983, eq. 5).
+
+    Args:
+        step: 0 for the first; at or after ``total_steps`` the share is 0.
+        total_steps: 1 or more.
+        warmup_steps: 0 to ``total_steps``.
+
+    Raises:
+        ValueError: steps out of range.
+    """
+    if step < 0 or not 0 <= warmup_steps <= total_steps:
+        raise ValueError(
+            f"step={step}, warmup_steps={warmup_steps}, total_steps={total_steps}: "
+            "0 <= step and 0 <= warmup_steps <= total_steps are needed"
+        )
+    if step >= total_steps:
+        return 0.0
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    return (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps))) / 2
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling, for large batches.
+
+    You et al. 2017 (arXiv:1708.03888), algorithm 1, in SimCLR's form: with ``g = gradient + decay * w``,
+    ``v <- momentum * v + lr * trust * |w| / |g| * g`` and ``w <- w - v``. The learning rate is inside the
+    velocity, as in the paper, so a change of it acts with the momentum's delay. The ratio is 1 where
+    either norm is 0 and in groups with ``adapt=False`` (biases, normalisation).
+
+    Args:
+        params: Parameters or groups; a group may carry ``weight_decay`` and ``adapt``.
+        lr: Global learning rate, more than 0.
+        momentum: In [0, 1).
+        weight_decay: Default of the groups.
+        trust: Trust coefficient eta.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = LARS_TRUST,
+    ) -> None:
+        if not lr > 0 or not 0 <= momentum < 1 or not trust > 0:
+            raise ValueError(
+                f"lr={lr}, momentum={momentum}, trust={trust}: lr > 0, 0 <= momentum < 1, trust > 0"
+            )
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust": trust,
+            "adapt": True,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update; parameters without a gradient are left alone."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._update(weights, group)
+        return loss
+
+    def _update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        updates = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+        if group["adapt"]:
+            torch._foreach_mul_(updates, _trust_ratios(weights, updates, group["trust"]))
+        velocities = [self._velocity(weight) for weight in weights]
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, updates, alpha=group["lr"])
+        torch._foreach_sub_(weights, velocities)
+
+    def _velocity(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(weight)
+        velocity: Tensor = state["velocity"]
+        return velocity
+
+
+def _trust_ratios(weights: list[Tensor], updates: Iterable[Tensor], trust: float) -> list[Tensor]:
+    sizes = torch.stack(list(torch._foreach_norm(weights)))
+    steps = torch.stack(list(torch._foreach_norm(list(updates))))
+    ratios = torch.where((sizes > 0) & (steps > 0), trust * sizes / steps, 1.0)
+    return list(ratios.unbind())

@@ -1,0 +1,226 @@
+import json
+import os
+import struct
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+
+@pytest.fixture
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    floats = torch.randn(3, 5, generator=generator)
+    return {
+        "f32": floats,
+        "f64": floats.double(),
+        "f16": floats.half(),
+        "bf16": floats.bfloat16(),
+        "i64": torch.tensor([-(2**62), 2**62]),
+        "i32": torch.arange(3, dtype=torch.int32),
+        "i16": torch.arange(5, dtype=torch.int16),
+        "i8": torch.arange(-3, 4, dtype=torch.int8),
+        "u8": torch.arange(7, dtype=torch.uint8),
+        "bool": torch.tensor([[True], [False], [True]]),
+        "scalar": torch.tensor(3.5),
+        "counter": torch.tensor(7),
+        "empty": torch.zeros(0, 4),
+        "view": floats.T,
+        "naïve, 名": torch.ones(1),
+    }
+
+
+def assert_same(got, expected):
+    assert set(got) == set(expected)
+    for name, value in expected.items():
+        assert got[name].dtype == value.dtype, name
+        assert torch.equal(got[name], value), name
+
+
+def test_the_library_reads_what_we_write(tensors, tmp_path):
+    from contrastive.encoders.safetensors import write
+
+    path = tmp_path / "a.safetensors"
+    write(path, tensors, {"step": "3", "ключ": "значение"})
+    assert_same(safetensors.torch.load_file(path), tensors)
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.metadata() == {"step": "3", "ключ": "значение"}
+
+
+def test_we_read_what_the_library_writes(tensors, tmp_path):
+    from contrastive.encoders.safetensors import read
+
+    path = tmp_path / "a.safetensors"
+    whole = {name: value.contiguous() for name, value in tensors.items()}
+    safetensors.torch.save_file(whole, path, {"step": "3"})
+    got, metadata = read(path)
+    assert_same(got, tensors)
+    assert metadata == {"step": "3"}
+
+
+def test_no_tensors_and_no_metadata(tmp_path):
+    from contrastive.encoders.safetensors import read, write
+
+    write(tmp_path / "a.safetensors", {}, {})
+    assert read(tmp_path / "a.safetensors") == ({}, {})
+    assert safetensors.torch.load_file(tmp_path / "a.safetensors") == {}
+
+
+def test_equal_contents_give_equal_bytes(tensors, tmp_path):
+    from contrastive.encoders.safetensors import write
+
+    write(tmp_path / "a", tensors, {"x": "y"})
+    write(tmp_path / "b", dict(reversed(tensors.items())), {"x": "y"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_tensors_are_writable_and_their_own(tensors, tmp_path):
+    from contrastive.encoders.safetensors import read, write
+
+    path = tmp_path / "a.safetensors"
+    write(path, tensors, {})
+    before = path.read_bytes()
+    read(path)[0]["f32"].zero_()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(2, dtype=torch.complex64), torch.zeros(2, dtype=torch.uint16)]
+)
+def test_an_unknown_dtype_is_refused(tensor, tmp_path):
+    from contrastive.encoders.safetensors import write
+
+    with pytest.raises(ValueError, match=r"'x' \(torch\..*allowed are torch\.float64"):
+        write(tmp_path / "a.safetensors", {"x": tensor}, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(tensors, tmp_path, monkeypatch, call):
+    from contrastive.encoders.safetensors import write
+
+    path = tmp_path / "a.safetensors"
+    write(path, tensors, {})
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="No space left"):
+        write(path, {"x": torch.zeros(3)}, {})
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_data_reach_the_disk_before_the_name(tensors, tmp_path, monkeypatch):
+    from contrastive.encoders.safetensors import write
+
+    calls = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (calls.append("sync"), sync(handle))[1])
+    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("replace"), replace(*names))[1])
+    write(tmp_path / "a.safetensors", tensors, {})
+    assert calls == ["sync", "replace", "sync"]
+
+
+def pack(header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8), **more):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets), **more}
+
+
+EIGHT = bytes(8)
+BROKEN = {
+    "empty file": b"",
+    "no header": bytes(7),
+    "header of nothing": pack(b""),
+    "header beyond the end": pack({"a": entry()}, EIGHT, length=10_000),
+    "header of 2**64 - 1 bytes": pack({"a": entry()}, EIGHT, length=2**64 - 1),
+    "header over the limit": pack({"a": entry()}, EIGHT, length=100_000_001),
+    "not json": pack(b"{'a': 1}"),
+    "not utf-8": pack(b'{"\xff\xfe": {}}'),
+    "deep nesting": pack(b"[" * 100_000 + b"]" * 100_000),
+    "a list": pack([]),
+    "nan": pack(b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}', EIGHT),
+    "a name twice": pack(
+        b'{"a": {"dtype":"F32","shape":[2],"data_offsets":[0,8]}, '
+        b'"a": {"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+        EIGHT,
+    ),
+    "entry is a number": pack({"a": 3}),
+    "a field is missing": pack({"a": {"dtype": "F32", "shape": [2]}}, EIGHT),
+    "a field too many": pack({"a": entry(code="print(1)")}, EIGHT),
+    "unknown dtype": pack({"a": entry(dtype="O8")}, EIGHT),
+    "dtype is a list": pack({"a": entry(dtype=["F32"])}, EIGHT),
+    "negative shape": pack({"a": entry(shape=(-1, -2))}, EIGHT),
+    "shape is text": pack({"a": {"dtype": "F32", "shape": "2", "data_offsets": [0, 8]}}, EIGHT),
+    "shape of booleans": pack({"a": entry(shape=(True, 2))}, EIGHT),
+    "shape of floats": pack({"a": entry(shape=(2.0,))}, EIGHT),
+    "shape overflows": pack({"a": entry(shape=(0, 2**62, 2**62), offsets=(0, 0))}),
+    "too many axes": pack({"a": entry(shape=(1,) * 17, offsets=(0, 4))}, bytes(4)),
+    "shape and bytes differ": pack({"a": entry(shape=(3,))}, EIGHT),
+    "one offset": pack({"a": entry(offsets=(0,))}, EIGHT),
+    "three offsets": pack({"a": entry(offsets=(0, 4, 8))}, EIGHT),
+    "end before begin": pack({"a": entry(offsets=(8, 0))}, EIGHT),
+    "negative offset": pack({"a": entry(offsets=(-8, 0))}, EIGHT),
+    "beyond the data": pack({"a": entry()}, bytes(4)),
+    "data left over": pack({"a": entry()}, bytes(12)),
+    "data without tensors": pack({}, EIGHT),
+    "a hole": pack({"a": entry(), "b": entry(offsets=(12, 20))}, bytes(20)),
+    "a hole at the start": pack({"a": entry(offsets=(4, 12))}, bytes(12)),
+    "an overlap": pack({"a": entry(), "b": entry(offsets=(4, 12))}, bytes(12)),
+    "metadata is a list": pack({"__metadata__": ["x"]}),
+    "metadata of numbers": pack({"__metadata__": {"x": 3}}),
+    "a boolean of 2": pack({"a": entry(dtype="BOOL", shape=(1,), offsets=(0, 1))}, b"\x02"),
+    "a pickle": b"\x80\x04\x95" + bytes(40),
+    "a zip": b"PK\x03\x04" + bytes(40),
+    "a long number": pack(b'{"a": ' + b"9" * 5000 + b"}"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_refused_by_name(name, tmp_path):
+    from contrastive.encoders.safetensors import FormatError, read
+
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(BROKEN[name])
+    with pytest.raises(FormatError, match=r"broken\.safetensors: not a valid safetensors file: "):
+        read(path)
+
+
+def test_the_good_form_of_the_broken_files_is_read(tmp_path):
+    from contrastive.encoders.safetensors import read
+
+    path = tmp_path / "good.safetensors"
+    path.write_bytes(pack({"b": entry(offsets=(8, 16)), "a": entry()}, EIGHT + struct.pack("<2f", 1, 2)))
+    assert read(path)[0]["b"].tolist() == [1.0, 2.0]
+
+
+def test_every_truncation_and_no_flipped_length_gets_through(tmp_path):
+    from contrastive.encoders.safetensors import FormatError, read, write
+
+    path = tmp_path / "a.safetensors"
+    write(path, {"x": torch.arange(6.0), "y": torch.arange(3)}, {"k": "v"})
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(FormatError):
+            read(path)
+    for bit in range(64):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(flipped))
+        with pytest.raises(FormatError):
+            read(path)
+
+
+def test_a_missing_file_is_the_systems_error(tmp_path):
+    from contrastive.encoders.safetensors import read
+
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "nothing.safetensors")

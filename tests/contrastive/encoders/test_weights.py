@@ -1,0 +1,330 @@
+import os
+
+import pytest
+import safetensors
+import safetensors.torch
+import timm
+import torch
+import torchvision
+
+
+def configs(name="resnet18", image_size=64, **settings):
+    from contrastive.config import DataConfig, EncoderConfig
+
+    return EncoderConfig(name=name, **settings), DataConfig(image_size=image_size)
+
+
+def make(name="resnet10", image_size=64, **settings):
+    """An encoder whose batch-norm statistics are not the initial ones, and its configs."""
+    from contrastive.encoders.build import build_encoder
+
+    torch.manual_seed(0)
+    config, data = configs(name, image_size, **settings)
+    encoder = build_encoder(config, image_size)
+    encoder(torch.randn(4, 3, 32, 32))
+    return encoder.eval(), config, data
+
+
+def save(path, encoder, config, data, **extra):
+    from contrastive.encoders.weights import save_encoder
+
+    save_encoder(path, encoder, config, data, extra)
+    return path
+
+
+def fresh(name="resnet10", image_size=64, **settings):
+    from contrastive.encoders.build import build_encoder
+
+    return build_encoder(configs(name, image_size, **settings)[0], image_size).eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def outputs(model, images):
+    return model.eval()(images)
+
+
+def test_there_and_back(tmp_path, images):
+    from contrastive.encoders.weights import load_encoder
+
+    encoder, config, data = make("resnet10", 32, width=16)
+    path = save(tmp_path / "encoder.safetensors", encoder, config, data, step="12")
+    loaded, meta = load_encoder(path)
+    assert not loaded.training
+    assert torch.equal(outputs(loaded, images), outputs(encoder, images))
+    assert (meta.encoder.name, meta.encoder.width, meta.encoder.stem) == ("resnet10", 16, "small")
+    assert (meta.image_size, meta.decode_size) == (32, 32)
+    assert (meta.mean, meta.std) == (data.mean, data.std)
+    assert meta.extra == {"step": "12"}
+
+
+def test_the_stem_is_written_as_built_not_as_auto(tmp_path):
+    from contrastive.encoders.weights import load_encoder
+
+    encoder, config, data = make("resnet10", 96, width=8)
+    _, meta = load_encoder(save(tmp_path / "encoder.safetensors", encoder, config, data))
+    assert (meta.encoder.stem, meta.image_size, meta.decode_size) == ("imagenet", 96, 110)
+
+
+def test_metadata_are_strings_that_other_tools_can_read(tmp_path):
+    encoder, config, data = make("resnet10", 32, width=16)
+    path = save(tmp_path / "encoder.safetensors", encoder, config, data)
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.metadata() == {
+            "format": "contrastive-encoder",
+            "format_version": "1",
+            "name": "resnet10",
+            "width": "16",
+            "stem": "small",
+            "image_size": "32",
+            "decode_size": "32",
+            "mean": "[0.485, 0.456, 0.406]",
+            "std": "[0.229, 0.224, 0.225]",
+        }
+
+
+def test_torchvision_and_timm_load_it(tmp_path, images):
+    encoder, config, data = make("resnet18", stem="imagenet")
+    path = save(tmp_path / "encoder.safetensors", encoder, config, data)
+    expected = outputs(encoder, images)
+
+    other = torchvision.models.resnet18()
+    report = other.load_state_dict(safetensors.torch.load_file(path), strict=False)
+    assert (report.missing_keys, report.unexpected_keys) == (["fc.weight", "fc.bias"], [])
+    other.fc = torch.nn.Identity()
+    assert torch.equal(outputs(other, images), expected)
+
+    theirs = timm.create_model("resnet18", checkpoint_path=str(path), num_classes=0)
+    torch.testing.assert_close(outputs(theirs, images), expected)
+
+
+@pytest.mark.parametrize(("source", "suffix"), [("torchvision", ".pth"), ("timm", ".safetensors")])
+def test_their_weights_load_here(source, suffix, tmp_path, images):
+    from contrastive.encoders.weights import load_weights
+
+    other = torchvision.models.resnet18() if source == "torchvision" else timm.create_model("resnet18")
+    path = tmp_path / f"weights{suffix}"
+    write = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
+    write(other.state_dict(), path)
+    encoder = fresh("resnet18", stem="imagenet")
+    load_weights(encoder, path)
+    other.fc = torch.nn.Identity()
+    torch.testing.assert_close(outputs(encoder, images), outputs(other, images))
+
+
+def test_a_wrapped_state_dict_and_one_without_counters(tmp_path, images):
+    from contrastive.encoders.weights import load_weights
+
+    encoder, _, _ = make(width=8)
+    body = {name: v for name, v in encoder.state_dict().items() if "num_batches" not in name}
+    torch.save({"state_dict": body, "epoch": 3}, tmp_path / "weights.tar")
+    other = fresh(width=8)
+    load_weights(other, tmp_path / "weights.tar")
+    assert torch.equal(outputs(other, images), outputs(encoder, images))
+
+
+def test_half_precision_weights_are_widened(tmp_path):
+    from contrastive.encoders.weights import load_weights
+
+    encoder, _, _ = make("resnet10", width=8)
+    torch.save(
+        {name: v.half() if v.is_floating_point() else v for name, v in encoder.state_dict().items()},
+        tmp_path / "w.pth",
+    )
+    other = fresh("resnet10", width=8)
+    load_weights(other, tmp_path / "w.pth")
+    assert other.conv1.weight.dtype == torch.float32
+    torch.testing.assert_close(other.conv1.weight, encoder.conv1.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_an_encoder_file_in_half_precision_is_widened(tmp_path):
+    from contrastive.encoders import safetensors as ours
+    from contrastive.encoders.weights import load_encoder
+
+    encoder, config, data = make("resnet10", 32, width=8)
+    path = save(tmp_path / "encoder.safetensors", encoder, config, data)
+    tensors, metadata = ours.read(path)
+    ours.write(
+        path, {name: v.half() if v.is_floating_point() else v for name, v in tensors.items()}, metadata
+    )
+    loaded, _ = load_encoder(path)
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in loaded.parameters())
+    torch.testing.assert_close(loaded.conv1.weight, encoder.conv1.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_other_stem_names_the_remedy(tmp_path):
+    from contrastive.config import UserError
+    from contrastive.encoders.weights import load_weights
+
+    big, config, data = make("resnet10", width=8, stem="imagenet")
+    path = save(tmp_path / "big.safetensors", big, config, data)
+    with pytest.raises(UserError, match=r"kernel is 3x3; set encoder\.stem=imagenet"):
+        load_weights(fresh("resnet10", width=8, stem="small"), path)
+    small, config, data = make("resnet10", width=8, stem="small")
+    path = save(tmp_path / "small.safetensors", small, config, data)
+    with pytest.raises(UserError, match=r"kernel is 7x7; set encoder\.stem=small"):
+        load_weights(fresh("resnet10", width=8, stem="imagenet"), path)
+
+
+def altered(change):
+    encoder, _, _ = make("resnet10", width=8)
+    body = dict(encoder.state_dict())
+    change(body)
+    return body
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda body: body.pop("layer2.0.conv1.weight"), r"layer2\.0\.conv1\.weight is missing"),
+        (lambda body: body.update(extra=torch.zeros(1)), "extra is not in the network"),
+        (
+            lambda body: body.update({"bn1.weight": torch.zeros(9)}),
+            r"bn1\.weight is \[9\], the network has \[8\]",
+        ),
+        (lambda body: body.pop("conv1.weight"), r"conv1\.weight is missing"),
+        (
+            lambda body: body.update({"conv1.weight": torch.zeros(8, 3, 5, 5)}),
+            r"conv1\.weight is \[8, 3, 5, 5\]: a 7x7 or 3x3 kernel is needed",
+        ),
+        (lambda body: body.update({"conv1.weight": torch.zeros(8)}), r"conv1\.weight is \[8\], the network"),
+        (dict.clear, r"conv1\.weight is missing"),
+    ],
+)
+def test_weights_that_do_not_fit_change_nothing(change, message, tmp_path):
+    from contrastive.config import UserError
+    from contrastive.encoders.weights import load_weights
+
+    safetensors.torch.save_file(altered(change), tmp_path / "w.safetensors")
+    encoder = fresh("resnet10", width=8)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    with pytest.raises(UserError, match=message):
+        load_weights(encoder, tmp_path / "w.safetensors")
+    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+class Malicious:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (os.mkdir, (self.marker,))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    from contrastive.config import UserError
+    from contrastive.encoders.weights import load_encoder, load_weights
+
+    marker = tmp_path / "ran"
+    torch.save({"conv1.weight": Malicious(str(marker))}, tmp_path / "w.pth")
+    (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.pth").read_bytes())
+    for name in ("w.pth", "w.safetensors"):
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            load_weights(fresh("resnet10", width=8), tmp_path / name)
+    with pytest.raises(UserError, match=r"w\.safetensors"):
+        load_encoder(tmp_path / "w.safetensors")
+    assert not marker.exists()
+
+
+def test_the_environment_cannot_ask_for_an_unsafe_load(tmp_path, monkeypatch):
+    from contrastive.config import UserError
+    from contrastive.encoders.weights import load_weights
+
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    encoder, _, _ = make("resnet10", width=8)
+    torch.save(encoder.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set.*unset it"):
+        load_weights(encoder, tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("body", [[1, 2], {"conv1.weight": 3}, {"state_dict": {"a": "b"}}, torch.zeros(2)])
+def test_a_file_of_other_things(body, tmp_path):
+    from contrastive.config import UserError
+    from contrastive.encoders.weights import load_weights
+
+    torch.save(body, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="a state dict is needed"):
+        load_weights(fresh("resnet10", width=8), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a file of tensors", b"PK\x03\x04" + bytes(30), b"\x80\x02."])
+def test_a_broken_pth(content, tmp_path):
+    from contrastive.config import UserError
+    from contrastive.encoders.weights import load_weights
+
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"w\.pth: not a file of tensors"):
+        load_weights(fresh("resnet10", width=8), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["missing.safetensors", "missing.pth"])
+def test_a_missing_file(name, tmp_path):
+    from contrastive.config import UserError
+    from contrastive.encoders.weights import load_weights
+
+    with pytest.raises(UserError, match=r"cannot be read \(No such file"):
+        load_weights(fresh("resnet10", width=8), tmp_path / name)
+
+
+def test_another_suffix(tmp_path):
+    from contrastive.config import UserError
+    from contrastive.encoders.weights import load_weights
+
+    with pytest.raises(UserError, match=r"allowed are files in \.safetensors, \.pth"):
+        load_weights(fresh("resnet10", width=8), tmp_path / "w.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"format": "pt"}, "not an encoder of contrastive-pretrain .format='pt'"),
+        ({"format_version": "2"}, "format version 2, this release reads up to 1; upgrade"),
+        ({"format_version": "one"}, "damaged metadata"),
+        ({"name": "vgg"}, r"damaged metadata \(encoder\.name='vgg'"),
+        ({"width": "-1"}, "damaged metadata"),
+        ({"width": "16"}, r"the network has \[16"),
+        ({"stem": "imagenet"}, r"set encoder\.stem=small"),
+        ({"stem": "tall"}, "damaged metadata"),
+        ({"mean": "[0.5]"}, "damaged metadata"),
+        ({"mean": "{"}, "damaged metadata"),
+        ({"std": '["a", "b", "c"]'}, "damaged metadata"),
+        ({"image_size": None}, r"damaged metadata \('image_size'"),
+    ],
+)
+def test_damaged_metadata(changed, message, tmp_path):
+    from contrastive.config import UserError
+    from contrastive.encoders import safetensors as ours
+    from contrastive.encoders.weights import load_encoder
+
+    encoder, config, data = make("resnet10", 32, width=8)
+    path = save(tmp_path / "encoder.safetensors", encoder, config, data)
+    tensors, metadata = ours.read(path)
+    metadata = {name: value for name, value in (metadata | changed).items() if value is not None}
+    ours.write(path, tensors, metadata)
+    with pytest.raises(UserError, match=message):
+        load_encoder(path)
+
+
+def test_a_width_from_a_file_cannot_ask_for_a_huge_network(tmp_path):
+    from contrastive.config import UserError
+    from contrastive.encoders import safetensors as ours
+    from contrastive.encoders.weights import load_encoder
+
+    encoder, config, data = make("resnet10", 32, width=8)
+    path = save(tmp_path / "encoder.safetensors", encoder, config, data)
+    tensors, metadata = ours.read(path)
+    for width, message in (("65536", r"the network has \[65536"), ("65537", "damaged metadata")):
+        ours.write(path, tensors, metadata | {"width": width})
+        with pytest.raises(UserError, match=message):
+            load_encoder(path)
+
+
+def test_extra_metadata_cannot_replace_ours(tmp_path):
+    encoder, config, data = make("resnet10", 32, width=8)
+    with pytest.raises(ValueError, match=r"extra=\['width'\]: these names are taken"):
+        save(tmp_path / "encoder.safetensors", encoder, config, data, width="3")
+    assert not list(tmp_path.iterdir())

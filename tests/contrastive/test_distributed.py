@@ -1,0 +1,108 @@
+import pytest
+import torch
+
+from tests.contrastive.ranks import run_ranks
+
+
+def rows_of(rank, b):
+    return torch.arange(b * 3, dtype=torch.float32).reshape(b, 3) + 100 * rank
+
+
+def collect(rank):
+    """Everything the collectives give on this rank; compared in the test's own process."""
+    from contrastive.distributed import (
+        all_true,
+        gather_rows,
+        gather_sizes,
+        gather_with_grad,
+        world_size,
+    )
+    from contrastive.distributed import rank as own_rank
+
+    results = {"world": world_size(), "rank": own_rank()}
+    for label, sizes in {"equal": (2, 2), "unequal": (1, 3), "empty": (0, 2)}.items():
+        rows = rows_of(rank, sizes[rank]).requires_grad_()
+        results[f"{label} sizes"] = gather_sizes(len(rows), rows.device)
+        results[f"{label} rows"] = gather_rows(rows)
+        results[f"{label} ids"] = gather_rows(torch.full((len(rows),), rank), sizes)
+        results[f"{label} flags"] = gather_rows(rows.detach()[:, 0] % 2 == 0)
+        gathered = gather_with_grad(rows)
+        results[f"{label} equal"] = torch.equal(gathered.detach(), results[f"{label} rows"])
+        # Rank r weighs gathered row i by (r + 1) (i + 1).
+        ((rank + 1) * torch.arange(1, len(gathered) + 1)[:, None] * gathered).sum().backward()
+        results[f"{label} gradient"] = rows.grad
+    results["both"] = all_true(torch.tensor(True))
+    results["one"] = all_true(torch.tensor(rank == 0))
+    results["gathered grad"] = results["unequal rows"].requires_grad
+    return results
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return run_ranks(collect, tmp_path_factory.mktemp("ranks"))
+
+
+CASES = {"equal": (2, 2), "unequal": (1, 3), "empty": (0, 2)}
+
+
+def test_who_is_who(ranks):
+    assert [result["rank"] for result in ranks] == [0, 1]
+    assert [result["world"] for result in ranks] == [2, 2]
+
+
+@pytest.mark.parametrize("label", CASES)
+def test_rows_come_by_rank_without_padding(ranks, label):
+    sizes = CASES[label]
+    rows = torch.cat([rows_of(rank, b) for rank, b in enumerate(sizes)])
+    for result in ranks:
+        assert result[f"{label} sizes"] == list(sizes)
+        assert torch.equal(result[f"{label} rows"], rows)
+        assert result[f"{label} ids"].tolist() == [0] * sizes[0] + [1] * sizes[1]
+        assert torch.equal(result[f"{label} flags"], rows[:, 0] % 2 == 0)
+        assert result[f"{label} flags"].dtype == torch.bool
+        assert not result["gathered grad"]
+
+
+@pytest.mark.parametrize("label", CASES)
+def test_a_row_gets_the_gradients_of_all_ranks(ranks, label):
+    sizes = CASES[label]
+    for rank, result in enumerate(ranks):
+        start = sum(sizes[:rank])
+        places = torch.arange(start + 1, start + sizes[rank] + 1, dtype=torch.float32)
+        expected = ((1 + 2) * places)[:, None].expand(-1, 3)
+        assert result[f"{label} equal"]
+        assert torch.equal(result[f"{label} gradient"], expected)
+
+
+def test_a_flag_holds_only_if_it_holds_everywhere(ranks):
+    assert all(bool(result["both"]) for result in ranks)
+    assert not any(bool(result["one"]) for result in ranks)
+
+
+def test_one_process_is_the_identity():
+    from contrastive.distributed import (
+        all_true,
+        gather_rows,
+        gather_sizes,
+        gather_with_grad,
+        rank,
+        world_size,
+    )
+
+    rows = rows_of(0, 4).requires_grad_()
+    assert (rank(), world_size(), gather_sizes(4, rows.device)) == (0, 1, [4])
+    assert gather_with_grad(rows) is rows
+    assert torch.equal(gather_rows(rows), rows)
+    assert not gather_rows(rows).requires_grad
+    assert bool(all_true(torch.tensor(True)))
+    assert not bool(all_true(torch.tensor(False)))
+
+
+def fail_on_rank_one(rank):
+    if rank == 1:
+        raise RuntimeError("rank one fails on purpose")
+
+
+def test_the_harness_reports_a_failing_rank(tmp_path):
+    with pytest.raises(Exception, match="rank one fails on purpose"):
+        run_ranks(fail_on_rank_one, tmp_path)

@@ -1,0 +1,177 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.reference import losses as reference
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 5), nn.LayerNorm(5)
+    )
+
+
+def config(**settings):
+    from contrastive.config import OptimizerConfig
+
+    return OptimizerConfig(**settings)
+
+
+def test_norms_and_biases_are_not_decayed():
+    from contrastive.optim import parameter_groups
+
+    model = network()
+    decayed, plain = parameter_groups(model, 0.1)
+    assert {id(p) for p in decayed["params"]} == {id(model[0].weight), id(model[3].weight)}
+    everything = {id(p) for p in model.parameters()}
+    assert {id(p) for p in plain["params"]} == everything - {id(p) for p in decayed["params"]}
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+def test_frozen_parameters_are_left_out():
+    from contrastive.optim import parameter_groups
+
+    model = network()
+    model[0].requires_grad_(False)
+    held = {id(p) for group in parameter_groups(model, 0.1) for p in group["params"]}
+    assert not held & {id(p) for p in model[0].parameters()}
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        parameter_groups(model.requires_grad_(False), 0.1)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", "SGD"), ("adamw", "AdamW"), ("lars", "LARS")])
+def test_build(name, kind):
+    from contrastive.optim import build_optimizer
+
+    optimizer = build_optimizer(
+        network(), config(name=name, base_lr=0.3, weight_decay=0.01, sgd_momentum=0.8), 512
+    )
+    assert type(optimizer).__name__ == kind
+    assert [group["lr"] for group in optimizer.param_groups] == [0.6, 0.6]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
+    if name != "adamw":
+        assert all(group["momentum"] == 0.8 for group in optimizer.param_groups)
+
+
+def test_decay_shrinks_weights_only():
+    """With gradients of zero a step is decay alone."""
+    from contrastive.optim import build_optimizer
+
+    model = network()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optimizer = build_optimizer(model, config(base_lr=0.5, weight_decay=0.1), 256)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    for name, value in model.named_parameters():
+        factor = 1 - 0.5 * 0.1 if value.ndim > 1 else 1.0
+        torch.testing.assert_close(value.detach(), before[name] * factor)
+
+
+def test_learning_rate_by_formula():
+    from contrastive.optim import learning_rate
+
+    total, warmup = 20, 4
+    for step in range(total):
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - 4) / 16))
+        expected = (step + 1) / 5 if step < warmup else cosine
+        assert learning_rate(step, total_steps=total, warmup_steps=warmup) == pytest.approx(
+            expected, abs=1e-15
+        )
+    rates = [learning_rate(step, total_steps=total, warmup_steps=warmup) for step in range(total + 2)]
+    assert max(rates) == rates[warmup] == 1.0
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    assert min(rates[:total]) > 0
+    assert rates[total:] == [0.0, 0.0]
+
+
+def test_learning_rate_limits():
+    from contrastive.optim import learning_rate
+
+    assert learning_rate(0, total_steps=10, warmup_steps=0) == 1.0
+    assert learning_rate(9, total_steps=10, warmup_steps=10) == 10 / 11  # all warm-up: no division by zero
+    for step, total, warmup in ((-1, 10, 0), (0, 10, 11), (0, 10, -1)):
+        with pytest.raises(ValueError, match="0 <= warmup_steps <= total_steps"):
+            learning_rate(step, total_steps=total, warmup_steps=warmup)
+
+
+@pytest.mark.parametrize("adapt", [True, False])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_lars_equals_the_loops(adapt, momentum):
+    from contrastive.optim import LARS
+
+    generator = np.random.default_rng(0)
+    start, gradients = generator.normal(size=(3, 4)), generator.normal(size=(5, 3, 4))
+    rates = [0.5, 0.4, 0.3, 0.2, 0.1]
+    weight = nn.Parameter(torch.tensor(start))
+    other = nn.Parameter(torch.tensor(2 * start[0]))  # another layer has a ratio of its own
+    optimizer = LARS(
+        [{"params": [weight, other], "adapt": adapt}],
+        lr=1.0,
+        momentum=momentum,
+        weight_decay=0.05,
+        trust=0.02,
+    )
+    expected = reference.lars(start, gradients, rates, momentum, 0.05, 0.02, adapt)
+    for gradient, rate, want in zip(gradients, rates, expected, strict=True):
+        weight.grad, other.grad = torch.tensor(gradient), torch.tensor(gradient[0])
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        np.testing.assert_allclose(weight.detach().numpy(), want, rtol=1e-12)
+    alone = reference.lars(2 * start[0], gradients[:, 0], rates, momentum, 0.05, 0.02, adapt)
+    np.testing.assert_allclose(other.detach().numpy(), alone[-1], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("start", "gradient"), [(0.0, 1.0), (1.0, 0.0)])
+def test_lars_with_a_norm_of_zero(start, gradient):
+    from contrastive.optim import LARS
+
+    weight = nn.Parameter(torch.full((3,), start))
+    weight.grad = torch.full((3,), gradient)
+    LARS([weight], lr=0.1, momentum=0.0).step()
+    torch.testing.assert_close(weight.detach(), torch.full((3,), start - 0.1 * gradient))
+
+
+def test_lars_goes_on_from_its_state():
+    from contrastive.optim import LARS
+
+    gradients = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(1))
+
+    def steps(weight, optimizer, rows):
+        for gradient in rows:
+            weight.grad = gradient.clone()
+            optimizer.step()
+
+    whole = nn.Parameter(torch.ones(3, 2))
+    steps(whole, LARS([whole], lr=0.1), gradients)
+    first = nn.Parameter(torch.ones(3, 2))
+    saved = LARS([first], lr=0.1)
+    steps(first, saved, gradients[:2])
+    second = nn.Parameter(first.detach().clone())
+    resumed = LARS([second], lr=0.1)
+    resumed.load_state_dict(saved.state_dict())
+    steps(second, resumed, gradients[2:])
+    assert torch.equal(whole, second)
+
+
+def test_lars_leaves_parameters_without_gradient_alone():
+    from contrastive.optim import LARS
+
+    held, moved = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    moved.grad = torch.ones(2)
+    LARS([held, moved], lr=0.1).step()
+    assert torch.equal(held.detach(), torch.ones(2))
+    assert not torch.equal(moved.detach(), torch.ones(2))
+
+
+@pytest.mark.parametrize("settings", [{"lr": 0.0}, {"lr": 0.1, "momentum": 1.0}, {"lr": 0.1, "trust": 0.0}])
+def test_lars_ranges(settings):
+    from contrastive.optim import LARS
+
+    with pytest.raises(ValueError, match="lr > 0"):
+        LARS([nn.Parameter(torch.ones(2))], **settings)
