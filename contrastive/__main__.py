@@ -1,0 +1,93 @@
+"""``contrastive-pretrain``: from a config to a frozen encoder. Heavy imports wait for a sound config."""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+
+from contrastive.config import PretrainConfig, UserError, load_config, recipes, to_yaml
+
+USAGE = """\
+usage: contrastive-pretrain [--config NAME|FILE] [--print-config] [--dry-run] [key=value ...]
+
+Pretrains an encoder on unlabelled images; negatives are mined from a bank of embeddings.
+Without arguments: the digits recipe, which trains in minutes on a laptop.
+
+  --config NAME|FILE  a shipped recipe ({recipes}) or a yaml file
+  --print-config      print the resolved config and stop
+  --dry-run           build everything, run two steps, estimate time and memory, keep nothing
+  key=value           change any setting, e.g. data.name=images data.root=photos schedule.epochs=100
+  group=option        take a group from configs/pretrain/<group>/, e.g. augment=moco_v2 mining=band
+
+The same command goes on where a stopped run was. Results are in runs/<run.name>/; the last line of
+stdout is one JSON object. Exit codes: 0 done, 2 wrong input, 3 the run stopped itself, 75 stopped by
+a signal after saving (run again to go on), 1 a fault of the program.
+"""
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, set[str], list[str]]:
+    """Split the command line into recipe, flags and overrides.
+
+    Raises:
+        UserError: a flag that does not exist, or --config without its value.
+    """
+    recipe, flags, overrides = "digits", set(), []
+    rest = iter(arguments)
+    for text in rest:
+        name, equals, value = text.partition("=")
+        if name == "--config":
+            recipe = value if equals else next(rest, "")
+            if not recipe:
+                raise UserError(
+                    f"--config needs a name or a file; shipped are {', '.join(recipes('pretrain'))}"
+                )
+        elif text in ("--print-config", "--dry-run", "--help", "-h"):
+            flags.add(text)
+        elif text.startswith("-") and not equals:
+            raise UserError(f"{text!r}: no such flag; flags are --config, --print-config, --dry-run, --help")
+        else:
+            overrides.append(text)
+    return recipe, flags, overrides
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    _log_to_stderr()
+    try:
+        recipe, flags, overrides = parse(sys.argv[1:] if arguments is None else arguments)
+        if flags & {"--help", "-h"}:
+            print(USAGE.format(recipes=", ".join(recipes("pretrain"))), end="")
+            return 0
+        config = load_config(PretrainConfig, "pretrain", recipe, overrides)
+        if "--print-config" in flags:
+            print(to_yaml(config), end="")
+            return 0
+        from contrastive.pretrain import pretrain
+
+        code, result = pretrain(config, dry_run="--dry-run" in flags)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    if result is not None:
+        print(json.dumps(result), flush=True)
+    return code
+
+
+def _log_to_stderr() -> None:
+    """Ours at INFO; other libraries keep their own settings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("contrastive", "memory_bank"):
+        package = logging.getLogger(name)
+        package.setLevel(logging.INFO)
+        package.handlers = [handler]
+        package.propagate = False
+    warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""How good the features are, while they are made."""
+
+import hashlib
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from contrastive.augment.views import center_view
+from contrastive.callbacks.steps import StepCallback
+from contrastive.data.sources import Images, Unreadable
+from contrastive.logging import log_row, off_the_clock
+from contrastive.module import ContrastiveModule
+from eval.online import OnlineKnn
+
+
+def monitor_split(images: Images, most: int = 12_000) -> tuple[Tensor, Tensor]:
+    """Rows to fit on and rows to score, both from the *training* part: the test part stays unseen.
+
+    By a hash of the row's key, one in five is scored; sets larger than ``most`` are sampled by the same hash.
+    """
+    hashes = torch.tensor(
+        [
+            int.from_bytes(hashlib.sha256(images.key(row).encode()).digest()[:6], "big")
+            for row in range(len(images))
+        ]
+    )
+    rows = hashes.argsort()[:most]
+    scored = hashes[rows] % 5 == 0
+    return rows[~scored], rows[scored]
+
+
+class OnlineKnnCallback(StepCallback):
+    """kNN top-1 on held-out rows every few epochs, on frozen features of the query encoder.
+
+    The encoder is in eval mode meanwhile, so its batch statistics do not move: training with and without
+    this callback gives the same weights to the bit.
+
+    Args:
+        images: A labelled view of the training part.
+        every_epochs: Epochs between scores; the end of the run is always scored.
+        batch_size: Images a forward pass.
+    """
+
+    def __init__(self, images: Images, every_epochs: int, batch_size: int = 256) -> None:
+        assert images.labels is not None
+        self.images, self.every_epochs, self.batch_size = images, every_epochs, batch_size
+        self.fit_rows, self.score_rows = monitor_split(images)
+        self._decoded: dict[str, tuple[Tensor, Tensor]] = {}
+        self._scored_step = -1
+
+    def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
+        """Score, when due."""
+        if epochs % self.every_epochs == 0:
+            self._score(trainer, module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Score the last weights."""
+        assert isinstance(pl_module, ContrastiveModule)
+        if trainer.global_step != self._scored_step:
+            self._score(trainer, pl_module)
+
+    def _score(self, trainer: pl.Trainer, module: ContrastiveModule) -> None:
+        self._scored_step = trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        with off_the_clock(trainer):
+            fit, fit_labels = self._features(module, "fit", self.fit_rows)
+            scored, scored_labels = self._features(module, "score", self.score_rows)
+            top1 = OnlineKnn()(fit, fit_labels, scored, scored_labels)
+        log_row(trainer, {"knn/top1": top1} | module.progress())
+
+    @torch.inference_mode()
+    def _features(self, module: ContrastiveModule, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        images, kept = self._decode(part, rows)
+        encoder, training = module.encoder, module.encoder.training
+        encoder.eval()
+        try:
+            features = [
+                encoder(center_view(batch.to(module.device), module.config.data)).float().cpu()
+                for batch in torch.split(images, self.batch_size)
+            ]
+        finally:
+            encoder.train(training)
+        assert self.images.labels is not None
+        return torch.cat(features), self.images.labels[kept]
+
+    def _decode(self, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Read once; unreadable rows are left out (the training path counts them)."""
+        if part not in self._decoded:
+            images, kept = [], []
+            for row in rows.tolist():
+                try:
+                    images.append(self.images.read(row))
+                    kept.append(row)
+                except Unreadable:
+                    continue
+            self._decoded[part] = torch.stack(images), torch.tensor(kept)
+        return self._decoded[part]

@@ -1,0 +1,49 @@
+"""Whether the embeddings still use their space."""
+
+import logging
+
+import pytorch_lightning as pl
+
+from contrastive.callbacks.steps import StepCallback
+from contrastive.logging import log_row, off_the_clock
+from contrastive.module import ContrastiveModule
+from eval.stats import health
+
+logger = logging.getLogger(__name__)
+
+
+class WatchHealth(StepCallback):
+    """Logs ``stats/*`` of the bank's keys after each epoch, and names a collapse, once, when there is one.
+
+    Args:
+        rows: Keys looked at, spread evenly over the bank.
+    """
+
+    def __init__(self, rows: int = 512) -> None:
+        self.rows = rows
+        self._warned = False
+
+    def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
+        """Look, log, warn."""
+        if not trainer.is_global_zero:
+            return
+        bank = module.miner.bank
+        slots = bank.admissible(trainer.global_step).nonzero()[:, 0]
+        slots = slots[:: max(1, len(slots) // self.rows)]
+        if len(slots) < 2:
+            return
+        with off_the_clock(trainer):
+            found = health(bank.read(slots).float().cpu())
+        row = {"rankme": found.rankme, "uniformity": found.uniformity, "std": found.std}
+        log_row(trainer, {f"stats/{name}": value for name, value in row.items()} | module.progress())
+        if found.verdict != "healthy" and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s of the embeddings after epoch %d: effective rank %.1f of %d, spread %.2f of 1. Lower "
+                "optimizer.base_lr, raise objective.temperature, or give the loss more negatives",
+                found.verdict,
+                epochs,
+                found.rankme,
+                min(len(slots), bank.dim),
+                found.std,
+            )

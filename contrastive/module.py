@@ -1,0 +1,269 @@
+"""The training step, as the papers write it."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from contrastive.augment.views import Views
+from contrastive.config import PretrainConfig
+from contrastive.data.batch import Batch
+from contrastive.data.plan import Plan
+from contrastive.distributed import all_true, gather_rows, gather_sizes
+from contrastive.encoders.encoder import Encoder
+from contrastive.heads import predictor, projector
+from contrastive.momentum import ema_update, momentum_at
+from contrastive.objectives.build import build_objective
+from contrastive.objectives.nnclr import attach_neighbour
+from contrastive.optim import build_optimizer, learning_rate
+from memory_bank.miner import Miner, build_miner
+from memory_bank.negatives import Negatives
+from memory_bank.shapes import Float
+
+
+class Diverged(RuntimeError):
+    """The run stopped itself: the loss was not finite several steps in a row. Exit code 3."""
+
+
+@dataclass
+class Mined:
+    """What the last micro-batch was pushed away from, for callbacks to look at.
+
+    Attributes:
+        ids: (b,) data set rows of the queries.
+        query: (b, d) unit rows.
+        negatives: Their negatives.
+    """
+
+    ids: Tensor
+    query: Tensor
+    negatives: Negatives
+
+
+class ContrastiveModule(pl.LightningModule):
+    """Two views, a query and a key network, negatives from the bank, one objective.
+
+    The key network is an exponential moving average of the query network (MoCo, He et al. 2020,
+    arXiv:1911.05722, eq. 2). The bank is written after the optimizer step: a key is never its own negative.
+
+    Args:
+        config: The run.
+        plan: Who sees what, and how many optimizer steps there are.
+        encoder: The backbone; its weights are the product of the run.
+        build_loader: Makes the loader of this rank once device and ranks are known.
+        oracle_labels: Class of each row, for ``supcon`` alone, which is an oracle; else None.
+    """
+
+    patience = 3
+    """Optimizer steps in a row with a loss that is not finite before the run stops."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        plan: Plan,
+        encoder: Encoder,
+        build_loader: Callable[["ContrastiveModule"], Any],
+        oracle_labels: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.plan, self._build_loader = config, plan, build_loader
+        sizes = config.encoder
+        self.encoder = encoder
+        self.projector = projector(
+            encoder.dim, sizes.projector_hidden, sizes.projector_layers, sizes.projector_dim
+        )
+        self.predictor: nn.Module = nn.Identity()
+        if sizes.predictor_hidden:
+            self.predictor = predictor(sizes.projector_dim, sizes.predictor_hidden)
+        self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self.views = Views(config.augment, config.data, config.run.seed)
+        self.objective = build_objective(
+            config.objective, config.mining, seed=config.run.seed, labels=oracle_labels
+        )
+        self.diagnostics: dict[str, Tensor] = {}
+        self.last: Mined | None = None
+        self._unwritten: list[tuple[Tensor, Tensor]] = []
+        self._finite: list[Tensor] = []
+        self._skipped_in_a_row = 0
+        self.skipped_steps = 0
+        self._saved_miner: dict[str, Any] | None = None
+
+    def on_fit_start(self) -> None:
+        """Make the bank where the network lives, and give it what a checkpoint saved of it."""
+        self.miner: Miner = build_miner(
+            self.config.bank,
+            self.config.mining,
+            rows=self.plan.rows,
+            dim=self.config.encoder.projector_dim,
+            seed=self.config.run.seed,
+            device=self.device,
+            upcoming=lambda step: self.plan.ids(step) if step < self.plan.total_steps else None,
+        )
+        if self._saved_miner is not None:
+            self.miner.load_state_dict(self._saved_miner)
+            self._saved_miner = None
+
+    def on_fit_end(self) -> None:
+        """Let the miner's worker go."""
+        self.miner.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Also when the run ends badly: a worker left behind would keep the process alive."""
+        if hasattr(self, "miner"):
+            self.miner.close()
+
+    def train_dataloader(self) -> Any:
+        """The rest of the plan, as one pass."""
+        return self._build_loader(self)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Free the last step's negatives before the next ones are gathered."""
+        self.last = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One micro-batch: the mean loss of its images."""
+        if len(batch) < 2:
+            return self._sit_out(batch)
+        step = self.global_step
+        view_1, view_2 = self.views(batch.images, batch.ids, self.plan.epoch_of(step))
+        query, key = self.embed(view_1), self.embed_key(view_2)
+        sizes = gather_sizes(len(key), key.device)
+        batch_keys, batch_ids = gather_rows(key, sizes), gather_rows(batch.ids, sizes)
+        negatives = self.miner.negatives(
+            query.detach(), key, batch.ids, step, batch_keys=batch_keys, batch_ids=batch_ids
+        )
+        loss, diagnostics = self._compare(query, key, view_2, negatives, batch.ids)
+        if self.config.objective.symmetric:
+            # One look-up an image: the negatives of view 1 serve view 2 as well.
+            swapped, _ = self._compare(
+                self.embed(view_2), self.embed_key(view_1), view_1, negatives, batch.ids
+            )
+            loss = (loss + swapped) / 2
+        self.last = Mined(batch.ids, query.detach(), negatives)
+        self._unwritten.append((batch_keys, batch_ids))
+        self._finite.append(torch.isfinite(loss.detach()))
+        self.diagnostics = {"loss": loss.detach(), **diagnostics}
+        return loss
+
+    def progress(self) -> dict[str, float]:
+        """Epochs done; Lightning's own count stays 0, since it sees the whole plan as one pass."""
+        return {"epoch": self.global_step / self.plan.steps_per_epoch}
+
+    def _sit_out(self, batch: Batch) -> Tensor:
+        """A share of the batch of which almost nothing could be read: batch statistics need two images.
+
+        The gathers are joined with no rows, since other ranks wait in them.
+        """
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        nothing = torch.zeros(0, self.config.encoder.projector_dim, device=self.device)
+        sizes = gather_sizes(0, self.device)
+        self._unwritten.append((gather_rows(nothing, sizes), gather_rows(batch.ids[:0], sizes)))
+        self._finite.append(torch.ones((), dtype=torch.bool, device=self.device))
+        return torch.stack([weight.sum() * 0 for weight in weights]).sum()
+
+    def _compare(
+        self, query: Tensor, key: Tensor, key_view: Tensor, negatives: Negatives, ids: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective, given what it asks for beside the mined negatives."""
+        step = self.global_step
+        if self.objective.in_batch:
+            # SimCLR: both views through the query network, with gradient; the batch is its own negatives.
+            key, negatives = self.embed(key_view), Negatives.none(query.detach())
+        if self.objective.neighbour:
+            neighbour = self.miner.nearest(key, ids, step, 1)[0][:, 0]
+            rows = self.miner.bank.read(self.miner.bank.slots_of(neighbour.to(self.miner.bank.device)))
+            negatives = attach_neighbour(negatives, rows.to(query.device), neighbour)
+        return self.objective(query, key, negatives, ids=ids, step=step)
+
+    def embed(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Unit-norm queries; they carry the gradient."""
+        return F.normalize(self.predictor(self.projector(self.encoder(view))).float(), dim=1)
+
+    @torch.no_grad()
+    def embed_key(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Unit-norm keys of the EMA network."""
+        return F.normalize(self.key_projector(self.key_encoder(view)).float(), dim=1)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Skip the step on every rank if any rank's loss is not finite: weights without a gradient stay."""
+        self._step_is_sound = bool(all_true(torch.stack(self._finite).all()))
+        if not self._step_is_sound:
+            optimizer.zero_grad(set_to_none=True)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The optimizer's step, then the key network's, then the bank's."""
+        step = self.global_step
+        super().optimizer_step(*args, **kwargs)
+        unwritten, self._unwritten, self._finite = self._unwritten, [], []
+        if not self._step_is_sound:
+            self._count_skipped(step)
+            return
+        self._skipped_in_a_row = 0
+        sizes = self.config.encoder
+        momentum = momentum_at(step, self.plan.total_steps, sizes.momentum, sizes.momentum_end)
+        ema_update(self.encoder, self.key_encoder, momentum)
+        ema_update(self.projector, self.key_projector, momentum)
+        keys, ids = (torch.cat(parts) for parts in zip(*unwritten, strict=True))
+        self.miner.write(keys, ids, step)
+
+    def _count_skipped(self, step: int) -> None:
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= self.patience:
+            raise Diverged(
+                f"the loss was not finite {self.patience} optimizer steps in a row, the last is step {step}; "
+                "the last checkpoint is kept. Lower optimizer.base_lr, lengthen schedule.warmup_epochs, "
+                "or set trainer.gradient_clip_val=1"
+            )
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer, and the learning rate as a function of the optimizer step."""
+        optimizer = build_optimizer(self, self.config.optimizer, self.config.data.global_batch)
+        schedule = self.config.schedule
+        warmup = round(schedule.warmup_epochs * self.plan.steps_per_epoch)
+
+        def factor(step: int) -> float:
+            return learning_rate(step, total_steps=self.plan.total_steps, warmup_steps=warmup)
+
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning does not know: the bank, and the count of skipped steps."""
+        checkpoint["miner"] = self.miner.state_dict()
+        checkpoint["skipped"] = [self.skipped_steps, self._skipped_in_a_row]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back; the miner is made later, when the device is known."""
+        _stand_at(checkpoint, self.trainer.accumulate_grad_batches)
+        self._saved_miner = checkpoint["miner"]
+        self.skipped_steps, self._skipped_in_a_row = checkpoint["skipped"]
+
+
+def _stand_at(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Let Lightning's loops stand just after the batch that completed the checkpoint's optimizer step.
+
+    The step alone decides where a run stands. What the loops saved depends also on why it stopped (a run cut
+    short by ``max_steps`` looks finished) and on the micro-batches of a step, which may differ now.
+    """
+    step = checkpoint["global_step"]
+    batches, loop = step * accumulate, checkpoint["loops"]["fit_loop"]
+    begun = {"ready": 1, "completed": 0, "started": 1, "processed": 0}
+    delivered = {"ready": batches, "completed": batches - 1, "started": batches, "processed": batches}
+    loop["epoch_progress"] = {"total": dict(begun), "current": dict(begun)}
+    loop["epoch_loop.batch_progress"] |= {"total": dict(delivered), "current": dict(delivered)}
+    loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1
+    for loader in loop["state_dict"]["combined_loader"]:
+        loader["delivered"] = batches

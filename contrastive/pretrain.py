@@ -1,0 +1,329 @@
+"""Composition root: builds every part of a run from its config, checks all of it, then writes and trains."""
+
+import inspect
+import json
+import logging
+import math
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.loggers import Logger
+
+from contrastive.callbacks.metrics import LogMetrics
+from contrastive.callbacks.online_knn import OnlineKnnCallback
+from contrastive.callbacks.pictures import Pictures
+from contrastive.callbacks.steps import StepTimer
+from contrastive.callbacks.watch_health import WatchHealth
+from contrastive.checkpoint import DirectoryCheckpointIO, Preemption, SaveCheckpoint
+from contrastive.config import PretrainConfig, UserError, nearest
+from contrastive.data.loader import build_loader
+from contrastive.data.plan import Plan
+from contrastive.data.sources import Images, Unreadable, open_labelled_train, open_train
+from contrastive.data.tally import TooManyCorrupt
+from contrastive.encoders.build import build_encoder
+from contrastive.encoders.weights import load_weights, save_encoder
+from contrastive.logging import MetricsCsv, Throughput, build_wandb, progress_bar, read_metrics
+from contrastive.module import ContrastiveModule, Diverged
+from contrastive.run_dir import hold, is_first_rank, look_at, note_unreadable, prepare, write_atomically
+from memory_bank.miner import build_miner
+
+logger = logging.getLogger(__name__)
+# Set when Lightning is imported: it advertises, and says at INFO what our own lines say. Its warnings stay.
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+
+RESERVED = {
+    "logger": "logging.*",
+    "callbacks": "the Python API",
+    "plugins": "the Python API",
+    "max_epochs": "schedule.epochs",
+    "min_epochs": "schedule.epochs",
+    "log_every_n_steps": "logging.every_n_steps",
+    "enable_checkpointing": "run.checkpoint_every",
+    "enable_progress_bar": "logging.progress",
+    "default_root_dir": "run.root",
+    "fast_dev_run": "--dry-run",
+    "use_distributed_sampler": "nothing: the plan deals out the rows",
+    "reload_dataloaders_every_n_epochs": "nothing: the plan deals out the rows",
+    "limit_train_batches": "trainer.max_steps",
+    "overfit_batches": "trainer.max_steps",
+}
+"""Trainer settings that belong to us, and what to use instead."""
+
+
+PRECISIONS = ("32-true", "32", "bf16-mixed", "16-mixed")
+"""Of the networks; views, similarities and the loss are float32 in each."""
+
+
+def pretrain(config: PretrainConfig, *, dry_run: bool = False) -> tuple[int, dict[str, Any] | None]:
+    """Train as ``config`` says; return the exit code and the summary (None off rank 0).
+
+    Everything the user can get wrong is checked before the first byte is written.
+
+    Raises:
+        UserError: wrong input; exit code 2.
+    """
+    if dry_run:
+        return _dry_run(config)
+    run_dir = Path(config.run.root) / config.run.name
+    images, plan = _open(config)
+    steps = min(config.trainer.get("max_steps", plan.total_steps), plan.total_steps)
+    finished, checkpoint = look_at(run_dir, config, images, steps)
+    if finished is not None:
+        logger.info("%s: this run is finished; choose another run.name to train again", run_dir)
+        return 0, finished
+    module = _build_module(config, plan, images, run_dir)
+    saving = _build_saving(config, module, run_dir)
+    preemption = Preemption(saving)
+    callbacks = [*_build_callbacks(config, images, run_dir), saving, preemption]
+    trainer = _build_trainer(config, callbacks)
+    _check_batch(config, trainer)
+    _check_mining(config, plan, trainer)
+    if not is_first_rank():
+        return _fit(trainer, module, checkpoint, preemption)[0], None
+    with hold(run_dir):
+        prepare(run_dir, config, images)
+        trainer.loggers = _build_loggers(config, run_dir)
+        code, seconds = _fit(trainer, module, checkpoint, preemption)
+        return code, _finish(config, module, trainer, run_dir, seconds, code, steps)
+
+
+def _open(config: PretrainConfig) -> tuple[Images, Plan]:
+    _check_trainer(config.trainer)
+    images = open_train(config.data)
+    _check_readable(images)
+    return images, Plan(len(images), config.run.seed, config.data.global_batch, config.schedule.epochs)
+
+
+def _check_readable(images: Images) -> None:
+    """Find one image that can be decoded: a folder without any is refused before anything is written."""
+    reason = ""
+    for row in range(len(images)):
+        try:
+            images.read(row)
+        except Unreadable as error:
+            reason = reason or f"{images.key(row)}: {error}"
+        else:
+            return
+    raise UserError(
+        f"none of the {len(images)} images can be read ({reason}); "
+        "check data.root, the files' rights and format"
+    )
+
+
+def _check_trainer(given: dict[str, Any]) -> None:
+    """What Lightning would find out late, or never."""
+    allowed = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"} - set(RESERVED)
+    for key in given:
+        if key in RESERVED:
+            raise UserError(f"trainer.{key} is set by the run itself; use {RESERVED[key]}")
+        if key not in allowed:
+            raise UserError(f"unknown key 'trainer.{key}'; {nearest(key, sorted(allowed))}")
+    for key in ("max_steps", "accumulate_grad_batches", "num_nodes"):
+        if key in given and not (type(given[key]) is int and given[key] >= 1):
+            raise UserError(f"trainer.{key}={given[key]!r}: a whole number, 1 or more, is needed")
+    precision = str(given.get("precision", "32-true"))
+    if precision not in PRECISIONS:
+        raise UserError(f"trainer.precision={precision}: allowed are {', '.join(PRECISIONS)}")
+
+
+def _build_module(config: PretrainConfig, plan: Plan, images: Images, run_dir: Path) -> ContrastiveModule:
+    torch.manual_seed(config.run.seed)
+    encoder = build_encoder(config.encoder, config.data.image_size)
+    if config.encoder.weights is not None:
+        load_weights(encoder, Path(config.encoder.weights))
+
+    def note_corrupt(row: int, reason: str) -> None:
+        note_unreadable(run_dir / "corrupt.csv", row, images.key(row), reason)
+
+    def loader(module: ContrastiveModule) -> Any:
+        trainer = module.trainer
+        return build_loader(
+            images,
+            plan,
+            config.data,
+            device=module.device,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            accumulate=trainer.accumulate_grad_batches,
+            whole_plan=True,
+            on_corrupt=note_corrupt,
+            progress=config.logging.progress,
+        )
+
+    labels = images.labels if config.objective.name == "supcon" else None
+    return ContrastiveModule(config, plan, encoder, loader, labels)
+
+
+def _build_saving(config: PretrainConfig, module: ContrastiveModule, run_dir: Path) -> SaveCheckpoint:
+    every = config.run.checkpoint_every or module.plan.steps_per_epoch
+    return SaveCheckpoint(
+        run_dir / "checkpoints",
+        every,
+        config.run.keep_last,
+        extra_files=lambda _, folder: _save_encoder(config, module, folder),
+    )
+
+
+def _build_callbacks(config: PretrainConfig, images: Images, run_dir: Path) -> list[pl.Callback]:
+    logging = config.logging
+    callbacks: list[pl.Callback] = [
+        Throughput(),
+        LogMetrics(images.labels),
+        WatchHealth(),
+    ]
+    labelled = open_labelled_train(config.data) if logging.knn_every_epochs else None
+    if labelled is not None:
+        callbacks.append(OnlineKnnCallback(labelled, logging.knn_every_epochs))
+    if logging.mined_rows:
+        callbacks.append(Pictures(images, run_dir, logging.mined_rows))
+    if (bar := progress_bar(config.logging.progress)) is not None:
+        callbacks.append(bar)
+    return callbacks
+
+
+def _build_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: Any) -> pl.Trainer:
+    plugins: list[Any] = [DirectoryCheckpointIO()]
+    if SLURMEnvironment.detect():
+        # Lightning's own requeueing saves inside the signal handler, which can hang; we save between steps.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    settings = {"enable_model_summary": False, **config.trainer, **more}
+    try:
+        return pl.Trainer(
+            **settings,
+            max_epochs=1,  # of Lightning: the loader is the whole plan, so a resume is always within it
+            plugins=plugins,
+            callbacks=callbacks,
+            logger=False,
+            log_every_n_steps=config.logging.every_n_steps,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+            use_distributed_sampler=False,
+        )
+    except Exception as error:  # all it was given are the user's settings, and it raises a dozen kinds
+        raise UserError(f"trainer: {error}; settings given: {config.trainer}") from error
+
+
+def _check_batch(config: PretrainConfig, trainer: pl.Trainer) -> None:
+    parts = trainer.world_size * trainer.accumulate_grad_batches
+    if config.data.global_batch % parts:
+        raise UserError(
+            f"data.global_batch={config.data.global_batch} does not divide evenly into {trainer.world_size} "
+            f"device(s) x {trainer.accumulate_grad_batches} accumulated micro-batch(es); "
+            f"use {math.ceil(config.data.global_batch / parts) * parts}"
+        )
+
+
+def _check_mining(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> None:
+    """Make the bank once and let it go: settings that do not fit each other or the device show themselves."""
+    try:
+        build_miner(
+            config.bank,
+            config.mining,
+            rows=plan.rows,
+            dim=config.encoder.projector_dim,
+            seed=config.run.seed,
+            device=trainer.strategy.root_device,
+            upcoming=plan.ids,
+        ).close()
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise UserError(f"bank and mining: {error}") from error
+
+
+def _build_loggers(config: PretrainConfig, run_dir: Path) -> list[Logger]:
+    saved = OmegaConf.load(run_dir / "config.yaml")
+    wandb = build_wandb(
+        config.logging.wandb,
+        run_dir,
+        config.run.name,
+        OmegaConf.select(saved, "provenance.wandb_id"),
+        cast(dict[str, Any], OmegaConf.to_container(saved)),
+    )
+    return [MetricsCsv(run_dir), *([wandb] if wandb is not None else [])]
+
+
+def _fit(
+    trainer: pl.Trainer, module: ContrastiveModule, checkpoint: Path | None, preemption: Preemption
+) -> tuple[int, float]:
+    started = time.monotonic()
+    code = 0
+    try:
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    except (Diverged, TooManyCorrupt) as error:
+        logger.error("stopped: %s", error)
+        code = 3
+    if preemption.stopped_by is not None:
+        logger.info("stopped by %s after saving; the same command goes on from here", preemption.stopped_by)
+        code = 75
+    return code, time.monotonic() - started
+
+
+def _finish(
+    config: PretrainConfig,
+    module: ContrastiveModule,
+    trainer: pl.Trainer,
+    run_dir: Path,
+    seconds: float,
+    code: int,
+    steps: int,
+) -> dict[str, Any]:
+    """encoder.safetensors and summary.json; the latter only of a run that ended well."""
+    rows = read_metrics(run_dir / "metrics.csv") if (run_dir / "metrics.csv").is_file() else {}
+    known = {name: [value for value in values if math.isfinite(value)] for name, values in rows.items()}
+    summary = {
+        "run": str(run_dir),
+        "encoder": str(run_dir / "encoder.safetensors"),
+        "steps": trainer.global_step,
+        "epochs": trainer.global_step / module.plan.steps_per_epoch,
+        "seconds": round(seconds, 1),
+        "peak_memory_mib": round(_peak_memory(module.device) / 2**20),
+        "metrics": {name: values[-1] for name, values in known.items() if values},
+        "finished": code == 0 and trainer.global_step >= steps,
+    }
+    if code != 3:
+        _save_encoder(config, module, run_dir)
+    if code == 0:
+        write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _save_encoder(config: PretrainConfig, module: ContrastiveModule, folder: Path) -> None:
+    save_encoder(folder / "encoder.safetensors", module.encoder, config.encoder, config.data, {})
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the accelerator where there is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
+    """Two steps in a folder that is thrown away; the second step's time stands for all."""
+    with tempfile.TemporaryDirectory(prefix="contrastive-dry-run-") as scratch:
+        images, plan = _open(config)
+        run_dir = Path(scratch)
+        module = _build_module(config, plan, images, run_dir)
+        timer = StepTimer()
+        trainer = _build_trainer(config, [timer], max_steps=min(2, plan.total_steps))
+        _check_batch(config, trainer)
+        trainer.fit(module)
+        if not trainer.is_global_zero:
+            return 0, None
+        return 0, {
+            "dry_run": True,
+            "rows": len(images),
+            "steps": plan.total_steps,
+            "estimated_seconds": round(timer.seconds[-1] * plan.total_steps),
+            "peak_memory_mib": round(_peak_memory(module.device) / 2**20),
+            "parameters": sum(weight.numel() for weight in module.encoder.parameters()),
+        }

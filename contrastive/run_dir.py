@@ -1,0 +1,201 @@
+"""The run directory: what it already holds, its first files, its last ones."""
+
+import csv
+import importlib
+import json
+import os
+import secrets
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+
+from contrastive.checkpoint import latest_valid, refuse_unsafe_loading
+from contrastive.config import PretrainConfig, UserError, differences, load_saved
+from contrastive.data.manifest import describe_changes, read_manifest, write_manifest
+from contrastive.data.sources import Images
+
+fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
+
+MAY_CHANGE = (
+    "trainer",
+    "logging.",
+    "run.resume",
+    "run.keep_last",
+    "run.checkpoint_every",
+    "run.root",
+    "data.num_workers",
+    "data.resident",
+    "data.allow_changed",
+    "data.max_corrupt",
+    "mining.overlap",
+)
+"""Settings that may differ when a run goes on; any other would make it another run."""
+
+
+def look_at(
+    run_dir: Path, config: PretrainConfig, images: Images, steps: int
+) -> tuple[dict[str, Any] | None, Path | None]:
+    """The summary of a run that has its ``steps``, the checkpoint to go on from, or neither; writes nothing.
+
+    Raises:
+        UserError: not writable, not a run directory, another run's, or changed data.
+    """
+    refuse_unsafe_loading()
+    _check_writable(run_dir)
+    unfinished = {".lock", "manifest.csv"}  # what a start that was killed at once may leave
+    if is_first_rank() and run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - unfinished:
+        _check_same_run(run_dir, config, images)
+        summary = _read_summary(run_dir / "summary.json")
+        if summary.get("steps", -1) >= steps:
+            return summary, None
+    checkpoint = latest_valid(run_dir / "checkpoints")
+    if checkpoint is None and any((run_dir / "checkpoints").glob("step-*")):
+        raise UserError(
+            f"{run_dir}: none of its checkpoints can be read (see the warnings above); restore one, "
+            "or remove the directory to start over"
+        )
+    return None, checkpoint
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    """The summary, or nothing: it only repeats what the checkpoints know, so a torn one does no harm."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_first_rank() -> bool:
+    """Whether this process is rank 0, also before a process group exists: launchers and SLURM say it."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _check_writable(run_dir: Path) -> None:
+    parent = run_dir
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(
+            f"run directory {run_dir}: {parent} is not a writable folder; set run.root or run.name"
+        )
+
+
+def _check_same_run(run_dir: Path, config: PretrainConfig, images: Images) -> None:
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(
+            f"{run_dir}: holds files but no config.yaml, so it is not a run; choose another run.name"
+        )
+    if config.run.resume == "never":
+        raise UserError(f"{run_dir}: exists; choose another run.name, or go on with run.resume=auto")
+    saved = load_saved(PretrainConfig, run_dir / "config.yaml")
+    if not is_begun(run_dir):
+        return
+    changed = [
+        f"{name} was {old!r}, is {new!r}"
+        for name, (old, new) in differences(saved, config).items()
+        if not name.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        raise UserError(
+            f"{run_dir}: holds a different run ({'; '.join(changed)}); "
+            "choose another run.name or the old values"
+        )
+    if not config.data.allow_changed:
+        if not (run_dir / "manifest.csv").is_file():
+            raise UserError(
+                f"{run_dir}: manifest.csv is missing, so changed data could not be told; restore it, choose "
+                "another run.name, or trust the data with data.allow_changed=true"
+            )
+        changes = describe_changes(read_manifest(run_dir / "manifest.csv"), images)
+        if changes:
+            raise UserError(
+                f"{run_dir}: the data changed since this run began: {changes}; restore it, choose another "
+                "run.name, or accept it with data.allow_changed=true"
+            )
+
+
+def is_begun(run_dir: Path) -> bool:
+    """Whether a step was taken here; before that, the directory may still become another run's."""
+    return (run_dir / "checkpoints").exists() or (run_dir / "metrics.csv").exists()
+
+
+def hold(run_dir: Path) -> IO[str]:
+    """Make the directory and lock it against a second run; the lock lives as long as the returned file.
+
+    Raises:
+        UserError: it cannot be made, or a process at work holds it.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"run directory {run_dir}: {error.strerror}; set run.root or run.name") from error
+    if fcntl is not None:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            lock.close()
+            raise UserError(
+                f"{run_dir}: process {holder} is training here; wait for it, or choose another run.name"
+            ) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def prepare(run_dir: Path, config: PretrainConfig, images: Images) -> None:
+    """Write the manifest that guards every resume, and last config.yaml, which makes the folder a run."""
+    if (run_dir / "config.yaml").is_file() and is_begun(run_dir):
+        return
+    write_manifest(run_dir / "manifest.csv", images)
+    document = OmegaConf.structured(config)
+    OmegaConf.set_struct(document, False)
+    document.provenance = provenance()
+    write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(document))
+
+
+def provenance() -> dict[str, str]:
+    """What a run is made with: commit, versions, and the id of its W&B run, which a resume continues."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    packages = ("torch", "torchvision", "pytorch-lightning", "kornia", "faiss-cpu", "omegaconf")
+    return {
+        "commit": found.stdout.strip() or "unknown",
+        "wandb_id": secrets.token_hex(4),
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file in one step, so that a kill leaves the old one or the new one."""
+    staged = path.with_name(f".{path.name}.part")
+    staged.write_text(text)
+    os.replace(staged, path)
+
+
+def note_unreadable(path: Path, row: int, key: str, reason: str) -> None:
+    """Add a line to corrupt.csv, once a row: a resumed run meets the same files again."""
+    known = set()
+    if path.is_file():
+        with path.open(newline="") as file:
+            known = {line[0] for line in csv.reader(file) if line}
+    if str(row) in known:
+        return
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if not known:
+            writer.writerow(["row", "key", "reason"])
+        writer.writerow([row, key, reason])

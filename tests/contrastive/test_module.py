@@ -1,0 +1,127 @@
+"""The step: what enters the loss, what does not, and in which order."""
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def parts():
+    """A module on 40 rows with a filled bank, and a batch of rows 0 to 7; no trainer."""
+    from contrastive.config import PretrainConfig, load_config
+    from contrastive.data.batch import Batch
+    from contrastive.data.plan import Plan
+    from contrastive.encoders.build import build_encoder
+    from contrastive.module import ContrastiveModule
+
+    def make(*overrides):
+        config = load_config(
+            PretrainConfig,
+            "pretrain",
+            "digits",
+            [
+                "data.global_batch=8",
+                "encoder.width=4",
+                "encoder.projector_hidden=16",
+                "encoder.projector_dim=8",
+                "mining=band",
+                "mining.num_hard=4",
+                "mining.num_uniform=4",
+                "bank.dtype=float32",
+                *overrides,
+            ],
+        )
+        torch.manual_seed(0)
+        plan = Plan(40, 0, 8, 2)
+        module = ContrastiveModule(config, plan, build_encoder(config.encoder, 16), lambda module: None)
+        module.on_fit_start()
+        keys = torch.nn.functional.normalize(torch.randn(40, 8), dim=1)
+        module.miner.write(keys, torch.arange(40), 0)
+        images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+        return module, Batch(images, torch.arange(8))
+
+    return make
+
+
+def loss_of(module, batch):
+    torch.manual_seed(1)
+    return module.training_step(batch, 0).detach()
+
+
+@pytest.mark.parametrize("preset", ["band", "hardest", "uniform", "all_rows", "full_bank"])
+def test_what_is_in_the_bank_decides_the_loss(parts, preset):
+    module, batch = parts(f"mining={preset}", "mining.num_hard=4", "mining.num_uniform=4")
+    module.eval()  # batch statistics stay, so that only the bank differs
+    before = loss_of(module, batch)
+    assert torch.equal(before, loss_of(module, batch))
+    other = torch.nn.functional.normalize(torch.randn(40, 8), dim=1)
+    module.miner.write(other, torch.arange(40), 0)
+    assert not torch.equal(before, loss_of(module, batch))
+
+
+@pytest.mark.parametrize("preset", ["band", "hardest", "uniform", "all_rows", "full_bank"])
+def test_a_querys_own_row_is_never_its_negative(parts, preset):
+    module, batch = parts(f"mining={preset}", "mining.num_hard=4", "mining.num_uniform=40")
+    module.eval()
+    loss_of(module, batch)
+    negatives = module.last.negatives
+    own = batch.ids[:, None]
+    used = negatives.hard_log_weight > -torch.inf
+    assert not ((negatives.hard_ids == own) & used).any()
+    shared = negatives.shared_log_weight > -torch.inf
+    assert not ((negatives.shared_ids[None] == own) & shared).any()
+    assert used.any() or shared.any()
+
+
+def test_the_loss_is_info_nce_of_the_queries_keys_and_mined_rows(parts):
+    """Recomputed from the parts by a plain loop."""
+    module, batch = parts()
+    module.eval()
+    loss = loss_of(module, batch)
+    view_1, view_2 = module.views(batch.images, batch.ids, 0)
+    with torch.no_grad():
+        query, key = module.embed(view_1).double(), module.embed_key(view_2).double()
+    negatives, temperature = module.last.negatives, module.config.objective.temperature
+    terms = []
+    for row in range(8):
+        positive = (query[row] @ key[row] / temperature).exp()
+        used = [
+            *negatives.hard[row][negatives.hard_log_weight[row] == 0],
+            *negatives.shared[negatives.shared_log_weight[row] == 0],
+        ]
+        others = [(query[row] @ vector.double() / temperature).exp() for vector in used]
+        terms.append(-(positive / (positive + sum(others))).log())
+    assert loss.double() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
+
+
+def test_the_symmetric_loss_is_the_mean_of_both_directions(parts):
+    module, batch = parts("objective.symmetric=true")
+    module.eval()
+    loss = loss_of(module, batch)
+    negatives = module.last.negatives
+    view_1, view_2 = module.views(batch.images, batch.ids, 0)
+    with torch.no_grad():
+        forward, _ = module.objective(module.embed(view_1), module.embed_key(view_2), negatives)
+        backward, _ = module.objective(module.embed(view_2), module.embed_key(view_1), negatives)
+    assert loss == pytest.approx(((forward + backward) / 2).item(), rel=1e-6)
+    assert forward != pytest.approx(backward.item(), rel=1e-3)
+
+
+def test_keys_carry_no_gradient_and_queries_do(parts):
+    module, batch = parts()
+    module.training_step(batch, 0).backward()
+    assert all(weight.grad is None for weight in module.key_encoder.parameters())
+    assert all(
+        weight.grad is not None and weight.grad.abs().sum() > 0 for weight in module.encoder.parameters()
+    )
+
+
+def test_an_image_has_the_same_views_in_any_batch(parts):
+    module, batch = parts("augment=moco_v2", "data.image_size=16")
+    whole = module.views(batch.images, batch.ids, 3)
+    order = torch.tensor([5, 2, 7])
+    part = module.views(batch.images[order], batch.ids[order], 3)
+    for view, expected in zip(part, whole, strict=True):
+        torch.testing.assert_close(view, expected[order], rtol=0, atol=1e-6)
+    later = module.views(batch.images, batch.ids, 4)
+    assert not torch.equal(later[0], whole[0])
+    assert not torch.equal(whole[0], whole[1])

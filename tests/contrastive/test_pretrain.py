@@ -1,0 +1,353 @@
+"""The command line end to end, in this process, on small images made here."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """48 images in three classes, told apart by colour."""
+    colours = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+    noise = np.random.default_rng(0)
+    for name, colour in colours.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(16):
+            pixels = np.clip(np.array(colour) + noise.integers(-40, 40, (20, 24, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def run(folder, tmp_path, capsys):
+    """Call the command with a tiny recipe; returns exit code, the JSON of the last line, stderr."""
+    from contrastive.__main__ import main
+
+    def call(*overrides):
+        code = main(
+            [
+                "data.name=imagefolder",
+                f"data.root={folder}",
+                "data.image_size=16",
+                "data.global_batch=8",
+                "encoder.width=4",
+                "encoder.projector_hidden=16",
+                "encoder.projector_dim=8",
+                "mining.num_hard=4",
+                "mining.num_uniform=4",
+                "mining.min_fill=0.2",
+                "schedule.epochs=3",
+                "schedule.warmup_epochs=1",
+                "logging.every_n_steps=1",
+                "logging.progress=false",
+                "logging.wandb.mode=disabled",
+                f"run.root={tmp_path / 'runs'}",
+                "run.name=tiny",
+                "run.checkpoint_every=null",
+                "trainer.accelerator=cpu",
+                *overrides,
+            ]
+        )
+        out, err = capsys.readouterr()
+        result = json.loads(out.strip().splitlines()[-1]) if code in (0, 3, 75) and out.strip() else None
+        return code, result, err
+
+    return call
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    from contrastive.encoders.safetensors import read
+
+    return read(run_dir / "encoder.safetensors")[0]
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def bank(run_dir: Path) -> dict[str, torch.Tensor]:
+    checkpoints = run_dir / "checkpoints"
+    saved = torch.load(
+        checkpoints / (checkpoints / "last").read_text().strip() / "bank.pt", weights_only=True
+    )
+    return {name: value for name, value in saved["bank"].items() if isinstance(value, torch.Tensor)}
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def metrics(run_dir: Path) -> list[dict[str, str]]:
+    return table(run_dir / "metrics.csv")
+
+
+def test_a_run_leaves_the_directory_that_the_readme_describes(run, tmp_path):
+    code, result, _ = run()
+    run_dir = tmp_path / "runs" / "tiny"
+    assert code == 0
+    assert result["finished"]
+    names = {path.name for path in run_dir.iterdir()}
+    expected = {"config.yaml", "manifest.csv", "metrics.csv", "mined.csv", "views.png", "summary.json"}
+    assert expected | {"encoder.safetensors", "checkpoints"} <= names
+    rows = metrics(run_dir)
+    steps = [int(float(row["step"])) for row in rows if row["train/loss"]]
+    assert steps == list(range(1, result["steps"] + 1))
+    for column in ("train/loss", "train/lr", "mining/positive_similarity", "bank/fill", "perf/images_per_s"):
+        assert column in rows[0], column
+    assert float(rows[-1]["bank/fill"]) > 0.5
+    assert "knn/top1" in rows[0]
+    mined = table(run_dir / "mined.csv")
+    assert mined
+    assert all(row["anchor_row"] != row["negative_row"] for row in mined)
+
+
+def test_a_finished_run_is_not_repeated(run, tmp_path):
+    _, first, _ = run()
+    before = (tmp_path / "runs/tiny/encoder.safetensors").stat().st_mtime_ns
+    code, second, _ = run()
+    assert (code, second) == (0, first)
+    assert (tmp_path / "runs/tiny/encoder.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, tmp_path):
+    run("run.name=whole")
+    whole = tmp_path / "runs" / "whole"
+    run("run.name=parts", "trainer.max_steps=5", "run.checkpoint_every=2")
+    parts = tmp_path / "runs" / "parts"
+    code, _, _ = run("run.name=parts", "run.checkpoint_every=2")
+    assert code == 0
+    assert same(weights(whole), weights(parts))
+    assert same(bank(whole), bank(parts))
+    losses = [{row["step"]: row["train/loss"] for row in metrics(path)} for path in (whole, parts)]
+    assert losses[0] == losses[1]
+    assert len(metrics(parts)) == 12  # none twice
+
+
+def test_the_training_path_has_no_labels(run, tmp_path, monkeypatch):
+    """Whatever the label table says, the weights are the same."""
+    from contrastive.data.images import FileImages
+
+    run("run.name=plain")
+    made = FileImages.__init__
+
+    def shuffled(self, *args, **kwargs):
+        made(self, *args, **kwargs)
+        if self.labels is not None:
+            self.labels = self.labels[
+                torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(3))
+            ]
+
+    monkeypatch.setattr(FileImages, "__init__", shuffled)
+    run("run.name=shuffled")
+    assert same(weights(tmp_path / "runs/plain"), weights(tmp_path / "runs/shuffled"))
+
+
+def test_monitors_and_pictures_leave_the_weights_alone(run, tmp_path):
+    run("run.name=with", "logging.knn_every_epochs=1")
+    run("run.name=without", "logging.knn_every_epochs=0", "logging.mined_rows=0", "logging.every_n_steps=7")
+    assert same(weights(tmp_path / "runs/with"), weights(tmp_path / "runs/without"))
+
+
+def test_accumulated_micro_batches_write_the_bank_once_a_step(run, tmp_path):
+    code, result, _ = run("trainer.accumulate_grad_batches=2", "run.name=halves")
+    assert code == 0
+    assert result["steps"] == len([r for r in metrics(tmp_path / "runs/halves") if r["train/loss"]])
+    written = bank(tmp_path / "runs/halves")["written_at"]
+    counts = torch.bincount(written[written >= 0])
+    assert counts.max() == 8  # a whole global batch at one step, never half of it
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(run, tmp_path, monkeypatch):
+    from contrastive.module import ContrastiveModule
+
+    embed, poisoned = ContrastiveModule.embed, {2}
+
+    def poisoned_embed(self, view):
+        query = embed(self, view)
+        return query * float("nan") if self.global_step in poisoned else query
+
+    monkeypatch.setattr(ContrastiveModule, "embed", poisoned_embed)
+    code, result, _ = run("run.name=once")
+    assert (code, result["metrics"]["train/skipped_steps"]) == (0, 1.0)
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "runs/once").values())
+    poisoned |= {6, 7, 8}
+    code, result, err = run("run.name=diverged")
+    assert code == 3
+    assert "optimizer.base_lr" in err
+    assert not (tmp_path / "runs/diverged/summary.json").exists()
+    assert list((tmp_path / "runs/diverged/checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["trainer.devces=1"], ["trainer.devces", "did you mean 'devices'"]),
+        (["trainer.logger=true"], ["trainer.logger", "logging.*"]),
+        (["trainer.max_epochs=3"], ["trainer.max_epochs", "schedule.epochs"]),
+        (["data.root=/nowhere/at/all"], ["/nowhere/at/all"]),
+        (["data.global_batch=4096"], ["4096", "data.global_batch"]),
+        (["data.global_batch=9", "trainer.accumulate_grad_batches=2"], ["9", "2", "10"]),
+        (["trainer.accelerator=gpu", "trainer.devices=4"], ["trainer", "gpu"]),
+        (["encoder.weights=missing.pth"], ["missing.pth"]),
+        (["data.name=imagefoldr"], ["imagefoldr", "imagefolder"]),
+        (["run.root=/proc/version/runs"], ["/proc/version", "run.root"]),
+    ],
+)
+def test_wrong_input_exits_2_with_the_remedy_and_writes_nothing(run, tmp_path, overrides, parts):
+    code, _, err = run(*overrides)
+    assert code == 2, err
+    for part in parts:
+        assert part in err, err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_folders_without_a_readable_image_are_refused_before_anything_is_written(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(f"data.root={tmp_path / 'empty'}", "data.name=images")
+    assert code == 2
+    assert str(tmp_path / "empty") in err
+    (tmp_path / "broken").mkdir()
+    for number in range(20):
+        (tmp_path / "broken" / f"{number}.jpg").write_bytes(b"no jpeg")
+    code, _, err = run(f"data.root={tmp_path / 'broken'}", "data.name=images")
+    assert code == 2
+    for part in ("none of the 20 images can be read", "0.jpg", "data.root"):
+        assert part in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_process_is_refused_by_name(run, tmp_path):
+    import subprocess
+    import sys
+
+    run_dir = tmp_path / "runs" / "tiny"
+    code = (
+        "import sys, time; from pathlib import Path; from contrastive.run_dir import hold\n"
+        "lock = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(120)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(run_dir)], stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        code, _, err = run()
+        holder.kill()
+    assert code == 2
+    for part in (f"process {holder.pid}", "run.name"):
+        assert part in err
+    assert not (run_dir / "config.yaml").exists()
+    assert run()[0] == 0  # a killed holder's lock is gone with it
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "mining.index=garbage",
+        "bank.device=accelerator",
+        "bank.kind=queue",
+        "trainer.precision=bf16-true",
+        "trainer.accumulate_grad_batches=0",
+        "trainer.max_steps=abc",
+        "trainer.max_time=5",
+        "data.std=[0,1,1]",
+        "objective.temperature=inf",
+        "data.root=[",
+        "data.mean.0=0.5",
+    ],
+)
+def test_settings_that_fail_late_are_refused_early(run, tmp_path, override):
+    code, _, err = run("mining.backend=faiss", override)
+    assert code == 2, err
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_damaged_files_of_a_run_are_named_or_done_without(run, tmp_path):
+    run("trainer.max_steps=4", "run.checkpoint_every=2")
+    run_dir = tmp_path / "runs" / "tiny"
+    (run_dir / "summary.json").write_text('{"steps": ')
+    assert run("trainer.max_steps=4", "run.checkpoint_every=2")[0] == 0
+    manifest = (run_dir / "manifest.csv").read_bytes()
+    (run_dir / "manifest.csv").unlink()
+    code, _, err = run("run.checkpoint_every=2")
+    assert code == 2
+    assert "manifest.csv is missing" in err
+    (run_dir / "manifest.csv").write_bytes(manifest)
+    for file in (run_dir / "checkpoints").glob("step-*/trainer.pt"):
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="checkpoint skipped"):
+        code, _, err = run("run.checkpoint_every=2")
+    assert code == 2
+    assert "none of its checkpoints can be read" in err
+
+
+def test_too_many_unreadable_files_stop_the_run(run, folder, tmp_path):
+    for number in range(8):
+        (folder / "red" / f"broken-{number}.png").write_bytes(b"no image")
+    code, result, err = run("data.max_corrupt=0.01")
+    assert code == 3
+    assert not result["finished"]
+    assert "data.max_corrupt" in err
+    listed = table(tmp_path / "runs/tiny/corrupt.csv")
+    assert {Path(row["key"]).name for row in listed} <= {f"broken-{number}.png" for number in range(8)}
+    assert listed
+    code, result, _ = run("data.max_corrupt=0.5")
+    assert (code, result["finished"]) == (0, True)
+
+
+def test_another_runs_directory_names_the_fields_that_differ(run):
+    run()
+    code, _, err = run("optimizer.base_lr=0.5", "objective.temperature=0.3")
+    assert code == 2
+    for part in ("optimizer.base_lr was", "is 0.5", "objective.temperature", "run.name"):
+        assert part in err
+
+
+def test_changed_data_behind_a_run_names_the_files(run, folder, tmp_path):
+    run("trainer.max_steps=2", "run.checkpoint_every=1")
+    victim = sorted((folder / "red").iterdir())[0]
+    victim.write_bytes(victim.read_bytes() + b"more")
+    code, _, err = run("run.checkpoint_every=1")
+    assert code == 2
+    assert victim.name in err
+    assert "data.allow_changed=true" in err
+    assert run("run.checkpoint_every=1", "data.allow_changed=true")[0] == 0
+
+
+def test_a_dry_run_estimates_and_keeps_nothing(run, tmp_path):
+    from contrastive.__main__ import main
+
+    code, result, _ = run("--dry-run")
+    assert code == 0
+    assert result["steps"] > 2
+    assert result["estimated_seconds"] >= 0
+    assert not (tmp_path / "runs").exists()
+    assert main(["--dry-rn"]) == 2
+
+
+def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch):
+    """An alignment-only loss has nothing to push away from."""
+    from contrastive import module
+
+    _, _, err = run("run.name=good")
+    assert "collapse" not in err
+
+    def alignment(config, mining, **_):
+        class Alignment:
+            in_batch = neighbour = False
+
+            def __call__(self, query, key, negatives, **_):
+                return (query - key).square().sum(1).mean(), {}
+
+        return Alignment()
+
+    monkeypatch.setattr(module, "build_objective", alignment)
+    code, result, err = run(
+        "run.name=collapsed", "schedule.epochs=30", "optimizer.base_lr=3", "encoder.momentum=0"
+    )
+    assert code == 0
+    assert "collapse of the embeddings" in err
+    assert result["metrics"]["stats/std"] < 0.1 or result["metrics"]["stats/rankme"] < 2
