@@ -1,0 +1,1 @@
+"""Frozen-feature evaluation: linear probe, kNN, few-label protocols and the report."""

@@ -1,0 +1,100 @@
+"""``contrastive-eval``: how good a frozen encoder is. Heavy imports wait for a sound command line."""
+
+import difflib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from contrastive.config import UserError, load_config
+from eval.config import EvalConfig
+
+USAGE = """\
+usage: contrastive-eval PROTOCOL checkpoint=PATH [key=value ...]
+
+Scores a frozen encoder beside raw pixels and a random encoder of the same shape.
+PATH is a run directory, a checkpoint directory, or an encoder.safetensors.
+
+  linear     linear probe; learning rate and weight decay chosen on a held-out part of train
+  knn        weighted nearest-neighbour vote
+  lowshot    linear probes from 1, 5, 10 labels a class and 1%, 10%, 100% of the labels
+  report     one self-contained page: contrastive-eval report RUN
+
+  key=value  change a setting, e.g. data.name=imagefolder data.root=photos seeds=5 device=cpu
+             linear.weight_decays=[1e-4,1e-3,1e-2] knn.k=[5,20] lowshot.labels_per_class=[1,2]
+
+Features are computed once and kept in RUN/eval/cache. Results are in RUN/eval/PROTOCOL.json; the last
+line of stdout is one JSON object. Exit codes: 0 done, 2 wrong input, 1 a fault of the program.
+"""
+
+PROTOCOLS = ("linear", "knn", "lowshot", "report")
+_OWN_SETTINGS = ("linear", "knn", "lowshot")
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Split the command line into protocol and overrides; a bare PATH after ``report`` is its checkpoint.
+
+    Raises:
+        UserError: no protocol, an unknown one, or settings of another one.
+    """
+    if not arguments or "=" in arguments[0]:
+        raise UserError(f"no protocol given; allowed are {', '.join(PROTOCOLS)}; see contrastive-eval --help")
+    protocol, *overrides = arguments
+    if protocol not in PROTOCOLS:
+        close = difflib.get_close_matches(protocol.lower(), PROTOCOLS, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(f"protocol {protocol!r}: unknown; {hint}allowed are {', '.join(PROTOCOLS)}")
+    if protocol == "report" and overrides and "=" not in overrides[0]:
+        overrides[0] = f"checkpoint={overrides[0]}"
+    for text in overrides:
+        group = text.removeprefix("--").partition("=")[0].partition(".")[0]
+        if group in _OWN_SETTINGS and group != protocol:
+            raise UserError(f"{text!r}: is a setting of {group}, this is {protocol}; leave it out")
+        if "=" not in text and not text.startswith("-"):
+            raise UserError(f"{text!r}: a setting is key=value; for the encoder write checkpoint={text}")
+    return protocol, overrides
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given or {"--help", "-h"} & {*given}:
+        print(USAGE, end="")
+        return 0
+    _log_to_stderr()
+    try:
+        protocol, overrides = parse(given)
+        result = _run(protocol, load_config(EvalConfig, "eval", protocol, overrides))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result), flush=True)
+    return 0
+
+
+def _run(protocol: str, config: EvalConfig) -> dict[str, Any]:
+    if protocol == "report":
+        from eval.report import write_report
+
+        return write_report(config)
+    from eval.evaluate import evaluate, headline, table
+
+    result = evaluate(protocol, config)
+    print(table(result), file=sys.stderr)
+    return headline(result)
+
+
+def _log_to_stderr() -> None:
+    """Ours at INFO; other libraries keep their own settings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("contrastive", "memory_bank", "eval"):
+        package = logging.getLogger(name)
+        package.setLevel(logging.INFO)
+        package.handlers = [handler]
+        package.propagate = False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Schema of an evaluation; the yaml files under configs/eval are merged into it."""
+
+from dataclasses import dataclass, field
+
+from memory_bank.config import check_above_zero, check_range
+
+
+@dataclass
+class EvalDataConfig:
+    """Which labelled images; whatever is not given is the run's own.
+
+    Attributes:
+        name: Source, as ``data.name`` of pretraining; needs ``root`` where the source does.
+        root: Its place on disk.
+        image_size: Side in pixels of the network's input; must be what the encoder was trained at.
+        num_workers: Decoding processes; None chooses.
+        download: Let torchvision fetch cifar10, cifar100 or stl10.
+    """
+
+    name: str | None = None
+    root: str | None = None
+    image_size: int | None = None
+    num_workers: int | None = None
+    download: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_range("data.image_size", self.image_size, 8)
+        check_range("data.num_workers", self.num_workers, 0)
+
+
+@dataclass
+class BaselineConfig:
+    """What every number is compared with, on the same rows and splits.
+
+    Attributes:
+        raw_size: Side in pixels to which the centre view is averaged for the raw-pixel baseline.
+        random_seed: Of the random encoder's weights.
+    """
+
+    raw_size: int = 16
+    random_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("baselines.raw_size", self.raw_size, 1)
+        check_range("baselines.random_seed", self.random_seed, 0, 2**32 - 1)
+
+
+@dataclass
+class LinearConfig:
+    """Linear probe: every pair of learning rate and weight decay is a head of its own, all trained at once.
+
+    Attributes:
+        learning_rates: Peak steps, relative to the curvature bound of ``eval.softmax``; with its momentum of
+            0.9, 0.1 adds up to one full step. Above 3.8 a head may diverge; the held-out part notices.
+        weight_decays: w in ``mean cross-entropy + w / 2 * |weights|^2``; scikit-learn's C is 1 / (w n).
+        held_out: Share of each class of *train* on which the pair is chosen.
+        batch_size: Rows of a step; fewer rows are taken all at once.
+        epochs: Passes over the rows, where that is more than ``min_steps``.
+        min_steps: Steps at least.
+    """
+
+    learning_rates: list[float] = field(default_factory=lambda: [0.03, 0.1, 0.3, 1.0])
+    weight_decays: list[float] = field(
+        default_factory=lambda: [1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1]
+    )
+    held_out: float = 0.15
+    batch_size: int = 4096
+    epochs: int = 25
+    min_steps: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rates", "weight_decays"):
+            values = getattr(self, name)
+            if not values or min(values) <= 0 or sorted(set(values)) != values:
+                raise ValueError(f"linear.{name}={values}: one or more values above 0 are needed, ascending")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"linear.held_out={self.held_out}: allowed is above 0 and below 1")
+        for name in ("batch_size", "epochs", "min_steps"):
+            check_range(f"linear.{name}", getattr(self, name), 1)
+
+
+@dataclass
+class KnnConfig:
+    """Weighted nearest-neighbour vote (InstDisc, arXiv:1805.01978, section 3.4).
+
+    Attributes:
+        k: Neighbours that vote; each value is scored, the first is the headline.
+        temperature: A neighbour votes with exp(cosine / temperature).
+    """
+
+    k: list[int] = field(default_factory=lambda: [20, 200])
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1:
+            raise ValueError(f"knn.k={self.k}: one or more numbers of neighbours are needed, each 1 or more")
+        check_above_zero("knn.temperature", self.temperature, "; 0.07 is usual")
+
+
+@dataclass
+class LowshotConfig:
+    """Probes from few labels; the rule is fixed in advance, nothing is chosen on any score.
+
+    Attributes:
+        labels_per_class: Labelled images of each class.
+        fractions: Shares of each class's training images, at least one image each.
+        weight_decay: ``weight_decay / sqrt(labels)`` is the decay of a probe from that many labels.
+    """
+
+    labels_per_class: list[int] = field(default_factory=lambda: [1, 5, 10])
+    fractions: list[float] = field(default_factory=lambda: [0.01, 0.1, 1.0])
+    weight_decay: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not self.labels_per_class + self.fractions:
+            raise ValueError(
+                "lowshot.labels_per_class and lowshot.fractions are both empty; give one level or more"
+            )
+        for count in self.labels_per_class:
+            check_range("lowshot.labels_per_class", count, 1)
+        for fraction in self.fractions:
+            if not 0 < fraction <= 1:
+                raise ValueError(f"lowshot.fractions={self.fractions}: allowed are shares above 0, up to 1")
+        check_above_zero("lowshot.weight_decay", self.weight_decay)
+
+
+@dataclass
+class EvalConfig:
+    """One evaluation.
+
+    Attributes:
+        checkpoint: Run directory, checkpoint directory, or ``encoder.safetensors``.
+        data: See EvalDataConfig.
+        batch_size: Images of a forward pass.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
+        seeds: Repetitions with other random splits.
+        out: Folder of the results; None is ``eval/`` in the run directory.
+        progress: Show progress bars (on stderr).
+        baselines: See BaselineConfig.
+        linear: See LinearConfig.
+        knn: See KnnConfig.
+        lowshot: See LowshotConfig.
+    """
+
+    checkpoint: str = ""
+    data: EvalDataConfig = field(default_factory=EvalDataConfig)
+    batch_size: int = 256
+    device: str = "auto"
+    seeds: int = 1
+    out: str | None = None
+    progress: bool = True
+    baselines: BaselineConfig = field(default_factory=BaselineConfig)
+    linear: LinearConfig = field(default_factory=LinearConfig)
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    lowshot: LowshotConfig = field(default_factory=LowshotConfig)
+
+    def __post_init__(self) -> None:
+        check_range("batch_size", self.batch_size, 1)
+        check_range("seeds", self.seeds, 1, 1000)
+        if not self.checkpoint:
+            raise ValueError(
+                "checkpoint is not set; add checkpoint=runs/NAME, a checkpoint directory or a file"
+            )

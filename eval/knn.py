@@ -1,0 +1,86 @@
+"""Weighted nearest-neighbour vote, over the memory bank's exact search."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contrastive.config import UserError
+from eval.config import EvalConfig
+from eval.features import Features
+from eval.scores import Scored, confusion, line, per_class
+from memory_bank.retrieval.exact import Exact
+from memory_bank.shapes import Float, Int
+from memory_bank.storage import DatasetBank
+
+# Queries looked up at once.
+_BATCH = 1024
+
+
+def score(features: Features, config: EvalConfig) -> Scored:
+    """Top-1 for each ``knn.k``, the first is the headline; nothing is chosen.
+
+    Raises:
+        UserError: more neighbours wanted than there are training rows.
+    """
+    train, test, ks = features.train, features.test, config.knn.k
+    if max(ks) > len(train):
+        raise UserError(
+            f"knn.k={max(ks)}: the training part has {len(train)} readable images; "
+            f"set knn.k=[{min(20, len(train))}] or smaller"
+        )
+    votes = knn_votes(
+        train.features,
+        train.labels,
+        test.features,
+        len(features.classes),
+        ks=ks,
+        temperature=config.knn.temperature,
+    )
+    predicted = votes.argmax(2)
+    lines = [line(f"top1 k={k}", hits[None]) for k, hits in zip(ks, predicted == test.labels, strict=True)]
+    counts = confusion(predicted[0], test.labels, len(features.classes))
+    return Scored(lines, {"per_class": per_class(counts, features.classes), "confusion": counts.tolist()})
+
+
+def knn_votes(
+    train: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    test: Float[Tensor, "m d"],
+    num_classes: int,
+    *,
+    ks: list[int],
+    temperature: float,
+) -> Float[Tensor, "j m c"]:
+    """Votes for each class: the sum of exp(cosine / temperature) over the k nearest rows of that class.
+
+    InstDisc section 3.4 (arXiv:1805.01978), as DINO evaluates.
+
+    Args:
+        train: Rows to look among, any norm.
+        labels: Their classes in [0, num_classes).
+        test: Queries, any norm.
+        num_classes: c.
+        ks: The j numbers of neighbours; at most n.
+        temperature: Above 0.
+
+    Returns:
+        Votes scaled by exp(-1 / temperature), so that none overflows.
+
+    Raises:
+        ValueError: a k outside [1, n].
+    """
+    if not 1 <= min(ks) <= max(ks) <= len(train):
+        raise ValueError(f"ks={ks}: allowed are 1 to {len(train)}, the rows to look among")
+    bank = DatasetBank(len(train), train.shape[1], dtype=torch.float32, device=train.device, max_age=None)
+    bank.write(F.normalize(train), torch.arange(len(train), device=train.device), step=0)
+    search, admissible = Exact(bank), bank.admissible(0)
+    parts = []
+    for query in torch.split(F.normalize(test), _BATCH):
+        outside = labels.new_full((len(query),), -1)  # a query is no row of the bank
+        found = search.search(query, outside, max(ks), admissible=admissible)
+        weight = ((found.similarity - 1) / temperature).exp()
+        votes = weight.new_zeros(len(ks), len(query), num_classes)
+        for vote, k in zip(votes, ks, strict=True):
+            vote.scatter_add_(1, labels[found.slots[:, :k]], weight[:, :k])
+        parts.append(votes)
+    return torch.cat(parts, dim=1)

@@ -1,0 +1,178 @@
+"""Linear probe: a grid of settings trained at once, chosen inside train, refitted, scored once on test."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contrastive.config import UserError
+from eval.config import EvalConfig, LinearConfig
+from eval.features import Features, Split
+from eval.scores import Scored, confusion, in_top, line, per_class
+from eval.softmax import Heads, Standardiser, train_heads
+from eval.splits import hold_out
+from memory_bank.shapes import Float
+
+# Logits held at once when heads are scored.
+_PIECE = 1 << 26
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The setting that did best on the held-out part of train.
+
+    Attributes:
+        learning_rate: Of the grid.
+        weight_decay: Of the grid.
+        held_out_top1: Its accuracy there.
+        edges: Names of the settings whose chosen value is the first or last of its list.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    held_out_top1: float
+    edges: tuple[str, ...]
+
+
+def score(features: Features, config: EvalConfig) -> Scored:
+    """Top-1 and, above 5 classes, top-5; per class and confusion of the first seed in the details."""
+    classes, test = features.classes, features.test
+    choices = [choose(features.train, len(classes), config.linear, seed) for seed in range(config.seeds)]
+    logits = torch.stack(
+        [
+            fit(features.train, len(classes), config.linear, choice, seed)(test)
+            for seed, choice in enumerate(choices)
+        ]
+    )
+    lines = [
+        line(f"top{k}", torch.stack([in_top(each, test.labels, k) for each in logits]))
+        for k in (1, 5)
+        if k == 1 or len(classes) > k
+    ]
+    counts = confusion(logits[0].argmax(1), test.labels, len(classes))
+    details: dict[str, Any] = {
+        "per_seed": [float(in_top(each, test.labels, 1).double().mean()) for each in logits],
+        "chosen": [vars(choice) for choice in choices],
+        "per_class": per_class(counts, classes),
+        "confusion": counts.tolist(),
+    }
+    return Scored(lines, details, _edge_warnings(choices, config.linear))
+
+
+def choose(train: Split, num_classes: int, config: LinearConfig, seed: int) -> Choice:
+    """Train the whole grid on one part of ``train``, take the best on the other.
+
+    Equal accuracies are settled for values inside the grid, then by the lower cross-entropy.
+
+    Raises:
+        UserError: too few rows to hold some out, or every setting diverged.
+    """
+    fit_rows, held_rows = hold_out(train.labels, config.held_out, seed)
+    if not len(held_rows):
+        raise UserError(
+            f"the training part has {len(train)} labelled images, one a class; choosing settings "
+            "needs 2 or more of a class; use the lowshot or knn protocol"
+        )
+    rates, decays = _grid(config, train.features)
+    heads, standardise = _train(train.take(fit_rows), num_classes, config, rates, decays, seed)
+    held = train.take(held_rows)
+    top1, loss = _score_heads(heads, standardise(held.features), held.labels)
+    if not loss.isfinite().any():
+        raise UserError(
+            f"linear.learning_rates={config.learning_rates}: every setting diverged; allow lower ones"
+        )
+    width = len(config.weight_decays)
+    best = min(
+        range(len(top1)),
+        key=lambda head: (
+            -top1[head].item(),
+            _on_edge(head // width, config.learning_rates) or _on_edge(head % width, config.weight_decays),
+            loss[head].item(),
+        ),
+    )
+    # Places in the lists, not values of the tensors: those are rounded to float32.
+    places = {"learning_rates": best // width, "weight_decays": best % width}
+    return Choice(
+        config.learning_rates[places["learning_rates"]],
+        config.weight_decays[places["weight_decays"]],
+        top1[best].item(),
+        tuple(name for name, place in places.items() if _on_edge(place, getattr(config, name))),
+    )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A trained linear classifier on top of raw features."""
+
+    standardise: Standardiser
+    heads: Heads
+
+    def __call__(self, split: Split) -> Float[Tensor, "n c"]:
+        """Logits."""
+        return self.heads.logits(self.standardise(split.features))[:, :, 0]
+
+
+def fit(train: Split, num_classes: int, config: LinearConfig, choice: Choice, seed: int) -> Probe:
+    """Train the chosen setting on all of ``train``."""
+    rate, decay = (
+        train.features.new_tensor([value]) for value in (choice.learning_rate, choice.weight_decay)
+    )
+    heads, standardise = _train(train, num_classes, config, rate, decay, seed)
+    return Probe(standardise, heads)
+
+
+def _train(
+    train: Split, num_classes: int, config: LinearConfig, rates: Tensor, decays: Tensor, seed: int
+) -> tuple[Heads, Standardiser]:
+    standardise = Standardiser.fit(train.features)
+    heads = train_heads(
+        standardise(train.features),
+        train.labels,
+        num_classes,
+        learning_rates=rates,
+        weight_decays=decays,
+        steps=max(config.min_steps, config.epochs * (len(train) // config.batch_size)),
+        batch_size=config.batch_size,
+        seed=seed,
+    )
+    return heads, standardise
+
+
+def _grid(config: LinearConfig, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Every pair of learning rate and weight decay, one a head."""
+    pairs = torch.cartesian_prod(
+        like.new_tensor(config.learning_rates), like.new_tensor(config.weight_decays)
+    )
+    rates, decays = pairs.unbind(1)
+    return rates.contiguous(), decays.contiguous()
+
+
+def _score_heads(heads: Heads, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Accuracy and cross-entropy of each head; a diverged one scores 0 and infinity."""
+    hits, cost = torch.zeros_like(heads.bias[0]), torch.zeros_like(heads.bias[0])
+    step = max(1, _PIECE // heads.bias.numel())
+    for rows, truth in zip(torch.split(features, step), torch.split(labels, step), strict=True):
+        logits = heads.logits(rows)
+        hits += (logits.argmax(1) == truth[:, None]).sum(0)
+        cost += F.cross_entropy(logits, truth[:, None].expand(-1, logits.shape[2]), reduction="none").sum(0)
+    sound = cost.isfinite()
+    return torch.where(sound, hits, 0.0) / len(labels), torch.where(sound, cost, torch.inf) / len(labels)
+
+
+def _on_edge(place: int, grid: list[float]) -> bool:
+    """Whether ``place`` is the first or last of its list; a list of one has no edge."""
+    return len(grid) > 1 and place in (0, len(grid) - 1)
+
+
+def _edge_warnings(choices: list[Choice], config: LinearConfig) -> list[str]:
+    found = []
+    for name, attribute in (("learning_rates", "learning_rate"), ("weight_decays", "weight_decay")):
+        values = [getattr(choice, attribute) for choice in choices if name in choice.edges]
+        if values:
+            found.append(
+                f"linear.{name}: the best value, {values[0]:g}, is on the edge of {getattr(config, name)}; "
+                "a wider grid may score higher"
+            )
+    return found

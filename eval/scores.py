@@ -1,0 +1,128 @@
+"""Accuracies with intervals, and what a protocol hands back."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memory_bank.shapes import Bool, Float, Int
+
+_Z = 1.959963984540054  # 97.5% point of the normal distribution
+# 97.5% points of Student's t for 1 to 9 degrees of freedom; from 10 on the expansion below has 4 digits.
+_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One number of a protocol.
+
+    Attributes:
+        name: E.g. ``top1``, ``top1 k=20``, ``top1 at 10%``.
+        value: In [0, 1].
+        low: Lower end of its 95% interval.
+        high: Upper end.
+        kind: How the interval came about.
+        paired: What is compared with a baseline's entry by entry: hits of test rows, or accuracies of seeds.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    kind: str
+    paired: Float[Tensor, " m"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a protocol says about one set of features.
+
+    Attributes:
+        lines: Its numbers, the headline first.
+        details: Everything else worth keeping, ready for JSON.
+        warnings: What the reader must know to trust the numbers.
+    """
+
+    lines: list[Line]
+    details: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
+
+
+def line(name: str, correct: Bool[Tensor, "r n"]) -> Line:
+    """Accuracy over ``r`` repetitions on ``n`` test rows.
+
+    One repetition: Wilson's interval, for another draw of test images. Several: Student's, for another draw
+    of whatever the seeds decide, on the same test images.
+    """
+    per_run = correct.double().mean(1).cpu()
+    if len(correct) == 1:
+        hits = correct[0].double().cpu()
+        low, high = wilson(int(hits.sum()), len(hits))
+        return Line(name, float(per_run), low, high, "Wilson, test images", hits.float())
+    low, high = t_interval(per_run)
+    kind = f"t over {len(correct)} seeds"
+    return Line(name, float(per_run.mean()), max(low, 0.0), min(high, 1.0), kind, per_run.float())
+
+
+def difference(ours: Line, other: Line) -> dict[str, float]:
+    """Mean of the paired differences and its 95% t-interval."""
+    paired = ours.paired.double() - other.paired.double()
+    low, high = t_interval(paired)
+    return {"value": float(paired.mean()), "low": low, "high": high}
+
+
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """95% score interval of a proportion (Wilson 1927); sound near 0 and 1, where the normal one is not.
+
+    Raises:
+        ValueError: no trials.
+    """
+    if total < 1:
+        raise ValueError(f"{hits} hits of {total}: an interval needs 1 trial or more")
+    share, z2 = hits / total, _Z**2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    reach = _Z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def t_interval(values: Float[Tensor, " m"]) -> tuple[float, float]:
+    """95% interval of the mean of independent values; one value says nothing and gives (-inf, inf)."""
+    if len(values) < 2:
+        return -math.inf, math.inf
+    mean, error = float(values.mean()), float(values.std(correction=1)) / math.sqrt(len(values))
+    reach = t_quantile(len(values) - 1) * error
+    return mean - reach, mean + reach
+
+
+def t_quantile(freedom: int) -> float:
+    """97.5% point of Student's t (Cornish-Fisher from 10 degrees of freedom on; no SciPy needed)."""
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    z, v = _Z, freedom
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / v + second / v**2 + third / v**3
+
+
+def in_top(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"], k: int) -> Bool[Tensor, " n"]:
+    """Whether the right class is among the ``k`` highest; a tie at the border is settled by torch's top-k."""
+    return (logits.topk(k, dim=1).indices == labels[:, None]).any(1)
+
+
+def confusion(
+    predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"], num_classes: int
+) -> Int[Tensor, "c c"]:
+    """Counts: rows are true classes, columns predicted ones."""
+    pairs = labels * num_classes + predicted
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def per_class(counts: Int[Tensor, "c c"], classes: tuple[str, ...]) -> dict[str, float | None]:
+    """Accuracy of each class; None for one without test images."""
+    hits, totals = counts.diagonal().tolist(), counts.sum(1).tolist()
+    return {
+        name: hit / total if total else None for name, hit, total in zip(classes, hits, totals, strict=True)
+    }

@@ -1,0 +1,82 @@
+"""Is the embedding healthy? RankMe, alignment, uniformity, spread, and a verdict: functions of features."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memory_bank.shapes import Float
+
+# Rows of which pairs are looked at; 4,096 are 8 million pairs, standard error far below 0.01.
+_MOST_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Health:
+    """Statistics of features.
+
+    Attributes:
+        rankme: Effective rank, 1 to min(n, d).
+        uniformity: 0 (all alike) down to -4 (spread over the sphere).
+        std: Mean over dimensions of the standard deviation of unit-norm features, times sqrt(d): about 1
+            when spread, 0 when collapsed.
+        dead: Share of dimensions that do not vary.
+        verdict: ``healthy``, ``dimensional collapse`` or ``complete collapse``.
+    """
+
+    rankme: float
+    uniformity: float
+    std: float
+    dead: float
+    verdict: str
+
+
+def health(features: Float[Tensor, "n d"]) -> Health:
+    """Look at ``features`` (n >= 2) from all sides.
+
+    ``complete collapse``: unit-norm features spread less than a tenth of isotropic ones. ``dimensional
+    collapse`` (Jing et al. 2022, arXiv:2110.09348): they use fewer than 5% of the directions they could.
+    """
+    n, d = features.shape
+    unit = F.normalize(features)
+    std = dimension_std(unit)
+    spread, rank = float(std.mean()) * d**0.5, rankme(features)
+    verdict = "healthy"
+    if rank < 0.05 * min(n, d):
+        verdict = "dimensional collapse"
+    if spread < 0.1:
+        verdict = "complete collapse"
+    return Health(rank, uniformity(unit), spread, float((std < 1e-6).double().mean()), verdict)
+
+
+def rankme(features: Float[Tensor, "n d"], epsilon: float = 1e-7) -> float:
+    """Effective rank: exp of the entropy of the singular values' shares.
+
+    Garrido et al. 2023 (arXiv:2210.02885), equations 2 and 3, with their epsilon; features are not centred,
+    as in the paper.
+    """
+    values = torch.linalg.svdvals(features.double())
+    share = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + epsilon
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], alpha: float = 2.0) -> float:
+    """Mean distance to the power alpha of positive pairs, unit rows (Wang & Isola 2020, arXiv:2005.10242)."""
+    return float((first - second).norm(dim=1).pow(alpha).mean())
+
+
+def uniformity(unit: Float[Tensor, "n d"], t: float = 2.0) -> float:
+    """log of the mean Gaussian potential over all pairs of unit rows (Wang & Isola 2020, arXiv:2005.10242).
+
+    Of more than 4,096 rows, that many evenly spaced ones are used.
+    """
+    if len(unit) > _MOST_ROWS:
+        unit = unit[torch.linspace(0, len(unit) - 1, _MOST_ROWS, device=unit.device).long()]
+    squared = torch.pdist(unit.double()).square()
+    return float(squared.mul(-t).exp().mean().log())
+
+
+def dimension_std(features: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    """Standard deviation of each dimension over the rows (divided by n)."""
+    return features.std(dim=0, correction=0)

@@ -1,0 +1,176 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from tests.eval.conftest import make_run
+
+
+def extractor(run, **changes):
+    from eval.config import EvalConfig
+    from eval.features import Extractor, resolve
+
+    config = EvalConfig(checkpoint=str(run), device="cpu", progress=False, **changes)
+    return Extractor(config, resolve(str(run)))
+
+
+def test_features_are_the_encoders_own_in_eval_mode(shared_run):
+    """Row by row: decode, centre view, forward; no neighbour in the batch has an influence."""
+    from contrastive.augment.views import center_view
+    from contrastive.encoders.weights import load_encoder
+
+    at = extractor(shared_run)
+    found = at.encoder()
+    encoder, _ = load_encoder(shared_run / "encoder.safetensors")
+    assert (len(found.train), len(found.test)) == (1335, 462)
+    for row in (0, 300, 461):
+        image = at.parts["test"].read(row)[None]
+        with torch.no_grad():
+            wanted = encoder(center_view(image, at.data))[0]
+        torch.testing.assert_close(found.test.features[row], wanted, rtol=1e-4, atol=1e-5)
+        assert found.test.labels[row] == at.parts["test"].labels[row]
+
+
+def test_encoder_is_unchanged_to_the_bit(new_run):
+    """File, parameters and batch statistics; the statistics are not at their initial values."""
+    from eval.features import tensor_hash
+
+    run = new_run()
+    at = extractor(run)
+    before = {name: value.clone() for name, value in at._encoder.state_dict().items()}
+    file = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
+    digest = tensor_hash(at._encoder)
+    assert before["bn1.running_mean"].abs().max() > 0
+    at.encoder()
+    assert all(torch.equal(value, at._encoder.state_dict()[name]) for name, value in before.items())
+    assert tensor_hash(at._encoder) == digest
+    assert hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest() == file == at.encoder_sha256
+
+
+def test_a_changed_buffer_is_caught(new_run, monkeypatch):
+    at = extractor(new_run())
+    forward = type(at._encoder).encode
+
+    def moving(self, images):
+        self.bn1.running_mean[0] += 1e-3
+        return forward(self, images)
+
+    monkeypatch.setattr(type(at._encoder), "encode", moving)
+    with pytest.raises(RuntimeError, match="parameters or buffers changed"):
+        at.encoder()
+
+
+@pytest.mark.parametrize("name", ["bn1.running_var", "bn1.num_batches_tracked", "conv1.weight"])
+def test_hash_sees_every_tensor(name):
+    from contrastive.config import EncoderConfig
+    from contrastive.encoders.build import build_encoder
+    from eval.features import tensor_hash
+
+    encoder = build_encoder(EncoderConfig(name="resnet10", width=4), 16)
+    before = tensor_hash(encoder)
+    encoder.state_dict()[name].view(-1)[0] += 1
+    assert tensor_hash(encoder) != before
+
+
+def test_cache_is_used_and_knows_what_it_is_of(new_run, monkeypatch):
+    import eval.features
+
+    run = new_run()
+    first = extractor(run)
+    wanted = {name: get() for name, get in first.representations().items()}
+    assert len(list((run / "eval" / "cache").glob("*.npz"))) == 6
+
+    calls = []
+    whole = eval.features.extract
+    monkeypatch.setattr(eval.features, "extract", lambda *a, **k: calls.append(k["title"]) or whole(*a, **k))
+    again = extractor(run)
+    for name, get in again.representations().items():
+        assert torch.equal(get().test.features, wanted[name].test.features)
+    assert calls == []
+
+    from eval.config import BaselineConfig
+
+    other = extractor(run, baselines=BaselineConfig(raw_size=4, random_seed=7))
+    assert other.raw_pixels().train.features.shape == (1335, 48)
+    assert not torch.equal(other.random_encoder().test.features, wanted["random_encoder"].test.features)
+    other.encoder()
+    assert len(calls) == 4
+
+
+def test_a_damaged_cache_is_computed_again(new_run):
+    run = new_run()
+    wanted = extractor(run).raw_pixels().test.features
+    for file in (run / "eval" / "cache").glob("*.npz"):
+        file.write_bytes(file.read_bytes()[:-200])
+    assert torch.equal(extractor(run).raw_pixels().test.features, wanted)
+
+
+def test_raw_pixels_are_block_means(shared_run):
+    from contrastive.augment.views import center_view
+    from eval.config import BaselineConfig
+
+    at = extractor(shared_run, baselines=BaselineConfig(raw_size=4))
+    view = center_view(at.parts["test"].read(5)[None], at.data)[0].numpy()
+    wanted = view.reshape(3, 4, 4, 4, 4).mean((2, 4)).ravel()
+    np.testing.assert_allclose(at.raw_pixels().test.features[5].numpy(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_random_encoder_leaves_the_global_generator_alone(shared_run):
+    torch.manual_seed(3)
+    wanted = torch.rand(1)
+    torch.manual_seed(3)
+    extractor(shared_run)._build_random()
+    assert torch.equal(torch.rand(1), wanted)
+
+
+def test_unreadable_images_are_left_out_and_counted(tmp_path):
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 6), ("val", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for row in range(count):
+                pixels = generator.integers(0, 255, (20, 20, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / part / name / f"{row}.png")
+    (tmp_path / "data/train/cat/3.png").write_bytes(b"no image")
+    run = make_run(tmp_path / "run", name="imagefolder", root=str(tmp_path / "data"))
+    at = extractor(run)
+    found = at.encoder()
+    assert at.unreadable == {"train": 1, "test": 0}
+    assert found.train.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert found.train.labels.tolist() == [0] * 5 + [1] * 6
+
+
+def test_paths(new_run):
+    """A run, its encoder file, a checkpoint, the pointer, and a run that has only checkpoints."""
+    from eval.features import resolve
+
+    run = new_run()
+    step = run / "checkpoints" / "step-10"
+    step.mkdir(parents=True)
+    (step / "encoder.safetensors").write_bytes((run / "encoder.safetensors").read_bytes())
+    (run / "checkpoints" / "last").write_text("step-10\n")
+    for given, encoder, results in (
+        (run, run, run / "eval"),
+        (run / "encoder.safetensors", run, run / "eval"),
+        (step, step, run / "eval" / "step-10"),
+        (run / "checkpoints" / "last", step, run / "eval" / "step-10"),
+    ):
+        found = resolve(str(given))
+        assert (found.encoder, found.run, found.results) == (encoder / "encoder.safetensors", run, results)
+    (run / "encoder.safetensors").unlink()
+    found = resolve(str(run))
+    assert (found.encoder.parent, found.results) == (step, run / "eval")
+
+
+def test_other_data_is_fed_as_the_encoder_wants_it(shared_run):
+    from contrastive.encoders.weights import load_encoder
+    from eval.config import EvalConfig, EvalDataConfig
+    from eval.features import choose_data, resolve
+
+    _, meta = load_encoder(shared_run / "encoder.safetensors")
+    given = EvalConfig(checkpoint=str(shared_run), data=EvalDataConfig(name="imagefolder", root="photos"))
+    data = choose_data(given, resolve(str(shared_run)).run, meta)
+    assert (data.name, data.root, data.image_size, data.mean) == ("imagefolder", "photos", 16, [0.3] * 3)

@@ -1,0 +1,60 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.reference.probe import knn_predict
+
+
+def test_votes_equal_a_plain_loop(clusters):
+    from eval.knn import knn_votes
+
+    train, test = clusters.train.take(torch.arange(150)), clusters.test.take(torch.arange(60))
+    votes = knn_votes(train.features, train.labels, test.features, 6, ks=[5, 40], temperature=0.07)
+    for vote, k in zip(votes, (5, 40), strict=True):
+        wanted = knn_predict(
+            train.features.double().numpy(), train.labels.numpy(), test.features.double().numpy(), k, 0.07
+        )
+        assert vote.argmax(1).tolist() == wanted
+
+
+def test_temperature_decides_between_near_and_many():
+    """One very close neighbour of class 0 against two farther ones of class 1."""
+    from eval.knn import knn_votes
+
+    angles = torch.tensor([0.1, 0.5, 0.55])
+    train = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor(
+        [[3.0], [0.2], [9.0]]
+    )  # norms do not count
+    labels, query = torch.tensor([0, 1, 1]), torch.tensor([[2.0, 0.0]])
+    sharp, flat = (
+        knn_votes(train, labels, query, 2, ks=[3], temperature=t)[0].argmax(1).item() for t in (0.07, 10.0)
+    )
+    assert (sharp, flat) == (0, 1)
+
+
+def test_online_equals_offline_exactly(clusters):
+    from eval.config import EvalConfig
+    from eval.knn import score
+    from eval.online import OnlineKnn
+
+    offline = score(clusters, EvalConfig(checkpoint="x")).lines[0]
+    train, test = clusters.train, clusters.test
+    assert OnlineKnn()(train.features, train.labels, test.features, test.labels) == offline.value
+
+
+def test_online_on_fewer_rows_than_k():
+    from eval.online import OnlineKnn
+
+    rows = torch.eye(3)
+    assert OnlineKnn(k=20)(rows, torch.arange(3), rows, torch.tensor([0, 1, 1])) == pytest.approx(2 / 3)
+
+
+def test_more_neighbours_than_rows(clusters):
+    from contrastive.config import UserError
+    from eval.config import EvalConfig
+    from eval.knn import score
+
+    few = replace(clusters, train=clusters.train.take(torch.arange(50)))
+    with pytest.raises(UserError, match=r"knn\.k=200: the training part has 50 .*knn\.k=\[20\]"):
+        score(few, EvalConfig(checkpoint="x"))

@@ -1,0 +1,124 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+
+def config(**linear):
+    from eval.config import EvalConfig, LinearConfig
+
+    return EvalConfig(checkpoint="x", linear=LinearConfig(**linear))
+
+
+def sklearn_tuned(features, settings):
+    """Logistic regression over the same decays, chosen on the same rows, refitted on all of train."""
+    from sklearn.linear_model import LogisticRegression
+
+    from eval.splits import hold_out
+
+    fit, held = (rows.numpy() for rows in hold_out(features.train.labels, settings.held_out, 0))
+    x, y = features.train.features.double().numpy(), features.train.labels.numpy()
+
+    def train(rows, decay):
+        mean, scale = x[rows].mean(0), x[rows].std(0)
+        scale[scale < 1e-6] = np.inf
+        model = LogisticRegression(C=1 / (decay * len(rows)), max_iter=3000)
+        model.fit((x[rows] - mean) / scale, y[rows])
+        return lambda raw, truth: model.score((raw - mean) / scale, truth)
+
+    best = max(settings.weight_decays, key=lambda decay: train(fit, decay)(x[held], y[held]))
+    return train(np.arange(len(x)), best)(
+        features.test.features.double().numpy(), features.test.labels.numpy()
+    )
+
+
+@pytest.mark.parametrize("name", ["digits", "clusters"])
+def test_equals_tuned_logistic_regression(name, request):
+    """Within 0.3 points; of 462 digits one image is 0.2, so one may differ there."""
+    from eval.linear_probe import score
+
+    features = request.getfixturevalue(name)
+    # Rates at which every head converges: then the decay alone is chosen, as for scikit-learn.
+    settings = config(learning_rates=[0.3], weight_decays=[3e-3, 3e-2, 0.3], min_steps=400)
+    ours = score(features, settings).lines[0].value
+    assert ours == pytest.approx(sklearn_tuned(features, settings.linear), abs=0.003)
+
+
+def test_the_choice_never_sees_test_labels(clusters):
+    from eval.linear_probe import score
+
+    settings = config(min_steps=40)
+    shuffled = replace(clusters.test, labels=clusters.test.labels[torch.randperm(len(clusters.test))])
+    honest, blind = (score(each, settings) for each in (clusters, replace(clusters, test=shuffled)))
+    assert blind.details["chosen"] == honest.details["chosen"]
+    assert blind.lines[0].value < 0.3 < 0.6 < honest.lines[0].value
+
+
+def test_choice_is_the_best_of_the_grid_on_held_out_rows(clusters):
+    """Retrained one by one, no other setting does better on the held-out rows."""
+    from eval.linear_probe import choose
+    from eval.softmax import Standardiser, train_heads
+    from eval.splits import hold_out
+
+    settings = config(learning_rates=[0.1], weight_decays=[1e-3, 1e-1, 10.0], min_steps=60).linear
+    train = clusters.train
+    fit, held = hold_out(train.labels, settings.held_out, 0)
+    assert not set(fit.tolist()) & set(held.tolist())
+    standardise = Standardiser.fit(train.features[fit])
+    top1 = {}
+    for decay in settings.weight_decays:
+        heads = train_heads(
+            standardise(train.features[fit]),
+            train.labels[fit],
+            6,
+            learning_rates=torch.tensor([0.1]),
+            weight_decays=torch.tensor([decay]),
+            steps=60,
+            batch_size=2048,
+        )
+        predicted = heads.logits(standardise(train.features[held])).argmax(1)[:, 0]
+        top1[decay] = float((predicted == train.labels[held]).double().mean())
+    chosen = choose(train, 6, settings, 0)
+    assert chosen.held_out_top1 == pytest.approx(max(top1.values()), abs=0.005)
+    assert top1[chosen.weight_decay] >= max(top1.values()) - 0.005
+
+
+def test_a_best_value_on_the_edge_is_a_warning(clusters):
+    from eval.linear_probe import score
+
+    too_strong = score(clusters, config(weight_decays=[10.0, 100.0, 1000.0], min_steps=40))
+    assert any("linear.weight_decays" in text and "10" in text for text in too_strong.warnings)
+    single = score(clusters, config(learning_rates=[0.1], weight_decays=[1e-3], min_steps=40))
+    assert single.warnings == []
+
+
+def test_details_agree_with_the_headline(clusters):
+    from eval.linear_probe import score
+
+    scored = score(clusters, config(min_steps=40))
+    counts = torch.tensor(scored.details["confusion"])
+    assert counts.sum() == len(clusters.test)
+    assert (counts.sum(1) == torch.bincount(clusters.test.labels)).all()
+    assert scored.lines[0].value == pytest.approx(counts.diagonal().sum().item() / len(clusters.test))
+    assert [line.name for line in scored.lines] == ["top1", "top5"]
+    assert scored.lines[1].value > scored.lines[0].value
+    expected = (counts.diagonal() / counts.sum(1)).tolist()
+    assert list(scored.details["per_class"].values()) == pytest.approx(expected)
+
+
+def test_several_seeds_give_another_interval(clusters):
+    from eval.linear_probe import score
+
+    scored = score(clusters, replace(config(min_steps=20), seeds=3))
+    assert len(scored.details["per_seed"]) == 3
+    assert scored.lines[0].kind == "t over 3 seeds"
+    assert scored.lines[0].value == pytest.approx(np.mean(scored.details["per_seed"]))
+
+
+def test_every_setting_diverged(clusters):
+    from contrastive.config import UserError
+    from eval.linear_probe import choose
+
+    with pytest.raises(UserError, match="diverged"):
+        choose(clusters.train, 6, config(learning_rates=[1e30, 1e35], min_steps=40).linear, 0)

@@ -1,0 +1,179 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+
+def run_main(capsys, *arguments):
+    from eval.__main__ import main
+
+    code = main([*arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def tiny_folder(tmp_path):
+    """Two classes of 3 training and 2 test images."""
+    from PIL import Image
+
+    for part, count in (("train", 3), ("val", 2)):
+        for shade, name in ((40, "dark"), (200, "light")):
+            folder = tmp_path / "tiny" / part / name
+            folder.mkdir(parents=True)
+            for row in range(count):
+                Image.new("RGB", (16, 16), (shade + row, shade, shade)).save(folder / f"{row}.png")
+    return tmp_path / "tiny"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "names"),
+    [
+        ("linear", ["top1", "top5"]),
+        ("knn", ["top1 k=20", "top1 k=200"]),
+        ("lowshot", ["top1 at 1 a class", "top1 at 100%"]),
+    ],
+)
+def test_a_protocol_from_end_to_end(protocol, names, shared_run, capsys):
+    few = {
+        "linear": ["linear.min_steps=20", "linear.learning_rates=[0.1]"],
+        "lowshot": ["lowshot.labels_per_class=[1]", "lowshot.fractions=[1.0]", "seeds=2"],
+    }
+    code, out, err = run_main(
+        capsys, protocol, f"checkpoint={shared_run}", "device=cpu", *few.get(protocol, [])
+    )
+    assert code == 0
+    short = json.loads(out.splitlines()[-1])
+    result = json.loads((shared_run / "eval" / f"{protocol}.json").read_text())
+    assert list(short["scores"]) == [row["name"] for row in result["scores"]] == names
+    for row in result["scores"]:
+        ours = row["encoder"]
+        assert 0 <= ours["low"] <= ours["value"] <= ours["high"] <= 1
+        for baseline in ("raw_pixels", "random_encoder"):
+            assert row[baseline]["gain"]["value"] == pytest.approx(
+                ours["value"] - row[baseline]["value"], abs=1e-6
+            )
+    assert result["settings"]["device"] == "cpu"
+    assert ("knn" in result["settings"]) == (protocol == "knn")
+    assert result["data"]["rows"] == {"train": 1335, "test": 462}
+    assert len(result["encoder_sha256"]) == 64
+    assert names[0] in err
+    assert "random encoder" in err
+
+
+def test_overall_numbers_make_sense(shared_run, capsys):
+    """Raw pixels of the digits are known to give about 97% by kNN; a small random network less."""
+    _, out, _ = run_main(capsys, "knn", f"checkpoint={shared_run}", "knn.k=[20]", "device=cpu")
+    scores = json.loads(out.splitlines()[-1])["scores"]["top1 k=20"]
+    assert scores["raw_pixels"] == pytest.approx(0.97, abs=0.015)
+    assert 0.5 < scores["encoder"] < scores["raw_pixels"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["linaer", "checkpoint=RUN"], ["'linaer'", "did you mean 'linear'", "knn, lowshot"]),
+        (["checkpoint=RUN"], ["no protocol given", "linear"]),
+        (["linear"], ["checkpoint is not set", "checkpoint=runs/NAME"]),
+        (["linear", "RUN"], ["key=value", "checkpoint="]),
+        (["linear", "checkpoint=/nowhere"], ["/nowhere", "does not exist", "runs/NAME"]),
+        (["linear", "checkpoint=TMP"], ["holds no encoder.safetensors", "checkpoints/step-N"]),
+        (["linear", "checkpoint=RUN/config.yaml"], ["config.yaml", "safetensors"]),
+        (["linear", "checkpoint=RUN", "linear.heldout=0.2"], ["linear.heldout", "'linear.held_out'"]),
+        (["linear", "checkpoint=RUN", "linear.held_out=2"], ["held_out=2", "below 1"]),
+        (["linear", "checkpoint=RUN", "seeds=many"], ["seeds"]),
+        (["linear", "checkpoint=RUN", "knn.k=[5]"], ["knn.k=[5]", "setting of knn"]),
+        (["knn", "checkpoint=RUN", "knn.k=[5000]"], ["knn.k=5000", "1335", "knn.k=[20]"]),
+        (["knn", "checkpoint=RUN", "data.image_size=64"], ["64", "the encoder takes 16"]),
+        (["knn", "checkpoint=RUN", "data.name=images", "data.root=TMP"], ["no labels", "imagefolder"]),
+        (["knn", "checkpoint=RUN", "device=tpu9"], ["device=tpu9", "device=cpu"]),
+        (["report", "TMP/encoder.safetensors"], ["not inside a run directory", "runs/NAME"]),
+    ],
+)
+def test_wrong_input(arguments, expected, shared_run, tmp_path, capsys):
+    from PIL import Image
+
+    if any("encoder.safetensors" in text for text in arguments):
+        (tmp_path / "encoder.safetensors").write_bytes((shared_run / "encoder.safetensors").read_bytes())
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    given = [text.replace("RUN", str(shared_run)).replace("TMP", str(tmp_path)) for text in arguments]
+    code, out, err = run_main(capsys, *given)
+    assert code == 2
+    assert out == ""
+    assert err.rpartition("\r")[2].strip().startswith("error: ")  # after a progress bar, if one was shown
+    assert "Traceback" not in err
+    for text in expected:
+        assert text.replace("RUN", str(shared_run)).replace("TMP", str(tmp_path)) in err
+
+
+def test_encoder_of_unknown_origin_needs_data(shared_run, tmp_path, capsys):
+    lone = tmp_path / "encoder.safetensors"
+    lone.write_bytes((shared_run / "encoder.safetensors").read_bytes())
+    code, _, err = run_main(capsys, "knn", f"checkpoint={lone}")
+    assert code == 2
+    assert "data.name=" in err
+    code, out, _ = run_main(
+        capsys, "knn", f"checkpoint={lone}", "data.name=digits", "knn.k=[5]", "device=cpu"
+    )
+    assert code == 0
+    assert json.loads(out)["file"] == str(tmp_path / "eval" / "knn.json")
+
+
+def test_one_class_few_rows_and_nan(new_run, tiny_folder, capsys):
+    run = new_run(name="imagefolder", root=str(tiny_folder))
+    few = [f"checkpoint={run}", "device=cpu"]
+    code, _, err = run_main(capsys, "knn", *few)
+    assert (code, "knn.k=200: the training part has 6" in err) == (2, True)
+    code, _, err = run_main(capsys, "lowshot", *few)
+    assert (code, "lowshot.labels_per_class=[1]" in err) == (2, True)
+
+    from contrastive.encoders import safetensors
+
+    tensors, meta = safetensors.read(run / "encoder.safetensors")
+    tensors["conv1.weight"][0] = torch.nan
+    safetensors.write(run / "encoder.safetensors", tensors, meta)
+    code, _, err = run_main(capsys, "knn", *few, "knn.k=[1]")
+    assert (code, "features of 6 of 6 train images are NaN" in err) == (2, True)
+    assert not (run / "eval" / "knn.json").exists()
+
+    for part in ("train", "val"):
+        for file in (tiny_folder / part / "dark").iterdir():
+            file.unlink()
+        (tiny_folder / part / "dark").rmdir()
+    code, _, err = run_main(capsys, "knn", *few, "knn.k=[1]")
+    assert (code, "one class only (light)" in err) == (2, True)
+
+
+def test_our_own_fault_shows_a_traceback(shared_run, monkeypatch, capsys):
+    import eval.evaluate
+
+    def broken(protocol, config):
+        raise KeyError("ours")
+
+    monkeypatch.setattr(eval.evaluate, "evaluate", broken)
+    with pytest.raises(KeyError):  # the interpreter prints it and exits with 1
+        run_main(capsys, "knn", f"checkpoint={shared_run}")
+
+
+def test_help_is_quick_and_imports_no_torch():
+    code = (
+        "import sys, time; from eval.__main__ import main; status = main(['--help']); "
+        "assert not {'torch', 'numpy', 'faiss'} & {*sys.modules}, 'heavy import'; "
+        "assert time.process_time() < 0.5, time.process_time(); sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage: contrastive-eval" in done.stdout
+
+
+@pytest.mark.parametrize("protocol", ["linear", "knn", "lowshot", "report"])
+def test_shipped_yaml_states_the_defaults(protocol):
+    from contrastive.config import load_config
+    from eval.config import EvalConfig
+
+    loaded = load_config(EvalConfig, "eval", protocol, ["checkpoint=x"])
+    assert loaded == EvalConfig(checkpoint="x", seeds=5 if protocol == "lowshot" else 1)

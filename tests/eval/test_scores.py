@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+import torch
+
+
+def test_wilson_against_scipy():
+    from scipy.stats import binomtest
+
+    from eval.scores import wilson
+
+    for hits, total in ((0, 10), (3, 10), (447, 462), (462, 462)):
+        wanted = binomtest(hits, total).proportion_ci(0.95, method="wilson")
+        assert wilson(hits, total) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
+    with pytest.raises(ValueError, match="0 hits of 0"):
+        wilson(0, 0)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 4, 9, 10, 11, 30, 461, 100_000])
+def test_t_quantile_against_scipy(freedom):
+    from scipy.stats import t
+
+    from eval.scores import t_quantile
+
+    assert t_quantile(freedom) == pytest.approx(t.ppf(0.975, freedom), abs=2e-4)
+
+
+def test_lines_of_one_and_of_several_runs():
+    from eval.scores import line, wilson
+
+    hits = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]]).bool()
+    single = line("a", hits[:1])
+    assert (single.value, (single.low, single.high)) == (0.75, wilson(3, 4))
+    several = line("a", hits)
+    runs = np.array([0.75, 0.5, 1.0])
+    assert several.value == pytest.approx(0.75)
+    assert several.low == pytest.approx(runs.mean() - 4.3027 * runs.std(ddof=1) / 3**0.5, abs=1e-4)
+    assert several.high == 1.0  # an accuracy ends there
+
+
+def test_difference_is_paired():
+    """The same accuracy on the same rows is no gain at all; on other rows the interval says so."""
+    from eval.scores import difference, line
+
+    a = line("a", torch.tensor([[1, 1, 0, 0]]).bool())
+    b = line("b", torch.tensor([[0, 0, 1, 1]]).bool())
+    assert difference(a, a) == {"value": 0.0, "low": 0.0, "high": 0.0}
+    gain = difference(a, b)
+    assert gain["value"] == 0
+    assert gain["low"] < -1 < 1 < gain["high"]
+
+
+def test_confusion_and_top_k_against_loops():
+    from eval.scores import confusion, in_top, per_class
+
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(40, 4, generator=generator), torch.randint(3, (40,), generator=generator)
+    counts = np.zeros((4, 4), int)
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        counts[label, int(np.argmax(row))] += 1
+    found = confusion(logits.argmax(1), labels, 4)
+    assert found.tolist() == counts.tolist()
+    assert per_class(found, tuple("abcd"))["d"] is None
+    ranks = [
+        sorted(row, reverse=True).index(row[label])
+        for row, label in zip(logits.tolist(), labels, strict=True)
+    ]
+    assert in_top(logits, labels, 2).tolist() == [rank < 2 for rank in ranks]

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+import torch
+
+from tests.reference.probe import logistic_loss
+
+
+@pytest.mark.parametrize("shape", [(300, 12), (20, 64)], ids=["tall", "wide"])
+def test_reaches_the_minimum_of_every_head(shape):
+    """Each head's loss equals scikit-learn's optimum; correlated dimensions, a constant one, n < d too."""
+    from sklearn.linear_model import LogisticRegression
+
+    from eval.softmax import Standardiser, train_heads
+
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randn(shape, generator=generator) @ torch.randn(shape[1], shape[1], generator=generator)
+    raw[:, 0] = 3.0
+    labels = torch.arange(shape[0]) % 3
+    features = Standardiser.fit(raw)(raw)
+    assert features[:, 0].abs().max() == 0
+    decays = [0.3, 0.03, 0.003]
+    heads = train_heads(
+        features,
+        labels,
+        3,
+        learning_rates=torch.tensor([0.1, 0.3, 1.0]),
+        weight_decays=torch.tensor(decays),
+        steps=400,
+        batch_size=1000,
+    )
+    x, y = features.double().numpy(), labels.numpy()
+    for head, decay in enumerate(decays):
+        best = LogisticRegression(C=1 / (decay * len(x)), tol=1e-8, max_iter=5000).fit(x, y)
+        wanted = logistic_loss(x, y, best.coef_.T, best.intercept_, decay)
+        weight, bias = (each[..., head].double().numpy() for each in (heads.weight, heads.bias))
+        assert logistic_loss(x, y, weight, bias, decay) == pytest.approx(wanted, abs=2e-4)
+
+
+def test_heads_do_not_depend_on_each_other():
+    from eval.softmax import train_heads
+
+    features, labels = torch.randn(200, 8, generator=torch.Generator().manual_seed(1)), torch.arange(200) % 4
+    settings = {"steps": 30, "batch_size": 64, "seed": 5}
+    rates, decays = torch.tensor([0.1, 1.0, 50.0]), torch.tensor([1e-3, 1e-2, 1e-3])
+    together = train_heads(features, labels, 4, learning_rates=rates, weight_decays=decays, **settings)
+    alone = train_heads(features, labels, 4, learning_rates=rates[:1], weight_decays=decays[:1], **settings)
+    torch.testing.assert_close(together.weight[..., :1], alone.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_standardiser_against_numpy():
+    from eval.softmax import Standardiser
+
+    raw = torch.randn(50, 4, generator=torch.Generator().manual_seed(2)) * 7 + 3
+    wanted = (raw.numpy() - raw.numpy().mean(0)) / raw.numpy().std(0)
+    np.testing.assert_allclose(Standardiser.fit(raw)(raw).numpy(), wanted, rtol=1e-4, atol=1e-5)
