@@ -1,0 +1,286 @@
+"""What mining adds to a training step: off, in line, overlapped; exact and FAISS; a small and a large bank.
+
+A step is: two views of 256 images, query and key network, negatives, loss, backward, optimizer, EMA, bank.
+With mining off the negatives are fixed random rows of the same shape and there is no bank. ``in line`` looks
+up with the fresh query; ``overlapped`` looks up two steps ahead with the stored keys, on a background thread.
+A turn is some steps and the wait for the worker, so that what runs beside one arm never runs beside the next.
+
+Banks hold rows around random centres: a search costs by what the lists hold, not by what the rows show.
+
+    python benchmarks/bench_mining.py [--device cuda] [--rows 50000,1280000] [--threads N]
+
+On a CPU the network is resnet10 of width 16 at 32 px; on CUDA, under bfloat16, ResNet-18 at 32 px for banks
+of up to 200,000 rows (CIFAR) and ResNet-50 at 224 px above (ImageNet). --encoder, --width, --image-size,
+--batch change it.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import RESULTS, context, median, once, quartiles, ratios, take_turns, walls, whole_numbers, write
+from torch import Tensor, nn
+
+from contrastive.augment.views import Views
+from contrastive.config import AugmentConfig, DataConfig, EncoderConfig
+from contrastive.encoders.build import build_encoder
+from contrastive.heads import projector
+from contrastive.momentum import ema_update
+from contrastive.objectives.info_nce import info_nce
+from memory_bank.config import BankConfig, MiningConfig
+from memory_bank.miner import Miner, build_miner
+from memory_bank.negatives import Negatives
+
+DIM = 128
+NUM_HARD = NUM_UNIFORM = 256
+CENTRES = 4096
+LAG = 2  # steps ahead: a look-up has a whole step's time
+POOL = 1024  # images, used again and again
+SMALL_BANK = 200_000
+PIECE = 65_536
+GOAL = 0.03
+Mine = Callable[[Tensor, Tensor, Tensor, int], Negatives]  # query, key, ids, step
+BACKENDS = ("exact", "faiss", "subsample")
+
+
+@dataclass
+class Scene:
+    """The network and its images."""
+
+    encoder: EncoderConfig
+    data: DataConfig
+    autocast: bool
+
+
+class Learner:
+    """Query and key network, and one training step of them."""
+
+    def __init__(self, scene: Scene, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.device, self.batch, self.autocast = device, scene.data.global_batch, scene.autocast
+        encoder = build_encoder(scene.encoder, scene.data.image_size)
+        head = projector(encoder.dim, scene.encoder.projector_hidden, 2, DIM)
+        self.network = nn.Sequential(encoder, head).to(device, memory_format=torch.channels_last)
+        self.key_network = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.9)
+        self.views = Views(AugmentConfig(), scene.data, seed=0)
+        size = scene.data.stored_size
+        self.images = torch.randint(0, 256, (POOL, 3, size, size), dtype=torch.uint8, device=device)
+
+    def step(self, ids: Tensor, number: int, mine: Mine) -> Tensor:
+        """One optimizer step; returns the keys for the bank."""
+        first, second = self.views(self.images[ids % POOL], ids, number)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            query = F.normalize(self.network(first).float(), dim=1)
+            with torch.no_grad():
+                key = F.normalize(self.key_network(second).float(), dim=1)
+        loss, _ = info_nce(query, key, mine(query.detach(), key, ids, number), temperature=0.2)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        ema_update(self.network, self.key_network, 0.99)
+        return key
+
+
+class Plan:
+    """Rows of each step: the bank's rows in one shuffled order, over and over."""
+
+    def __init__(self, rows: int, batch: int, device: torch.device) -> None:
+        self._order = torch.randperm(rows, generator=torch.Generator().manual_seed(0)).to(device)
+        self._offset = torch.arange(batch, device=device)
+
+    def ids(self, step: int) -> Tensor:
+        return self._order[(self._offset + step * len(self._offset)) % len(self._order)]
+
+
+class Loop:
+    """Training steps with a miner, or with random negatives.
+
+    A turn ends with the metrics of a logged step, which wait for the worker.
+    """
+
+    def __init__(self, learner: Learner, plan: Plan, steps: int, miner: Miner | None = None) -> None:
+        self.learner, self.plan, self.steps, self.miner, self.number = learner, plan, steps, miner, 0
+        random = _random_negatives(learner.batch, learner.device)
+        self._mine: Mine = (lambda *_: random) if miner is None else miner.negatives
+
+    def turn(self) -> None:
+        for _ in range(self.steps):
+            ids = self.plan.ids(self.number)
+            key = self.learner.step(ids, self.number, self._mine)
+            if self.miner is not None:
+                self.miner.write(key, ids, self.number)
+            self.number += 1
+        if self.miner is not None:
+            self.miner.metrics()
+
+
+def _random_negatives(batch: int, device: torch.device) -> Negatives:
+    rows = F.normalize(torch.randn(batch, NUM_HARD + 1, DIM, device=device), dim=2)
+    shared = F.normalize(torch.randn(NUM_UNIFORM, DIM, device=device), dim=1)
+    empty = Negatives.none(rows[:, 0])
+    ids = torch.zeros(batch, NUM_HARD, dtype=torch.int64, device=device)
+    hard = replace(
+        empty, hard=rows[:, 1:], hard_log_weight=torch.zeros(ids.shape, device=device), hard_ids=ids
+    )
+    return hard.with_shared(shared, ids.new_zeros(NUM_UNIFORM), rows.new_zeros(batch, NUM_UNIFORM))
+
+
+def make_rows(rows: int) -> Tensor:
+    """float16 unit rows around random centres."""
+    generator = torch.Generator().manual_seed(0)
+    centres = F.normalize(torch.randn(CENTRES, DIM, generator=generator), dim=1)
+    parts = []
+    for ids in torch.arange(rows).split(PIECE):
+        centre = centres[torch.randint(0, CENTRES, (len(ids),), generator=generator)]
+        noise = torch.randn(len(ids), DIM, generator=generator) / DIM**0.5
+        parts.append(F.normalize(centre + 0.7 * noise, dim=1).half())
+    return torch.cat(parts)
+
+
+def mining(backend: str, overlapped: bool) -> MiningConfig:
+    """The nearest rows, since an index serves no deep band; recall checks, a choice of their own, are off."""
+    depth = {} if backend != "subsample" else {"band": [0.001, 0.05]}
+    shallow = {"band": [0.0, 1e-6], "skip_top": 0.0} | depth
+    ahead = {"query": "stored", "lag": LAG, "overlap": True} if overlapped else {"query": "fresh"}
+    sizes = {"num_hard": NUM_HARD, "num_uniform": NUM_UNIFORM}
+    return MiningConfig(backend=backend, recall_every=0, **sizes, **shallow, **ahead)
+
+
+def make_miner(keys: Tensor, plan: Plan, device: torch.device, config: MiningConfig) -> Miner:
+    """A filled bank. Written to directly: a step's write would look ahead, and train an index half full."""
+    rows = len(keys)
+    miner = build_miner(BankConfig(), config, rows=rows, dim=DIM, seed=0, device=device, upcoming=plan.ids)
+    for ids in torch.arange(rows).split(PIECE):
+        miner.retrieval.update(miner.bank.write(keys[ids], ids, 0))
+    return miner
+
+
+def make_miners(
+    keys: Tensor, plan: Plan, device: torch.device, backend: str
+) -> tuple[dict[str, Miner], float]:
+    """In line and overlapped, and the seconds of the first look-up, which trains an index."""
+    in_line = make_miner(keys, plan, device, mining(backend, overlapped=False))
+    query, ids = keys[:1].float().to(device), torch.zeros(1, dtype=torch.int64, device=device)
+    first = once(lambda: in_line.nearest(query, ids, 0, 1), device)
+    overlapped = make_miner(keys, plan, device, mining(backend, overlapped=True))
+    overlapped.retrieval.load_state_dict(in_line.retrieval.state_dict())
+    return {f"{backend}, in line": in_line, f"{backend}, overlapped": overlapped}, first.wall
+
+
+def measure(rows: int, options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    scene = make_scene(rows, options, device)
+    learner, plan = Learner(scene, device), Plan(rows, scene.data.global_batch, device)
+    described = f"{scene.encoder.name} of width {scene.encoder.width}, {scene.data.image_size} px"
+    print(f"\nbank of {rows} rows, {described}, batch {learner.batch}", flush=True)
+    keys = make_rows(rows)
+    miners: dict[str, Miner] = {}
+    for backend in options.backends:
+        made, seconds = make_miners(keys, plan, device, backend)
+        print(f"  {next(iter(made.values())).describe()}; first look-up {seconds:.1f} s", flush=True)
+        miners |= made
+    arms = {"off": None, **miners}
+    turns = {name: Loop(learner, plan, options.steps, miner).turn for name, miner in arms.items()}
+    spent = take_turns(turns, options.repeats, device=device)
+    found = []
+    for name, times in spent.items():
+        step = [1e3 * wall / options.steps for wall in walls(times)]
+        added = [ratio - 1 for ratio in ratios(times, spent["off"])]
+        found.append(
+            {"rows": rows, "mining": name, "encoder": described, "batch": learner.batch}
+            | {"step_ms": median(step), "step_ms_quartiles": quartiles(step)}
+            | {"added": median(added), "added_quartiles": quartiles(added)}
+            | {"backend": miners[name].retrieval.describe() if name in miners else None}
+        )
+    for miner in miners.values():
+        miner.close()
+    _show(found)
+    return found
+
+
+def make_scene(rows: int, options: argparse.Namespace, device: torch.device) -> Scene:
+    on_gpu, large = device.type == "cuda", rows > SMALL_BANK
+    name, width, size = ("resnet10", 16, 32) if not on_gpu else ("resnet18", 64, 32)
+    if on_gpu and large:
+        name, width, size = "resnet50", 64, 224
+    encoder = EncoderConfig(
+        name=options.encoder or name,
+        width=options.width or width,
+        projector_hidden=512 if not on_gpu else 2048,
+    )
+    data = DataConfig(image_size=options.image_size or size, global_batch=options.batch)
+    return Scene(encoder, data, autocast=on_gpu)
+
+
+def _show(found: list[dict[str, Any]]) -> None:
+    print(f"{'rows':>9} {'mining':24} {'ms a step':>10} {'quartiles':>19} {'added':>8} {'quartiles':>17}")
+    for row in found:
+        low, high = row["step_ms_quartiles"]
+        less, more = row["added_quartiles"]
+        print(
+            f"{row['rows']:9} {row['mining']:24} {row['step_ms']:10.2f} {low:9.2f} {high:9.2f} "
+            f"{row['added']:8.1%} {less:8.1%} {more:8.1%}",
+            flush=True,
+        )
+
+
+def best(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each bank, the way of mining that adds least."""
+    mined = [row for row in found if row["mining"] != "off"]
+    sizes = dict.fromkeys(row["rows"] for row in mined)
+    return [
+        min((row for row in mined if row["rows"] == rows), key=lambda row: row["added"]) for rows in sizes
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--rows", type=whole_numbers, default=[50_000, 1_280_000])
+    parser.add_argument("--backends", nargs="+", default=["exact", "faiss"], choices=BACKENDS)
+    parser.add_argument("--encoder", choices=("resnet10", "resnet18", "resnet34", "resnet50"))
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--steps", type=int, help="of a turn; default 3, on CUDA 10")
+    parser.add_argument("--repeats", type=int, help="default 5, on CUDA 9")
+    parser.add_argument("--threads", type=int, help="of torch and FAISS; default their own choice")
+    parser.add_argument("--out", type=Path, help="default benchmarks/results/bench_mining-DEVICE.json")
+    options = parser.parse_args()
+    on_gpu = options.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device; use --device cpu")
+    options.steps = options.steps or (10 if on_gpu else 3)
+    options.repeats = options.repeats or (9 if on_gpu else 5)
+    if options.repeats < 2:
+        parser.error(f"--repeats {options.repeats}: a spread needs 2 or more")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    found = [row for rows in options.rows for row in measure(rows, options, device)]
+    about = context(
+        "mining",
+        device,
+        ("torch", "faiss-cpu"),
+        repeats=options.repeats,
+        steps_a_turn=options.steps,
+        lag=LAG,
+        hard=NUM_HARD,
+        uniform=NUM_UNIFORM,
+    )
+    out = options.out or RESULTS / f"bench_mining-{options.device}.json"
+    write(out, about | {"rows": found, "best": best(found)})
+    for row in best(found):
+        asked = f" (asked: {GOAL:.0%} or less)" if on_gpu else ""
+        print(f"{row['rows']} rows: least is {row['mining']}, adds {row['added']:.1%}{asked}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""What the benchmarks share: how arms are timed, what places the numbers, where they are written."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Spent(NamedTuple):
+    """Seconds of one repeat, by the wall and by the processor (all threads of the process)."""
+
+    wall: float
+    processor: float
+
+
+def once(step: Callable[[], object], device: torch.device | None = None) -> Spent:
+    """Time one call."""
+    _wait(device)
+    wall, processor = time.perf_counter(), time.process_time()
+    step()
+    _wait(device)
+    return Spent(time.perf_counter() - wall, time.process_time() - processor)
+
+
+def take_turns(
+    arms: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    device: torch.device | None = None,
+    warmup: int = 1,
+) -> dict[str, list[Spent]]:
+    """Time every arm once a round, so that a disturbance of the machine meets all of them.
+
+    Repeat i of one arm and repeat i of another were taken side by side: compare those.
+    """
+    spent: dict[str, list[Spent]] = {name: [] for name in arms}
+    for repeat in range(-warmup, repeats):
+        for name, step in arms.items():
+            taken = once(step, device)
+            if repeat >= 0:
+                spent[name].append(taken)
+    return spent
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """First and third; the spread that stands beside a median."""
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return [low, high]
+
+
+def walls(spent: Sequence[Spent]) -> list[float]:
+    return [one.wall for one in spent]
+
+
+def ratios(above: Sequence[Spent], below: Sequence[Spent]) -> list[float]:
+    """Wall time of ``above`` over that of ``below``, repeat by repeat."""
+    return [a.wall / b.wall for a, b in zip(above, below, strict=True)]
+
+
+def context(benchmark: str, device: torch.device, packages: Sequence[str], **more: Any) -> dict[str, Any]:
+    """What a reader needs to place the numbers: commit, device, threads, versions."""
+    return {
+        "benchmark": benchmark,
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": {package: version(package) for package in packages}
+        | {"python": platform.python_version()},
+        **more,
+    }
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"written: {path}")
+
+
+def pyplot() -> Any:
+    """matplotlib, which only the plots need.
+
+    Raises:
+        SystemExit: it is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise SystemExit("the plot needs matplotlib: pip install matplotlib, or give --no-plot") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def save_plot(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    print(f"written: {path}")
+
+
+def whole_numbers(text: str) -> list[int]:
+    """``50000,200000`` as an argument."""
+    return [int(part) for part in text.split(",")]
+
+
+def numbers(text: str) -> list[float]:
+    """``0.1,0.2`` as an argument."""
+    return [float(part) for part in text.split(",")]
+
+
+def _wait(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _commit() -> str:
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return _git("rev-parse", "HEAD") + ("+changes" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    found = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+def _processor() -> str:
+    """The model where Linux tells it, else the architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

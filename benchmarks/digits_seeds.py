@@ -1,0 +1,89 @@
+"""The demo's numbers over seeds: pretrain on digits, probe, kNN, few labels; mean and 95% t-interval.
+
+    python benchmarks/digits_seeds.py --seeds 0 1 2 3 4
+
+Writes benchmarks/results/digits_seeds.json and prints the README's table. Finished runs are not repeated.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, context
+
+ROWS = {
+    "linear probe, all 1,335 labels": ("linear", "top1"),
+    "linear probe, 10% of the labels": ("lowshot", "top1 at 10%"),
+    "linear probe, 1 label a class": ("lowshot", "top1 at 1 a class"),
+    "kNN, k=20": ("knn", "top1 k=20"),
+}
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262}  # by number of seeds
+
+
+def command(*arguments: str) -> dict[str, Any]:
+    """Run one of the project's commands; its result is the last line it prints."""
+    result = subprocess.run([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
+    return found
+
+
+def run(seed: int, root: str, overrides: list[str]) -> dict[str, Any]:
+    """Train and score one seed."""
+    started = time.monotonic()
+    name = f"digits-seed-{seed}"
+    place = [f"run.root={root}", f"run.name={name}", f"run.seed={seed}", "logging.wandb.mode=disabled"]
+    trained = command("contrastive", *place, *overrides)
+    protocols = ("linear", "lowshot", "knn")
+    scores = {name_: command("eval", name_, f"checkpoint={root}/{name}")["scores"] for name_ in protocols}
+    seconds = time.monotonic() - started
+    return {"seed": seed, "train_s": trained["seconds"], "all_s": round(seconds, 1), "scores": scores}
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """Mean with the half width of its 95% t-interval."""
+    spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    half = T_95.get(len(values), math.nan) * spread
+    return {"mean": statistics.mean(values), "half_95": half, "min": min(values), "max": max(values)}
+
+
+def tabulate(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each row's arms over seeds, and the encoder's paired gain over each baseline."""
+    table = {}
+    for title, (protocol, score) in ROWS.items():
+        found = [one["scores"][protocol][score] for one in runs]
+        table[title] = {arm: interval([one[arm] for one in found]) for arm in found[0]}
+        for arm in ("raw_pixels", "random_encoder"):
+            table[title][f"encoder - {arm}"] = interval([one["encoder"] - one[arm] for one in found])
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--root", default="runs")
+    parser.add_argument("--out", type=Path, default=RESULTS / "digits_seeds.json")
+    parser.add_argument("overrides", nargs="*", help="key=value for contrastive-pretrain")
+    asked = parser.parse_args()
+    runs = [run(seed, asked.root, asked.overrides) for seed in asked.seeds]
+    table = tabulate(runs)
+    packages = ("torch", "kornia", "faiss-cpu", "pytorch-lightning")
+    document = context("digits_seeds", torch.device("cpu"), packages, overrides=asked.overrides)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps({**document, "table": table, "runs": runs}, indent=1) + "\n")
+    print(f"| top-1 %, mean of {len(runs)} seeds | encoder | raw pixels | random encoder |")
+    print("|---|---|---|---|")
+    for title, arms in table.items():
+        own, *others = (arms[arm] for arm in ("encoder", "raw_pixels", "random_encoder"))
+        baselines = " | ".join(f"{100 * other['mean']:.1f}" for other in others)
+        print(f"| {title} | **{100 * own['mean']:.1f}** ± {100 * own['half_95']:.1f} | {baselines} |")
+
+
+if __name__ == "__main__":
+    main()
