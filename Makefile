@@ -1,0 +1,55 @@
+# Two commands from a bare checkout: `make demo` and `make test`. python3 with venv and pip is all they need.
+PYTHON ?= python3
+VENV ?= .venv
+# Test processes; each with one thread, which is faster than threads on small tensors.
+JOBS ?= 2
+BIN := $(VENV)/bin
+PACKAGES := contrastive memory_bank eval configs
+CODE := $(PACKAGES) tests benchmarks
+
+.PHONY: help demo test check quick clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   install, pretrain on handwritten digits, probe, write a report (minutes, no GPU)"
+	@echo "make test   install with the test extras, run every check"
+	@echo "make check  every check, without the install"
+	@echo "make quick  a tiny run, to see that things work after a change"
+	@echo "make clean  remove the virtual environment and the caches"
+
+# The stamp holds the extras asked for; a changed setup.cfg installs again.
+$(VENV)/.installed: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m contrastive run.name=demo
+	$(BIN)/python -m eval linear checkpoint=runs/demo
+	$(BIN)/python -m eval knn checkpoint=runs/demo
+	$(BIN)/python -m eval lowshot checkpoint=runs/demo
+	$(BIN)/python -m eval report runs/demo
+	@echo
+	@echo "report:  runs/demo/report.html   (open it in a browser)"
+	@echo "encoder: runs/demo/encoder.safetensors"
+	@echo "metrics: runs/demo/metrics.csv, scores: runs/demo/eval/"
+
+test: $(VENV)/.installed-test
+	$(MAKE) check
+
+check:
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+quick: $(VENV)/.installed
+	$(BIN)/python -m contrastive run.name=quick schedule.epochs=2 schedule.warmup_epochs=1 run.resume=auto
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

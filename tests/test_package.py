@@ -1,0 +1,133 @@
+"""The package as users get it: what a wheel holds, what is imported when, what may be missing."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+OPTIONAL = ("wandb", "sklearn", "matplotlib", "rich", "jaxtyping", "beartype", "timm", "safetensors", "scipy")
+
+BLOCK = f"""
+import sys
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        missing = name.partition(".")[0] in {OPTIONAL!r}
+        return None if missing else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+
+import importlib.metadata
+installed = importlib.metadata.Distribution.from_name.__func__
+def from_name(cls, name):
+    if name.replace("scikit-learn", "sklearn") in {OPTIONAL!r}:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return installed(cls, name)
+importlib.metadata.Distribution.from_name = classmethod(from_name)
+"""
+
+
+def python(code: str, cwd: Path, path: Path = ROOT, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(path), "WANDB_MODE": "disabled"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_help_and_wrong_input_answer_without_the_heavy_libraries(tmp_path):
+    for package in ("contrastive", "eval"):
+        code = (
+            "import sys, runpy\n"
+            f"sys.argv = ['{package}', '--help']\n"
+            "try:\n"
+            f"    runpy.run_module('{package}', run_name='__main__')\n"
+            "except SystemExit as stop:\n"
+            "    assert not stop.code, stop.code\n"
+            "heavy = {'torch', 'torchvision', 'kornia', 'faiss', 'pytorch_lightning', 'wandb', 'sklearn'}\n"
+            "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        )
+        result = python(code, tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert "usage: contrastive-" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The tree's wheel, unpacked; built from a copy, so that nothing is left in the tree."""
+    work = tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in tracked.stdout.splitlines():
+        if not name.startswith(("tests/", "benchmarks/", "docs/")) and (ROOT / name).is_file():
+            (work / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            (work / "tree" / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "--wheel-dir", str(work), str(work / "tree")], check=True, timeout=300)
+    archive = zipfile.ZipFile(next(work.glob("*.whl")))
+    archive.extractall(work / "site")
+    return work / "site"
+
+
+def test_the_wheel_holds_the_recipes_and_runs_outside_the_checkout(wheel, tmp_path):
+    shipped = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
+    held = {str(path.relative_to(wheel)) for path in (wheel / "configs").rglob("*.yaml")}
+    assert shipped == held
+    assert (wheel / "memory_bank" / "py.typed").is_file()
+    assert not (wheel / "tests").exists()
+    code = "import contrastive, contrastive.__main__ as cli; print(contrastive.__file__); cli.main()"
+    result = python(code, tmp_path, wheel, "--print-config", "mining=hardest")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(str(wheel))
+    assert "method: ranked" in result.stdout
+
+
+def test_training_and_probing_need_none_of_the_optional_packages(tmp_path):
+    """The run that users make on a cluster whose image holds the training stack alone."""
+    noise = np.random.default_rng(0)
+    for name, grey in (("dark", 60), ("light", 190)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(24):
+            pixels = np.clip(grey + noise.integers(-50, 50, (16, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    overrides = [
+        "data.name=imagefolder",
+        "data.root=photos",
+        "data.image_size=16",
+        "data.global_batch=8",
+        "encoder.width=4",
+        "schedule.epochs=2",
+        "schedule.warmup_epochs=1",
+        "run.name=bare",
+        "trainer.accelerator=cpu",
+    ]
+    train = BLOCK + "from contrastive.__main__ import main; sys.exit(main())"
+    result = python(train, tmp_path, ROOT, *overrides)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["finished"]
+    probe = BLOCK + "from eval.__main__ import main; sys.exit(main())"
+    result = python(probe, tmp_path, ROOT, "linear", "checkpoint=runs/bare")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])
+    assert (tmp_path / "runs/bare/eval/linear.json").is_file()
+
+
+def test_what_needs_an_optional_package_says_which(tmp_path):
+    result = python(BLOCK + "from contrastive.__main__ import main; sys.exit(main())", tmp_path)
+    assert result.returncode == 2
+    assert "pip install scikit-learn" in result.stderr
+    assert not (tmp_path / "runs").exists()
