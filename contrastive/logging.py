@@ -73,6 +73,12 @@ def log_interval(trainer: Trainer) -> int:
     return every
 
 
+def is_logged(trainer: Trainer) -> bool:
+    """Whether the optimizer step just done has a row: one in every interval, and the run's last."""
+    every, step = log_interval(trainer), trainer.global_step
+    return every > 0 and (step % every == 0 or step == trainer.max_steps or trainer.is_last_batch)
+
+
 def _floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
     values = {name: value for name, value in metrics.items() if not isinstance(value, Tensor)}
     tensors = {name: value.detach() for name, value in metrics.items() if isinstance(value, Tensor)}
@@ -480,8 +486,8 @@ class Throughput(Callback):
     ) -> None:
         """Count the batch; log at the interval."""
         self._count += self._images(batch)
-        step, every = trainer.global_step, log_interval(trainer)
-        if every and step > self._step and step % every == 0:
+        step = trainer.global_step
+        if step > self._step and is_logged(trainer):
             log_row(trainer, self._metrics(step, trainer.world_size))
             self._reset(step)
 

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from contrastive.callbacks.steps import StepCallback
-from contrastive.logging import MetricsCsv, log_interval, log_row
+from contrastive.logging import MetricsCsv, is_logged, log_row
 from contrastive.module import ContrastiveModule, Mined
 
 
@@ -44,7 +44,7 @@ class LogMetrics(StepCallback):
 
     def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
         """Hand the values of rank 0's share of the batch to the loggers and to the progress bar."""
-        if step % log_interval(trainer) or not trainer.is_global_zero:
+        if not is_logged(trainer) or not trainer.is_global_zero:
             return
         row: dict[str, float | Tensor] = {
             f"train/{name}": value for name, value in module.diagnostics.items()

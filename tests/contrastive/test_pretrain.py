@@ -106,6 +106,16 @@ def test_a_run_leaves_the_directory_that_the_readme_describes(run, tmp_path):
     assert all(row["anchor_row"] != row["negative_row"] for row in mined)
 
 
+def test_a_run_shorter_than_the_interval_still_says_how_it_ended(run, tmp_path):
+    _, result, err = run("logging.every_n_steps=5", "schedule.epochs=2")
+    rows = [row for row in metrics(tmp_path / "runs/tiny") if row["train/loss"]]
+    assert [row["step"] for row in rows] == ["5", "8"]
+    assert {"train/loss", "perf/images_per_s"} <= result["metrics"].keys()
+    _, result, err = run("run.name=short", "logging.every_n_steps=1000", "trainer.max_steps=3")
+    assert [row["step"] for row in metrics(tmp_path / "runs/short") if row["train/loss"]] == ["3"]
+    assert "interval" not in err
+
+
 def test_a_finished_run_is_not_repeated(run, tmp_path):
     _, first, _ = run()
     before = (tmp_path / "runs/tiny/encoder.safetensors").stat().st_mtime_ns
