@@ -42,7 +42,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
 from contrastive.config import UserError
-from contrastive.logging import off_the_clock
+from contrastive.logging.throughput import off_the_clock
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -4,8 +4,6 @@ import inspect
 import json
 import logging
 import math
-import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -31,7 +29,11 @@ from contrastive.data.sources import Images, Unreadable, open_labelled_train, op
 from contrastive.data.tally import TooManyCorrupt
 from contrastive.encoders.build import build_encoder
 from contrastive.encoders.weights import load_weights, save_encoder
-from contrastive.logging import MetricsCsv, Throughput, build_wandb, progress_bar, read_metrics
+from contrastive.logging.memory import peak_memory_mib
+from contrastive.logging.metrics_csv import MetricsCsv, read_metrics
+from contrastive.logging.progress import progress_bar
+from contrastive.logging.throughput import Throughput
+from contrastive.logging.wandb_logger import alert, build_wandb, finish_wandb
 from contrastive.module import ContrastiveModule, Diverged
 from contrastive.run_dir import hold, is_first_rank, look_at, note_unreadable, prepare, write_atomically
 from memory_bank.miner import build_miner
@@ -177,7 +179,7 @@ def _build_callbacks(config: PretrainConfig, images: Images, run_dir: Path) -> l
     logging = config.logging
     callbacks: list[pl.Callback] = [
         Throughput(),
-        LogMetrics(images.labels),
+        LogMetrics(run_dir / "corrupt.csv", images.labels),
         WatchHealth(),
     ]
     labelled = open_labelled_train(config.data) if logging.knn_every_epochs else None
@@ -259,9 +261,12 @@ def _fit(
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except (Diverged, TooManyCorrupt) as error:
         logger.error("stopped: %s", error)
+        alert(trainer, "divergence" if isinstance(error, Diverged) else "unreadable files", str(error))
         code = 3
     if preemption.stopped_by is not None:
-        logger.info("stopped by %s after saving; the same command goes on from here", preemption.stopped_by)
+        text = f"stopped by {preemption.stopped_by} after saving; the same command goes on from here"
+        logger.info("%s", text)
+        alert(trainer, "preemption", text)
         code = 75
     return code, time.monotonic() - started
 
@@ -284,7 +289,7 @@ def _finish(
         "steps": trainer.global_step,
         "epochs": trainer.global_step / module.plan.steps_per_epoch,
         "seconds": round(seconds, 1),
-        "peak_memory_mib": round(_peak_memory(module.device) / 2**20),
+        "peak_memory_mib": _peak_memory(module.device),
         "metrics": {name: values[-1] for name, values in known.items() if values},
         "finished": code == 0 and trainer.global_step >= steps,
     }
@@ -292,6 +297,7 @@ def _finish(
         _save_encoder(config, module, run_dir)
     if code == 0:
         write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    finish_wandb(trainer.loggers, summary, run_dir / "encoder.safetensors" if code == 0 else None, code)
     return summary
 
 
@@ -300,11 +306,9 @@ def _save_encoder(config: PretrainConfig, module: ContrastiveModule, folder: Pat
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the accelerator where there is one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """MiB: of the accelerator where there is one, else of the process."""
+    found = peak_memory_mib(device)
+    return round(found.get("system/device_memory_mib", found["system/host_memory_mib"]))
 
 
 def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
@@ -324,6 +328,6 @@ def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
             "rows": len(images),
             "steps": plan.total_steps,
             "estimated_seconds": round(timer.seconds[-1] * plan.total_steps),
-            "peak_memory_mib": round(_peak_memory(module.device) / 2**20),
+            "peak_memory_mib": _peak_memory(module.device),
             "parameters": sum(weight.numel() for weight in module.encoder.parameters()),
         }

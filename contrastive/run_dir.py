@@ -174,7 +174,8 @@ def provenance() -> dict[str, str]:
     packages = ("torch", "torchvision", "pytorch-lightning", "kornia", "faiss-cpu", "omegaconf")
     return {
         "commit": found.stdout.strip() or "unknown",
-        "wandb_id": secrets.token_hex(4),
+        # The agent of a W&B sweep has given its run an id already.
+        "wandb_id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
         **{name: metadata.version(name) for name in packages},
     }
 
@@ -184,6 +185,14 @@ def write_atomically(path: Path, text: str) -> None:
     staged = path.with_name(f".{path.name}.part")
     staged.write_text(text)
     os.replace(staged, path)
+
+
+def count_unreadable(path: Path) -> int:
+    """Lines of a corrupt.csv, the header not counted; 0 where there is none."""
+    if not path.is_file():
+        return 0
+    with path.open(newline="") as file:
+        return max(0, sum(1 for _ in csv.reader(file)) - 1)
 
 
 def note_unreadable(path: Path, row: int, key: str, reason: str) -> None:

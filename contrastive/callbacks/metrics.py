@@ -1,26 +1,32 @@
 """What happens in the step, at an interval, to every logger."""
 
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor
 
 from contrastive.callbacks.steps import StepCallback
-from contrastive.logging import MetricsCsv, is_logged, log_row
+from contrastive.logging.memory import peak_memory_mib
+from contrastive.logging.metrics_csv import MetricsCsv
+from contrastive.logging.rows import is_logged, log_row
 from contrastive.module import ContrastiveModule, Mined
+from contrastive.run_dir import count_unreadable
 
 
 class LogMetrics(StepCallback):
-    """Rows of metrics.csv: ``train/*`` from the step, ``mining/*`` and ``bank/*`` from the miner.
+    """Rows of metrics.csv: ``train/*`` of the step, ``mining/*`` and ``bank/*`` of the miner, files, memory.
 
     Values stay tensors on the device until a row is due, so other steps do not wait for them.
 
     Args:
+        corrupt_csv: Lists the files that could not be read; counted as ``data/unreadable``.
         labels: Class of each data set row, to tell how many mined negatives show the same thing as their
             query (``mining/same_label_rate``); only looked at here, never by the step.
     """
 
-    def __init__(self, labels: Tensor | None = None) -> None:
+    def __init__(self, corrupt_csv: Path, labels: Tensor | None = None) -> None:
+        self.corrupt_csv = corrupt_csv
         self.labels = labels
         self._csv: MetricsCsv | None = None
         self._clock: dict[str, Any] = {}
@@ -54,6 +60,8 @@ class LogMetrics(StepCallback):
             row["mining/same_label_rate"] = _same_label_rate(module.last, self.labels)
         row["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         row["train/skipped_steps"] = module.skipped_steps
+        row["data/unreadable"] = count_unreadable(self.corrupt_csv)
+        row |= peak_memory_mib(module.device)
         log_row(trainer, row | module.progress())
         if "loss" in module.diagnostics:
             module.log("loss", module.diagnostics["loss"], prog_bar=True, logger=False)

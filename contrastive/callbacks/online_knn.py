@@ -9,7 +9,8 @@ from torch import Tensor
 from contrastive.augment.views import center_view
 from contrastive.callbacks.steps import StepCallback
 from contrastive.data.sources import Images, Unreadable
-from contrastive.logging import log_row, off_the_clock
+from contrastive.logging.rows import log_row
+from contrastive.logging.throughput import off_the_clock
 from contrastive.module import ContrastiveModule
 from eval.online import OnlineKnn
 

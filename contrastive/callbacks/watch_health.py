@@ -5,7 +5,9 @@ import logging
 import pytorch_lightning as pl
 
 from contrastive.callbacks.steps import StepCallback
-from contrastive.logging import log_row, off_the_clock
+from contrastive.logging.rows import log_row
+from contrastive.logging.throughput import off_the_clock
+from contrastive.logging.wandb_logger import alert
 from contrastive.module import ContrastiveModule
 from eval.stats import health
 
@@ -38,12 +40,10 @@ class WatchHealth(StepCallback):
         log_row(trainer, {f"stats/{name}": value for name, value in row.items()} | module.progress())
         if found.verdict != "healthy" and not self._warned:
             self._warned = True
-            logger.warning(
-                "%s of the embeddings after epoch %d: effective rank %.1f of %d, spread %.2f of 1. Lower "
-                "optimizer.base_lr, raise objective.temperature, or give the loss more negatives",
-                found.verdict,
-                epochs,
-                found.rankme,
-                min(len(slots), bank.dim),
-                found.std,
+            text = (
+                f"{found.verdict} of the embeddings after epoch {epochs}: effective rank {found.rankme:.1f} "
+                f"of {min(len(slots), bank.dim)}, spread {found.std:.2f} of 1. Lower optimizer.base_lr, "
+                "raise objective.temperature, or give the loss more negatives"
             )
+            logger.warning("%s", text)
+            alert(trainer, "collapse", text)

@@ -1,0 +1,67 @@
+"""A tiny training, for what happens while one runs."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Loader:
+    """Batches with ``images``, delivered after a pause."""
+
+    def __init__(self, batches: int, pause_s: float = 0.0) -> None:
+        self.batches, self.pause_s = batches, pause_s
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(self.batches):
+            time.sleep(self.pause_s)
+            yield {"images": torch.ones(4, 3)}
+
+
+def fit(tmp_path: Path, loggers: Any, callbacks: list[Any], loader: Loader, **options: Any) -> Any:
+    from pytorch_lightning import LightningModule, Trainer
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Linear(3, 1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            time.sleep(options_step_s)
+            loss: torch.Tensor = self.net(batch["images"]).square().mean()
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    options_step_s = options.pop("step_s", 0.0)
+    trainer = Trainer(
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=loggers,
+        callbacks=callbacks,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **{"max_epochs": 1, "log_every_n_steps": 2, "enable_progress_bar": False} | options,
+    )
+    trainer.fit(Module(), loader)
+    return trainer
+
+
+def make_row_logger() -> Any:
+    from pytorch_lightning import Callback
+
+    from contrastive.logging import rows
+
+    class Rows(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            metrics = {"train/half": trainer.global_step / 2, "train/step": torch.tensor(trainer.global_step)}
+            if trainer.global_step > 0 and trainer.global_step % rows.log_interval(trainer) == 0:
+                rows.log_row(trainer, metrics)
+
+    return Rows()

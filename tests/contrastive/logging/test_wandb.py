@@ -1,0 +1,214 @@
+"""W&B on line, off line and out of reach."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contrastive.logging.harness import Loader, fit, make_row_logger
+
+pytestmark = pytest.mark.filterwarnings(
+    # Lightning's advice on tiny runs, and its own use of a deprecated torch function.
+    "ignore:.*does not have many workers",
+    "ignore:.*smaller than the logging interval",
+    "ignore:.*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+)
+
+
+@pytest.fixture
+def log() -> Any:
+    from contrastive.logging import wandb_run
+
+    return wandb_run
+
+
+@pytest.fixture(autouse=True)
+def no_wandb_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A home without credentials; whatever W&B writes outside the run directory shows up in it."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):  # build_wandb sets them for the whole process
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    return home
+
+
+def config(log: Any, mode: str) -> Any:
+    return log.WandbConfig(mode=mode, project="test", tags=["one"])
+
+
+def build(log: Any, tmp_path: Path, mode: str, run_id: str = "abc123") -> Any:
+    from contrastive.logging.wandb_logger import build_wandb
+
+    return build_wandb(config(log, mode), tmp_path / "run", "name", run_id, {"data": {"name": "digits"}})
+
+
+def test_auto_without_credentials_is_off_and_says_how_to_change_it(
+    log: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build(log, tmp_path, "auto") is None
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "not logged in" in err
+    assert "logging.wandb.mode=offline" in err
+    assert build(log, tmp_path, "disabled") is None
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "environment"),
+    [
+        (None, "", {"WANDB_API_KEY": "k" * 40}),
+        (None, "", {"WANDB_IDENTITY_TOKEN_FILE": "token"}),
+        (".netrc", "machine api.wandb.ai login user password key\n", {}),
+        ("own", "machine api.wandb.ai login user password key\n", {"NETRC": "own"}),
+        (".netrc", "machine wandb.here login user password key\n", {"WANDB_BASE_URL": "https://wandb.here"}),
+        (".config/wandb/settings", "[default]\napi_key = k\n", {}),
+    ],
+)
+def test_auto_with_credentials_is_online(
+    log: Any,
+    no_wandb_of_the_user: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str | None,
+    content: str,
+    environment: dict[str, str],
+) -> None:
+    assert log._wandb_mode("auto") == "disabled"
+    if place is not None:
+        path = no_wandb_of_the_user / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(no_wandb_of_the_user / value) if name == "NETRC" else value)
+    assert log._wandb_mode("auto") == "online"
+    assert log._wandb_mode("online") == "online"
+    assert log._wandb_mode("offline") == "offline"
+
+
+@pytest.mark.parametrize(
+    ("content", "environment"),
+    [
+        ("machine example.org login user password key\n", {}),
+        ("machine api.wandb.ai login user password key\n", {"WANDB_BASE_URL": "https://wandb.here"}),
+        ("nonsense {", {}),
+    ],
+)
+def test_credentials_for_another_server_do_not_count(
+    log: Any,
+    no_wandb_of_the_user: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str,
+    environment: dict[str, str],
+) -> None:
+    (no_wandb_of_the_user / ".netrc").write_text(content)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert log._wandb_mode("auto") == "disabled"
+    with pytest.raises(log.UserError, match="not logged in, run 'wandb login'"):
+        log._wandb_mode("online")
+
+
+@pytest.mark.parametrize(
+    ("value", "mode"), [("offline", "offline"), ("dryrun", "offline"), ("disabled", "disabled")]
+)
+def test_auto_follows_the_environment(
+    log: Any, monkeypatch: pytest.MonkeyPatch, value: str, mode: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", value)
+    assert log._wandb_mode("auto") == mode
+
+
+def test_without_the_package(
+    log: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = log.importlib.util.find_spec
+    monkeypatch.setattr(log.importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
+    assert log._wandb_mode("auto") == "disabled"
+    assert "pip install wandb" in capsys.readouterr().err
+    for mode in ("online", "offline"):
+        with pytest.raises(log.UserError, match="pip install wandb"):
+            log._wandb_mode(mode)
+    assert log._wandb_mode("disabled") == "disabled"
+
+
+@pytest.fixture
+def wandb_ends() -> Iterator[None]:
+    """W&B's service process ends with the test."""
+    yield
+    import wandb
+
+    wandb.teardown()
+
+
+def train_with_wandb(log: Any, tmp_path: Path, mode: str) -> Any:
+    logger = build(log, tmp_path, mode)
+    fit(tmp_path, [logger], [make_row_logger()], Loader(4), log_every_n_steps=1)
+    logger.experiment.finish()
+    return logger
+
+
+def inspect(path: Path) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """Records by type, and the summary, of an offline run, by W&B's own reader."""
+    tool = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+    lines, summary = (
+        subprocess.run(
+            [*tool, *options, str(path)], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+        for options in ([], ["--summary"])
+    )
+    records: dict[str, list[Any]] = {}
+    for record in map(json.loads, lines.splitlines()):
+        records.setdefault(record["type"], []).append(record.get(record["type"]))
+    return records, json.loads(summary)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("wandb_ends")
+def test_an_offline_run_is_complete_and_stays_in_its_directory(
+    log: Any, tmp_path: Path, no_wandb_of_the_user: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logger = train_with_wandb(log, tmp_path, "offline")
+    assert capfd.readouterr().out == ""
+    assert logger.version == "abc123"
+    assert list(no_wandb_of_the_user.rglob("*wandb*")) == []
+    (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*-abc123")
+    records, summary = inspect(path)
+    history = [record["item"] for record in records["history"]]
+    assert [row["trainer/global_step"] for row in history] == [1, 2, 3, 4]
+    assert [row["train/half"] for row in history] == [0.5, 1, 1.5, 2]
+    axes = {
+        metric["glob_name"]: metric["step_metric"] for metric in records["metric"] if "glob_name" in metric
+    }
+    groups = ("train", "mining", "bank", "views", "probe", "knn", "stats", "perf", "data", "system")
+    assert axes == {f"{group}/*": "trainer/global_step" for group in groups}
+    assert summary["config"]["data"] == {"name": "digits"}
+    assert (summary["name"], summary["project"], summary["tags"]) == ("name", "test", ["one"])
+    assert (summary["state"], summary["exit_code"]) == ("finished", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("wandb_ends")
+def test_an_unreachable_server_does_not_stop_training(
+    log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setattr(log, "_INIT_TIMEOUT_S", 1.0)
+    train_with_wandb(log, tmp_path, "online")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("W&B cannot be reached") == 1
+    (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*-abc123")
+    records, _ = inspect(path)
+    assert [record["item"]["train/half"] for record in records["history"]] == [0.5, 1, 1.5, 2]
