@@ -189,6 +189,10 @@ class EncoderConfig:
         projector_layers: Its linear layers.
         projector_dim: Embedding dimension d, the bank's too.
         predictor_hidden: Width of the predictor's hidden layer (MoCo v3, BYOL); 0 is no predictor.
+        batch_norm: Whose statistics normalise (contrastive/batch_norm.py). ``plain``: those of each device's
+            batch; ``split``: of groups of it, keys in other groups than queries; ``shuffle``: of each
+            device's batch, keys on other devices than queries; ``sync``: of all devices' batch (GPUs).
+        batch_norm_splits: Groups of ``split``, for each device.
         momentum: EMA of the key encoder at the start.
         momentum_end: And at the end, along a cosine; None stays.
     """
@@ -201,12 +205,16 @@ class EncoderConfig:
     projector_layers: int = 2
     projector_dim: int = 128
     predictor_hidden: int = 0
+    batch_norm: str = "plain"
+    batch_norm_splits: int = 8
     momentum: float = 0.99
     momentum_end: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("encoder.name", self.name, ("resnet10", "resnet18", "resnet34", "resnet50"))
         check_choice("encoder.stem", self.stem, ("auto", "small", "imagenet"))
+        check_choice("encoder.batch_norm", self.batch_norm, ("plain", "split", "shuffle", "sync"))
+        check_range("encoder.batch_norm_splits", self.batch_norm_splits, 2)
         for name in ("width", "projector_hidden", "projector_dim"):
             check_range(f"encoder.{name}", getattr(self, name), 1, 65_536)
         check_range("encoder.projector_layers", self.projector_layers, 1, 16)
@@ -226,7 +234,7 @@ class ObjectiveConfig:
     Attributes:
         name: ``info_nce`` (MoCo, arXiv:1911.05722) or another of contrastive/objectives.
         temperature: Usual are 0.07 to 0.5.
-        symmetric: Also match view 2's query with view 1's key.
+        symmetric: Also match view 2's query with view 1's key, as ``nt_xent`` always does.
         tau_plus: Of ``debiased`` and ``hcl``: share of images that are the same thing; None takes
             ``mining.class_prior``.
         beta: Of ``hcl``: how much harder negatives count more; 0 is not at all.

@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from contrastive.augment.views import Views
+from contrastive.batch_norm import convert, shuffled
 from contrastive.config import PretrainConfig
 from contrastive.data.batch import Batch
 from contrastive.data.plan import Plan
-from contrastive.distributed import all_true, gather_rows, gather_sizes
+from contrastive.distributed import all_true, gather_rows, gather_sizes, rank
 from contrastive.encoders.encoder import Encoder
 from contrastive.heads import predictor, projector
 from contrastive.momentum import ema_update, momentum_at
@@ -26,7 +27,7 @@ from contrastive.objectives.nnclr import attach_neighbour
 from contrastive.optim import build_optimizer, learning_rate
 from memory_bank.miner import Miner, build_miner
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float
+from memory_bank.shapes import Float, Int
 
 
 class Diverged(RuntimeError):
@@ -83,6 +84,8 @@ class ContrastiveModule(pl.LightningModule):
         self.predictor: nn.Module = nn.Identity()
         if sizes.predictor_hidden:
             self.predictor = predictor(sizes.projector_dim, sizes.predictor_hidden)
+        for part in (self.encoder, self.projector, self.predictor):
+            convert(part, sizes.batch_norm, sizes.batch_norm_splits)
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.views = Views(config.augment, config.data, config.run.seed)
@@ -131,23 +134,27 @@ class ContrastiveModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One micro-batch: the mean loss of its images."""
-        if len(batch) < 2:
+        sizes = gather_sizes(len(batch), self.device)
+        if min(sizes) < 2:
             return self._sit_out(batch)
-        step = self.global_step
+        step, in_batch = self.global_step, self.objective.in_batch
         view_1, view_2 = self.views(batch.images, batch.ids, self.plan.epoch_of(step))
-        query, key = self.embed(view_1), self.embed_key(view_2)
-        sizes = gather_sizes(len(key), key.device)
-        batch_keys, batch_ids = gather_rows(key, sizes), gather_rows(batch.ids, sizes)
-        negatives = self.miner.negatives(
-            query.detach(), key, batch.ids, step, batch_keys=batch_keys, batch_ids=batch_ids
-        )
-        loss, diagnostics = self._compare(query, key, view_2, negatives, batch.ids)
-        if self.config.objective.symmetric:
-            # One look-up an image: the negatives of view 1 serve view 2 as well.
-            swapped, _ = self._compare(
-                self.embed(view_2), self.embed_key(view_1), view_1, negatives, batch.ids
+        batch_ids = gather_rows(batch.ids, sizes)
+        query = self.embed(view_1)
+        # SimCLR: both views through the query network, with gradient; the batch is its own negatives.
+        key = self.embed(view_2) if in_batch else self.keys(view_2, batch_ids, sizes)
+        batch_keys = gather_rows(key, sizes)
+        if in_batch:
+            negatives = Negatives.none(query.detach())
+        else:
+            negatives = self.miner.negatives(
+                query.detach(), key, batch.ids, step, batch_keys=batch_keys, batch_ids=batch_ids
             )
-            loss = (loss + swapped) / 2
+        loss, diagnostics = self._compare(query, key, negatives, batch.ids)
+        if self.config.objective.symmetric and not in_batch:
+            # One look-up an image: the negatives of view 1 serve view 2 as well.
+            query_2, key_1 = self.embed(view_2), self.keys(view_1, batch_ids, sizes)
+            loss = (loss + self._compare(query_2, key_1, negatives, batch.ids)[0]) / 2
         self.last = Mined(batch.ids, query.detach(), negatives)
         self._unwritten.append((batch_keys, batch_ids))
         self._finite.append(torch.isfinite(loss.detach()))
@@ -159,25 +166,21 @@ class ContrastiveModule(pl.LightningModule):
         return {"epoch": self.global_step / self.plan.steps_per_epoch}
 
     def _sit_out(self, batch: Batch) -> Tensor:
-        """A share of the batch of which almost nothing could be read: batch statistics need two images.
+        """Some rank's share of the batch of which almost nothing could be read: statistics need two images.
 
-        The gathers are joined with no rows, since other ranks wait in them.
+        All ranks leave the micro-batch out, since the others would wait in the collectives of a step.
         """
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         nothing = torch.zeros(0, self.config.encoder.projector_dim, device=self.device)
-        sizes = gather_sizes(0, self.device)
-        self._unwritten.append((gather_rows(nothing, sizes), gather_rows(batch.ids[:0], sizes)))
+        self._unwritten.append((nothing, batch.ids[:0]))
         self._finite.append(torch.ones((), dtype=torch.bool, device=self.device))
         return torch.stack([weight.sum() * 0 for weight in weights]).sum()
 
     def _compare(
-        self, query: Tensor, key: Tensor, key_view: Tensor, negatives: Negatives, ids: Tensor
+        self, query: Tensor, key: Tensor, negatives: Negatives, ids: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective, given what it asks for beside the mined negatives."""
         step = self.global_step
-        if self.objective.in_batch:
-            # SimCLR: both views through the query network, with gradient; the batch is its own negatives.
-            key, negatives = self.embed(key_view), Negatives.none(query.detach())
         if self.objective.neighbour:
             neighbour = self.miner.nearest(key, ids, step, 1)[0][:, 0]
             rows = self.miner.bank.read(self.miner.bank.slots_of(neighbour.to(self.miner.bank.device)))
@@ -192,6 +195,23 @@ class ContrastiveModule(pl.LightningModule):
     def embed_key(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Unit-norm keys of the EMA network."""
         return F.normalize(self.key_projector(self.key_encoder(view)).float(), dim=1)
+
+    def keys(
+        self, view: Float[Tensor, "b 3 h w"], batch_ids: Int[Tensor, " g"], sizes: list[int]
+    ) -> Float[Tensor, "b d"]:
+        """Keys of this rank's images; with ``split`` or ``shuffle`` computed in other company than queries.
+
+        Args:
+            view: Of this rank's images.
+            batch_ids: Data set rows of all ranks' images.
+            sizes: Every rank's b.
+        """
+        if self.config.encoder.batch_norm not in ("split", "shuffle"):
+            return self.embed_key(view)
+        order = shuffled(batch_ids, self.config.run.seed, self.global_step)
+        mine = torch.split(order, sizes)[rank()]
+        found = gather_rows(self.embed_key(gather_rows(view, sizes)[mine]), sizes)
+        return torch.split(torch.empty_like(found).index_copy_(0, order, found), sizes)[rank()]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Skip the step on every rank if any rank's loss is not finite: weights without a gradient stay."""

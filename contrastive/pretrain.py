@@ -53,6 +53,7 @@ RESERVED = {
     "enable_progress_bar": "logging.progress",
     "default_root_dir": "run.root",
     "fast_dev_run": "--dry-run",
+    "sync_batchnorm": "encoder.batch_norm=sync",
     "use_distributed_sampler": "nothing: the plan deals out the rows",
     "reload_dataloaders_every_n_epochs": "nothing: the plan deals out the rows",
     "limit_train_batches": "trainer.max_steps",
@@ -88,6 +89,7 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False) -> tuple[int, dic
     callbacks = [*_build_callbacks(config, images, run_dir), saving, preemption]
     trainer = _build_trainer(config, callbacks)
     _check_batch(config, trainer)
+    _check_batch_norm(config, trainer)
     _check_mining(config, plan, trainer)
     if not is_first_rank():
         return _fit(trainer, module, checkpoint, preemption)[0], None
@@ -216,11 +218,30 @@ def _build_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more:
 
 def _check_batch(config: PretrainConfig, trainer: pl.Trainer) -> None:
     parts = trainer.world_size * trainer.accumulate_grad_batches
+    given = (
+        f"data.global_batch={config.data.global_batch} over {trainer.world_size} device(s) x "
+        f"{trainer.accumulate_grad_batches} accumulated micro-batch(es)"
+    )
     if config.data.global_batch % parts:
+        near = math.ceil(config.data.global_batch / parts) * parts
+        raise UserError(f"{given}: does not divide evenly; use {near}")
+    splits = config.encoder.batch_norm_splits if config.encoder.batch_norm == "split" else 1
+    if config.data.global_batch // parts < 2 * splits:
+        groups = f" in each of the {splits} groups (encoder.batch_norm_splits)" if splits > 1 else ""
+        raise UserError(f"{given}: batch norm needs 2 images{groups}; use {2 * splits * parts} or more")
+
+
+def _check_batch_norm(config: PretrainConfig, trainer: pl.Trainer) -> None:
+    kind, ranks, device = config.encoder.batch_norm, trainer.world_size, trainer.strategy.root_device.type
+    if kind == "shuffle" and ranks == 1:
         raise UserError(
-            f"data.global_batch={config.data.global_batch} does not divide evenly into {trainer.world_size} "
-            f"device(s) x {trainer.accumulate_grad_batches} accumulated micro-batch(es); "
-            f"use {math.ceil(config.data.global_batch / parts) * parts}"
+            "encoder.batch_norm=shuffle computes keys on other devices than their queries, and there is one "
+            "device; use encoder.batch_norm=split, or trainer.devices=2 or more"
+        )
+    if kind == "sync" and ranks > 1 and device == "cpu":
+        raise UserError(
+            f"encoder.batch_norm=sync works between GPUs, these are {ranks} processes on the CPU; use "
+            "encoder.batch_norm=shuffle"
         )
 
 
@@ -320,6 +341,7 @@ def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
         timer = StepTimer()
         trainer = _build_trainer(config, [timer], max_steps=min(2, plan.total_steps))
         _check_batch(config, trainer)
+        _check_batch_norm(config, trainer)
         trainer.fit(module)
         if not trainer.is_global_zero:
             return 0, None

@@ -59,6 +59,7 @@ def test_a_users_file_builds_on_a_shipped_recipe_and_on_its_neighbours(config, t
         ("mining.band=[0.5,0.1]", ["mining.band=[0.5, 0.1]", "low < high"]),
         ("augment=cifr", ["augment/cifr", "did you mean 'cifar'"]),
         ("epochs", ["'epochs'", "key=value"]),
+        ("encoder.batch_norm=splitt", ["encoder.batch_norm='splitt'", "plain, split, shuffle, sync"]),
         ("run.name=../elsewhere", ["../elsewhere", "run.root"]),
         ("data.mean=[1,2]", ["data.mean=[1.0, 2.0]", "three"]),
         ("bank.kind=queue", ["bank.capacity", "65536"]),

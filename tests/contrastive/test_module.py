@@ -106,6 +106,24 @@ def test_the_symmetric_loss_is_the_mean_of_both_directions(parts):
     assert forward != pytest.approx(backward.item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_nt_xent_compares_the_query_network_with_itself(parts, symmetric):
+    """And is symmetric by itself; the bank gets what view 2 became."""
+    from contrastive.objectives.nt_xent import nt_xent
+    from memory_bank.negatives import Negatives
+
+    module, batch = parts("objective.name=nt_xent", f"objective.symmetric={symmetric}")
+    module.eval()
+    loss = loss_of(module, batch)
+    view_1, view_2 = module.views(batch.images, batch.ids, 0)
+    query, key = module.embed(view_1), module.embed(view_2)
+    none = Negatives.none(query.detach())
+    expected, _ = nt_xent(query, key, none, temperature=module.config.objective.temperature)
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(module._unwritten[-1][0], key.detach())
+    assert not module._unwritten[-1][0].requires_grad
+
+
 def test_keys_carry_no_gradient_and_queries_do(parts):
     module, batch = parts()
     module.training_step(batch, 0).backward()
