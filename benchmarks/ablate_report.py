@@ -1,0 +1,193 @@
+"""The ablation's statistics, table and plot, from its finished cells."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import pyplot, save_plot
+from scipy import stats
+
+from eval.scores import t_interval
+
+TITLES = {"linear": "linear probe", "knn": "kNN, k=20", "lowshot": "10 labels a class"}
+REFERENCES = ("all_rows", "uniform")
+
+Run = dict[str, Any]
+Scores = Mapping[int, float]  # seed -> score
+
+
+def mean_interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean and the ends of its 95% t-interval."""
+    low, high = t_interval(torch.tensor(values, dtype=torch.float64))
+    return {"mean": statistics.mean(values), "low": low, "high": high}
+
+
+def paired(ours: Scores, theirs: Scores) -> dict[str, Any]:
+    """The mean difference over common seeds, its 95% t-interval and the two-sided p of the paired t-test."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    differences = [ours[seed] - theirs[seed] for seed in seeds]
+    found: dict[str, Any] = {**mean_interval(differences), "seeds": seeds, "differences": differences}
+    spread = statistics.stdev(differences)
+    if spread == 0:
+        return found | {"p": 1.0 if found["mean"] == 0 else 0.0}
+    t = found["mean"] / (spread / len(seeds) ** 0.5)
+    return found | {"p": float(2 * stats.t.sf(abs(t), len(seeds) - 1))}
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjusted p-values: reject those at most alpha, and the family-wise error is alpha (Holm 1979).
+
+    The i-th smallest of m is multiplied by m - i + 1, made monotone, cut at 1.
+    """
+    adjusted, highest = {}, 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[name]))
+        adjusted[name] = highest
+    return {name: adjusted[name] for name in p_values}
+
+
+def by_seed(runs: Sequence[Run], score: str) -> dict[int, float]:
+    return {run["seed"]: run["scores"][score] for run in runs}
+
+
+def compare(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+    """reference -> score -> arm -> paired difference, ``p_holm`` corrected over the arms of that score."""
+    table: dict[str, Any] = {}
+    for reference in (name for name in REFERENCES if name in runs):
+        table[reference] = {}
+        for score in TITLES:
+            theirs = by_seed(runs[reference], score)
+            arms = {arm: paired(by_seed(own, score), theirs) for arm, own in runs.items() if arm != reference}
+            corrected = holm({arm: found["p"] for arm, found in arms.items()})
+            table[reference][score] = {arm: found | {"p_holm": corrected[arm]} for arm, found in arms.items()}
+    return table
+
+
+def summarise(runs: Sequence[Run]) -> dict[str, Any]:
+    """Scores with intervals, seconds, and what was mined, over the seeds of one arm."""
+    rates = [run["mined"]["same_label_rate"] for run in runs]
+    return {
+        "temperature": runs[0]["temperature"],
+        "scores": {score: mean_interval(list(by_seed(runs, score).values())) for score in TITLES},
+        "train_s": statistics.median(run["train_s"] for run in runs),
+        "train_cpu_s": statistics.median(run["train_cpu_s"] for run in runs),
+        "same_label_rate": None if None in rates else statistics.mean(rates),
+    }
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """The tables of a result; every number in them is from ``document``."""
+    parts = [_heading(document), _score_table(document)]
+    for reference, scores in document["differences"].items():
+        title = f"Paired difference to `{reference}`, points, over seeds {_listed(document['seeds'])}"
+        parts.append(f"## {title}\n\n{_difference_table(scores)}")
+    if document["confirmation"]:
+        found = document["confirmation"]
+        title = f"Confirmation of `{found['winner']}` on fresh seeds {_listed(document['fresh_seeds'])}"
+        tables = [
+            f"Difference to `{name}`:\n\n{_difference_table(t)}" for name, t in found["differences"].items()
+        ]
+        parts.append(f"## {title}\n\n" + "\n\n".join(tables))
+    return "\n\n".join(parts) + "\n"
+
+
+def _heading(document: Mapping[str, Any]) -> str:
+    open_arms, diverged = (
+        ", ".join(f"`{arm}`" for arm in document[what]) or "none" for what in ("open", "diverged")
+    )
+    lines = [
+        f"# Mining ablation, preset `{document['preset']}`",
+        "",
+        "Written by `benchmarks/ablate.py`; what it says in words is in [README.md](README.md).",
+        "",
+        f"- {document['description']}",
+        f"- {document['samples']:,} training samples a cell ({document['steps']} optimizer steps), the same "
+        "for every arm; data order, views and initial weights are those of the seed.",
+        f"- Temperature: the best of {_listed(document['temperatures'])} for each arm by the linear probe on "
+        f"validation images of the training part, seed {_listed(document['tuning_seeds'])}, not reported.",
+        *(f"- {_made_by(one)}" for one in document["made_by"]),
+        f"- Open arms: {open_arms}. Diverged: {diverged}.",
+    ]
+    return "\n".join(lines)
+
+
+def _made_by(one: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in one["versions"].items())
+    return f"Commit `{one['commit']}`, {one['device']} ({one['cores']} cores, 1 thread a cell), {versions}."
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _score_table(document: Mapping[str, Any]) -> str:
+    rows = [
+        "| arm | T | " + " | ".join(TITLES.values()) + " | same label | train s | CPU s |",
+        "|---|---|" + "---|" * (len(TITLES) + 3),
+    ]
+    for arm, found in document["arms"].items():
+        scores = " | ".join(_with_half(found["scores"][score]) for score in TITLES)
+        rate = found["same_label_rate"]
+        mined = "" if rate is None else f"{100 * rate:.0f}%"
+        rows.append(
+            f"| `{arm}` | {found['temperature']:g} | {scores} | {mined} | {found['train_s']:.0f} | "
+            f"{found['train_cpu_s']:.0f} |"
+        )
+    for name, scores in document["baselines"].items():
+        values = " | ".join(f"{100 * scores[score]:.1f}" for score in TITLES)
+        rows.append(f"| {name.replace('_', ' ')} | | {values} | | | |")
+    note = (
+        "Top-1 in %, mean and half width of the 95% t-interval over seeds. Same label: share of the hard "
+        "negatives that show their query's class, second half of the training; empty for arms that rank "
+        "nothing (chance is one over the classes). Seconds: median of the training alone; the machine may be "
+        "shared, so compare CPU seconds."
+    )
+    return "\n".join(rows) + f"\n\n{note}"
+
+
+def _with_half(found: Mapping[str, float]) -> str:
+    return f"{100 * found['mean']:.1f} ± {50 * (found['high'] - found['low']):.1f}"
+
+
+def _difference_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """One row an arm: difference, interval, Holm's p for each score; bold where p is at most 0.05."""
+    rows = ["| arm | " + " | ".join(TITLES.values()) + " |", "|---|" + "---|" * len(TITLES)]
+    for arm in next(iter(scores.values())):
+        cells = []
+        for score in TITLES:
+            found = scores[score][arm]
+            mean = f"{100 * found['mean']:+.1f}"
+            mean = f"**{mean}**" if found["p_holm"] <= 0.05 else mean
+            interval = f"[{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+            cells.append(f"{mean} {interval} p={found['p_holm']:.3f}")
+        rows.append(f"| `{arm}` | " + " | ".join(cells) + " |")
+    note = "Mean [95% t-interval, uncorrected] and Holm's p over the arms of the table; bold: p at most 0.05."
+    return "\n".join(rows) + f"\n\n{note}"
+
+
+def plot(document: Mapping[str, Any], path: Path) -> None:
+    """Each arm's paired differences to all_rows: seeds as dots, mean and interval as a bar."""
+    plt = pyplot()
+    scores = document["differences"][REFERENCES[0]]
+    arms = list(next(iter(scores.values())))
+    figure, axes = plt.subplots(
+        1, len(TITLES), figsize=(4 * len(TITLES), 0.45 * len(arms) + 1.5), sharey=True, squeeze=False
+    )
+    for axis, (score, title) in zip(axes[0], TITLES.items(), strict=True):
+        for row, arm in enumerate(arms):
+            found = scores[score][arm]
+            sure = found["p_holm"] <= 0.05
+            colour = "tab:blue" if sure else "0.5"
+            axis.plot([100 * d for d in found["differences"]], [row] * len(found["seeds"]), ".", color="0.75")
+            axis.plot([100 * found["low"], 100 * found["high"]], [row, row], color=colour, lw=2)
+            axis.plot(100 * found["mean"], row, "o", color=colour)
+        axis.axvline(0, color="k", lw=0.8)
+        axis.set_title(title)
+        axis.set_xlabel("points above all_rows")
+    axes[0][0].set_yticks(range(len(arms)), arms)
+    axes[0][0].invert_yaxis()
+    figure.suptitle(f"preset {document['preset']}; blue: Holm's p at most 0.05")
+    save_plot(figure, path)
+    plt.close(figure)

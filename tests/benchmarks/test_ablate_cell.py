@@ -1,0 +1,136 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+ROWS, DIM, CLASSES = 60, 8, 3
+
+
+@pytest.fixture
+def cell(load: Any) -> Any:
+    return load("ablate_cell")
+
+
+@pytest.fixture
+def world() -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys of a whole bank, and the class of each row."""
+    generator = torch.Generator().manual_seed(0)
+    keys = F.normalize(torch.randn(ROWS, DIM, generator=generator), dim=1)
+    return keys, torch.randint(CLASSES, (ROWS,), generator=generator)
+
+
+def oracle(cell: Any, keys: torch.Tensor, labels: torch.Tensor, **settings: Any) -> Any:
+    """The miner that the training step gets within ``label_oracle``."""
+    import contrastive.module
+    from memory_bank.config import BankConfig, MiningConfig
+
+    mining = MiningConfig(skip_top=0.0, **settings)
+    with cell.label_oracle(labels):
+        miner = contrastive.module.build_miner(
+            BankConfig(dtype="float32"), mining, rows=ROWS, dim=DIM, seed=0, device=keys.device, upcoming=None
+        )
+    miner.write(keys, torch.arange(ROWS), 0)
+    return miner
+
+
+def test_the_oracle_mines_the_closest_rows_of_other_classes(cell: Any, world: Any) -> None:
+    keys, labels = world
+    miner = oracle(cell, keys, labels, num_hard=5, num_uniform=0, band=[0.0, 1e-6])
+    ids = torch.tensor([3, 17, 40, 41])
+    found = miner.negatives(keys[ids], keys[ids], ids, 1)
+    for query, mined in zip(ids.tolist(), found.hard_ids.tolist(), strict=True):
+        others = [row for row in range(ROWS) if labels[row] != labels[query]]
+        closest = sorted(others, key=lambda row: -float(keys[row] @ keys[query]))[:5]
+        assert mined == closest
+
+
+def test_the_oracle_takes_fractions_of_the_rows_of_other_classes(cell: Any, world: Any) -> None:
+    keys, labels = world
+    miner = oracle(cell, keys, labels, num_hard=1, num_uniform=0, band=[0.5, 1.0])
+    ids = torch.arange(20)
+    ranks = []
+    for step in range(1, 40):
+        found = miner.negatives(keys[ids], keys[ids], ids, step)
+        for query, (mined,) in zip(ids.tolist(), found.hard_ids.tolist(), strict=True):
+            others = [row for row in range(ROWS) if labels[row] != labels[query]]
+            order = sorted(others, key=lambda row: -float(keys[row] @ keys[query]))
+            ranks.append(order.index(mined) / len(others))
+    assert min(ranks) == pytest.approx(0.5, abs=0.03)
+    assert max(ranks) > 0.93
+
+
+def test_the_oracle_draws_no_uniform_row_of_the_query_class(cell: Any, world: Any) -> None:
+    keys, labels = world
+    miner = oracle(cell, keys, labels, num_hard=2, num_uniform=ROWS, band=[0.0, 1.0])
+    ids = torch.tensor([0, 5, 9])
+    found = miner.negatives(keys[ids], keys[ids], ids, 1)
+    admitted = found.shared_log_weight > -torch.inf
+    for row, query in enumerate(ids.tolist()):
+        drawn = set(found.shared_ids[admitted[row]].tolist())
+        hard = set(found.hard_ids[row].tolist())
+        assert drawn == {other for other in range(ROWS) if labels[other] != labels[query]} - hard
+
+
+def test_only_the_oracle_is_told_labels(cell: Any, world: Any) -> None:
+    import contrastive.module
+    from memory_bank.miner import build_miner
+
+    with cell.label_oracle(world[1]):
+        assert contrastive.module.build_miner is not build_miner
+    assert contrastive.module.build_miner is build_miner
+
+
+def folder(tmp_path: Path, per_class: int) -> Path:
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            place = tmp_path / "source" / part / name
+            place.mkdir(parents=True)
+            for number in range(per_class):
+                (place / f"{number}.png").write_bytes(b"x")
+    return tmp_path / "source"
+
+
+def names(place: Path) -> set[str]:
+    return {f"{path.parent.name}/{path.name}" for path in place.glob("*/*")}
+
+
+@pytest.mark.parametrize("per_class", [6, None])
+def test_temperatures_are_chosen_on_training_images_that_are_not_fitted(
+    cell: Any, tmp_path: Path, per_class: int | None
+) -> None:
+    source, made = folder(tmp_path, 10), tmp_path / "made"
+    cell.link_parts(source, made, per_class, 3)
+    trained, fitted = names(made / "data/test/train"), names(made / "data/validation/train")
+    scored = names(made / "data/validation/test")
+    assert len(trained) == 2 * (per_class or 10)
+    assert len(scored) == 2 * 3
+    assert fitted == trained - scored
+    assert names(made / "data/test/test") == names(source / "test")
+    assert (made / "data/test/train/cat").is_dir()
+    assert all(
+        path.resolve().parent == source / "train/cat" for path in (made / "data/test/train/cat").iterdir()
+    )
+
+
+def test_links_are_made_anew_when_asked_for_others(cell: Any, tmp_path: Path) -> None:
+    source, made = folder(tmp_path, 10), tmp_path / "made"
+    cell.link_parts(source, made, 4, 2)
+    few = names(made / "data/test/train")
+    cell.link_parts(source, made, 8, 2)
+    assert few < names(made / "data/test/train")  # and the smaller subset is part of the larger one
+
+
+def test_too_few_images_are_refused(cell: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds 10 images, the preset takes 9 to train on and 2 others"):
+        cell.link_parts(folder(tmp_path, 10), tmp_path / "made", 9, 2)
+
+
+def test_mined_summary_takes_the_second_half(cell: Any) -> None:
+    nan = float("nan")
+    columns = {"mining/same_label_rate": [nan, 0.9, 0.9, 0.2, 0.4], "mining/age_mean": [nan, nan]}
+    found = cell.mined_summary(columns)
+    assert found["same_label_rate"] == pytest.approx(0.3)
+    assert found["age_mean"] is None
+    assert found["effective_negatives"] is None
