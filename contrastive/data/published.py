@@ -1,7 +1,8 @@
-"""Published sets: scikit-learn's digits, and CIFAR and STL-10 as torchvision fetches them."""
+"""Published sets: scikit-learn's digits; CIFAR, STL-10 and ImageNet as torchvision reads them."""
 
 import hashlib
 import importlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 
 from contrastive.config import UserError
-from contrastive.data.images import ArrayImages
+from contrastive.data.files import open_class_folders
+from contrastive.data.images import ArrayImages, FileImages
 
 DIGITS_TEST_ROWS = 462  # of 1,797
 _STL10_SIDE = 96
@@ -87,6 +89,41 @@ def open_stl10_unlabelled(root: Path, size: int, download: bool) -> ArrayImages:
     known = _stl10_labels(folder / "train_y.bin")
     labels = torch.cat([known, torch.full((len(arrays[1]),), -1)])
     return ArrayImages("stl10/train+unlabeled", arrays, size, labels=labels, classes=classes)
+
+
+def open_imagenet(root: Path, size: int) -> tuple[FileImages, FileImages]:
+    """ImageNet (ILSVRC 2012): the official 1,281,167 training and 50,000 validation images.
+
+    ``root`` holds ``train/`` and ``val/`` with a folder for each WordNet id; or image-net.org's three
+    archives, which are unpacked beside themselves, once (another 150 GB).
+
+    Raises:
+        UserError: neither is there, an archive is damaged, or as ``files.open_class_folders``.
+    """
+    if root.is_dir() and not all((root / part).is_dir() for part in ("train", "val")):
+        _unpack_imagenet(root)
+    train, test, _ = open_class_folders(root, size)
+    return train, test
+
+
+def _unpack_imagenet(root: Path) -> None:
+    """By one process of this machine; a part appears under its name when it is complete."""
+    imagenet = importlib.import_module("torchvision.datasets.imagenet")
+    unpack = {"train": imagenet.parse_train_archive, "val": imagenet.parse_val_archive}
+    try:
+        with redirect_stdout(sys.stderr), _lock(root):
+            for part in [name for name in unpack if not (root / name).is_dir()]:
+                if part == "val":
+                    imagenet.parse_devkit_archive(str(root))
+                partial = root / f".{part}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                unpack[part](str(root), folder=partial.name)
+                partial.rename(root / part)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"data.root={root}: no train/ and val/ with a folder a class, nor image-net.org's archives "
+            f"({error}); set data.root to where either is"
+        ) from error
 
 
 def _cifar(name: str, dataset: Any, size: int) -> ArrayImages:

@@ -33,6 +33,7 @@ def open_train(data: DataConfig) -> Images:
     - ``digits``: 1,335 of scikit-learn's handwritten digits;
     - ``cifar10``, ``cifar100``: the official 50,000;
     - ``stl10``: the labelled 5,000 (first, as in publications) and the unlabelled 100,000;
+    - ``imagenet``: the official 1,281,167 of ILSVRC 2012;
     - ``imagefolder``: the training part of a folder of class folders (``files.open_class_folders``);
     - ``images``: all image files below a folder.
 
@@ -116,6 +117,10 @@ def _stl10_train(data: DataConfig) -> Images:
     return published.open_stl10_unlabelled(_root(data), data.stored_size, data.download)
 
 
+def _imagenet(data: DataConfig) -> Labelled:
+    return *published.open_imagenet(_root(data), data.stored_size), False
+
+
 def _train_of(labelled: Callable[[DataConfig], Labelled]) -> Callable[[DataConfig], Images]:
     return lambda data: labelled(data)[0]
 
@@ -127,16 +132,13 @@ SOURCES = {
     "cifar10": Source(_train_of(_cifar10), _cifar10),
     "cifar100": Source(_train_of(_cifar100), _cifar100),
     "stl10": Source(_stl10_train, _stl10),
+    "imagenet": Source(_train_of(_imagenet), _imagenet),
 }
 
 
 def _source(data: DataConfig) -> Source:
     if data.name in SOURCES:
         return SOURCES[data.name]
-    if data.name == "imagenet":
-        raise UserError(
-            "data.name='imagenet': use data.name=imagefolder with data.root at its train/ and val/ folders"
-        )
     close = difflib.get_close_matches(data.name.lower(), SOURCES, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise UserError(f"data.name={data.name!r}: unknown; {hint}allowed are {', '.join(SOURCES)}")

@@ -1,11 +1,14 @@
-"""CIFAR and STL-10 in miniature: files of the published layout, read by torchvision itself."""
+"""CIFAR, STL-10 and ImageNet in miniature: files of the published layout, read by torchvision itself."""
 
 import hashlib
+import io
 import pickle
+import tarfile
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import datasets
 
 from contrastive.config import DataConfig, UserError
@@ -63,6 +66,84 @@ def stl10(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.STL10, "train_list", files["train"] + files["unlabeled"])
     monkeypatch.setattr(datasets.STL10, "test_list", files["test"])
     return DataConfig(name="stl10", root=str(tmp_path), image_size=96, decode_size=96, download=False)
+
+
+def packed(path, files):
+    """A tar of ``files``, name to bytes; returns its bytes."""
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path.read_bytes()
+
+
+@pytest.fixture
+def imagenet(tmp_path, monkeypatch):
+    """The three archives of two classes: a tar of tars, a flat tar, and who is who in MATLAB's format."""
+    from scipy.io import savemat
+
+    wnids = ["n02", "n01"]
+    grey = {}
+    for value in (10, 20, 30, 40, 50):
+        stream = io.BytesIO()
+        Image.new("RGB", (8, 8), (value, value, value)).save(stream, "png")
+        grey[value] = stream.getvalue()
+    parts = {
+        wnid: packed(tmp_path / "part.tar", {f"{wnid}_{value}.JPEG": grey[value] for value in values})
+        for wnid, values in {"n01": (10, 20), "n02": (30,)}.items()
+    }
+    (tmp_path / "part.tar").unlink()
+    synsets = [(number, wnid, f"name of {wnid}", "gloss", 0) for number, wnid in enumerate(wnids, 1)]
+    fields = [("ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": np.array(synsets, dtype=fields)})
+    contents = {
+        "train": ("ILSVRC2012_img_train.tar", {f"{wnid}.tar": tar for wnid, tar in parts.items()}),
+        "val": ("ILSVRC2012_img_val.tar", {"val_1.JPEG": grey[40], "val_2.JPEG": grey[50]}),
+        "devkit": (
+            "ILSVRC2012_devkit_t12.tar.gz",
+            {
+                "ILSVRC2012_devkit_t12/data/meta.mat": meta.getvalue(),
+                "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": b"1\n2\n",
+            },
+        ),
+    }
+    known = {}
+    for part, (name, files) in contents.items():
+        packed(tmp_path / name, files)
+        known[part] = (name, md5(tmp_path / name))
+    monkeypatch.setattr(datasets.imagenet, "ARCHIVE_META", known)
+    return DataConfig(name="imagenet", root=str(tmp_path), image_size=8)
+
+
+def test_imagenet_archives_are_unpacked_once(imagenet, tmp_path):
+    (tmp_path / ".train.partial" / "n09").mkdir(parents=True)  # of an unpacking that was killed
+    train, test, by_hash = open_eval(imagenet)
+    assert ([train.key(row) for row in range(3)], by_hash) == (
+        ["train/n01/n01_10.JPEG", "train/n01/n01_20.JPEG", "train/n02/n02_30.JPEG"],
+        False,
+    )
+    assert [test.key(row) for row in range(2)] == ["val/n01/val_2.JPEG", "val/n02/val_1.JPEG"]
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 0, 1], [0, 1])
+    assert [int(train.read(row)[0, 0, 0]) for row in range(3)] == [10, 20, 30]
+    for archive in tmp_path.glob("ILSVRC2012*"):
+        archive.unlink()
+    assert open_train(imagenet).fingerprint() == train.fingerprint()
+
+
+def test_imagenet_that_is_not_there_or_damaged_is_explained(imagenet, tmp_path):
+    archive = tmp_path / "ILSVRC2012_img_val.tar"
+    archive.write_bytes(archive.read_bytes() + b"!")
+    with pytest.raises(UserError, match=r"img_val\.tar is not present .* or is corrupted.*set data\.root"):
+        open_train(imagenet)
+    assert not (tmp_path / "val").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no train/ and val/ .*ILSVRC2012_img_train\.tar"):
+        open_train(DataConfig(name="imagenet", root=str(tmp_path / "empty")))
+    with pytest.raises(UserError, match=r"nowhere: no such folder; set data\.root"):
+        open_train(DataConfig(name="imagenet", root=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_cifar10(cifar10):

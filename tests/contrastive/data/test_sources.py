@@ -83,7 +83,7 @@ def test_the_home_folder_may_be_abbreviated(tmp_path, write_image, monkeypatch):
         ("imagefoldr", "did you mean 'imagefolder'"),
         ("CIFAR10", "did you mean 'cifar10'"),
         ("qqqq", "allowed are digits, imagefolder, images"),
-        ("imagenet", "use data.name=imagefolder"),
+        ("imagenett", "did you mean 'imagenet'"),
     ],
 )
 def test_unknown_sources(name, said):

@@ -1,0 +1,96 @@
+"""Every shipped recipe: what its header promises to say, what its numbers mean, and two steps of it."""
+
+import json
+import re
+from importlib import resources
+
+import numpy as np
+import pytest
+from PIL import Image
+
+FOLDER = resources.files("configs") / "pretrain"
+RECIPES = sorted(path.name.removesuffix(".yaml") for path in FOLDER.iterdir() if path.name.endswith(".yaml"))
+
+# Two steps on 16 images, on one processor: sizes shrink, the parts stay as the recipe has them.
+SMALL = [
+    "data.global_batch=8",
+    "data.decode_size=null",
+    "encoder.projector_hidden=16",
+    "encoder.projector_dim=8",
+    "mining.num_hard=2",
+    "mining.num_uniform=2",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.precision=32-true",
+    "logging.progress=false",
+]
+
+
+def load(name, *overrides):
+    from contrastive.config import PretrainConfig, load_config
+
+    return load_config(PretrainConfig, "pretrain", name, overrides)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / name).mkdir()
+        for number in range(12):
+            pixels = noise.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_header_says_how_to_run_it_on_what_and_what_to_expect(name):
+    header = re.match(r"(#.*\n)+", (FOLDER / f"{name}.yaml").read_text())[0]
+    command = "contrastive-pretrain\n" if name == "digits" else f"contrastive-pretrain --config {name}"
+    for part in (command, "Hardware:", "Source:"):
+        assert part in header
+    assert re.search(r"Results?:|not yet measured", header)
+    assert load(name).run.name == name
+
+
+def test_queues_hold_as_many_keys_as_published():
+    for name in ("cifar10", "cifar10_fast", "stl10"):
+        config = load(name)
+        assert config.bank.max_age * config.data.global_batch == 32_768  # MoCo v2+
+    assert load("imagenet_resnet50").bank.capacity == 65_536  # MoCo v2
+
+
+def test_the_fast_recipe_stops_for_nothing_within_an_epoch():
+    from contrastive.data.plan import Plan
+
+    config = load("cifar10_fast")
+    plan = Plan(50_000, 0, config.data.global_batch, config.schedule.epochs)
+    assert plan.total_steps == 19_400
+    assert config.run.checkpoint_every % plan.steps_per_epoch == 0
+    assert config.logging.every_n_steps == plan.steps_per_epoch
+    # Turn-over of the weights, the sum of rate x decay: that of the 1000 epochs it is taken from.
+    long = load("cifar10")
+    turnover = [
+        each.optimizer.base_lr * each.optimizer.weight_decay * each.schedule.epochs for each in (config, long)
+    ]
+    assert turnover[0] == pytest.approx(turnover[1])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_steps_of_it(name, folder, tmp_path, monkeypatch, capsys):
+    from contrastive.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    config = load(name)
+    given = ["data.name=imagefolder", f"data.root={folder}", "data.image_size=16", *SMALL]
+    if config.encoder.name != "resnet50":  # which has one width
+        given.append("encoder.width=4")
+    if config.encoder.batch_norm == "shuffle":  # which needs a second device
+        given += ["encoder.batch_norm=split", "encoder.batch_norm_splits=2"]
+    if config.bank.kind == "queue":
+        given.append("bank.capacity=24")
+    assert main(["--config", name, "--dry-run", *given]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["steps"] == config.schedule.epochs * (result["rows"] // 8)
+    assert list(tmp_path.iterdir()) == []
