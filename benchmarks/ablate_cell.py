@@ -25,7 +25,7 @@ from torch import Tensor
 
 from contrastive.config import PretrainConfig, load_config
 from contrastive.data.sources import open_train
-from contrastive.logging import read_metrics
+from contrastive.logging.metrics_csv import read_metrics
 from contrastive.pretrain import pretrain
 from eval import knn, linear_probe, lowshot
 from eval.config import EvalConfig
