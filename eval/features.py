@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import zipfile
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _CACHE_VERSION = 1
 _ENCODER_FILE = "encoder.safetensors"
+_CHECKPOINT = re.compile(r"step-\d+")
 # Images below which decoding processes cost more than they bring.
 _WORKERS_FROM = 20_000
 
@@ -123,9 +125,15 @@ def resolve(path: str, out: str | None = None) -> Checkpoint:
 
 
 def _inside(given: Path) -> Path:
-    """The encoder file a directory, or a ``last`` pointer, leads to."""
+    """The encoder file a directory, or a ``last`` pointer, leads to; never out of the pointer's folder."""
     if given.is_file():  # `last`: a line with the name of the newest checkpoint
-        return given.parent / given.read_text().strip() / _ENCODER_FILE
+        name = given.read_text(errors="replace").strip()
+        encoder = given.parent / name / _ENCODER_FILE
+        if not _CHECKPOINT.fullmatch(name) or not encoder.resolve().is_relative_to(given.parent.resolve()):
+            raise UserError(
+                f"{given}: names {name!r:.80}; only a checkpoint beside it is followed, give its directory"
+            )
+        return encoder
     own = given / _ENCODER_FILE
     last = given / "checkpoints" / "last"
     return own if own.is_file() or not last.is_file() else _inside(last)

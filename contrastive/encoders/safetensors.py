@@ -3,8 +3,12 @@
 Layout (https://huggingface.co/docs/safetensors): 8 bytes, the header's length as an unsigned integer; the
 header, ``{name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {str: str}}``, padded with
 spaces; the data, which the offsets must cover without hole or overlap.
+
+What is written here carries a seal among its metadata: the SHA-256 of the whole file with the seal's own 64
+digits zero. The format itself has no checksum, and a flipped bit in a weight is a valid weight.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -20,6 +24,9 @@ from torch import Tensor
 MAX_HEADER_BYTES = 100_000_000
 MAX_FILE_BYTES = 2**34
 MAX_AXES = 16
+#: Name of the seal among the metadata.
+SEAL = "seal"
+_UNSEALED = "0" * 64
 
 DTYPES = {
     "F64": torch.float64,
@@ -43,6 +50,11 @@ class FormatError(ValueError):
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write atomically: ``path`` holds either what it held before or all of the new file, also on a crash.
 
+    Args:
+        path: Replaced if it exists.
+        tensors: By name.
+        metadata: Strings; a ``seal`` among them is replaced by the file's own.
+
     Raises:
         ValueError: a dtype the format does not know here, or a tensor named ``__metadata__``.
         OSError: from the file system; ``path`` is then unchanged.
@@ -50,13 +62,18 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     _require_little_endian()
     # Wide types first, as the library does: every tensor is then aligned to its own width.
     ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
-    header = _header(ordered, metadata)
+    header = _header(ordered, dict(metadata) | {SEAL: _UNSEALED})
+    digest = hashlib.sha256(header)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
+            file.seek(len(header))
             for tensor in ordered.values():
-                file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+                digest.update(data)
+                file.write(data)
+            file.seek(0)
+            file.write(_with_seal(header, _UNSEALED, digest.hexdigest()))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -69,20 +86,39 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors (on the CPU, in memory of their own) and metadata.
 
     Raises:
-        FormatError: anything that is not exactly the format, before any tensor is made.
+        FormatError: anything that is not exactly the format, or a seal that does not hold, before any
+            tensor is made.
         OSError: the file cannot be read.
     """
     _require_little_endian()
     try:
         with path.open("rb") as file:
             entries, metadata, start = _read_header(file)
+            if SEAL in metadata:
+                _check_seal(file, metadata[SEAL], start)
             tensors = {name: _read_tensor(file, start, entry) for name, entry in entries.items()}
     except FormatError as error:
         raise FormatError(f"{path}: not a valid safetensors file: {error}") from error
     return tensors, metadata
 
 
+def _with_seal(header: bytes, old: str, new: str) -> bytes:
+    """``header`` with the seal's digits replaced; inside a string the quotes would be escaped."""
+    name = json.dumps(SEAL) + ":"
+    return header.replace(f"{name}{json.dumps(old)}".encode(), f"{name}{json.dumps(new)}".encode(), 1)
+
+
+def _check_seal(file: BinaryIO, seal: str, start: int) -> None:
+    file.seek(0)
+    digest = hashlib.sha256(_with_seal(file.read(start), seal, _UNSEALED))
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    if digest.hexdigest() != seal:
+        raise FormatError(f"its SHA-256 differs from its {SEAL}: damaged or altered")
+
+
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Its length and the header itself."""
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     begin = 0
     for name, tensor in tensors.items():
@@ -97,7 +133,8 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
         }
         begin = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    return text + b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _read_header(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:

@@ -16,7 +16,8 @@ from contrastive.encoders.build import build_encoder, resolve_stem
 from contrastive.encoders.encoder import Encoder
 
 FORMAT = "contrastive-encoder"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 is sealed (see safetensors.py); 1 need not be, e.g. what another tool saved anew."""
 
 
 @dataclass
@@ -66,7 +67,7 @@ def save_encoder(
         "mean": json.dumps(list(data.mean)),
         "std": json.dumps(list(data.std)),
     }
-    if reused := sorted({*metadata} & {*extra}):
+    if reused := sorted({*metadata, safetensors.SEAL} & {*extra}):
         raise ValueError(f"extra={reused}: these names are taken; allowed is any but {', '.join(metadata)}")
     safetensors.write(path, encoder.state_dict(), metadata | dict(extra))
 
@@ -189,6 +190,8 @@ def _parse_meta(path: Path, metadata: dict[str, str]) -> EncoderMeta:
             raise UserError(
                 f"{path}: format version {version}, this release reads up to {FORMAT_VERSION}; upgrade"
             )
+        if rest.pop(safetensors.SEAL, None) is None and version >= 2:
+            raise UserError(f"{path}: damaged metadata (no {safetensors.SEAL}); export the encoder again")
         del rest["format"]
         encoder = EncoderConfig(name=rest.pop("name"), width=int(rest.pop("width")), stem=rest.pop("stem"))
         data = DataConfig(

@@ -174,3 +174,19 @@ def test_other_data_is_fed_as_the_encoder_wants_it(shared_run):
     given = EvalConfig(checkpoint=str(shared_run), data=EvalDataConfig(name="imagefolder", root="photos"))
     data = choose_data(given, resolve(str(shared_run)).run, meta)
     assert (data.name, data.root, data.image_size, data.mean) == ("imagefolder", "photos", 16, [0.3] * 3)
+
+
+@pytest.mark.parametrize("text", ["../../elsewhere", "/etc", "step-10/../../../elsewhere", "step-11", ""])
+def test_a_pointer_is_followed_to_a_checkpoint_beside_it_only(tmp_path, text):
+    from contrastive.config import UserError
+    from eval.features import resolve
+
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    for folder in (run / "checkpoints" / "step-10", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "encoder.safetensors").write_bytes(b"")
+    (run / "checkpoints" / "step-11").symlink_to(elsewhere)
+    (run / "checkpoints" / "last").write_text(text)
+    for path in (run, run / "checkpoints" / "last"):
+        with pytest.raises(UserError, match="only a checkpoint beside it is followed"):
+            resolve(str(path))

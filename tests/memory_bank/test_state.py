@@ -118,3 +118,17 @@ def test_inspect_of_an_empty_bank_and_of_none(tmp_path, capsys):
     (tmp_path / "manifest.csv").write_text("a,b\n1,2\n")
     assert main(["inspect", str(tmp_path)]) == 2
     assert "columns row and key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["../../elsewhere", "/etc", "step-10/../../../elsewhere", "step-11", ""])
+def test_a_pointer_is_followed_to_a_checkpoint_beside_it_only(tmp_path, text):
+    from memory_bank.state import find_state
+
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    for folder in (run / "checkpoints" / "step-10", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "bank.pt").write_bytes(b"")
+    (run / "checkpoints" / "step-11").symlink_to(elsewhere)
+    (run / "checkpoints" / "last").write_text(text)
+    with pytest.raises(ValueError, match="only a checkpoint beside it is followed"):
+        find_state(run)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import struct
@@ -45,7 +46,10 @@ def test_the_library_reads_what_we_write(tensors, tmp_path):
     write(path, tensors, {"step": "3", "ключ": "значение"})
     assert_same(safetensors.torch.load_file(path), tensors)
     with safetensors.safe_open(path, "pt") as file:
-        assert file.metadata() == {"step": "3", "ключ": "значение"}
+        seal = file.metadata()["seal"]
+        assert file.metadata() == {"step": "3", "ключ": "значение", "seal": seal}
+    unsealed = path.read_bytes().replace(seal.encode(), b"0" * 64)
+    assert hashlib.sha256(unsealed).hexdigest() == seal
 
 
 def test_we_read_what_the_library_writes(tensors, tmp_path):
@@ -63,7 +67,8 @@ def test_no_tensors_and_no_metadata(tmp_path):
     from contrastive.encoders.safetensors import read, write
 
     write(tmp_path / "a.safetensors", {}, {})
-    assert read(tmp_path / "a.safetensors") == ({}, {})
+    tensors, metadata = read(tmp_path / "a.safetensors")
+    assert (tensors, set(metadata)) == ({}, {"seal"})
     assert safetensors.torch.load_file(tmp_path / "a.safetensors") == {}
 
 
@@ -201,7 +206,7 @@ def test_the_good_form_of_the_broken_files_is_read(tmp_path):
     assert read(path)[0]["b"].tolist() == [1.0, 2.0]
 
 
-def test_every_truncation_and_no_flipped_length_gets_through(tmp_path):
+def test_no_truncation_and_no_altered_byte_gets_through(tmp_path):
     from contrastive.encoders.safetensors import FormatError, read, write
 
     path = tmp_path / "a.safetensors"
@@ -211,12 +216,15 @@ def test_every_truncation_and_no_flipped_length_gets_through(tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(FormatError):
             read(path)
-    for bit in range(64):
-        flipped = bytearray(whole)
-        flipped[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(bytes(flipped))
-        with pytest.raises(FormatError):
-            read(path)
+    name = range(whole.index(b'"seal"') + 1, whole.index(b'"seal"') + 5)
+    for place, byte in enumerate(whole):
+        for flip in (1, 0x20, 0x80, 0x2A):  # 0x2A makes a line end of a space, which JSON would pass over
+            path.write_bytes(whole[:place] + bytes([byte ^ flip]) + whole[place + 1 :])
+            try:
+                assert "seal" not in read(path)[1]  # what needs one sees that there is none
+                assert place in name
+            except FormatError:
+                pass
 
 
 def test_a_missing_file_is_the_systems_error(tmp_path):

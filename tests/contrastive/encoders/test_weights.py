@@ -74,9 +74,11 @@ def test_metadata_are_strings_that_other_tools_can_read(tmp_path):
     encoder, config, data = make("resnet10", 32, width=16)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data)
     with safetensors.safe_open(path, "pt") as file:
-        assert file.metadata() == {
+        metadata = file.metadata()
+        assert len(metadata.pop("seal")) == 64
+        assert metadata == {
             "format": "contrastive-encoder",
-            "format_version": "1",
+            "format_version": "2",
             "name": "resnet10",
             "width": "16",
             "stem": "small",
@@ -282,7 +284,7 @@ def test_another_suffix(tmp_path):
     ("changed", "message"),
     [
         ({"format": "pt"}, "not an encoder of contrastive-pretrain .format='pt'"),
-        ({"format_version": "2"}, "format version 2, this release reads up to 1; upgrade"),
+        ({"format_version": "3"}, "format version 3, this release reads up to 2; upgrade"),
         ({"format_version": "one"}, "damaged metadata"),
         ({"name": "vgg"}, r"damaged metadata \(encoder\.name='vgg'"),
         ({"width": "-1"}, "damaged metadata"),
@@ -307,6 +309,22 @@ def test_damaged_metadata(changed, message, tmp_path):
     ours.write(path, tensors, metadata)
     with pytest.raises(UserError, match=message):
         load_encoder(path)
+
+
+def test_another_tool_may_save_it_anew_as_version_1_only(tmp_path):
+    from contrastive.config import UserError
+    from contrastive.encoders.weights import load_encoder
+
+    encoder, config, data = make("resnet10", 32, width=8)
+    path = save(tmp_path / "encoder.safetensors", encoder, config, data)
+    tensors = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = {name: value for name, value in file.metadata().items() if name != "seal"}
+    safetensors.torch.save_file(tensors, path, metadata)
+    with pytest.raises(UserError, match=r"damaged metadata \(no seal\)"):
+        load_encoder(path)
+    safetensors.torch.save_file(tensors, path, metadata | {"format_version": "1"})
+    assert torch.equal(load_encoder(path)[0].conv1.weight, encoder.conv1.weight)
 
 
 def test_a_width_from_a_file_cannot_ask_for_a_huge_network(tmp_path):
