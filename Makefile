@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 PACKAGES := contrastive memory_bank eval configs
 CODE := $(PACKAGES) tests benchmarks
 
-.PHONY: help demo test check quick clean
+.PHONY: help demo test test-faults check quick clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   install, pretrain on handwritten digits, probe, write a report (minutes, no GPU)"
 	@echo "make test   install with the test extras, run every check"
+	@echo "make test-faults  kill, damage and starve runs for half an hour (the README's fault table)"
 	@echo "make check  every check, without the install"
 	@echo "make quick  a tiny run, to see that things work after a change"
 	@echo "make clean  remove the virtual environment and the caches"
@@ -40,6 +41,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(MAKE) check
+
+test-faults: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests/faults
 
 check:
 	$(BIN)/ruff format --check $(CODE)

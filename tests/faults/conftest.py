@@ -1,0 +1,42 @@
+import pytest
+
+from tests.faults.harness import Lab, Zygote
+
+EPOCHS, STEPS = 2, 12
+"""Of the runs that are killed, at 6 steps an epoch."""
+OVERRIDES = [f"schedule.epochs={EPOCHS}", "run.checkpoint_every=4"]
+
+
+@pytest.fixture(scope="session")
+def zygote():
+    process = Zygote()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def lab(zygote, tmp_path):
+    return Lab(zygote, tmp_path, list(OVERRIDES))
+
+
+class Whole:
+    """The run that nothing happened to, by its number of ranks; each is made once."""
+
+    def __init__(self, lab):
+        self._lab, self._made = lab, {}
+
+    def __call__(self, ranks=1):
+        if ranks not in self._made:
+            self._made[ranks] = self._lab.finish(f"ranks-{ranks}", ranks=ranks)
+            assert sorted(self._made[ranks].rows) == list(range(1, STEPS + 1))
+        return self._made[ranks]
+
+    def folder(self, ranks=1):
+        """Its run directory."""
+        self(ranks)
+        return self._lab.folder / "runs" / f"ranks-{ranks}"
+
+
+@pytest.fixture(scope="session")
+def whole(zygote, tmp_path_factory):
+    return Whole(Lab(zygote, tmp_path_factory.mktemp("whole"), OVERRIDES))

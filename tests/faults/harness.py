@@ -1,0 +1,290 @@
+"""Runs the command line in processes of its own, kills them, and compares what is left, to the bit."""
+
+import csv
+import hashlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+LIMIT_S = 240
+ROOT = Path(__file__).parents[2]
+
+TINY = [
+    "data.name=images",
+    "data.image_size=16",
+    "data.global_batch=8",
+    "encoder.width=4",
+    "encoder.name=resnet10",
+    "encoder.projector_hidden=16",
+    "encoder.projector_dim=8",
+    "mining.num_hard=4",
+    "mining.num_uniform=4",
+    "mining.min_fill=0.2",
+    "schedule.warmup_epochs=1",
+    "logging.every_n_steps=1",
+    "logging.knn_every_epochs=0",
+    "logging.mined_rows=0",
+    "logging.progress=false",
+    "logging.wandb.mode=disabled",
+    "trainer.accelerator=cpu",
+]
+"""The digits recipe, small: a step takes a few hundredths of a second."""
+
+
+class Zygote:
+    """The client of zygote.py."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.zygote"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert self._answer() == "ready"
+
+    def start(self, argv: list[str], env: dict[str, str], log: Path, faults: list[list[Any]]) -> int:
+        """Fork a run; returns its pid."""
+        request = {"argv": argv, "env": env, "out": f"{log}.out", "err": f"{log}.err", "faults": faults}
+        return int(self._ask({"start": request}))
+
+    def wait(self, pid: int) -> int:
+        """Exit code of a run, or minus the signal that ended it."""
+        try:
+            return int(self._ask({"wait": pid}))
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+            self._answer()
+            raise TimeoutError(f"process {pid} did not end within {LIMIT_S} s") from None
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def _ask(self, request: dict[str, Any]) -> str:
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> str:
+        if not select.select([self._process.stdout], [], [], LIMIT_S)[0]:
+            raise TimeoutError
+        return self._process.stdout.readline().decode().strip()
+
+
+@dataclass
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        codes: Exit code of each rank, or minus the signal.
+        out: Their stdout.
+        err: Their stderr.
+    """
+
+    codes: list[int]
+    out: list[str]
+    err: list[str]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The JSON object of rank 0's last line."""
+        found: dict[str, Any] = json.loads(self.out[0].strip().splitlines()[-1])
+        return found
+
+
+@dataclass
+class Started:
+    """A run under way, one process a rank."""
+
+    zygote: Zygote
+    pids: list[int]
+    logs: list[Path]
+
+    def kill(self, number: int = signal.SIGKILL, ranks: list[int] | None = None) -> None:
+        for rank in range(len(self.pids)) if ranks is None else ranks:
+            os.kill(self.pids[rank], number)
+
+    def wait(self) -> Ended:
+        codes = [self.zygote.wait(pid) for pid in self.pids]
+        texts = [[Path(f"{log}.{kind}").read_text() for log in self.logs] for kind in ("out", "err")]
+        return Ended(codes, *texts)
+
+
+@dataclass
+class Lab:
+    """A folder with images and runs.
+
+    Attributes:
+        zygote: Starts the runs.
+        folder: Holds ``photos`` and ``runs``.
+        overrides: Of every run here.
+    """
+
+    zygote: Zygote
+    folder: Path
+    overrides: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.folder / "photos").exists():
+            draw_images(self.folder / "photos", 48)
+
+    def start(
+        self, name: str, *overrides: str, ranks: int = 1, faults: Any = (), env: dict[str, str] | None = None
+    ) -> Started:
+        """Start the command for run ``name``; ``faults`` is a list for all ranks, or one by rank number."""
+        argv = [*TINY, f"data.root={self.folder / 'photos'}", f"run.root={self.folder / 'runs'}"]
+        argv += [f"run.name={name}", *self.overrides, *overrides]
+        places = [{}] if ranks == 1 else as_ranks(ranks)
+        if ranks > 1:
+            argv.append(f"trainer.devices={ranks}")
+        by_rank = faults if isinstance(faults, dict) else {rank: list(faults) for rank in range(ranks)}
+        pids, logs = [], []
+        for rank, place in enumerate(places):
+            self.count += 1
+            logs.append(self.folder / f"log-{self.count}-{name}-rank{rank}")
+            pids.append(self.zygote.start(argv, place | (env or {}), logs[-1], by_rank.get(rank, [])))
+        return Started(self.zygote, pids, logs)
+
+    def run(self, name: str, *overrides: str, **options: Any) -> Ended:
+        """Start and wait."""
+        return self.start(name, *overrides, **options).wait()
+
+    def finish(self, name: str, *overrides: str, **options: Any) -> "Outcome":
+        """Run to the end, which must be a good one."""
+        ended = self.run(name, *overrides, **options)
+        assert set(ended.codes) == {0}, "\n".join(ended.err)
+        return outcome(self.folder / "runs" / name)
+
+    def kill_when(
+        self, told: str, number: int, name: str, *overrides: str, delay_s: float, ranks: int = 1
+    ) -> Ended:
+        """Kill -9 every rank, ``delay_s`` after rank 0 told that it is there (``told`` is of inject.py)."""
+        fifo = self.folder / f"fifo-{self.count}"
+        os.mkfifo(fifo)
+        listener = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        run = self.start(name, *overrides, ranks=ranks, faults={0: [[told, str(fifo), number]]})
+        heard = select.select([listener], [], [], LIMIT_S)[0]
+        os.close(listener)
+        time.sleep(delay_s)
+        run.kill()
+        ended = run.wait()
+        assert heard, f"{told} {number} was never told: {ended.err}"
+        return ended
+
+
+def as_ranks(world: int) -> list[dict[str, str]]:
+    """The environment a launcher gives each of ``world`` processes of one node."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
+    return [common | {"LOCAL_RANK": str(r), "RANK": str(r), "NODE_RANK": "0"} for r in range(world)]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def draw_images(folder: Path, count: int) -> None:
+    """PNG files 0.png, 1.png, ...: coloured noise."""
+    noise = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        colour = noise.integers(40, 215, 3)
+        pixels = np.clip(colour + noise.integers(-40, 40, (20, 24, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:04}.png")
+
+
+@dataclass
+class Outcome:
+    """What a finished run left.
+
+    Attributes:
+        rows: Step -> the row of metrics.csv, less what is about the machine.
+        trainer: What decides the future in the last checkpoint's trainer.pt.
+        bank: Bytes of its bank.pt, hashed.
+        encoder: Bytes of encoder.safetensors, hashed.
+    """
+
+    rows: dict[int, dict[str, str]]
+    trainer: dict[str, Any]
+    bank: str
+    encoder: str
+
+    def assert_equals(self, other: "Outcome") -> None:
+        """Losses, weights, optimizer and bank, to the bit."""
+        assert self.rows.keys() == other.rows.keys()
+        assert {step: row for step, row in self.rows.items() if row != other.rows[step]} == {}
+        assert_same(self.trainer, other.trainer)
+        assert (self.bank, self.encoder) == (other.bank, other.encoder)
+
+
+def outcome(run_dir: Path) -> Outcome:
+    from contrastive.checkpoint import read_last, verify
+
+    newest = read_last(run_dir / "checkpoints")
+    assert newest is not None
+    verify(newest)
+    trainer = torch.load(newest / "trainer.pt", weights_only=True)
+    kept = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "loops", "skipped")
+    return Outcome(
+        read_rows(run_dir),
+        {name: trainer[name] for name in kept},
+        sha256(newest / "bank.pt"),
+        sha256(run_dir / "encoder.safetensors"),
+    )
+
+
+def read_rows(run_dir: Path) -> dict[int, dict[str, str]]:
+    rows = list(csv.DictReader((run_dir / "metrics.csv").read_text().splitlines()))
+    machines = ("seconds", "perf/", "system/")
+    kept = [{name: value for name, value in row.items() if not name.startswith(machines)} for row in rows]
+    by_step = {int(row["step"]): row for row in kept}
+    assert len(by_step) == len(rows)  # no step twice
+    return by_step
+
+
+def load_bank(run_dir: Path) -> dict[str, Any]:
+    """The bank of the last checkpoint."""
+    from contrastive.checkpoint import read_last
+
+    newest = read_last(run_dir / "checkpoints")
+    assert newest is not None
+    bank: dict[str, Any] = torch.load(newest / "bank.pt", weights_only=True)["bank"]
+    return bank
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    """Equal to the bit, tensors and containers alike."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    else:
+        assert one == other, where

@@ -1,0 +1,88 @@
+"""Faults, put in place in a run's own process before it starts."""
+
+import functools
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+
+def before(owner: Any, name: str, act: Callable[[Any], None]) -> None:
+    """Let ``act(self)`` come before every call of a method."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        act(self)
+        return original(self, *args, **kwargs)
+
+    setattr(owner, name, method)
+
+
+def tell_step(fifo: str, step: int) -> None:
+    """Write to ``fifo`` when optimizer step ``step`` (or, after a resume, a later one) begins."""
+    from contrastive.module import ContrastiveModule
+
+    told = _Once(fifo)
+    before(ContrastiveModule, "training_step", lambda module: told() if module.global_step >= step else None)
+
+
+def tell_save(fifo: str, number: int) -> None:
+    """Write to ``fifo`` when the ``number``-th save of this process begins."""
+    from contrastive.checkpoint import DirectoryCheckpointIO
+
+    told, count = _Once(fifo), iter(range(1, 10**9))
+    before(DirectoryCheckpointIO, "save_checkpoint", lambda _: told() if next(count) == number else None)
+
+
+def note_rows(path: str) -> None:
+    """Append a line ``step id id ...`` for every batch that this rank trains on."""
+    from contrastive.module import ContrastiveModule
+
+    step = ContrastiveModule.training_step
+
+    def noting(self: Any, batch: Any, batch_idx: int) -> Any:
+        with open(path, "a") as file:
+            print(self.global_step, *batch.ids.tolist(), file=file)
+        return step(self, batch, batch_idx)
+
+    ContrastiveModule.training_step = noting  # type: ignore[method-assign]
+
+
+def signal_at(step: int, name: str) -> None:
+    """Send this process the signal in the middle of optimizer step ``step``."""
+    from contrastive.module import ContrastiveModule
+
+    def act(module: Any) -> None:
+        if module.global_step == step:
+            os.kill(os.getpid(), signal.Signals[name])
+
+    before(ContrastiveModule, "training_step", act)
+
+
+def poison(*steps: int) -> None:
+    """Make the queries of these optimizer steps, and so the loss, NaN, on rank 0 alone."""
+    from contrastive.module import ContrastiveModule
+
+    embed = ContrastiveModule.embed
+
+    def poisoned(self: Any, view: Any) -> Any:
+        query = embed(self, view)
+        bad = self.global_step in steps and self.global_rank == 0
+        return query * float("nan") if bad else query
+
+    ContrastiveModule.embed = poisoned  # type: ignore[method-assign]
+
+
+class _Once:
+    """Writes one byte to a fifo, once."""
+
+    def __init__(self, fifo: str) -> None:
+        self._fifo, self._told = fifo, False
+
+    def __call__(self) -> None:
+        if not self._told:
+            self._told = True
+            descriptor = os.open(self._fifo, os.O_WRONLY)
+            os.write(descriptor, b"!")
+            os.close(descriptor)

@@ -1,0 +1,105 @@
+"""Files that cannot be read: skipped, counted and listed exactly; too many stop the run."""
+
+import csv
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.faults.harness import draw_images
+
+
+def _bomb(path):
+    """A PNG of a few bytes that claims 60,000 x 60,000 pixels."""
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    whole = struct.pack(">I", len(header)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + whole)
+
+
+def _link_to_nothing(path):
+    path.unlink()
+    path.symlink_to(path.with_name("gone"))
+
+
+def _link_to_itself(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+def _flipped(path):
+    data = bytearray(path.read_bytes())
+    data[18] ^= 0x10  # of the width, so that the header's checksum is wrong
+    path.write_bytes(data)
+
+
+def _cut_jpeg(path):
+    Image.open(path).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def _float_tiff(path):
+    Image.fromarray(np.zeros((20, 24), np.float32)).save(path, "TIFF")
+
+
+WAYS = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut in half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "header only": lambda path: path.write_bytes(path.read_bytes()[:8]),
+    "a web page": lambda path: path.write_text("<html>404 not found</html>"),
+    "no pixels": lambda path: path.write_bytes(b"P5 0 0 255\n"),
+    "enormous": _bomb,
+    "flipped bit": _flipped,
+    "cut JPEG": _cut_jpeg,
+    "float TIFF": _float_tiff,
+    "dangling link": _link_to_nothing,
+}
+
+
+@pytest.fixture
+def damaged(lab):
+    """1,000 images, 100 of them damaged in 10 ways; returns the names of those."""
+    (lab.folder / "photos").rename(lab.folder / "other")
+    draw_images(lab.folder / "photos", 1000)
+    names = {}
+    for number, (way, damage) in enumerate(WAYS.items()):
+        for place in range(10):
+            path = lab.folder / "photos" / f"{100 * place + 7 * number:04}.png"
+            damage(path)
+            names[path.name] = way
+    assert len(names) == 100
+    lab.overrides = ["data.global_batch=100", "schedule.epochs=2", "logging.every_n_steps=5"]
+    return names
+
+
+def listed(lab, name):
+    rows = list(csv.DictReader((lab.folder / "runs" / name / "corrupt.csv").read_text().splitlines()))
+    assert all(row["reason"] for row in rows)
+    return sorted(row["key"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        ["data.resident=true"],
+        ["data.resident=false", "data.num_workers=0"],
+        pytest.param(["data.resident=false", "data.num_workers=2"], marks=pytest.mark.faults),
+    ],
+    ids=["resident", "streamed", "workers"],
+)
+def test_corrupt_files_are_counted_and_listed_exactly(lab, damaged, reading):
+    ended = lab.run("tolerant", *reading, "data.max_corrupt=0.1")
+    assert ended.codes == [0], ended.err
+    assert ended.result["finished"]
+    assert listed(lab, "tolerant") == sorted(damaged)
+
+
+def test_corrupt_files_above_the_threshold_stop_the_run(lab, damaged):
+    """Exit code 3, as DESIGN and README have it: the input may be mended, but the run stopped itself."""
+    ended = lab.run("strict", "data.max_corrupt=0.099", "data.resident=false", "data.num_workers=0")
+    assert ended.codes == [3]
+    assert "could not be read, data.max_corrupt=0.099 allows 9.9%" in ended.err[0]
+    assert not ended.result["finished"]
+    assert set(listed(lab, "strict")) <= damaged.keys()

@@ -1,0 +1,55 @@
+"""kill -9, at any step and in any save: the resumed run ends as if nothing had happened, to the bit."""
+
+import random
+import warnings
+
+import pytest
+
+from tests.faults.conftest import STEPS
+
+
+def long(*values):
+    return pytest.param(*values, marks=pytest.mark.faults)
+
+
+@pytest.mark.parametrize(("workers", "kills"), [(0, 1), (2, 1), long(0, 20), long(2, 20)])
+def test_kill_9_at_random_steps(lab, whole, workers, kills):
+    lab.overrides += [f"data.num_workers={workers}", f"data.resident={'false' if workers else 'auto'}"]
+    chance = random.Random(workers)
+    for trial in range(kills):
+        name = f"killed-{trial}"
+        step, delay_s = chance.randrange(STEPS), chance.uniform(0, 0.04)
+        assert lab.kill_when("tell_step", step, name, delay_s=delay_s).codes == [-9]
+        lab.finish(name).assert_equals(whole())
+
+
+@pytest.mark.parametrize("kills", [1, long(5)])
+def test_kill_9_of_two_ranks(lab, whole, kills):
+    chance = random.Random(2)
+    for trial in range(kills):
+        name = f"killed-{trial}"
+        step, delay_s = chance.randrange(STEPS), chance.uniform(0, 0.04)
+        assert lab.kill_when("tell_step", step, name, delay_s=delay_s, ranks=2).codes == [-9, -9]
+        lab.finish(name, ranks=2).assert_equals(whole(2))
+
+
+@pytest.mark.parametrize("kills", [2, long(50)])
+def test_kill_9_while_saving(lab, whole, kills):
+    """One run, killed in its saves again and again: each start after it goes on from a whole checkpoint."""
+    from contrastive.checkpoint import latest_valid, verify
+
+    epochs = max(2, 2 * kills // 6 + 1)
+    lab.overrides += [f"schedule.epochs={epochs}", "run.checkpoint_every=1", "run.keep_last=3"]
+    expected = whole() if epochs == 2 else lab.finish("whole")
+    chance = random.Random(3)
+    checkpoints, reached = lab.folder / "runs" / "killed" / "checkpoints", -1
+    for _ in range(kills):
+        # A save takes about 10 ms here; the second of a process, so that there is progress.
+        assert lab.kill_when("tell_save", 2, "killed", delay_s=chance.uniform(0, 0.015)).codes == [-9]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # one that would have to be skipped
+            newest = latest_valid(checkpoints)
+        assert newest is not None
+        assert verify(newest) > reached
+        reached = verify(newest)
+    lab.finish("killed").assert_equals(expected)

@@ -1,0 +1,37 @@
+"""Several processes: who trains on what, and what they agree on."""
+
+import itertools
+
+import torch
+
+from tests.faults.conftest import STEPS
+from tests.faults.harness import load_bank
+
+
+def rows_by_step(path):
+    lines = [[int(word) for word in line.split()] for line in path.read_text().splitlines()]
+    found = {}
+    for step, *rows in lines:
+        found.setdefault(step, []).extend(rows)
+    return found
+
+
+def test_two_one_two_ranks_across_resumes(lab, whole):
+    """The same rows in every step, whatever the number of ranks; the bank holds all of them, equally old."""
+    from contrastive.data.plan import Plan
+
+    plan, notes = Plan(48, 0, 8, 2), lab.folder / "notes"
+    for number, ranks in enumerate((2, 1, 2)):
+        stop = () if number == 2 else (f"trainer.max_steps={4 * (number + 1)}",)
+        faults = {rank: [["note_rows", f"{notes}-{number}-{rank}"]] for rank in range(ranks)}
+        ended = lab.run("moving", *stop, ranks=ranks, faults=faults)
+        assert ended.codes == [0] * ranks, ended.err
+        shares = [rows_by_step(lab.folder / f"notes-{number}-{rank}") for rank in range(ranks)]
+        for step in range(4 * number, 4 * number + 4):
+            assert {len(share[step]) for share in shares} == {8 // ranks}  # disjoint, by the next line
+            assert list(itertools.chain(*(share[step] for share in shares))) == plan.ids(step).tolist()
+        assert all(set(share) == set(range(4 * number, 4 * number + 4)) for share in shares)
+    moved, still = load_bank(lab.folder / "runs" / "moving"), load_bank(whole.folder(1))
+    assert moved["id"].tolist() == list(range(48))
+    assert torch.equal(moved["written_at"], still["written_at"])
+    assert int(moved["written_at"].max()) == STEPS - 1
