@@ -29,6 +29,8 @@ class RunConfig:
         resume: ``auto`` continues an unfinished run of the same config; ``never`` refuses an existing one.
         checkpoint_every: Optimizer steps between checkpoints; None saves after every epoch.
         keep_last: Checkpoints kept.
+        compile: ``torch.compile`` for both networks and the views: ``true``, ``false``, or ``auto``: on a GPU
+            with Triton and a C compiler. The first steps then take minutes, which long runs win back.
     """
 
     name: str = "pretrain"
@@ -37,8 +39,11 @@ class RunConfig:
     resume: str = "auto"
     checkpoint_every: int | None = None
     keep_last: int = 2
+    compile: str = "auto"
 
     def __post_init__(self) -> None:
+        self.compile = str(self.compile).lower()
+        check_choice("run.compile", self.compile, ("auto", "true", "false"))
         check_choice("run.resume", self.resume, ("auto", "never"))
         check_range("run.seed", self.seed, 0, 2**32 - 1)
         check_range("run.checkpoint_every", self.checkpoint_every, 1)

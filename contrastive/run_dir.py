@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "run.resume",
     "run.keep_last",
     "run.checkpoint_every",
+    "run.compile",
     "run.root",
     "data.num_workers",
     "data.resident",
