@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "run.root",
     "data.num_workers",
     "data.resident",
+    "data.cache",
     "data.allow_changed",
     "data.max_corrupt",
     "mining.overlap",
