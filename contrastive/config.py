@@ -365,7 +365,10 @@ class LoggingConfig:
 
 @dataclass
 class PretrainConfig:
-    """A whole run; the yaml files under configs/pretrain are merged into this."""
+    """A whole run; the yaml files under configs/pretrain are merged into this.
+
+    ``profile=true`` prints and logs which part of a step takes what share of its time (``perf/share_*``).
+    """
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -378,6 +381,7 @@ class PretrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: bool = False
 
 
 Schema = TypeVar("Schema")

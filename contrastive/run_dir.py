@@ -34,6 +34,7 @@ MAY_CHANGE = (
     "data.allow_changed",
     "data.max_corrupt",
     "mining.overlap",
+    "profile",
 )
 """Settings that may differ when a run goes on; any other would make it another run."""
 

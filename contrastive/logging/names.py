@@ -59,6 +59,7 @@ METRICS = {
     "perf/images_per_s": "images (not views) a second, over all ranks",
     "perf/step_ms": "milliseconds of an optimizer step",
     "perf/data_wait": "share of that time spent waiting for the loader",
+    "perf/share_*": "share of a step's time that this part takes (profile=true)",
     "data/unreadable": "distinct files that could not be read so far",
     "system/host_memory_mib": "most memory this process has held so far",
     "system/device_memory_mib": "most memory held on the accelerator so far, by torch",
