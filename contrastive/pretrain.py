@@ -21,6 +21,7 @@ from contrastive.callbacks.online_knn import OnlineKnnCallback
 from contrastive.callbacks.pictures import Pictures
 from contrastive.callbacks.profile import ProfileSteps
 from contrastive.callbacks.steps import StepTimer
+from contrastive.callbacks.wandb_pictures import WandbPictures
 from contrastive.callbacks.watch_health import WatchHealth
 from contrastive.checkpoint import DirectoryCheckpointIO, Preemption, SaveCheckpoint
 from contrastive.config import PretrainConfig, UserError, nearest
@@ -194,6 +195,7 @@ def _build_callbacks(config: PretrainConfig, images: Images, run_dir: Path) -> l
         callbacks.append(OnlineKnnCallback(labelled, logging.knn_every_epochs))
     if logging.mined_rows:
         callbacks.append(Pictures(images, run_dir, logging.mined_rows))
+        callbacks.append(WandbPictures(images, run_dir))
     if (bar := progress_bar(config.logging.progress)) is not None:
         callbacks.append(bar)
     return callbacks

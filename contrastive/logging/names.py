@@ -71,8 +71,8 @@ MEDIA = {
     "mining/gallery": "query -> the hardest of its negatives, with similarities; a red frame: the same label",
     "mining/hardest": "the same as a table of files",
     "bank/map": "the bank's keys along their first two principal components, by class where labels exist",
-    "probe/confusion": "confusion matrix of the linear probe on the test part",
-    "knn/confusion": "confusion matrix of the nearest-neighbour vote on the test part",
+    "probe/confusion": "linear probe: rows are true classes, columns what was said; the test part",
+    "knn/confusion": "likewise of the nearest-neighbour vote",
 }
 """Every picture and table on W&B, and what it is."""
 
