@@ -344,7 +344,8 @@ def work(ablation: Ablation, jobs: int, seconds: float) -> None:
     started, longest = time.monotonic(), 0.0
     running: dict[Future[dict[str, Any]], tuple[Cell, float]] = {}
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which import torch after this
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), prepare_worker) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, prepare_worker, (os.getpid(),)) as pool:
         while True:
             busy = {cell.name for cell, _ in running.values()}
             free = [cell for cell in ablation.missing() if cell.name not in busy]
