@@ -110,13 +110,14 @@ class Miner:
             k: How many.
 
         Returns:
-            ids, similarity: Closest first; -1 and -inf where there are fewer. On the query's device.
+            ids, similarity: Closest first; -1 and -inf where there are fewer, and for all until the bank is
+                filled to ``min_fill``: an index is trained at its first look-up. On the query's device.
         """
         home, place = query.device, self.bank.device
         self._worker.wait()
         with _plain(place):
-            query = query.detach().float().to(place)
-            found = self._search(query, ids.to(place), k, step, self.bank.admissible(step))
+            query, admissible = query.detach().float().to(place), self.bank.admissible(step)
+            found = self._search(query, ids.to(place), k, step, admissible & self.ready())
         missing = max(0, k - found.slots.shape[1])
         rows = torch.nn.functional.pad(self.bank.ids_of(found.slots), (0, missing), value=-1)
         return rows.to(home), torch.nn.functional.pad(found.similarity, (0, missing), value=-torch.inf).to(
@@ -158,7 +159,11 @@ class Miner:
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the future; tensors are the bank's own: save them before the next write."""
         self._worker.wait()
-        state = {"bank": self.bank.state_dict(), "retrieval": self.retrieval.state_dict()}
+        state = {
+            "bank": self.bank.state_dict(),
+            "retrieval": self.retrieval.state_dict(),
+            "backend": self.retrieval.describe(),  # for who reads the file; nothing depends on it
+        }
         return state if self._ahead is None else state | {"issued": self._ahead.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -175,9 +180,9 @@ class Miner:
         self._ready = False
 
     def close(self) -> None:
-        """End what runs in the background, waiting a few seconds at most; no use of the miner afterwards."""
-        self._worker.close()
+        """End what runs in the background; no use of the miner afterwards."""
         self.retrieval.close()
+        self._worker.close()
 
     def _after_write(self, slots: Tensor, step: int) -> None:
         """What the worker may do: the index, its recall, and the look-ups of the step to come."""

@@ -2,12 +2,16 @@
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 Job = Callable[[], None]
+
+# Seconds that a job under way may take when the run ends; the slowest is a search of millions of rows.
+_PATIENCE_S = 30.0
 
 
 class Inline:
@@ -30,7 +34,8 @@ class Worker:
     The owner must not touch what a job uses between ``submit`` and ``wait``. On CUDA jobs run on a stream
     of their own, after what was enqueued before ``submit``; a job has ended when the device has done it,
     so that its tensors may be freed or read on any stream.
-    The thread holds no reference to its owner and, as a daemon, never keeps a process alive.
+    The thread holds no reference to its owner, and ends with it or with the process: the job under way is
+    waited for, since Python kills threads it finds in native code at exit together with the process.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -43,6 +48,7 @@ class Worker:
         arguments = (self._jobs, self._done, device, torch.get_num_threads())
         self._thread = threading.Thread(target=_run, args=arguments, name="look-ahead", daemon=True)
         self._thread.start()
+        weakref.finalize(self, _end, self._jobs, self._thread)
 
     def submit(self, job: Job) -> None:
         """Start ``job``, after the one before has ended.
@@ -69,10 +75,15 @@ class Worker:
         if self._error is not None:
             raise self._error
 
-    def close(self, timeout_s: float = 5.0) -> None:
+    def close(self, timeout_s: float = _PATIENCE_S) -> None:
         """Ask the thread to end; a job that hangs is left behind after ``timeout_s`` seconds."""
-        self._jobs.put(None)
-        self._thread.join(timeout_s)
+        _end(self._jobs, self._thread, timeout_s)
+
+
+def _end(jobs: Any, thread: threading.Thread, timeout_s: float = _PATIENCE_S) -> None:
+    jobs.put(None)
+    if thread is not threading.current_thread():  # whose job may hold the last reference to the owner
+        thread.join(timeout_s)
 
 
 def _run(jobs: Any, done: Any, device: torch.device, num_threads: int) -> None:

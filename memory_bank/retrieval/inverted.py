@@ -4,6 +4,7 @@ FAISS's reader trusts the bytes it is given (facebookresearch/faiss #5400); tens
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,17 +53,40 @@ def rows_looked_up(code: str, k: int) -> int:
     return 4 * k if code.startswith(("PQ", "RaBitQ")) else k
 
 
-def train(factory: str, rows: NDArray[np.float32], seed: int) -> Trained:
-    """K-means and code training on ``rows``; deterministic for one FAISS build and thread count."""
+class Cancelled(Exception):
+    """A training that nobody waits for any more has ended."""
+
+
+def train(
+    factory: str, rows: NDArray[np.float32], seed: int, cancelled: Callable[[], bool] = lambda: False
+) -> Trained:
+    """K-means and code training on ``rows``; deterministic for one FAISS build and thread count.
+
+    Raises:
+        Cancelled: ``cancelled()``, asked before each round of k-means, said so.
+    """
     index = _empty(factory, rows.shape[1])
-    index.cp.seed = seed % (1 << 31)
-    index.cp.spherical = True
-    index.cp.max_points_per_centroid = 2 * ROWS_PER_LIST
+    index.quantizer.add(_centroids(rows, index, seed, cancelled))  # what is there is not trained again
     if hasattr(index, "pq"):  # the factory asks for what no search here uses and what takes most of the time
         index.do_polysemous_training = False
     index.train(rows)
     centroids = index.quantizer.reconstruct_n(0, index.nlist)
     return Trained(torch.from_numpy(centroids.copy()), torch.from_numpy(_code_parameters(index)))
+
+
+def _centroids(
+    rows: NDArray[np.float32], index: Any, seed: int, cancelled: Callable[[], bool]
+) -> NDArray[np.float32]:
+    """Round by round, since one call of FAISS for all of them could not be cancelled."""
+    once = faiss.ClusteringParameters()
+    once.niter, once.seed, once.spherical = 1, seed % (1 << 31), True
+    once.max_points_per_centroid = 2 * ROWS_PER_LIST
+    clustering = faiss.Clustering(index.d, index.nlist, once)
+    for _ in range(index.cp.niter):
+        if cancelled():
+            raise Cancelled
+        clustering.train(rows, faiss.IndexFlatIP(index.d))  # goes on from the centroids that it has
+    return _values(clustering.centroids).reshape(index.nlist, index.d)
 
 
 def assign(trained: Trained, rows: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -124,7 +148,7 @@ def _empty(factory: str, dim: int) -> Any:
 def _code_parameters(index: Any) -> NDArray[np.float32]:
     if hasattr(index, "sq"):
         return _values(index.sq.trained)
-    if hasattr(index, "pq"):  # the factory asks for what no search here uses and what takes most of the time
+    if hasattr(index, "pq"):
         return _values(index.pq.centroids)
     return np.zeros(0, np.float32)
 
@@ -132,7 +156,7 @@ def _code_parameters(index: Any) -> NDArray[np.float32]:
 def _set_code_parameters(index: Any, values: NDArray[np.float32]) -> None:
     # FAISS reads as many as it needs, however few there are: a wrong number must not get that far.
     needed = 0
-    if hasattr(index, "pq"):  # the factory asks for what no search here uses and what takes most of the time
+    if hasattr(index, "pq"):
         needed = index.pq.centroids.size()
     elif hasattr(index, "sq") and index.sq.qtype == faiss.ScalarQuantizer.QT_8bit:
         needed = 2 * index.d

@@ -1,6 +1,7 @@
 """FAISS inverted files over a moving bank: vectors replaced in place, recall watched, centroids renewed."""
 
 import logging
+import threading
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class Ivf(Retrieval):
         self._trained: inverted.Trained | None = None
         self._written = 0
         self._retraining: Retraining | None = None
+        self._closed = threading.Event()
 
     def search(
         self,
@@ -181,8 +183,8 @@ class Ivf(Retrieval):
             self._retraining = Retraining.load(state["retraining"])
 
     def close(self) -> None:
-        """Forget a training under way; its thread ends by itself."""
-        self._retraining = None
+        """Let a training under way end, wherever it runs: nobody waits for it any more."""
+        self._closed.set()
 
     def _load_index(self, state: dict[str, Any]) -> None:
         trained = inverted.Trained(state["centroids"].cpu(), state["code"].cpu())
@@ -211,7 +213,8 @@ class Ivf(Retrieval):
 
     def _train(self) -> None:
         valid = self._bank.id >= 0
-        trained = inverted.train(self._factory, self._training_rows(valid), self._seed)
+        sample = self._training_rows(valid)
+        trained = inverted.train(self._factory, sample, self._seed, self._closed.is_set)
         slots = np.flatnonzero(valid.cpu().numpy())
         lists = np.full(self._bank.capacity, -1, np.int64)
         lists[slots] = inverted.assign(trained, _rows(self._bank, slots))
@@ -224,17 +227,20 @@ class Ivf(Retrieval):
         slots = np.flatnonzero(valid.cpu().numpy())
         rows, sample = self._bank.key.cpu()[slots].clone(), self._training_rows(valid)
 
-        seed, factory, capacity = self._seed, self._factory, self._bank.capacity
+        seed, factory, capacity, closed = self._seed, self._factory, self._bank.capacity, self._closed
 
         def work() -> tuple[inverted.Trained, NDArray[np.int64]]:
             inverted.faiss.omp_set_num_threads(1)  # of this thread alone: the run keeps its cores
-            trained = inverted.train(factory, sample, seed)
+            trained = inverted.train(factory, sample, seed, closed.is_set)
             lists = np.full(capacity, -1, np.int64)
-            pieces = [inverted.assign(trained, part.float().numpy()) for part in torch.split(rows, 65536)]
-            lists[slots] = np.concatenate(pieces)
+            for start in range(0, len(slots), 65536):
+                if closed.is_set():
+                    raise inverted.Cancelled
+                part = slice(start, start + 65536)
+                lists[slots[part]] = inverted.assign(trained, rows[part].float().numpy())
             return trained, lists
 
-        self._retraining = Retraining.start(work, step + _RETRAIN_STEPS, capacity)
+        self._retraining = Retraining.start(work, step + _RETRAIN_STEPS, capacity, closed)
 
     def _training_rows(self, valid: Tensor) -> NDArray[np.float32]:
         drawn = draw_slots(valid, 2 * inverted.ROWS_PER_LIST * self.nlist, mix(self._seed, 7))

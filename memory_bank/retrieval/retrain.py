@@ -1,6 +1,7 @@
 """New centroids, trained beside the run on a snapshot of the bank."""
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -28,11 +29,18 @@ class Retraining:
         self._error: BaseException | None = None
 
     @classmethod
-    def start(cls, work: Callable[[], Result], due: int, capacity: int) -> "Retraining":
-        """Run ``work`` on a daemon thread: a run that ends does not wait for it."""
+    def start(
+        cls, work: Callable[[], Result], due: int, capacity: int, cancelled: threading.Event
+    ) -> "Retraining":
+        """Run ``work`` on a thread of its own.
+
+        A process that ends sets ``cancelled`` and waits until ``work`` has seen it: Python kills threads it
+        finds in native code at exit together with the process.
+        """
         self = cls(due, np.zeros(capacity, np.bool_))
         self._thread = threading.Thread(target=self._run, args=(work,), name="retrain", daemon=True)
         self._thread.start()
+        weakref.finalize(self, _end, cancelled, self._thread)
         return self
 
     def result(self) -> Result:
@@ -73,3 +81,9 @@ class Retraining:
             self._result = work()
         except BaseException as error:  # handed to the thread that asks for the result
             self._error = error
+
+
+def _end(cancelled: threading.Event, thread: threading.Thread) -> None:
+    if thread.is_alive():
+        cancelled.set()
+        thread.join()

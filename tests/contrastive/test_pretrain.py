@@ -2,6 +2,8 @@
 
 import csv
 import json
+import threading
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +174,39 @@ def test_accumulated_micro_batches_write_the_bank_once_a_step(run, tmp_path):
     assert counts.max() == 8  # a whole global batch at one step, never half of it
 
 
+def test_looking_ahead_on_a_thread_changes_no_bit_of_a_run(run, tmp_path):
+    """Symmetric loss and accumulation included; the overlapped run is stopped and resumed as well."""
+    settings = ["mining.query=stored", "mining.lag=2", "objective.symmetric=true"]
+    settings += ["trainer.accumulate_grad_batches=2"]
+    run("run.name=plain", *settings)
+    overlapped = ["run.name=overlapped", "mining.overlap=true", *settings]
+    run(*overlapped, "trainer.max_steps=5", "run.checkpoint_every=5")
+    assert run(*overlapped)[0] == 0
+    plain, overlapped = tmp_path / "runs/plain", tmp_path / "runs/overlapped"
+    assert same(weights(plain), weights(overlapped))
+    assert same(bank(plain), bank(overlapped))
+    assert any(float(row["mining/similarity_mean"] or "nan") < 1 for row in metrics(plain))
+
+
+def test_a_look_up_that_fails_on_its_thread_stops_the_run_with_its_own_traceback(run, monkeypatch):
+    from memory_bank.lookahead import LookAhead
+
+    issue, on_threads = LookAhead.issue, set()
+
+    def broken_issue(self, step):
+        on_threads.add(threading.current_thread().name)
+        if step == 7:
+            raise ZeroDivisionError("the index broke")
+        issue(self, step)
+
+    monkeypatch.setattr(LookAhead, "issue", broken_issue)
+    with pytest.raises(ZeroDivisionError, match="the index broke") as caught:
+        run("mining.query=stored", "mining.overlap=true")
+    assert "broken_issue" in "".join(traceback.format_exception(caught.value))
+    assert on_threads == {"look-ahead"}
+    assert "look-ahead" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_a_loss_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(run, tmp_path, monkeypatch):
     from contrastive.module import ContrastiveModule
 
@@ -193,28 +228,11 @@ def test_a_loss_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(ru
     assert list((tmp_path / "runs/diverged/checkpoints").glob("step-*"))
 
 
-def test_a_profile_tells_the_parts_of_a_step_and_changes_none(run, tmp_path):
-    from contrastive.callbacks.profile import PARTS
-
-    code, result, err = run("run.name=profiled", "profile=true")
-    shares = {name: value for name, value in result["metrics"].items() if name.startswith("perf/share_")}
-    assert code == 0
-    assert [name.removeprefix("perf/share_") for name in shares] == list(PARTS)
-    assert sum(shares.values()) == pytest.approx(1)
-    for name in ("augmentation", "query", "key", "mining", "loss", "backward", "optimizer"):
-        assert shares[f"perf/share_{name}"] > 0, name
-    assert "profile of 2 steps" in err  # 10 of the 12 warm up
-    run("run.name=plain")
-    assert same(weights(tmp_path / "runs/plain"), weights(tmp_path / "runs/profiled"))
-    assert "before the bank was filled" in run("run.name=short", "profile=true", "trainer.max_steps=2")[2]
-
-
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
         (["trainer.devces=1"], ["trainer.devces", "did you mean 'devices'"]),
         (["trainer.logger=true"], ["trainer.logger", "logging.*"]),
-        (["profile=true", "trainer.profiler=simple"], ["profile=true", "trainer.profiler"]),
         (["trainer.max_epochs=3"], ["trainer.max_epochs", "schedule.epochs"]),
         (["data.root=/nowhere/at/all"], ["/nowhere/at/all"]),
         (["data.global_batch=4096"], ["4096", "data.global_batch"]),

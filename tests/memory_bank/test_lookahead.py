@@ -1,9 +1,12 @@
 """mining.query=stored, and the overlapped worker against the synchronous path."""
 
 import random
+import subprocess
+import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,6 +84,29 @@ def slow(monkeypatch, seed):
     monkeypatch.setattr(worker_module, "_run", delayed)
 
 
+@pytest.fixture
+def load():
+    """A thread that fights for the interpreter and one that fights for the cores."""
+    stop = threading.Event()
+
+    def count():
+        while not stop.wait(0.001):
+            sum(range(5000))
+
+    def multiply():
+        rows = torch.ones(64, 64)
+        while not stop.wait(0.001):
+            torch.mm(rows, rows)
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (count, multiply)]
+    for thread in threads:
+        thread.start()
+    yield
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+
 @pytest.mark.parametrize(
     "policy",
     [
@@ -90,7 +116,7 @@ def slow(monkeypatch, seed):
         | {"recall_every": 7, "min_recall": 0.99},
     ],
 )
-def test_overlap_changes_no_bit_in_200_steps(monkeypatch, policy):
+def test_overlap_changes_no_bit_in_200_steps_under_load(monkeypatch, load, policy):
     world = World()
     monkeypatch.setattr(ivf_module, "_RETRAIN_STEPS", 30)
     expected = miner(world, query="stored", **policy)
@@ -156,6 +182,43 @@ def test_a_failure_surfaces_at_the_next_submit_too():
     with pytest.raises(ZeroDivisionError):
         worker.submit(lambda: None)
     worker.close()
+
+
+LOOP = """
+import os, signal, sys, threading, time
+import torch
+from tests.memory_bank.worlds import World, miner, run
+
+world = World()
+subject = miner(world, query="stored", overlap=True)
+run(subject, world, 4)
+under_way, rows = threading.Event(), torch.ones(200, 200)
+
+def long_search(*_, **__):
+    under_way.set()
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        torch.mm(rows, rows)  # in and out of native code
+
+subject.metrics()  # waits for the look-up before
+subject.retrieval.search = long_search
+run(subject, world, 1, start=4)
+under_way.wait()
+if sys.argv[1] == "interrupt":
+    os.kill(os.getpid(), signal.SIGINT)
+print("end of the loop")  # nobody closes the miner
+"""
+
+
+@pytest.mark.parametrize(("end", "code", "said"), [("plain", 0, ""), ("interrupt", -2, "KeyboardInterrupt")])
+def test_a_process_ends_as_it_would_without_a_worker(end, code, said):
+    """A thread caught in native code at exit would abort the process, or hang it."""
+    arguments = [sys.executable, "-c", LOOP, end]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(arguments, cwd=root, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "terminate called" in done.stderr) == (code, False), done.stderr
+    assert said in done.stderr
+    assert ("end of the loop" in done.stdout) == (end == "plain")
 
 
 def test_close_leaves_a_hanging_job_behind():
