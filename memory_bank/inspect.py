@@ -44,7 +44,6 @@ def inspect(
     held = torch.nonzero(bank.id >= 0)[:, 0]
     written = bank.written_at[held]
     norms = bank.read(held).norm(dim=1)
-    retrieval = state.get("retrieval", {})
     return {
         "file": str(file),
         "kind": bank.kind,
@@ -58,7 +57,7 @@ def inspect(
         "age": _quantiles((written.max() - written).float()) if len(held) else None,
         "norm": _quantiles(norms) if len(held) else None,
         "not_finite": int((~norms.isfinite()).sum()),
-        "backend": _backend(retrieval),
+        "backend": _backend(state),
         "look_ups_issued": len(state.get("issued", {})),
         "duplicates": _duplicates(bank, held, duplicates, names),
         "neighbours": _neighbours(bank, held, examples, neighbours, names),
@@ -151,13 +150,14 @@ def _quantiles(values: Tensor) -> dict[str, float]:
     return {f"q{level * 100:.0f}": float(ordered[round(level * (len(ordered) - 1))]) for level in _QUANTILES}
 
 
-def _backend(retrieval: dict[str, Any]) -> str:
-    if "centroids" not in retrieval:
-        return "no index saved: exact, sampled, or not trained yet"
-    return (
-        f"inverted file of {len(retrieval['centroids'])} lists, nprobe {retrieval['nprobe']}, "
-        f"recall {retrieval['recall']:.3f} when last measured"
-    )
+def _backend(state: dict[str, Any]) -> str:
+    retrieval: dict[str, Any] = state.get("retrieval", {})
+    name: str = state.get("backend", "not said")
+    if "recall" not in retrieval:
+        return name
+    trained = "centroids" in retrieval
+    measured = f"recall {retrieval['recall']:.3f} when last measured"
+    return f"{name}, {measured if trained else 'not trained yet'}"
 
 
 def _beside(file: Path) -> Path | None:

@@ -6,7 +6,7 @@ import torch
 
 from memory_bank.__main__ import main
 from memory_bank.state import find_state, load_state, open_bank, save_state
-from tests.memory_bank.worlds import ROWS, World, assert_equal, miner, run
+from tests.memory_bank.worlds import DIM, ROWS, World, assert_equal, miner, run
 
 
 def saved(path, **policy):
@@ -94,6 +94,8 @@ def test_inspect_prints_what_the_bank_holds(tmp_path, capsys):
     assert found["fill"] == 0.75
     assert found["refused"] == 1
     assert found["last_step"] == 6
+    assert found["backend"] == "exact search of 96 rows on cpu (auto)"
+    assert found["dim"] == DIM
     assert found["age"]["q0"] == 0
     assert found["age"]["q100"] == 6
     assert found["norm"]["q50"] == pytest.approx(1, abs=1e-3)
@@ -107,6 +109,18 @@ def test_inspect_prints_what_the_bank_holds(tmp_path, capsys):
         assert len(similarities) == 3
         assert example["row"] not in [near["row"] for near in example["nearest"]]
     assert any("img/" in line for line in lines[:-1])
+
+
+def test_inspect_names_an_index_and_its_recall(tmp_path, capsys):
+    index = {"backend": "faiss", "index": "IVF2,SQ8", "nprobe": 1, "min_fill": 0.85, "recall_every": 3}
+    for steps, said in ((2, "not trained yet"), (10, "recall ")):
+        world, subject = World(), miner(**index)
+        run(subject, world, steps)
+        save_state(tmp_path / "bank.pt", subject.state_dict())
+        assert main(["inspect", str(tmp_path)]) == 0
+        backend = json.loads(capsys.readouterr().out.splitlines()[-1])["backend"]
+        assert backend.startswith("FAISS IVF2,SQ8 index of 96 rows on the CPU, nprobe")
+        assert said in backend
 
 
 def test_inspect_of_an_empty_bank_and_of_none(tmp_path, capsys):
