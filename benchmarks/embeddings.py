@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,12 +194,13 @@ def _linked(root: Path, folder: Path, count: int) -> Path:
 def _trained(config: PretrainConfig) -> nn.Module:
     """Encoder and projector of the key network, in evaluation mode; pretrained now if they are not yet."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    spent = once(lambda: pretrain(config))
+    started = time.monotonic()
+    code, _ = pretrain(config)
     run = Path(config.run.root) / config.run.name
     checkpoint = latest_valid(run / "checkpoints")
-    if checkpoint is None:
-        raise SystemExit(f"{run}: the training left no checkpoint; delete the folder and start again")
-    print(f"pretrained: {run} ({spent.wall:.0f} s, 0 where it was there)", flush=True)
+    if code or checkpoint is None:  # stopped early: embeddings of a network half trained would be kept
+        raise SystemExit(f"{run}: the training ended early (exit code {code}); the same command goes on")
+    print(f"pretrained: {run} ({time.monotonic() - started:.0f} s, 0 where it was there)", flush=True)
     state = DirectoryCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
     sizes = config.encoder
     encoder = build_encoder(sizes, config.data.image_size)
