@@ -12,20 +12,24 @@ from tests.reference.bank import nearest, policy_window
 POLICIES = st.fixed_dictionaries(
     {
         "method": st.sampled_from(["ranked", "ranked", "all_rows", "full_bank"]),
-        "backend": st.sampled_from(["exact", "faiss", "subsample", "auto"]),
+        "backend": st.sampled_from(["exact", "faiss", "inverted", "subsample", "auto"]),
         "sample": st.sampled_from([20, 1000]),
         "num_hard": st.integers(0, 9),
         "num_uniform": st.integers(0, 9),
         "band": st.sampled_from([[0.0, 0.05], [0.0, 0.000001], [0.1, 0.3]]),
+        "band_end": st.sampled_from([None, [0.2, 0.4]]),
+        "band_steps": st.just(9),
         "class_prior": st.sampled_from([0.0, 0.1]),
-        "false_negative": st.sampled_from(["off", "drop"]),
+        "skip_top": st.sampled_from([None, 0.02]),
+        "false_negative": st.sampled_from(["off", "drop", "attract"]),
         "false_negative_threshold": st.sampled_from([0.3, 0.8]),
         "relative_margin": st.sampled_from([None, 0.0, 0.3]),
         "min_fill": st.sampled_from([0.0, 0.25, 1.0]),
         "query": st.sampled_from(["fresh", "stored"]),
         "lag": st.integers(1, 3),
+        "overlap": st.booleans(),
     }
-).filter(lambda policy: policy["method"] != "all_rows" or policy["query"] == "fresh")
+)
 BANKS = st.sampled_from([{}, {"max_age": 3}, {"kind": "queue", "capacity": 40}])
 
 
@@ -33,8 +37,7 @@ BANKS = st.sampled_from([{}, {"max_age": 3}, {"kind": "queue", "capacity": 40}])
 @given(POLICIES, BANKS, st.integers(0, 5))
 def test_what_may_not_come_back_never_does(policy, bank, seed):
     """Own id, missing, empty, over-age and refused rows, over random policies and steps."""
-    if bank.get("kind") == "queue":
-        policy = {**policy, "query": "fresh"}
+    policy = possible(policy, bank)
     world = World(seed)
     subject = miner(world, bank, **policy)
     written = {}
@@ -42,6 +45,8 @@ def test_what_may_not_come_back_never_does(policy, bank, seed):
         ids, query, key = world.step(step)
         found = subject.negatives(query, key, ids, step)
         check(found, ids, set(written) | set(ids.tolist()), twice=bank.get("kind") == "queue")
+        own = subject.bank.read(subject.bank.slots_of(ids))[:, None]
+        assert not ((found.extra_positives == own).all(2) & (found.extra_positive_weight > 0)).any()
         max_age = bank.get("max_age")
         if max_age is not None:
             old = {row for row, at in written.items() if step - at > max_age} - set(ids.tolist())
@@ -56,6 +61,22 @@ def test_what_may_not_come_back_never_does(policy, bank, seed):
     subject.close()
 
 
+def possible(policy, bank):
+    """The nearest policy that is not refused."""
+    policy = dict(policy)
+    if bank.get("kind") == "queue" or policy["method"] == "all_rows":
+        policy["query"] = "fresh"
+    if policy["query"] == "fresh":
+        policy["overlap"] = False
+    if policy["backend"] == "subsample" and policy["false_negative"] == "attract":
+        policy["false_negative"] = "drop"
+    if policy["backend"] == "inverted":
+        lists = 1 if bank.get("kind") == "queue" else 2
+        policy |= {"backend": "faiss", "index": f"IVF{lists},SQ8", "nprobe": 1}
+        policy |= {"min_fill": 1.0 if lists == 1 else 0.85, "recall_every": 4, "min_recall": 0.99}
+    return policy
+
+
 def used_ids(found):
     hard = found.hard_ids[found.hard_log_weight > -torch.inf]
     shared = found.shared_ids[(found.shared_log_weight > -torch.inf).any(0)]
@@ -67,6 +88,8 @@ def check(found, ids, allowed, twice):
     assert not ((found.hard_ids == own) & (found.hard_log_weight > -torch.inf)).any()
     assert not ((found.shared_ids[None] == own) & (found.shared_log_weight > -torch.inf)).any()
     assert used_ids(found) <= allowed
+    attracted = found.extra_positives[found.extra_positive_weight > 0]
+    torch.testing.assert_close(attracted.norm(dim=-1), torch.ones(len(attracted)), atol=2e-3, rtol=0)
     assert ((found.hard_ids == -1) == (found.hard_log_weight == -torch.inf)).all()
     assert (found.shared_log_weight[:, found.shared_ids == -1] == -torch.inf).all()
     for rows in (found.hard[found.hard_log_weight > -torch.inf], found.shared[found.shared_ids >= 0]):
@@ -234,6 +257,16 @@ def test_nearest_equals_brute_force_and_pads():
     assert len(held) == 48
     outside, _ = subject.nearest(unit(torch.ones(1, DIM)), torch.tensor([-1]), 4, 1)
     assert outside[0, 0] >= 0
+
+
+def test_nothing_is_near_until_min_fill_so_that_an_index_is_trained_on_enough():
+    world, subject = World(), miner(backend="faiss", index="IVF2,Flat", nprobe=2, min_fill=0.85)
+    for step in range(8):
+        ids, query, key = world.step(step)
+        rows, _ = subject.nearest(query, ids, step, 2)  # nearest-neighbour positives ask from the first step
+        assert (rows >= 0).all() == subject.ready() == (step * BATCH >= 0.85 * ROWS)
+        assert (subject.retrieval.state_dict().keys() >= {"centroids"}) == subject.ready()
+        subject.write(key, ids, step)
 
 
 def test_metrics_say_what_was_mined():
