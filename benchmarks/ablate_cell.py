@@ -11,11 +11,13 @@ import math
 import os
 import shutil
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from unittest import mock
 
@@ -77,11 +79,22 @@ class Cell:
         return f"{self.arm}-t{self.temperature:g}-s{self.seed}-{self.part}-{digest}"
 
 
-def prepare_worker() -> None:
-    """Once per worker process, before its first cell."""
+def prepare_worker(parent: int) -> None:
+    """Once per worker process, before its first cell.
+
+    Args:
+        parent: Process id. The worker ends with it, also when it is killed: nobody would keep the result.
+    """
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")  # Lightning's advice on loaders and loggers
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def run(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -156,11 +169,8 @@ def _score(cell: Cell, folder: Path, run_dir: Path) -> dict[str, Any]:
     """``scores`` of the encoder and, if asked for, ``baselines``: each name with its scores."""
     given = [f"checkpoint={run_dir}", f"data.root={folder / 'data' / cell.part}", f"device={cell.device}"]
     given.append("progress=false")
-    few = ["lowshot.labels_per_class=[10]", "lowshot.fractions=[]"]
-    configs = {
-        name: load_config(EvalConfig, "eval", name, given + (few if name == "lowshot" else []))
-        for name in SCORES
-    }
+    levels = {"knn": ["knn.k=[20]"], "lowshot": ["lowshot.labels_per_class=[10]", "lowshot.fractions=[]"]}
+    configs = {name: load_config(EvalConfig, "eval", name, given + levels.get(name, [])) for name in SCORES}
     extractor = Extractor(configs["linear"], resolve(str(run_dir)))
 
     def scores(features: Features) -> dict[str, float]:

@@ -30,7 +30,7 @@ from contrastive.augment.views import Views
 from contrastive.config import AugmentConfig, DataConfig, EncoderConfig
 from contrastive.encoders.build import build_encoder
 from contrastive.heads import projector
-from contrastive.momentum import ema_update
+from contrastive.momentum import Ema
 from contrastive.objectives.info_nce import info_nce
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.miner import Miner, build_miner
@@ -67,6 +67,7 @@ class Learner:
         head = projector(encoder.dim, scene.encoder.projector_hidden, 2, DIM)
         self.network = nn.Sequential(encoder, head).to(device, memory_format=torch.channels_last)
         self.key_network = copy.deepcopy(self.network).requires_grad_(False)
+        self.follow = Ema(self.network, self.key_network)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.9)
         self.views = Views(AugmentConfig(), scene.data, seed=0)
         size = scene.data.stored_size
@@ -83,7 +84,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        ema_update(self.network, self.key_network, 0.99)
+        self.follow(0.99)
         return key
 
 

@@ -29,6 +29,8 @@ class RunConfig:
         resume: ``auto`` continues an unfinished run of the same config; ``never`` refuses an existing one.
         checkpoint_every: Optimizer steps between checkpoints; None saves after every epoch.
         keep_last: Checkpoints kept.
+        compile: ``torch.compile`` for both networks and the views: ``true``, ``false``, or ``auto``: on a GPU
+            with Triton and a C compiler. The first steps then take minutes, which long runs win back.
     """
 
     name: str = "pretrain"
@@ -37,8 +39,11 @@ class RunConfig:
     resume: str = "auto"
     checkpoint_every: int | None = None
     keep_last: int = 2
+    compile: str = "auto"
 
     def __post_init__(self) -> None:
+        self.compile = str(self.compile).lower()
+        check_choice("run.compile", self.compile, ("auto", "true", "false"))
         check_choice("run.resume", self.resume, ("auto", "never"))
         check_range("run.seed", self.seed, 0, 2**32 - 1)
         check_range("run.checkpoint_every", self.checkpoint_every, 1)
@@ -60,6 +65,8 @@ class DataConfig:
         global_batch: Images of one optimizer step, over all ranks and accumulated micro-batches.
         num_workers: Decoding processes; None chooses.
         resident: ``auto`` keeps decoded sets of up to 1 GiB on the training device; ``true``, ``false``.
+        cache: Folder for decoded training images: the first run decodes them, all read them as one mapped
+            array; None decodes in every epoch. Larger than JPEG files: 192 KiB for an image of 256 px.
         max_corrupt: Share of unreadable images at which the run stops.
         allow_changed: Resume although files were added, removed or altered.
         download: Let torchvision fetch cifar10, cifar100 or stl10 into ``root``.
@@ -74,6 +81,7 @@ class DataConfig:
     global_batch: int = 256
     num_workers: int | None = None
     resident: str = "auto"
+    cache: str | None = None
     max_corrupt: float = 0.05
     allow_changed: bool = False
     download: bool = True
@@ -357,7 +365,10 @@ class LoggingConfig:
 
 @dataclass
 class PretrainConfig:
-    """A whole run; the yaml files under configs/pretrain are merged into this."""
+    """A whole run; the yaml files under configs/pretrain are merged into this.
+
+    ``profile=true`` prints and logs which part of a step takes what share of its time (``perf/share_*``).
+    """
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -370,6 +381,7 @@ class PretrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: bool = False
 
 
 Schema = TypeVar("Schema")

@@ -1,6 +1,9 @@
 """The training step, as the papers write it."""
 
 import copy
+import importlib.util
+import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +24,18 @@ from contrastive.data.plan import Plan
 from contrastive.distributed import all_true, gather_rows, gather_sizes, rank
 from contrastive.encoders.encoder import Encoder
 from contrastive.heads import predictor, projector
-from contrastive.momentum import ema_update, momentum_at
+from contrastive.momentum import Ema, momentum_at
 from contrastive.objectives.build import build_objective
 from contrastive.objectives.nnclr import attach_neighbour
 from contrastive.optim import build_optimizer, learning_rate
 from memory_bank.miner import Miner, build_miner
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float, Int
+from memory_bank.shapes import Bool, Float, Int
+
+logger = logging.getLogger(__name__)
+
+COMPILER = "inductor"
+"""Backend of ``torch.compile``."""
 
 
 class Diverged(RuntimeError):
@@ -88,6 +96,10 @@ class ContrastiveModule(pl.LightningModule):
             convert(part, sizes.batch_norm, sizes.batch_norm_splits)
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        # The views are channels last; weights that are not would be rearranged in every step.
+        self.to(memory_format=torch.channels_last)
+        self._query = _unit_rows(self.encoder, self.projector, self.predictor)
+        self._key = _unit_rows(self.key_encoder, self.key_projector)
         self.views = Views(config.augment, config.data, config.run.seed)
         self.objective = build_objective(
             config.objective, config.mining, seed=config.run.seed, labels=oracle_labels
@@ -95,13 +107,17 @@ class ContrastiveModule(pl.LightningModule):
         self.diagnostics: dict[str, Tensor] = {}
         self.last: Mined | None = None
         self._unwritten: list[tuple[Tensor, Tensor]] = []
-        self._finite: list[Tensor] = []
+        self._finite: list[Arriving] = []
         self._skipped_in_a_row = 0
         self.skipped_steps = 0
         self._saved_miner: dict[str, Any] | None = None
 
     def on_fit_start(self) -> None:
-        """Make the bank where the network lives, and give it what a checkpoint saved of it."""
+        """Make the bank where the network lives, and give it what a checkpoint saved of it; compile."""
+        self._follow = Ema(self.encoder, self.key_encoder), Ema(self.projector, self.key_projector)
+        if backend := compiler(self.config.run.compile, self.device):
+            self.views = Views(self.config.augment, self.config.data, self.config.run.seed, compile=backend)
+            self._query, self._key = (torch.compile(f, backend=backend) for f in (self._query, self._key))
         self.miner: Miner = build_miner(
             self.config.bank,
             self.config.mining,
@@ -157,7 +173,7 @@ class ContrastiveModule(pl.LightningModule):
             loss = (loss + self._compare(query_2, key_1, negatives, batch.ids)[0]) / 2
         self.last = Mined(batch.ids, query.detach(), negatives)
         self._unwritten.append((batch_keys, batch_ids))
-        self._finite.append(torch.isfinite(loss.detach()))
+        self._finite.append(Arriving(all_true(torch.isfinite(loss.detach()))))
         self.diagnostics = {"loss": loss.detach(), **diagnostics}
         return loss
 
@@ -173,7 +189,7 @@ class ContrastiveModule(pl.LightningModule):
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         nothing = torch.zeros(0, self.config.encoder.projector_dim, device=self.device)
         self._unwritten.append((nothing, batch.ids[:0]))
-        self._finite.append(torch.ones((), dtype=torch.bool, device=self.device))
+        self._finite.append(Arriving(torch.ones((), dtype=torch.bool, device=self.device)))
         return torch.stack([weight.sum() * 0 for weight in weights]).sum()
 
     def _compare(
@@ -189,12 +205,12 @@ class ContrastiveModule(pl.LightningModule):
 
     def embed(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Unit-norm queries; they carry the gradient."""
-        return F.normalize(self.predictor(self.projector(self.encoder(view))).float(), dim=1)
+        return self._query(view)
 
     @torch.no_grad()
     def embed_key(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Unit-norm keys of the EMA network."""
-        return F.normalize(self.key_projector(self.key_encoder(view)).float(), dim=1)
+        return self._key(view)
 
     def keys(
         self, view: Float[Tensor, "b 3 h w"], batch_ids: Int[Tensor, " g"], sizes: list[int]
@@ -215,7 +231,7 @@ class ContrastiveModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Skip the step on every rank if any rank's loss is not finite: weights without a gradient stay."""
-        self._step_is_sound = bool(all_true(torch.stack(self._finite).all()))
+        self._step_is_sound = all(map(bool, self._finite))
         if not self._step_is_sound:
             optimizer.zero_grad(set_to_none=True)
 
@@ -230,8 +246,8 @@ class ContrastiveModule(pl.LightningModule):
         self._skipped_in_a_row = 0
         sizes = self.config.encoder
         momentum = momentum_at(step, self.plan.total_steps, sizes.momentum, sizes.momentum_end)
-        ema_update(self.encoder, self.key_encoder, momentum)
-        ema_update(self.projector, self.key_projector, momentum)
+        for follow in self._follow:
+            follow(momentum)
         keys, ids = (torch.cat(parts) for parts in zip(*unwritten, strict=True))
         self.miner.write(keys, ids, step)
 
@@ -269,6 +285,49 @@ class ContrastiveModule(pl.LightningModule):
         _stand_at(checkpoint, self.trainer.accumulate_grad_batches)
         self._saved_miner = checkpoint["miner"]
         self.skipped_steps, self._skipped_in_a_row = checkpoint["skipped"]
+
+
+class Arriving:
+    """A flag on its way from the device; reading it waits for what the device was given before it alone.
+
+    Made right after the loss and read after the backward pass was started, it never leaves a GPU idle:
+    while the host learns that it may take the step, the device still has the backward pass to do.
+    """
+
+    def __init__(self, flag: Bool[Tensor, ""]) -> None:
+        self._flag = flag.to("cpu", non_blocking=True)
+        self._arrival = torch.cuda.current_stream(flag.device).record_event() if flag.is_cuda else None
+
+    def __bool__(self) -> bool:
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return bool(self._flag)
+
+
+def compiler(setting: str, device: torch.device) -> str | None:
+    """The backend of ``torch.compile`` that ``run.compile`` means on ``device``; None is not to compile.
+
+    On a CPU ``auto`` does not: the networks' convolutions gain nothing.
+    """
+    if setting == "auto" and device.type == "cuda":
+        missing = [] if importlib.util.find_spec("triton") else ["Triton"]
+        if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+            missing.append("a C compiler")
+        if missing:
+            logger.info("networks and views are not compiled: %s missing", " and ".join(missing))
+        return None if missing else COMPILER
+    return COMPILER if setting == "true" else None
+
+
+def _unit_rows(*parts: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Images through ``parts``, to unit-norm rows in float32."""
+
+    def forward(view: Tensor) -> Tensor:
+        for part in parts:
+            view = part(view)
+        return F.normalize(view.float(), dim=1)
+
+    return forward
 
 
 def _stand_at(checkpoint: dict[str, Any], accumulate: int) -> None:

@@ -6,29 +6,45 @@ import torch
 from torch import Tensor, nn
 
 
-@torch.no_grad()
-def ema_update(online: nn.Module, target: nn.Module, momentum: float) -> None:
-    """``target <- momentum * target + (1 - momentum) * online``, in place.
+class Ema:
+    """Lets ``target`` follow ``online``: an exponential moving average, in place, all tensors at once.
 
-    MoCo eq. 2 (arXiv:1911.05722). Buffers are copied: a mean of batch-norm statistics that are means
-    themselves would lag twice, and counters cannot be averaged.
+    The tensors are paired here and once, since looking them up by name costs more than the update of a small
+    network. So make it when both modules are on the training device: moving one replaces its tensors.
 
     Args:
         online: Source; unchanged.
         target: Module of the same structure, on the same device.
-        momentum: In [0, 1]; 1 leaves the parameters as they are.
 
     Raises:
-        ValueError: momentum out of range, or the structures differ.
+        ValueError: the structures differ.
     """
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum={momentum}: allowed is 0 to 1; usual are 0.99 to 0.9999")
-    sources, targets = _paired(dict(online.named_parameters()), dict(target.named_parameters()))
-    if targets:
-        torch._foreach_lerp_(targets, sources, 1 - momentum)
-    sources, targets = _paired(dict(online.named_buffers()), dict(target.named_buffers()))
-    if targets:
-        torch._foreach_copy_(targets, sources)
+
+    def __init__(self, online: nn.Module, target: nn.Module) -> None:
+        self._parameters = _paired(dict(online.named_parameters()), dict(target.named_parameters()))
+        self._buffers = _paired(dict(online.named_buffers()), dict(target.named_buffers()))
+
+    @torch.no_grad()
+    def __call__(self, momentum: float) -> None:
+        """``target <- momentum * target + (1 - momentum) * online``: MoCo eq. 2 (arXiv:1911.05722).
+
+        Buffers are copied: a mean of batch-norm statistics that are means themselves would lag twice, and
+        counters cannot be averaged.
+
+        Args:
+            momentum: In [0, 1]; 1 leaves the parameters as they are.
+
+        Raises:
+            ValueError: momentum out of range.
+        """
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum={momentum}: allowed is 0 to 1; usual are 0.99 to 0.9999")
+        sources, targets = self._parameters
+        if targets:
+            torch._foreach_lerp_(targets, sources, 1 - momentum)
+        sources, targets = self._buffers
+        if targets:
+            torch._foreach_copy_(targets, sources)
 
 
 def _paired(online: dict[str, Tensor], target: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -19,7 +19,9 @@ from pytorch_lightning.loggers import Logger
 from contrastive.callbacks.metrics import LogMetrics
 from contrastive.callbacks.online_knn import OnlineKnnCallback
 from contrastive.callbacks.pictures import Pictures
+from contrastive.callbacks.profile import ProfileSteps
 from contrastive.callbacks.steps import StepTimer
+from contrastive.callbacks.wandb_pictures import WandbPictures
 from contrastive.callbacks.watch_health import WatchHealth
 from contrastive.checkpoint import DirectoryCheckpointIO, Preemption, SaveCheckpoint
 from contrastive.config import PretrainConfig, UserError, nearest
@@ -101,7 +103,7 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False) -> tuple[int, dic
 
 
 def _open(config: PretrainConfig) -> tuple[Images, Plan]:
-    _check_trainer(config.trainer)
+    _check_trainer(config.trainer, config.profile)
     images = open_train(config.data)
     _check_readable(images)
     return images, Plan(len(images), config.run.seed, config.data.global_batch, config.schedule.epochs)
@@ -123,7 +125,7 @@ def _check_readable(images: Images) -> None:
     )
 
 
-def _check_trainer(given: dict[str, Any]) -> None:
+def _check_trainer(given: dict[str, Any], profile: bool) -> None:
     """What Lightning would find out late, or never."""
     allowed = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"} - set(RESERVED)
     for key in given:
@@ -131,6 +133,8 @@ def _check_trainer(given: dict[str, Any]) -> None:
             raise UserError(f"trainer.{key} is set by the run itself; use {RESERVED[key]}")
         if key not in allowed:
             raise UserError(f"unknown key 'trainer.{key}'; {nearest(key, sorted(allowed))}")
+    if profile and "profiler" in given:
+        raise UserError("profile=true is a profiler of its own: drop it or trainer.profiler")
     for key in ("max_steps", "accumulate_grad_batches", "num_nodes"):
         if key in given and not (type(given[key]) is int and given[key] >= 1):
             raise UserError(f"trainer.{key}={given[key]!r}: a whole number, 1 or more, is needed")
@@ -184,11 +188,14 @@ def _build_callbacks(config: PretrainConfig, images: Images, run_dir: Path) -> l
         LogMetrics(run_dir / "corrupt.csv", images.labels),
         WatchHealth(),
     ]
+    if config.profile:
+        callbacks.append(ProfileSteps())
     labelled = open_labelled_train(config.data) if logging.knn_every_epochs else None
     if labelled is not None:
         callbacks.append(OnlineKnnCallback(labelled, logging.knn_every_epochs))
     if logging.mined_rows:
         callbacks.append(Pictures(images, run_dir, logging.mined_rows))
+        callbacks.append(WandbPictures(images, run_dir))
     if (bar := progress_bar(config.logging.progress)) is not None:
         callbacks.append(bar)
     return callbacks
@@ -200,6 +207,9 @@ def _build_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more:
         # Lightning's own requeueing saves inside the signal handler, which can hang; we save between steps.
         plugins.append(SLURMEnvironment(auto_requeue=False))
     settings = {"enable_model_summary": False, **config.trainer, **more}
+    for callback in callbacks:
+        if isinstance(callback, ProfileSteps):
+            settings["profiler"] = callback.watch
     try:
         return pl.Trainer(
             **settings,

@@ -26,12 +26,15 @@ MAY_CHANGE = (
     "run.resume",
     "run.keep_last",
     "run.checkpoint_every",
+    "run.compile",
     "run.root",
     "data.num_workers",
     "data.resident",
+    "data.cache",
     "data.allow_changed",
     "data.max_corrupt",
     "mining.overlap",
+    "profile",
 )
 """Settings that may differ when a run goes on; any other would make it another run."""
 

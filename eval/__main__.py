@@ -79,8 +79,10 @@ def _run(protocol: str, config: EvalConfig) -> dict[str, Any]:
 
         return write_report(config)
     from eval.evaluate import evaluate, headline, table
+    from eval.tracking import track
 
     result = evaluate(protocol, config)
+    track(result, config)
     print(table(result), file=sys.stderr)
     return headline(result)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from memory_bank.config import check_above_zero, check_range
+from memory_bank.config import check_above_zero, check_choice, check_range
 
 
 @dataclass
@@ -136,6 +136,7 @@ class EvalConfig:
         seeds: Repetitions with other random splits.
         out: Folder of the results; None is ``eval/`` in the run directory.
         progress: Show progress bars (on stderr).
+        wandb: Mode of Weights & Biases, as ``logging.wandb.mode`` of pretraining; None is the run's own.
         baselines: See BaselineConfig.
         linear: See LinearConfig.
         knn: See KnnConfig.
@@ -149,6 +150,7 @@ class EvalConfig:
     seeds: int = 1
     out: str | None = None
     progress: bool = True
+    wandb: str | None = None
     baselines: BaselineConfig = field(default_factory=BaselineConfig)
     linear: LinearConfig = field(default_factory=LinearConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
@@ -157,6 +159,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check_range("batch_size", self.batch_size, 1)
         check_range("seeds", self.seeds, 1, 1000)
+        if self.wandb is not None:
+            check_choice("wandb", self.wandb, ("auto", "online", "offline", "disabled"))
         if not self.checkpoint:
             raise ValueError(
                 "checkpoint is not set; add checkpoint=runs/NAME, a checkpoint directory or a file"

@@ -1,1 +1,20 @@
 """Shared fixtures. Our packages are imported inside fixtures, after jaxtyping's import hook is in place."""
+
+import atexit
+import os
+
+import pytest
+
+# Whoever runs the tests may be logged in to W&B: nothing of theirs belongs there.
+os.environ["WANDB_MODE"] = "disabled"
+
+
+@pytest.fixture
+def wandb_ends():
+    """W&B's service process ends with the test."""
+    yield
+    import wandb
+    from wandb.sdk.data_types._private import MEDIA_TMP
+
+    wandb.teardown()
+    atexit.register(MEDIA_TMP.cleanup)  # otherwise Python does it, and complains

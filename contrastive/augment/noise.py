@@ -22,13 +22,13 @@ MANTISSA = 2**24  # uniforms are multiples of 1 / MANTISSA: all that float32 hol
 
 
 def philox(
-    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox-4x32-10: four random 32-bit words for each counter.
 
     Args:
         counter: Four int64 tensors that broadcast together, each in [0, 2**32).
-        key: Two integers in [0, 2**32).
+        key: Two integers in [0, 2**32), or int64 scalars of the counter's device.
 
     Returns:
         Four int64 tensors of the broadcast shape, each in [0, 2**32).
@@ -45,7 +45,7 @@ def philox(
 
 
 def uniforms(
-    seed: int, epoch: int, ids: Int[Tensor, " b"], view: int, count: int
+    seed: int, epoch: int | Tensor, ids: Int[Tensor, " b"], view: int, count: int
 ) -> Float[Tensor, "b count"]:
     """``count`` uniform numbers for each image.
 
@@ -53,7 +53,7 @@ def uniforms(
 
     Args:
         seed: In [0, 2**32).
-        epoch: In [0, 2**32).
+        epoch: In [0, 2**32); a scalar tensor on the device of ``ids`` is no constant of a compiled graph.
         ids: Data set rows, int64; any value.
         view: In [0, 2**32).
         count: Numbers for each image.

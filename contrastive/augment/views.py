@@ -41,6 +41,7 @@ class Views:
         self.seed = seed
         self.data = data
         self.chains = (Chain(augment.view_1, data), Chain(augment.view_2, data))
+        self._compiled = compile is not None
         self._views = torch.compile(self._all, fullgraph=True, backend=compile) if compile else self._all
 
     def __call__(
@@ -56,10 +57,12 @@ class Views:
         Returns:
             Two float32 batches of ``data.image_size`` squares, normalised, channels last.
         """
+        # A number would be compiled in, and the whole chain compiled again for the next epoch.
+        when = torch.full((), epoch, device=ids.device) if self._compiled else epoch
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            return self._views(images, ids, epoch)
+            return self._views(images, ids, when)
 
-    def _all(self, images: Tensor, ids: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+    def _all(self, images: Tensor, ids: Tensor, epoch: int | Tensor) -> tuple[Tensor, Tensor]:
         first, second = (
             chain(images, uniforms(self.seed, epoch, ids, view, chain.num_uniforms))
             for view, chain in enumerate(self.chains)

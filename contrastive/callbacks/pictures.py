@@ -1,23 +1,32 @@
-"""What the network is shown, and what it finds hard: views.png and mined.csv."""
+"""What the network is shown, and what it finds hard: views.png, mined.csv and bank.png."""
 
 import csv
+import math
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.utils import save_image
 
 from contrastive.augment.views import center_view
 from contrastive.callbacks.steps import StepCallback
 from contrastive.data.sources import Images, Unreadable
+from contrastive.logging.drawing import draw_map, principal_plane
+from contrastive.logging.rows import log_row
+from contrastive.logging.throughput import off_the_clock
 from contrastive.module import ContrastiveModule, Mined
+
+_TIMES = 20  # maps of the bank in a run: enough to see it unfold
+_MOST_POINTS = 2000
 
 
 class Pictures(StepCallback):
     """Writes views.png (an image above its two views) at the start, mined.csv at the end of each epoch.
 
-    mined.csv lists negatives that the last step really used.
+    mined.csv lists negatives that the last step really used. At every twentieth part of the run bank.png, a
+    map of the bank's keys, and ``views/*`` of the images in views.png follow.
 
     Args:
         images: The training images.
@@ -28,6 +37,7 @@ class Pictures(StepCallback):
 
     def __init__(self, images: Images, run_dir: Path, anchors: int, negatives: int = 8) -> None:
         self.images, self.run_dir, self.anchors, self.negatives = images, run_dir, anchors, negatives
+        self._shown: dict[int, Tensor] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the views once."""
@@ -37,25 +47,60 @@ class Pictures(StepCallback):
             self._draw_views(pl_module)
 
     def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
-        """Refresh mined.csv at the last step of an epoch, and of the run."""
-        last_of_epoch = step % module.plan.steps_per_epoch == 0
-        if (
-            trainer.is_global_zero
-            and module.last is not None
-            and (last_of_epoch or step == trainer.max_steps)
-        ):
+        """Refresh mined.csv at the last step of an epoch, and of the run; the map when it is due."""
+        if not trainer.is_global_zero:
+            return
+        due = picture_due(trainer, module, step)
+        if module.last is not None and (due or step % module.plan.steps_per_epoch == 0):
             self._write_mined(module.last)
+        if due:
+            with off_the_clock(trainer):
+                log_row(trainer, self._measure_views(module, step) | module.progress())
+                self._draw_bank(module, step)
 
     def _draw_views(self, module: ContrastiveModule) -> None:
-        wanted = torch.linspace(0, len(self.images) - 1, min(self.anchors, len(self.images))).long()
-        shown = {row: image for row in wanted.tolist() if (image := _read(self.images, row)) is not None}
-        if not shown:
+        if not self._sample():
             return
         data, device = module.config.data, module.device
-        images, ids = torch.stack(list(shown.values())).to(device), torch.tensor(list(shown)).to(device)
+        images, ids = self._batch(device)
         views = torch.cat([center_view(images, data), *module.views(images, ids, 0)])
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (data.mean, data.std))
         save_image((views * std + mean).clamp(0, 1).cpu(), self.run_dir / "views.png", nrow=len(ids))
+
+    def _measure_views(self, module: ContrastiveModule, step: int) -> dict[str, float | Tensor]:
+        """``views/*``: how far the views of an image are apart, seen from how far images are."""
+        if len(self._sample()) < 2:
+            return {}
+        images, ids = self._batch(module.device)
+        first, second = module.views(images, ids, module.plan.epoch_of(step - 1))
+        own = (first - second).square().mean()
+        others = (first - second.roll(1, 0)).square().mean()
+        return {"views/distance": own / others, "views/std": torch.cat([first, second]).std()}
+
+    def _sample(self) -> dict[int, Tensor]:
+        """Images spread evenly over the rows; those that can be read."""
+        if self._shown is None:
+            wanted = torch.linspace(0, len(self.images) - 1, min(self.anchors, len(self.images))).long()
+            read = {row: read_or_none(self.images, row) for row in wanted.tolist()}
+            self._shown = {row: image for row, image in read.items() if image is not None}
+        return self._shown
+
+    def _batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        shown = self._sample()
+        return torch.stack(list(shown.values())).to(device), torch.tensor(list(shown)).to(device)
+
+    def _draw_bank(self, module: ContrastiveModule, step: int) -> None:
+        bank = module.miner.bank
+        slots = bank.admissible(step).nonzero()[:, 0]
+        slots = slots[:: math.ceil(len(slots) / _MOST_POINTS) or 1]
+        if len(slots) < 3:
+            return
+        ids, labels = bank.ids_of(slots).cpu(), self.images.labels
+        points = principal_plane(bank.read(slots).float().cpu())
+        drawn = draw_map(points, None if labels is None else labels[ids], self.images.classes or ())
+        staged = self.run_dir / ".bank.png.part"
+        Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(staged, format="png")
+        staged.replace(self.run_dir / "bank.png")
 
     def _write_mined(self, mined: Mined) -> None:
         found = hardest(mined, self.anchors, self.negatives)
@@ -68,6 +113,14 @@ class Pictures(StepCallback):
                 keys = self.images.key(anchor), self.images.key(row)
                 writer.writerow([anchor, keys[0], rank, row, keys[1], f"{similarity:.4f}"])
         staged.replace(self.run_dir / "mined.csv")
+
+
+def picture_due(trainer: pl.Trainer, module: ContrastiveModule, step: int) -> bool:
+    """Whether ``step`` ends one of about twenty parts of the run (whole epochs), or the run."""
+    plan = module.plan
+    if step in (trainer.max_steps, plan.total_steps):
+        return True
+    return step % (plan.steps_per_epoch * math.ceil(plan.epochs / _TIMES)) == 0
 
 
 def hardest(mined: Mined, anchors: int, negatives: int) -> list[tuple[int, int, int, float]]:
@@ -92,7 +145,8 @@ def hardest(mined: Mined, anchors: int, negatives: int) -> list[tuple[int, int, 
     ]
 
 
-def _read(images: Images, row: int) -> Tensor | None:
+def read_or_none(images: Images, row: int) -> Tensor | None:
+    """The image, None where it cannot be read."""
     try:
         return images.read(row)
     except Unreadable:

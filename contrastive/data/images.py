@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,16 @@ class Images(ABC):
             Unreadable: it cannot be decoded; the message says why.
         """
 
+    def read_into(self, pixels: UInt8[Tensor, "b 3 s s"], rows: Sequence[int]) -> list[tuple[int, str]]:
+        """Read ``rows`` into ``pixels``; returns the unreadable ones, with the reason and without pixels."""
+        bad = []
+        for place, row in enumerate(rows):
+            try:
+                pixels[place] = self.read(row)
+            except Unreadable as error:
+                bad.append((row, str(error)))
+        return bad
+
     @abstractmethod
     def key(self, row: int) -> str:
         """What a person finds the image by: its path relative to the root, or e.g. ``digits/17``."""
@@ -59,6 +69,10 @@ class Images(ABC):
     def fingerprint(self) -> str:
         """SHA-256 over all keys and stamps: equal if the images are."""
         return fingerprint((key, stamp) for _, key, stamp in self.manifest())
+
+    def revision(self) -> str:
+        """As the fingerprint, but different as soon as an image *may* have changed."""
+        return self.fingerprint()
 
 
 def fingerprint(rows: Iterable[tuple[str, str]]) -> str:
@@ -120,6 +134,17 @@ class FileImages(Images):
             return str(os.stat(self.path(row)).st_size)
         except OSError:
             return "unreadable"
+
+    def revision(self) -> str:
+        """See Images: with the times the files were written, since a bitmap may change and keep its size."""
+        return fingerprint((self.key(row), self._size_and_time(row)) for row in range(len(self)))
+
+    def _size_and_time(self, row: int) -> str:
+        try:
+            status = os.stat(self.path(row))
+        except OSError:
+            return "unreadable"
+        return f"{status.st_size} {status.st_mtime_ns}"
 
     def _raw(self, row: int) -> bytes:
         if not 0 <= row < len(self):

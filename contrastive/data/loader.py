@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from contrastive.config import DataConfig
 from contrastive.data.batch import Batch
+from contrastive.data.cache import cached
 from contrastive.data.images import Images
 from contrastive.data.plan import Plan
 from contrastive.data.reading import (
@@ -201,7 +203,7 @@ def build_loader(
     Args:
         images: The data set, ``plan.rows`` of them.
         plan: The order.
-        data: resident, num_workers, max_corrupt are read.
+        data: resident, cache, num_workers, max_corrupt are read.
         device: Where the network is.
         rank: This process.
         world: Processes in all.
@@ -209,14 +211,16 @@ def build_loader(
         on_corrupt: Called in this process, once for each unreadable row, with the reason.
         start_step: Optimizer steps already done.
         whole_plan: Iterating yields the rest of the plan, not of the epoch.
-        progress: Show a bar on stderr while a resident set is decoded.
+        progress: Show a bar on stderr while a whole set is decoded.
 
     Raises:
-        UserError: the batch does not divide evenly, no image can be read, or not enough memory.
+        UserError: the batch does not divide evenly, no image can be read, not enough memory or disk.
         TooManyCorrupt: here for a resident set, while iterating for others.
     """
     if len(images) != plan.rows:
         raise ValueError(f"plan.rows={plan.rows}, but there are {len(images)} images")
+    if data.cache is not None:
+        images = cached(images, Path(data.cache).expanduser(), progress=progress)
     tally = Tally(images, data.max_corrupt, on_corrupt)
     place = {
         "rank": rank,

@@ -6,9 +6,11 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from contrastive.config import UserError
 from contrastive.data.batch import Batch
-from contrastive.data.decode import Unreadable, ignore_warnings
+from contrastive.data.decode import ignore_warnings
 from contrastive.data.images import Images
 from memory_bank.shapes import Int, UInt8
 
@@ -65,8 +67,20 @@ def decode_all(images: Images, *, progress: bool = False) -> tuple[UInt8[Tensor,
             f"{len(images)} decoded images take {num_bytes(images) / 2**30:.1f} GiB, which cannot be had "
             f"({error}); set data.resident=false or a smaller data.decode_size"
         ) from error
-    blocks = [range(start, min(start + _BLOCK, len(images))) for start in range(0, len(images), _BLOCK)]
     bad: dict[int, str] = {}
+    start = 0
+    for block, failed in decode_blocks(images, progress=progress):
+        pixels[start : start + len(block)] = block
+        start += len(block)
+        bad.update(failed)
+    return pixels, bad
+
+
+def decode_blocks(
+    images: Images, *, progress: bool = False
+) -> Iterator[tuple[UInt8[Tensor, "b 3 s s"], list[tuple[int, str]]]]:
+    """All images in order, a few dozen at a time, and the unreadable ones among them (whose pixels are 0)."""
+    blocks = (range(start, min(start + _BLOCK, len(images))) for start in range(0, len(images), _BLOCK))
     # Threads suffice: PIL gives the interpreter away while it decodes and resizes.
     threads = min(MOST_WORKERS, usable_cpus()) if images.thread_safe else 1
     with (
@@ -77,11 +91,13 @@ def decode_all(images: Images, *, progress: bool = False) -> tuple[UInt8[Tensor,
         ThreadPoolExecutor(threads) as pool,
     ):
         ignore_warnings()
-        done = pool.map(lambda rows: _read_into(pixels[rows.start : rows.stop], images, rows), blocks)
-        for block, failed in zip(blocks, done, strict=True):
-            bad.update(failed)
-            bar.update(len(block))
-    return pixels, bad
+        # Not pool.map, which would start them all: whoever writes to a slow disk would fill the memory.
+        running = deque(pool.submit(_read_block, images, rows) for rows in islice(blocks, 2 * threads))
+        while running:
+            pixels, bad = running.popleft().result()
+            running.extend(pool.submit(_read_block, images, rows) for rows in islice(blocks, 1))
+            bar.update(len(pixels))
+            yield pixels, bad
 
 
 def read_in_order(
@@ -117,7 +133,7 @@ class _Decoder(Dataset[Any]):
 
     def __getitems__(self, rows: list[int]) -> Decoded:
         pixels = torch.empty(len(rows), 3, self._images.size, self._images.size, dtype=torch.uint8)
-        bad = _read_into(pixels, self._images, rows)
+        bad = self._images.read_into(pixels, rows)
         ids, failed = torch.tensor(rows, dtype=torch.int64), {row for row, _ in bad}
         if failed:
             good = torch.tensor([row not in failed for row in rows])
@@ -125,15 +141,9 @@ class _Decoder(Dataset[Any]):
         return Decoded(Batch(pixels, ids), ids, bad)
 
 
-def _read_into(pixels: Tensor, images: Images, rows: Sequence[int]) -> list[tuple[int, str]]:
-    """Read ``rows`` into ``pixels``, one after the other; returns the unreadable ones with the reason."""
-    bad = []
-    for place, row in enumerate(rows):
-        try:
-            pixels[place] = images.read(row)
-        except Unreadable as error:
-            bad.append((row, str(error)))
-    return bad
+def _read_block(images: Images, rows: range) -> tuple[Tensor, list[tuple[int, str]]]:
+    pixels = torch.zeros(len(rows), 3, images.size, images.size, dtype=torch.uint8)
+    return pixels, images.read_into(pixels, rows)
 
 
 def decode_ahead(

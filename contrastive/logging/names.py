@@ -59,6 +59,7 @@ METRICS = {
     "perf/images_per_s": "images (not views) a second, over all ranks",
     "perf/step_ms": "milliseconds of an optimizer step",
     "perf/data_wait": "share of that time spent waiting for the loader",
+    "perf/share_*": "share of a step's time that this part takes (profile=true)",
     "data/unreadable": "distinct files that could not be read so far",
     "system/host_memory_mib": "most memory this process has held so far",
     "system/device_memory_mib": "most memory held on the accelerator so far, by torch",
@@ -70,8 +71,8 @@ MEDIA = {
     "mining/gallery": "query -> the hardest of its negatives, with similarities; a red frame: the same label",
     "mining/hardest": "the same as a table of files",
     "bank/map": "the bank's keys along their first two principal components, by class where labels exist",
-    "probe/confusion": "confusion matrix of the linear probe on the test part",
-    "knn/confusion": "confusion matrix of the nearest-neighbour vote on the test part",
+    "probe/confusion": "linear probe: rows are true classes, columns what was said; the test part",
+    "knn/confusion": "likewise of the nearest-neighbour vote",
 }
 """Every picture and table on W&B, and what it is."""
 

@@ -22,7 +22,9 @@ from contrastive.config import UserError, WandbConfig
 _INIT_TIMEOUT_S = 30.0  # for the first answer of the W&B server
 
 
-def start_run(settings: WandbConfig, run_dir: Path, *, pretrain_id: str | None, **arguments: Any) -> Any:
+def start_run(
+    settings: WandbConfig, run_dir: Path, *, pretrain_id: str, quiet: bool = False, **arguments: Any
+) -> Any:
     """Start (or, with the ``id`` of an earlier one, continue) a W&B run; None when W&B is off.
 
     Mode ``auto`` is ``WANDB_MODE`` if set, else online where credentials are found (without asking or using
@@ -33,12 +35,13 @@ def start_run(settings: WandbConfig, run_dir: Path, *, pretrain_id: str | None, 
         settings: Mode, project, entity, tags.
         run_dir: The run directory.
         pretrain_id: W&B id of the pretraining; it and the evaluations of its encoder are one group.
+        quiet: Say nothing where ``auto`` means off.
         arguments: More of ``wandb.init``: name, id, job_type, config.
 
     Raises:
         UserError: ``online`` or ``offline`` without the package, ``online`` without credentials.
     """
-    mode = _wandb_mode(settings.mode)
+    mode = _wandb_mode(settings.mode, quiet)
     if mode == "disabled":
         return None
     return _start_wandb(
@@ -100,17 +103,18 @@ def forgiving(what: str) -> Iterator[None]:
         _say(f"W&B: {what} is missing ({reason}); everything else goes on")
 
 
-def _wandb_mode(mode: str) -> str:
+def _wandb_mode(mode: str, quiet: bool = False) -> str:
     """``online``, ``offline`` or ``disabled``; ``auto`` is resolved, the others are checked."""
     if mode == "auto":
         mode = _environment_mode()
     if mode == "disabled":
         return mode
-    problem = _wandb_problem(mode)
+    problem = wandb_problem(mode)
     if problem is None:
         return "online" if mode == "auto" else mode
     if mode == "auto":
-        _say(f"W&B is off: {problem}; or set logging.wandb.mode=offline, or =disabled to hide this line")
+        if not quiet:
+            _say(f"W&B is off: {problem}; or set logging.wandb.mode=offline, or =disabled to hide this line")
         return "disabled"
     raise UserError(f"W&B mode {mode!r}: {problem}; or set logging.wandb.mode=disabled")
 
@@ -120,7 +124,8 @@ def _environment_mode() -> str:
     return mode if mode in ("online", "offline", "disabled") else "auto"
 
 
-def _wandb_problem(mode: str) -> str | None:
+def wandb_problem(mode: str) -> str | None:
+    """Why W&B cannot be used in ``mode`` and what to do, None if it can; nobody is asked."""
     if importlib.util.find_spec("wandb") is None:
         return "the package is not installed, run 'pip install wandb'"
     if mode != "offline" and not _wandb_credentials():

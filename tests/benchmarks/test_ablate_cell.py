@@ -1,9 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.io import write_png
 
 ROWS, DIM, CLASSES = 60, 8, 3
 
@@ -90,6 +92,53 @@ def folder(tmp_path: Path, per_class: int) -> Path:
             for number in range(per_class):
                 (place / f"{number}.png").write_bytes(b"x")
     return tmp_path / "source"
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noisy squares in three colours, which are the classes: 30 to train on and 10 to score each."""
+    root, generator = tmp_path_factory.mktemp("colours"), torch.Generator().manual_seed(0)
+    for part, count in (("train", 30), ("test", 10)):
+        for channel, name in enumerate(("red", "green", "blue")):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                image = torch.randint(120, (3, 16, 16), generator=generator, dtype=torch.uint8)
+                image[channel] += 120
+                write_png(image, str(root / part / name / f"{number}.png"))
+    return root
+
+
+def small(cell: Any, arm: str, *overrides: str) -> Any:
+    settings = (
+        "augment=weak",
+        "data.image_size=16",
+        "data.global_batch=16",
+        "encoder.name=resnet10",
+        "encoder.width=4",
+        "encoder.projector_hidden=16",
+        "encoder.projector_dim=16",
+        "schedule.epochs=4",
+        "schedule.warmup_epochs=0",
+        "logging.every_n_steps=1",
+    )
+    return cell.Cell(arm, 0.2, 0, "test", "digits", (*settings, *overrides), (20, 10), "cpu")
+
+
+# Lightning's advice on loaders and loggers; a worker of the benchmark ignores it too.
+@pytest.mark.filterwarnings("ignore")
+def test_a_cell_gives_the_same_scores_again_and_mines_what_its_arm_says(
+    cell: Any, colours: Path, tmp_path: Path
+) -> None:
+    cell.link_parts(colours, tmp_path, 20, 10)
+    plain = small(cell, "hardest", "mining=hardest", "mining.num_hard=4")
+    first, again = cell.run(plain, tmp_path), cell.run(plain, tmp_path)
+    told = cell.run(replace(plain, arm="told", oracle=True, baselines=True), tmp_path)
+    assert first["scores"] == again["scores"]
+    assert set(first["scores"]) == {"linear", "knn", "lowshot"}
+    assert first["mined"]["same_label_rate"] > 1 / 3  # the closest rows are of the same colour
+    assert told["mined"]["same_label_rate"] == 0
+    assert told["baselines"]["raw_pixels"]["linear"] > 0.9  # the colour is plain to see
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def names(place: Path) -> set[str]:

@@ -1,5 +1,8 @@
 """The step: what enters the loss, what does not, and in which order."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -143,3 +146,72 @@ def test_an_image_has_the_same_views_in_any_batch(parts):
     later = module.views(batch.images, batch.ids, 4)
     assert not torch.equal(later[0], whole[0])
     assert not torch.equal(whole[0], whole[1])
+
+
+def test_weights_lie_as_the_views_do_and_the_loss_is_that_of_weights_that_do_not(parts):
+    module, batch = parts()
+    convolutions = [m for m in module.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert convolutions
+    for convolution in convolutions:
+        assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    loss = loss_of(module, batch)
+    other, _ = parts()
+    other.to(memory_format=torch.contiguous_format)
+    assert convolutions[0].weight.stride() != next(other.encoder.parameters()).stride()
+    torch.testing.assert_close(loss_of(other, batch), loss, rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+def test_compiled_networks_and_views_train_as_plain_ones():
+    """Loss, gradients and keys of steps in two epochs, and one graph for both; aot_eager traces all but C++.
+
+    In a process of its own: the shape checks of the tests cannot be traced.
+    """
+    code = """
+import torch
+import contrastive.module
+from contrastive.config import PretrainConfig, load_config
+from contrastive.data.batch import Batch
+from contrastive.data.plan import Plan
+from contrastive.encoders.build import build_encoder
+contrastive.module.COMPILER = "aot_eager"
+small = ["data.global_batch=8", "encoder.width=4", "encoder.projector_hidden=16", "encoder.projector_dim=8",
+         "mining.num_hard=4", "mining.num_uniform=4", "mining.min_fill=0", "augment=weak"]
+images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+
+def made(compile):
+    config = load_config(PretrainConfig, "pretrain", "digits", [*small, f"run.compile={compile}"])
+    torch.manual_seed(0)
+    module = contrastive.module.ContrastiveModule(
+        config, Plan(8, 0, 8, 3), build_encoder(config.encoder, 16), lambda module: None)
+    module.on_fit_start()
+    results = []
+    for epoch in range(2):
+        contrastive.module.ContrastiveModule.global_step = epoch
+        module.zero_grad()
+        loss = module.training_step(Batch(images, torch.arange(8)), 0)
+        loss.backward()
+        module.miner.write(*module._unwritten[-1], epoch)
+        results += [loss.detach(), module._unwritten[-1][0], *(w.grad for w in module.encoder.parameters())]
+    return results
+
+plain, compiled = made("false"), made("true")
+for a, b in zip(plain, compiled, strict=True):
+    torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3, torch._dynamo.utils.counters
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_run_compile_means_by_device(monkeypatch):
+    from contrastive import module
+
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert module.compiler("auto", cpu) is None
+    assert (module.compiler("true", cpu), module.compiler("false", gpu)) == ("inductor", None)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(module.shutil, "which", lambda name: "/usr/bin/cc" if name == "gcc" else None)
+    assert module.compiler("auto", gpu) == "inductor"
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    assert module.compiler("auto", gpu) is None

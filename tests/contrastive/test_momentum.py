@@ -19,53 +19,53 @@ def pair():
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 0.999, 1.0])
 def test_parameters_follow_the_formula(momentum):
-    from contrastive.momentum import ema_update
+    from contrastive.momentum import Ema
 
     online, target = pair()
     before = [weight.clone().numpy().astype(np.float64) for weight in target.parameters()]
-    ema_update(online, target, momentum)
+    Ema(online, target)(momentum)
     for old, new, source in zip(before, target.parameters(), online.parameters(), strict=True):
         expected = momentum * old + (1 - momentum) * source.detach().numpy()
         np.testing.assert_allclose(new.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_buffers_are_copied():
-    from contrastive.momentum import ema_update
+    from contrastive.momentum import Ema
 
     online, target = pair()
-    ema_update(online, target, 0.99)
+    Ema(online, target)(0.99)
     assert torch.equal(target[1].running_mean, online[1].running_mean)
     assert torch.equal(target[1].running_var, online[1].running_var)
     assert target[1].num_batches_tracked.item() == 1
 
 
 def test_the_online_network_and_its_graph_are_untouched():
-    from contrastive.momentum import ema_update
+    from contrastive.momentum import Ema
 
     online, target = pair()
     before = copy.deepcopy(online.state_dict())
-    ema_update(online, target, 0.5)
+    Ema(online, target)(0.5)
     assert all(torch.equal(before[name], value) for name, value in online.state_dict().items())
     assert all(weight.requires_grad for weight in online.parameters())
     assert not any(weight.requires_grad for weight in target.parameters())
 
 
 def test_modules_of_other_structure_are_refused():
-    from contrastive.momentum import ema_update
+    from contrastive.momentum import Ema
 
     online, _ = pair()
     with pytest.raises(ValueError, match=r"2\.weight: differs"):
-        ema_update(online, nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), 0.9)
+        Ema(online, nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)))
     with pytest.raises(ValueError, match=r"2\.bias: differs"):
-        ema_update(online, nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), 0.9)
+        Ema(online, nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])
 def test_momentum_out_of_range(momentum):
-    from contrastive.momentum import ema_update
+    from contrastive.momentum import Ema
 
     with pytest.raises(ValueError, match=f"momentum={momentum}"):
-        ema_update(*pair(), momentum)
+        Ema(*pair())(momentum)
 
 
 def test_schedule():

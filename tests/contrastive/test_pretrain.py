@@ -228,11 +228,28 @@ def test_a_loss_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(ru
     assert list((tmp_path / "runs/diverged/checkpoints").glob("step-*"))
 
 
+def test_a_profile_tells_the_parts_of_a_step_and_changes_none(run, tmp_path):
+    from contrastive.callbacks.profile import PARTS
+
+    code, result, err = run("run.name=profiled", "profile=true")
+    shares = {name: value for name, value in result["metrics"].items() if name.startswith("perf/share_")}
+    assert code == 0
+    assert [name.removeprefix("perf/share_") for name in shares] == list(PARTS)
+    assert sum(shares.values()) == pytest.approx(1)
+    for name in ("augmentation", "query", "key", "mining", "loss", "backward", "optimizer"):
+        assert shares[f"perf/share_{name}"] > 0, name
+    assert "profile of 2 steps" in err  # 10 of the 12 warm up
+    run("run.name=plain")
+    assert same(weights(tmp_path / "runs/plain"), weights(tmp_path / "runs/profiled"))
+    assert "before the bank was filled" in run("run.name=short", "profile=true", "trainer.max_steps=2")[2]
+
+
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
         (["trainer.devces=1"], ["trainer.devces", "did you mean 'devices'"]),
         (["trainer.logger=true"], ["trainer.logger", "logging.*"]),
+        (["profile=true", "trainer.profiler=simple"], ["profile=true", "trainer.profiler"]),
         (["trainer.max_epochs=3"], ["trainer.max_epochs", "schedule.epochs"]),
         (["data.root=/nowhere/at/all"], ["/nowhere/at/all"]),
         (["data.global_batch=4096"], ["4096", "data.global_batch"]),

@@ -1,5 +1,8 @@
-"""A tiny training, for what happens while one runs."""
+"""A tiny training, for what happens while one runs; W&B's own reader of what it logged."""
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,3 +68,22 @@ def make_row_logger() -> Any:
                 rows.log_row(trainer, metrics)
 
     return Rows()
+
+
+def read_records(path: Path) -> dict[str, list[Any]]:
+    """Records by type of an offline run, by W&B's own reader."""
+    records: dict[str, list[Any]] = {}
+    for record in map(json.loads, _inspect(path).splitlines()):
+        records.setdefault(record["type"], []).append(record.get(record["type"]))
+    return records
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """What W&B's own reader says of an offline run as a whole."""
+    summary: dict[str, Any] = json.loads(_inspect(path, "--summary"))
+    return summary
+
+
+def _inspect(path: Path, *options: str) -> str:
+    tool = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(path)]
+    return subprocess.run(tool, capture_output=True, text=True, timeout=60, check=True).stdout

@@ -1,16 +1,12 @@
 """W&B on line, off line and out of reach."""
 
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.contrastive.logging.harness import Loader, fit, make_row_logger
+from tests.contrastive.logging.harness import Loader, fit, make_row_logger, read_records, read_summary
 
 pytestmark = pytest.mark.filterwarnings(
     # Lightning's advice on tiny runs, and its own use of a deprecated torch function.
@@ -142,35 +138,11 @@ def test_without_the_package(
     assert log._wandb_mode("disabled") == "disabled"
 
 
-@pytest.fixture
-def wandb_ends() -> Iterator[None]:
-    """W&B's service process ends with the test."""
-    yield
-    import wandb
-
-    wandb.teardown()
-
-
 def train_with_wandb(log: Any, tmp_path: Path, mode: str) -> Any:
     logger = build(log, tmp_path, mode)
     fit(tmp_path, [logger], [make_row_logger()], Loader(4), log_every_n_steps=1)
     logger.experiment.finish()
     return logger
-
-
-def inspect(path: Path) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-    """Records by type, and the summary, of an offline run, by W&B's own reader."""
-    tool = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
-    lines, summary = (
-        subprocess.run(
-            [*tool, *options, str(path)], capture_output=True, text=True, timeout=60, check=True
-        ).stdout
-        for options in ([], ["--summary"])
-    )
-    records: dict[str, list[Any]] = {}
-    for record in map(json.loads, lines.splitlines()):
-        records.setdefault(record["type"], []).append(record.get(record["type"]))
-    return records, json.loads(summary)
 
 
 @pytest.mark.slow
@@ -183,7 +155,7 @@ def test_an_offline_run_is_complete_and_stays_in_its_directory(
     assert logger.version == "abc123"
     assert list(no_wandb_of_the_user.rglob("*wandb*")) == []
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*-abc123")
-    records, summary = inspect(path)
+    records, summary = read_records(path), read_summary(path)
     history = [record["item"] for record in records["history"]]
     assert [row["trainer/global_step"] for row in history] == [1, 2, 3, 4]
     assert [row["train/half"] for row in history] == [0.5, 1, 1.5, 2]
@@ -210,5 +182,5 @@ def test_an_unreachable_server_does_not_stop_training(
     assert out == ""
     assert err.count("W&B cannot be reached") == 1
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*-abc123")
-    records, _ = inspect(path)
+    records = read_records(path)
     assert [record["item"]["train/half"] for record in records["history"]] == [0.5, 1, 1.5, 2]

@@ -1,0 +1,197 @@
+"""Where the time of a step goes."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.profilers import PassThroughProfiler
+
+from contrastive.callbacks.steps import StepCallback
+from contrastive.logging.rows import log_row
+from contrastive.module import ContrastiveModule
+
+logger = logging.getLogger(__name__)
+
+PARTS = (
+    "data_wait",
+    "transfer",
+    "augmentation",
+    "query",
+    "key",
+    "mining",
+    "loss",
+    "backward",
+    "optimizer",
+    "other",
+)
+"""Parts of a step; ``optimizer`` includes the key network's average, ``other`` is Lightning and callbacks."""
+
+_ACTIONS = {
+    ".train_dataloader_next": "data_wait",
+    ".batch_to_device": "transfer",
+    ".training_step": "other",
+    ".backward": "backward",
+    ".optimizer_step": "optimizer",
+}
+"""What Lightning tells its profiler (the end of it), and the part it belongs to."""
+
+
+class Stopwatch(PassThroughProfiler):
+    """Seconds of each part, of which one runs at any moment: a part within another interrupts that one.
+
+    Idle until :meth:`begin`; then each change of part waits for the device, so that what was enqueued in a
+    part is counted there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._parts: list[str] = []
+        self._since, self._device = 0.0, torch.device("cpu")
+
+    @property
+    def running(self) -> bool:
+        """Between begin and end."""
+        return bool(self._parts)
+
+    def begin(self, device: torch.device) -> None:
+        """Start in ``other``."""
+        self._device, self._parts = device, ["other"]
+        self._lap()
+
+    def end(self) -> None:
+        """Stop."""
+        self._lap(self._parts[-1])
+        self._parts = []
+
+    def enter(self, part: str) -> None:
+        """From here on, time is that of ``part``."""
+        self._lap(self._parts[-1])
+        self._parts.append(part)
+
+    def leave(self) -> None:
+        """Back to the part before."""
+        self._lap(self._parts.pop())
+
+    def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """``call`` as ``part``."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.enter(part)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.leave()
+
+        return run
+
+    def start(self, action_name: str) -> None:
+        """Lightning begins something."""
+        if self.running and (part := _part(action_name)):
+            self.enter(part)
+
+    def stop(self, action_name: str) -> None:
+        """Lightning ends it."""
+        if self.running and _part(action_name):
+            self.leave()
+
+    def _lap(self, part: str | None = None) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        if part is not None:
+            self.seconds[part] += now - self._since
+        self._since = now
+
+
+class ProfileSteps(StepCallback):
+    """Prints and logs ``perf/share_*`` of some steps, once, when the run is warm and the bank is mined.
+
+    These steps wait for the device between parts, so they are slower than others; they compute the same.
+
+    Args:
+        skip: Steps left out first: allocators, compilers and algorithm searches warm up.
+        steps: Steps measured.
+
+    Attributes:
+        watch: To be the trainer's profiler.
+    """
+
+    def __init__(self, skip: int = 10, steps: int = 30) -> None:
+        self.skip, self.steps = skip, steps
+        self.watch = Stopwatch()
+        self._taken, self._measured, self._done = 0, 0, False
+        self._replaced: list[tuple[Any, str, Any]] = []
+
+    def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
+        """Begin, count, end."""
+        if self._done:
+            return
+        self._taken += 1
+        if self.watch.running:
+            self._measured += 1
+            if self._measured == self.steps:
+                self._finish(trainer, module)
+        elif self._taken >= self.skip and module.miner.ready():
+            self._time_parts(module)
+            self.watch.begin(module.device)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report what there is of a run that ended early."""
+        assert isinstance(pl_module, ContrastiveModule)
+        if self._measured and not self._done:
+            self._finish(trainer, pl_module)
+        elif not self._done:
+            logger.warning(
+                "profile=true: the run ended after %d steps, before the bank was filled to mining.min_fill; "
+                "raise trainer.max_steps or schedule.epochs",
+                self._taken,
+            )
+
+    def _time_parts(self, module: ContrastiveModule) -> None:
+        """Hide the parts of the step behind timed ones."""
+        miner = module.miner
+        for owner, name, part in (
+            (module, "views", "augmentation"),
+            (module, "embed", "query"),
+            (module, "embed_key", "key"),
+            (miner, "negatives", "mining"),
+            (miner, "nearest", "mining"),
+            (miner, "write", "mining"),
+        ):
+            self._replace(owner, name, self.watch.timed(part, getattr(owner, name)))
+        loss = self.watch.timed("loss", module.objective.loss)
+        self._replace(module, "objective", dataclasses.replace(module.objective, loss=loss))
+
+    def _replace(self, owner: Any, name: str, value: Any) -> None:
+        self._replaced.append((owner, name, vars(owner).get(name)))
+        vars(owner)[name] = value
+
+    def _finish(self, trainer: pl.Trainer, module: ContrastiveModule) -> None:
+        self.watch.end()
+        self._done = True
+        for owner, name, value in self._replaced:
+            if value is None:  # a method of the class
+                del vars(owner)[name]
+            else:
+                vars(owner)[name] = value
+        total = sum(self.watch.seconds.values())
+        shares = {part: seconds / total for part, seconds in self.watch.seconds.items()}
+        log_row(trainer, {f"perf/share_{part}": share for part, share in shares.items()} | module.progress())
+        if trainer.is_global_zero:
+            step_ms = 1e3 * total / self._measured
+            lines = [f"  {part:12} {share:6.1%} {share * step_ms:9.2f} ms" for part, share in shares.items()]
+            logger.info(
+                "profile of %d steps of %.1f ms, which wait for the device between parts:\n%s",
+                self._measured,
+                step_ms,
+                "\n".join(lines),
+            )
+
+
+def _part(action: str) -> str | None:
+    return next((part for end, part in _ACTIONS.items() if action.endswith(end)), None)

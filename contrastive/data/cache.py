@@ -1,0 +1,132 @@
+"""Decoded images on disk, so that files are decoded once, and not in every epoch of every run."""
+
+import importlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from contrastive.config import UserError
+from contrastive.data.decode import Unreadable
+from contrastive.data.images import Images
+from contrastive.data.reading import decode_blocks, num_bytes
+from memory_bank.shapes import UInt8
+
+logger = logging.getLogger(__name__)
+fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
+
+_FORMAT = 1  # to be raised when contrastive/data/decode.py makes other pixels of the same file
+
+
+class CachedImages(Images):
+    """The images of ``source``, read from a memory-mapped uint8 array (n, 3, s, s).
+
+    All processes of a machine share its pages, and the system takes them back when programs need memory.
+
+    Args:
+        source: Gives keys, stamps and labels.
+        path: The array, a ``.npy`` file.
+        unreadable: Reason of each row that could not be decoded.
+    """
+
+    def __init__(self, source: Images, path: Path, unreadable: dict[int, str]) -> None:
+        self._source, self._path, self._unreadable = source, path, unreadable
+        self.size, self.labels, self.classes = source.size, source.labels, source.classes
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pickled, for a spawned worker, the array would become a copy in memory.
+        return {name: value for name, value in vars(self).items() if name != "_pixels"}
+
+    @cached_property
+    def _pixels(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        pixels: np.ndarray[Any, np.dtype[np.uint8]] = np.load(self._path, mmap_mode="r", allow_pickle=False)
+        return pixels
+
+    def read(self, row: int) -> UInt8[torch.Tensor, "3 s s"]:
+        """See Images."""
+        pixels = torch.empty(1, 3, self.size, self.size, dtype=torch.uint8)
+        for _, reason in self.read_into(pixels, [row]):
+            raise Unreadable(reason)
+        return pixels[0]
+
+    def read_into(self, pixels: UInt8[torch.Tensor, "b 3 s s"], rows: Sequence[int]) -> list[tuple[int, str]]:
+        """See Images; one gather."""
+        # Rows are in range; mode="raise" would go through a buffer.
+        np.take(self._pixels, rows, axis=0, out=pixels.numpy(), mode="clip")
+        return [(row, self._unreadable[row]) for row in rows if row in self._unreadable]
+
+    def key(self, row: int) -> str:
+        """The source's."""
+        return self._source.key(row)
+
+    def stamp(self, row: int) -> str:
+        """The source's."""
+        return self._source.stamp(row)
+
+
+def cached(images: Images, folder: Path, *, progress: bool = False) -> CachedImages:
+    """``images`` from the decoded array below ``folder``, which is made first if it is not there yet.
+
+    Its name is a hash of all keys, sizes and times of the files, and the side of the decoded square: images
+    that change get another array, so nothing stale is ever read, and old ones may be deleted at any time.
+    Of several processes one decodes and the others wait. What a killed one leaves is never taken for an
+    array: the name is given last.
+
+    Args:
+        images: Whatever is slow to read.
+        folder: Made if missing; may be shared by runs, and by machines that see one file system.
+        progress: Show a bar on stderr while decoding.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    path = folder / f"{images.revision()[:32]}-{images.size}px-v{_FORMAT}.npy"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            with _alone(path.with_suffix(".lock")):
+                if not path.is_file():
+                    _decode_to(path, images, progress)
+        unreadable = json.loads(path.with_suffix(".json").read_text())
+    except OSError as error:
+        raise UserError(
+            f"data.cache={folder}: {error.strerror or error}; it needs {num_bytes(images) / 2**30:.1f} GiB "
+            "that can be written; choose another folder, or data.cache=null"
+        ) from error
+    return CachedImages(images, path, {int(row): reason for row, reason in unreadable.items()})
+
+
+def _decode_to(path: Path, images: Images, progress: bool) -> None:
+    logger.info("decoding %d images into %s, once", len(images), path)
+    unreadable: dict[int, str] = {}
+    partial = path.with_suffix(".partial")
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), 3, images.size, images.size)}
+    # Written, not mapped: a disk that is full then raises, where a store into a mapped page would kill.
+    with partial.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for pixels, failed in decode_blocks(images, progress=progress):
+            file.write(pixels.numpy().data)
+            unreadable.update(failed)
+        file.flush()
+        os.fsync(file.fileno())
+    path.with_suffix(".json").write_text(json.dumps(unreadable))
+    os.replace(partial, path)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process is within; a lock ends with its process, however that ends."""
+    with path.open("w") as file:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield

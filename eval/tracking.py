@@ -1,0 +1,93 @@
+"""An evaluation as a W&B run of its own, linked to the pretraining whose encoder it scored."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from contrastive.config import PretrainConfig, WandbConfig, load_saved
+from contrastive.logging.drawing import draw_confusion
+from contrastive.logging.wandb_run import encoder_name, forgiving, start_run, use_encoder
+from eval.config import EvalConfig
+from eval.features import Checkpoint, resolve
+
+_PREFIXES = {"linear": "probe/", "lowshot": "probe/", "finetune": "probe/finetune_"}
+"""Of names on W&B; any other protocol's own name is its group."""
+
+
+def track(result: dict[str, Any], config: EvalConfig) -> None:
+    """Log ``result`` of :func:`eval.evaluate.evaluate` where the run's own W&B settings say, or ``wandb``.
+
+    The run is in the pretraining's group, its job type is the protocol, and it consumes the encoder's
+    artifact. Nothing happens where W&B is off, or the encoder is not of a run directory.
+    """
+    checkpoint = resolve(config.checkpoint, config.out)
+    if checkpoint.run is None:
+        return
+    saved = load_saved(PretrainConfig, checkpoint.run / "config.yaml")
+    pretrain_id = OmegaConf.select(OmegaConf.load(checkpoint.run / "config.yaml"), "provenance.wandb_id")
+    if pretrain_id is None:  # a config.yaml that a person wrote
+        return
+    run = start_run(
+        _settings(saved.logging.wandb, config),
+        checkpoint.run,
+        pretrain_id=pretrain_id,
+        quiet=True,
+        name=f"{saved.run.name} {result['protocol']}",
+        job_type=result["protocol"],
+        config={"run": {"name": saved.run.name}, "pretrain": pretrain_id, "eval": _told(result)},
+    )
+    if run is None:
+        return
+    use_encoder(run, checkpoint.encoder, _artifact(pretrain_id, checkpoint))
+    with forgiving("the result"):
+        run.log(scalars(result) | _confusion(result))
+    with forgiving("the end of the run"):
+        run.finish()
+
+
+def scalars(result: dict[str, Any]) -> dict[str, float]:
+    """Names on W&B: ``probe/top1``, ``knn/top1_k=20``, ...; those of a baseline end in its name.
+
+    The first number of ``knn`` is also ``knn/top1``, the name of the online score.
+    """
+    prefix = _PREFIXES.get(result["protocol"], f"{result['protocol']}/")
+    found = {}
+    for row in result["scores"]:
+        name = prefix + row["name"].replace(" ", "_")
+        for which, number in row.items():
+            if isinstance(number, dict) and "value" in number:
+                found[name if which == "encoder" else f"{name}_{which}"] = number["value"]
+    if result["protocol"] == "knn":
+        found["knn/top1"] = result["scores"][0]["encoder"]["value"]
+    return found
+
+
+def _settings(own: WandbConfig, config: EvalConfig) -> WandbConfig:
+    return own if config.wandb is None else replace(own, mode=config.wandb)
+
+
+def _told(result: dict[str, Any]) -> dict[str, Any]:
+    """Everything that produced the numbers, less the numbers."""
+    return {name: value for name, value in result.items() if name not in ("scores", "details")}
+
+
+def _artifact(pretrain_id: str, checkpoint: Checkpoint) -> str:
+    """The pretraining's own artifact for the run's encoder; one of its own for an earlier checkpoint's."""
+    folder = checkpoint.encoder.absolute().parent
+    of_run = folder == Path(checkpoint.run or "").absolute()
+    return encoder_name(pretrain_id, "" if of_run else folder.name)
+
+
+def _confusion(result: dict[str, Any]) -> dict[str, Any]:
+    import wandb
+
+    counts = result["details"].get("encoder", {}).get("confusion")
+    if counts is None:
+        return {}
+    drawn = draw_confusion(torch.tensor(counts), result["data"]["classes"])
+    prefix = _PREFIXES.get(result["protocol"], f"{result['protocol']}/")
+    caption = "rows are true classes, columns what was said"
+    return {f"{prefix}confusion": wandb.Image(drawn.permute(1, 2, 0).numpy(), caption=caption)}
