@@ -31,7 +31,8 @@ from contrastive.logging.metrics_csv import read_metrics
 from contrastive.pretrain import pretrain
 from eval import knn, linear_probe, lowshot
 from eval.config import EvalConfig
-from eval.features import Extractor, Features, choose_device, resolve
+from eval.features import Extractor, Features, choose_device
+from eval.frozen import resolve
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.miner import Miner
 from memory_bank.negatives import Negatives
@@ -177,10 +178,10 @@ def _score(cell: Cell, folder: Path, run_dir: Path) -> dict[str, Any]:
         ready = features.to(extractor.device)
         return {name: score(ready, configs[name]).lines[0].value for name, score in SCORES.items()}
 
-    found: dict[str, Any] = {"scores": scores(extractor.encoder())}
+    found: dict[str, Any] = {"scores": scores(extractor.features("encoder"))}
     if cell.baselines:
-        others = {name: make for name, make in extractor.representations().items() if name != "encoder"}
-        found["baselines"] = {name: scores(make()) for name, make in others.items()}
+        others = [name for name in extractor.modules() if name != "encoder"]
+        found["baselines"] = {name: scores(extractor.features(name)) for name in others}
     return found
 
 

@@ -14,26 +14,34 @@ USAGE = """\
 usage: contrastive-eval PROTOCOL checkpoint=PATH [key=value ...]
 
 Scores a frozen encoder beside raw pixels and a random encoder of the same shape.
-PATH is a run directory, a checkpoint directory, or an encoder.safetensors.
+PATH is a run directory, a checkpoint directory, an encoder.safetensors, or a network of another library:
+torchvision:MODEL[:WEIGHTS] or timm:MODEL[:WEIGHTS], WEIGHTS being a file, `random`, or one of its names.
 
   linear     linear probe; learning rate and weight decay chosen on a held-out part of train
+             (protocol=sgd_augmented trains by SGD on random views, the papers' way)
   knn        weighted nearest-neighbour vote
   lowshot    linear probes from 1, 5, 10 labels a class and 1%, 10%, 100% of the labels
-  report     one self-contained page: contrastive-eval report RUN
+  finetune   the whole network trained on labels
+  stats      effective rank, alignment, uniformity, spread, collapse; near-duplicates as a table
+  report     one self-contained page: contrastive-eval report RUN, or several: report RUN RUN
 
   key=value  change a setting, e.g. data.name=imagefolder data.root=photos seeds=5 device=cpu
-             linear.weight_decays=[1e-4,1e-3,1e-2] knn.k=[5,20] lowshot.labels_per_class=[1,2]
+             linear.weight_decays=[1e-4,1e-3,1e-2] knn.k=[5,20] finetune.fraction=0.1 view.flip=0
 
-Features are computed once and kept in RUN/eval/cache. Results are in RUN/eval/PROTOCOL.json; the last
-line of stdout is one JSON object. Exit codes: 0 done, 2 wrong input, 1 a fault of the program.
+Features are computed once, under torchrun by several processes, and kept in RUN/eval/cache. Results are
+in RUN/eval/PROTOCOL.json; the last line of stdout is one JSON object.
+Exit codes: 0 done, 2 wrong input, 1 a fault of the program.
 """
 
-PROTOCOLS = ("linear", "knn", "lowshot", "report")
-_OWN_SETTINGS = ("linear", "knn", "lowshot")
+PROTOCOLS = ("linear", "knn", "lowshot", "finetune", "stats", "report")
+_OWN_SETTINGS = ("linear", "knn", "lowshot", "finetune", "stats")
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Split the command line into protocol and overrides; a bare PATH after ``report`` is its checkpoint.
+    """Split the command line into protocol and overrides.
+
+    Bare PATHs after ``report`` are its checkpoint and what that is compared with; ``protocol=`` after
+    ``linear`` is ``linear.protocol=``.
 
     Raises:
         UserError: no protocol, an unknown one, or settings of another one.
@@ -45,8 +53,12 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
         close = difflib.get_close_matches(protocol.lower(), PROTOCOLS, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise UserError(f"protocol {protocol!r}: unknown; {hint}allowed are {', '.join(PROTOCOLS)}")
-    if protocol == "report" and overrides and "=" not in overrides[0]:
-        overrides[0] = f"checkpoint={overrides[0]}"
+    if protocol == "report":
+        paths = [text for text in overrides if "=" not in text and not text.startswith("-")]
+        given = [f"checkpoint={paths[0]}", f"compare={json.dumps(paths[1:])}"] if paths else []
+        overrides = given + [text for text in overrides if text not in paths]
+    if protocol == "linear":
+        overrides = [f"linear.{text}" if text.startswith("protocol=") else text for text in overrides]
     for text in overrides:
         group = text.removeprefix("--").partition("=")[0].partition(".")[0]
         if group in _OWN_SETTINGS and group != protocol:
@@ -69,11 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result), flush=True)
+    if result is not None:
+        print(json.dumps(result), flush=True)
     return 0
 
 
-def _run(protocol: str, config: EvalConfig) -> dict[str, Any]:
+def _run(protocol: str, config: EvalConfig) -> dict[str, Any] | None:
     if protocol == "report":
         from eval.report import write_report
 
@@ -82,6 +95,8 @@ def _run(protocol: str, config: EvalConfig) -> dict[str, Any]:
     from eval.tracking import track
 
     result = evaluate(protocol, config)
+    if result is None:  # one of several processes, not the first
+        return None
     track(result, config)
     print(table(result), file=sys.stderr)
     return headline(result)

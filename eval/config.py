@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from contrastive.config import ViewConfig
 from memory_bank.config import check_above_zero, check_choice, check_range
 
 
@@ -46,10 +47,35 @@ class BaselineConfig:
 
 
 @dataclass
+class SgdConfig:
+    """The papers' linear probe: SGD on a random view of each image, the encoder frozen.
+
+    MoCo (arXiv:1911.05722, section 4.1) with momentum 0.9, no weight decay and a rate per encoder found by
+    hand; here features are standardised and every rate is a head of its own, all trained on the same views.
+
+    Attributes:
+        learning_rates: Peaks, per batch; they fall along a cosine to 0.
+        epochs: Passes over the images.
+        batch_size: Images of a step.
+    """
+
+    learning_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0])
+    epochs: int = 100
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        check_grid("linear.sgd.learning_rates", self.learning_rates)
+        for name in ("epochs", "batch_size"):
+            check_range(f"linear.sgd.{name}", getattr(self, name), 1)
+
+
+@dataclass
 class LinearConfig:
     """Linear probe: every pair of learning rate and weight decay is a head of its own, all trained at once.
 
     Attributes:
+        protocol: ``cached`` trains on the features of centre views; ``sgd_augmented`` is the papers' way, for
+            which only ``held_out`` and ``sgd`` count, and ``view`` of the evaluation.
         learning_rates: Peak steps, relative to the curvature bound of ``eval.softmax``; with its momentum of
             0.9, 0.1 adds up to one full step. Above 3.8 a head may diverge; the held-out part notices.
         weight_decays: w in ``mean cross-entropy + w / 2 * |weights|^2``; scikit-learn's C is 1 / (w n).
@@ -57,8 +83,10 @@ class LinearConfig:
         batch_size: Rows of a step; fewer rows are taken all at once.
         epochs: Passes over the rows, where that is more than ``min_steps``.
         min_steps: Steps at least.
+        sgd: See SgdConfig.
     """
 
+    protocol: str = "cached"
     learning_rates: list[float] = field(default_factory=lambda: [0.03, 0.1, 0.3, 1.0])
     weight_decays: list[float] = field(
         default_factory=lambda: [1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1]
@@ -67,12 +95,12 @@ class LinearConfig:
     batch_size: int = 4096
     epochs: int = 25
     min_steps: int = 200
+    sgd: SgdConfig = field(default_factory=SgdConfig)
 
     def __post_init__(self) -> None:
+        check_choice("linear.protocol", self.protocol, ("cached", "sgd_augmented"))
         for name in ("learning_rates", "weight_decays"):
-            values = getattr(self, name)
-            if not values or min(values) <= 0 or sorted(set(values)) != values:
-                raise ValueError(f"linear.{name}={values}: one or more values above 0 are needed, ascending")
+            check_grid(f"linear.{name}", getattr(self, name))
         if not 0 < self.held_out < 1:
             raise ValueError(f"linear.held_out={self.held_out}: allowed is above 0 and below 1")
         for name in ("batch_size", "epochs", "min_steps"):
@@ -125,11 +153,81 @@ class LowshotConfig:
 
 
 @dataclass
+class FinetuneConfig:
+    """The whole network trained on labels, from the encoder and the linear probe's solution on.
+
+    Starting with the probe's solution keeps a fresh head from tearing the features apart (Kumar et al. 2022,
+    arXiv:2202.10054). SGD with momentum 0.9, a cosine to 0, crops and flips as ``view`` says.
+
+    Attributes:
+        learning_rates: Peaks, per batch; each is a training of its own.
+        weight_decay: Left off biases and normalisation layers.
+        epochs: Passes over the labelled images.
+        batch_size: Images of a step.
+        fraction: Share of each class's training images whose labels are used, one image at least.
+        held_out: Share of each class of those on which the rate is chosen.
+    """
+
+    learning_rates: list[float] = field(default_factory=lambda: [1e-3, 1e-2, 1e-1])
+    weight_decay: float = 1e-4
+    epochs: int = 30
+    batch_size: int = 128
+    fraction: float = 1.0
+    held_out: float = 0.15
+
+    def __post_init__(self) -> None:
+        check_grid("finetune.learning_rates", self.learning_rates)
+        check_range("finetune.weight_decay", self.weight_decay, 0)
+        for name in ("epochs", "batch_size"):
+            check_range(f"finetune.{name}", getattr(self, name), 1)
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"finetune.fraction={self.fraction}: allowed is above 0, up to 1")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"finetune.held_out={self.held_out}: allowed is above 0 and below 1")
+
+
+@dataclass
+class StatsConfig:
+    """Health of the features, and images that the data holds twice.
+
+    Attributes:
+        rows: Images, spread evenly over the training part, of which two views are compared.
+        min_similarity: Cosine of centred features from which a pair is listed in near_duplicates.csv.
+        neighbours: Closest images looked at, for each image.
+        most_pairs: Pairs listed, the most similar first.
+    """
+
+    rows: int = 4096
+    min_similarity: float = 0.9
+    neighbours: int = 5
+    most_pairs: int = 1000
+
+    def __post_init__(self) -> None:
+        check_range("stats.rows", self.rows, 2)
+        check_range("stats.min_similarity", self.min_similarity, -1, 1)
+        check_range("stats.neighbours", self.neighbours, 1)
+        check_range("stats.most_pairs", self.most_pairs, 0)
+
+
+def weak_view() -> ViewConfig:
+    """Crop and flip alone, as configs/pretrain/augment/weak.yaml."""
+    return ViewConfig(crop_scale=[0.08, 1.0], jitter=0.0, grayscale=0.0, blur=0.0)
+
+
+def check_grid(name: str, values: list[float]) -> None:
+    """Raise ValueError unless ``values`` are positive and ascending."""
+    if not values or min(values) <= 0 or sorted(set(values)) != values:
+        raise ValueError(f"{name}={values}: one or more values above 0 are needed, ascending")
+
+
+@dataclass
 class EvalConfig:
     """One evaluation.
 
     Attributes:
-        checkpoint: Run directory, checkpoint directory, or ``encoder.safetensors``.
+        checkpoint: Run directory, checkpoint directory, ``encoder.safetensors``, or a network of another
+            library, ``torchvision:MODEL[:WEIGHTS]`` or ``timm:MODEL[:WEIGHTS]``.
+        compare: Of ``report``: further ones; the page then compares them all.
         data: See EvalDataConfig.
         batch_size: Images of a forward pass.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
@@ -141,9 +239,13 @@ class EvalConfig:
         linear: See LinearConfig.
         knn: See KnnConfig.
         lowshot: See LowshotConfig.
+        finetune: See FinetuneConfig.
+        stats: See StatsConfig.
+        view: Random view of protocols that train on images; the default is crop and flip.
     """
 
     checkpoint: str = ""
+    compare: list[str] = field(default_factory=list)
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     batch_size: int = 256
     device: str = "auto"
@@ -155,6 +257,9 @@ class EvalConfig:
     linear: LinearConfig = field(default_factory=LinearConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
     lowshot: LowshotConfig = field(default_factory=LowshotConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    stats: StatsConfig = field(default_factory=StatsConfig)
+    view: ViewConfig = field(default_factory=weak_view)
 
     def __post_init__(self) -> None:
         check_range("batch_size", self.batch_size, 1)

@@ -9,43 +9,139 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from eval.config import EvalConfig
-from eval.features import Checkpoint, Extractor, Features, resolve, write_file
-from eval.scores import Line, Scored, difference
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-MODULES = {"linear": "eval.linear_probe", "knn": "eval.knn", "lowshot": "eval.lowshot"}
-"""Where the ``score(features, config)`` of each protocol is."""
+from contrastive.augment.views import Views
+from contrastive.config import AugmentConfig, PretrainConfig, UserError, load_saved
+from contrastive.data.images import SomeImages
+from contrastive.data.reading import decode_all
+from eval.config import EvalConfig
+from eval.duplicates import closest_pairs, write_duplicates
+from eval.features import Extractor, Split, write_file
+from eval.frozen import Checkpoint, resolve
+from eval.processes import is_first, joined
+from eval.scores import Line, Scored, difference
+from eval.stats import alignment, dimension_std, health
+
+SCORES = {"linear": "eval.linear_probe", "knn": "eval.knn", "lowshot": "eval.lowshot"}
+"""Where the ``score(features, config)`` of each protocol is that reads features alone."""
+TRAININGS = {"linear-sgd_augmented": "eval.linear_sgd", "finetune": "eval.finetune"}
+"""Where the ``score(network, config)`` of the others is."""
+_NAMES = ("encoder", "raw_pixels", "random_encoder")
+_SETTINGS = ("linear", "knn", "lowshot", "finetune", "stats")
 
 Result = dict[str, Any]
 
 
-def evaluate(protocol: str, config: EvalConfig) -> Result:
-    """Run ``protocol`` and write ``<protocol>.json``.
+def evaluate(protocol: str, config: EvalConfig) -> Result | None:
+    """Run ``protocol`` and write ``<protocol>.json``; of several processes the first does, others get None.
 
     Raises:
         UserError: the checkpoint, the data or a setting cannot be used.
     """
     started = time.perf_counter()
     checkpoint = resolve(config.checkpoint, config.out)
-    score: Callable[[Features, EvalConfig], Scored] = import_module(MODULES[protocol]).score
-    extractor = Extractor(config, checkpoint)
+    extractor = Extractor(config, checkpoint, labelled=protocol != "stats")
+    with joined(extractor.device) as several:
+        for name in extractor.modules() if several else ():
+            extractor.splits(name)
+    if not is_first():
+        return None
+    measure = _stats if protocol == "stats" else _scores
+    kind = protocol
+    if protocol == "linear" and config.linear.protocol != "cached":
+        kind = f"linear-{config.linear.protocol}"
+    measured = measure(kind, config, checkpoint, extractor)
+    seconds = measured.pop("seconds") | {"total": round(time.perf_counter() - started, 3)}
+    result = {"protocol": kind, **measured, **describe(protocol, config, checkpoint, extractor)}
+    result |= {"seconds": seconds, "file": str(checkpoint.results / f"{kind}.json")}
+    write_json(Path(result["file"]), result)
+    return result
+
+
+def _scores(kind: str, config: EvalConfig, checkpoint: Checkpoint, extractor: Extractor) -> Result:
+    """The accuracies of a protocol, of the encoder and of what it is compared with."""
+    score: Callable[[Any, EvalConfig], Scored] = import_module((SCORES | TRAININGS)[kind]).score
     scored, seconds = {}, {}
-    for name, features in extractor.representations().items():
-        ready = features().to(extractor.device)
+    for name in extractor.modules():
+        ready = (
+            extractor.network(name) if kind in TRAININGS else extractor.features(name).to(extractor.device)
+        )
         before = time.perf_counter()
         scored[name] = score(ready, config)
         seconds[name] = round(time.perf_counter() - before, 3)
-    result = {
-        "protocol": protocol,
+    return {
         "scores": compare({name: each.lines for name, each in scored.items()}),
         "warnings": scored["encoder"].warnings,
         "details": {name: each.details for name, each in scored.items()},
-        **describe(protocol, config, checkpoint, extractor),
-        "seconds": {**seconds, "total": round(time.perf_counter() - started, 3)},
+        "seconds": seconds,
     }
-    result["file"] = str(checkpoint.results / f"{protocol}.json")
-    write_json(Path(result["file"]), result)
-    return result
+
+
+def _stats(kind: str, config: EvalConfig, checkpoint: Checkpoint, extractor: Extractor) -> Result:
+    """Health of the features of training images, and the images that the whole data set holds twice."""
+    augment = AugmentConfig()
+    if checkpoint.run is not None:
+        augment = load_saved(PretrainConfig, checkpoint.run / "config.yaml").augment
+    splits = {name: extractor.splits(name) for name in extractor.modules()}
+    known = splits["encoder"]["train"]
+    shown = torch.linspace(0, len(known) - 1, min(config.stats.rows, len(known))).long()
+    if len(shown) < 2:
+        raise UserError(f"the training part has {len(known)} readable images, statistics need 2 or more")
+    pixels, _ = decode_all(SomeImages(extractor.parts["train"], known.rows[shown]))
+    views = Views(augment, extractor.data, seed=0)
+    scores, details, seconds = {}, {}, {}
+    for name, build in extractor.modules().items():
+        before = time.perf_counter()
+        features = splits[name]["train"].features[shown].to(extractor.device)
+        pairs = _two_views(build().to(extractor.device), views, pixels, known.rows[shown], config.batch_size)
+        scores[name] = {
+            **vars(health(features)),
+            "alignment": alignment(*pairs),
+            "dimensions": features.shape[1],
+        }
+        details[name] = {"dimension_std": dimension_std(F.normalize(features)).tolist()}
+        seconds[name] = round(time.perf_counter() - before, 3)
+    verdict = scores["encoder"]["verdict"]
+    file = checkpoint.results / "near_duplicates.csv"
+    listed, found = _duplicates(file, config, extractor, splits)
+    return {
+        "scores": scores,
+        "near_duplicates": {"file": str(file), "pairs": found, "listed": listed},
+        "warnings": [] if verdict == "healthy" else [f"{verdict} of the features"],
+        "details": details,
+        "augment": asdict(augment),
+        "seconds": seconds,
+    }
+
+
+@torch.inference_mode()
+def _two_views(
+    module: nn.Module, views: Views, pixels: Tensor, rows: Tensor, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Unit-norm features of two random views of each image."""
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    for images, ids in zip(torch.split(pixels, batch_size), torch.split(rows, batch_size), strict=True):
+        for features, view in zip(found, views(images.to(device), ids.to(device), 0), strict=True):
+            features.append(F.normalize(module(view).float()))
+    return torch.cat(found[0]), torch.cat(found[1])
+
+
+def _duplicates(
+    file: Path, config: EvalConfig, extractor: Extractor, splits: dict[str, dict[str, Split]]
+) -> tuple[int, int]:
+    """Write near_duplicates.csv; how many pairs it lists, and how many there are."""
+    parts, settings = splits["encoder"], config.stats
+    features = torch.cat([split.features for split in parts.values()]).to(extractor.device)
+    pairs, similarity = closest_pairs(features, neighbours=settings.neighbours, least=settings.min_similarity)
+    pixels = torch.cat([split.features for split in splits["raw_pixels"].values()])
+    places = [(part, extractor.parts[part], split) for part, split in parts.items()]
+    most = settings.most_pairs
+    write_duplicates(file, pairs[:most], similarity[:most], pixels, places)
+    return min(most, len(pairs)), len(pairs)
 
 
 def compare(lines: dict[str, list[Line]]) -> list[dict[str, Any]]:
@@ -66,18 +162,12 @@ def compare(lines: dict[str, list[Line]]) -> list[dict[str, Any]]:
 def describe(protocol: str, config: EvalConfig, checkpoint: Checkpoint, extractor: Extractor) -> Result:
     """Everything that produced the numbers."""
     settings = asdict(config)
-    for other in MODULES.keys() - {protocol}:
+    for other in {*_SETTINGS} - {protocol}:
         del settings[other]
     return {
         "checkpoint": str(checkpoint.encoder),
-        "encoder_sha256": extractor.encoder_sha256,
-        "encoder": {
-            "name": extractor.meta.encoder.name,
-            "width": extractor.meta.encoder.width,
-            "stem": extractor.meta.encoder.stem,
-            "image_size": extractor.meta.image_size,
-            **extractor.meta.extra,
-        },
+        "encoder_sha256": extractor.frozen.sha256,
+        "encoder": extractor.frozen.about,
         "data": {
             "name": extractor.data.name,
             "root": extractor.data.root,
@@ -96,16 +186,16 @@ def describe(protocol: str, config: EvalConfig, checkpoint: Checkpoint, extracto
 
 def headline(result: Result) -> Result:
     """What goes to stdout: the numbers, without tables and settings."""
-    representations = ("encoder", "raw_pixels", "random_encoder")
+    kept = ("warnings", "checkpoint", "encoder_sha256", "near_duplicates")
+    if result["protocol"] == "stats":
+        numbers = {"verdict": result["scores"]["encoder"]["verdict"], "scores": result["scores"]}
+    else:
+        names = {row["name"]: {name: row[name]["value"] for name in _NAMES} for row in result["scores"]}
+        numbers = {"top1": result["scores"][0]["encoder"]["value"], "scores": names}
     return {
         "protocol": result["protocol"],
-        "top1": result["scores"][0]["encoder"]["value"],
-        "scores": {
-            row["name"]: {name: row[name]["value"] for name in representations} for row in result["scores"]
-        },
-        "warnings": result["warnings"],
-        "checkpoint": result["checkpoint"],
-        "encoder_sha256": result["encoder_sha256"],
+        **numbers,
+        **{name: result[name] for name in kept if name in result},
         "unreadable": sum(result["data"]["unreadable"].values()),
         "seconds": result["seconds"]["total"],
         "file": result["file"],
@@ -113,30 +203,42 @@ def headline(result: Result) -> Result:
 
 
 def table(result: Result) -> str:
-    """The numbers for a person, in percent."""
-    header = ("", "encoder", "95% interval", "raw pixels", "random encoder")
-    rows = [header]
-    for score in result["scores"]:
-        ours = score["encoder"]
-        rows.append(
-            (
-                score["name"],
-                f"{100 * ours['value']:.1f}",
-                f"{100 * ours['low']:.1f} to {100 * ours['high']:.1f}",
-                *(
-                    f"{100 * score[name]['value']:.1f} ({100 * score[name]['gain']['value']:+.1f})"
-                    for name in ("raw_pixels", "random_encoder")
-                ),
-            )
-        )
+    """The numbers for a person; accuracies in percent."""
+    rows = _stats_rows(result) if result["protocol"] == "stats" else _score_rows(result)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     data = result["data"]
-    sizes = f"{data['rows']['train']} training, {data['rows']['test']} test images of {data['name']}"
-    notes = [f"{sizes}; test part: {data['test_part']}; (+): gain of the encoder; {result['file']}"]
+    sizes = ", ".join(f"{rows} {part} images" for part, rows in data["rows"].items())
+    notes = [f"{sizes} of {data['name']}; test part: {data['test_part']}; {result['file']}"]
+    if "near_duplicates" in result:
+        found = result["near_duplicates"]
+        notes.append(
+            f"{found['pairs']} pairs of near-duplicates, {found['listed']} listed in {found['file']}"
+        )
     if missing := sum(data["unreadable"].values()):
         notes.append(f"{missing} unreadable images were left out")
     return "\n".join([*lines, *notes, *(f"warning: {text}" for text in result["warnings"])])
+
+
+def _score_rows(result: Result) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("", "encoder", "95% interval", "raw pixels", "random encoder")]
+    for score in result["scores"]:
+        ours = score["encoder"]
+        others = (
+            f"{100 * score[name]['value']:.1f} ({100 * score[name]['gain']['value']:+.1f})"
+            for name in _NAMES[1:]
+        )
+        interval = f"{100 * ours['low']:.1f} to {100 * ours['high']:.1f}"
+        rows.append((score["name"], f"{100 * ours['value']:.1f}", interval, *others))
+    return rows
+
+
+def _stats_rows(result: Result) -> list[tuple[str, ...]]:
+    rows = [("", *(name.replace("_", " ") for name in _NAMES))]
+    for number in ("rankme", "dimensions", "alignment", "uniformity", "std", "dead", "verdict"):
+        values = [result["scores"][name][number] for name in _NAMES]
+        rows.append((number, *(value if isinstance(value, str) else f"{value:.4g}" for value in values)))
+    return rows
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,15 +1,15 @@
-"""One door to the frozen encoder: from a path to cached features and labels, the encoder proven unchanged."""
+"""Features of a data set under an encoder and its baselines, cached, the encoder proven unchanged."""
 
 import hashlib
 import json
 import logging
 import os
-import re
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,21 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from contrastive.augment.views import center_view
 from contrastive.config import DataConfig, PretrainConfig, UserError, load_saved
-from contrastive.data.reading import read_in_order, usable_cpus
-from contrastive.data.sources import Images, open_eval
-from contrastive.encoders.build import build_encoder
-from contrastive.encoders.weights import EncoderMeta, load_encoder
+from contrastive.data.images import ArrayImages, SomeImages
+from contrastive.data.loader import is_resident
+from contrastive.data.reading import decode_all, read_in_order, usable_cpus
+from contrastive.data.sources import Images, open_eval, open_held_out, open_train
+from contrastive.distributed import all_true, gather_rows, gather_sizes, rank, world_size
+from contrastive.encoders.foreign import Feed
 from eval.config import EvalConfig
+from eval.frozen import Checkpoint, open_frozen, seeded, tensor_hash
 from memory_bank.shapes import Float, Int
 
 log = logging.getLogger(__name__)
 
 _CACHE_VERSION = 1
-_ENCODER_FILE = "encoder.safetensors"
-_CHECKPOINT = re.compile(r"step-\d+")
 # Images below which decoding processes cost more than they bring.
 _WORKERS_FROM = 20_000
-
-Represent = Callable[[Tensor], Tensor]  # views (b, 3, s, s) -> features (b, d)
 
 
 @dataclass(frozen=True)
@@ -78,73 +77,12 @@ class Features:
         return Features(self.train.to(device), self.test.to(device), self.classes)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where an encoder is, and what is known of the run it comes from.
-
-    Attributes:
-        encoder: An ``encoder.safetensors``.
-        run: The run directory, None for a file of unknown origin.
-        results: Folder of the results.
-    """
-
-    encoder: Path
-    run: Path | None
-    results: Path
-
-
-def resolve(path: str, out: str | None = None) -> Checkpoint:
-    """Find the encoder of a run directory, a checkpoint directory, or take the file itself.
-
-    Results of a run's encoder go to ``<run>/eval``, of one of its checkpoints to ``<run>/eval/step-N``.
-
-    Raises:
-        UserError: nothing there, or no encoder in it.
-    """
-    given = Path(path).expanduser()
-    if not given.exists():
-        raise UserError(
-            f"checkpoint={path}: does not exist; give a run directory (runs/NAME), "
-            f"a checkpoint directory (runs/NAME/checkpoints/step-N) or an {_ENCODER_FILE}"
-        )
-    encoder = given if given.is_file() and given.name != "last" else _inside(given)
-    if not encoder.is_file():
-        raise UserError(
-            f"checkpoint={path}: holds no {_ENCODER_FILE}; give a run directory (runs/NAME), "
-            f"a checkpoint directory (runs/NAME/checkpoints/step-N) or the file"
-        )
-    folder = encoder.absolute().parent
-    if (folder / "config.yaml").is_file():
-        run, results = folder, folder / "eval"
-    elif folder.parent.name == "checkpoints" and (folder.parents[1] / "config.yaml").is_file():
-        run = folder.parents[1]
-        results = run / "eval" / ("" if given.absolute() == run else folder.name)
-    else:
-        run, results = None, folder / "eval"
-    return Checkpoint(encoder, run, Path(out).expanduser() if out else results)
-
-
-def _inside(given: Path) -> Path:
-    """The encoder file a directory, or a ``last`` pointer, leads to; never out of the pointer's folder."""
-    if given.is_file():  # `last`: a line with the name of the newest checkpoint
-        name = given.read_text(errors="replace").strip()
-        encoder = given.parent / name / _ENCODER_FILE
-        if not _CHECKPOINT.fullmatch(name) or not encoder.resolve().is_relative_to(given.parent.resolve()):
-            raise UserError(
-                f"{given}: names {name!r:.80}; only a checkpoint beside it is followed, give its directory"
-            )
-        return encoder
-    own = given / _ENCODER_FILE
-    last = given / "checkpoints" / "last"
-    return own if own.is_file() or not last.is_file() else _inside(last)
-
-
 def run_data(run: Path | None) -> DataConfig | None:
     """The data settings of a run, None without a run."""
     return None if run is None else load_saved(PretrainConfig, run / "config.yaml").data
 
 
-def choose_data(config: EvalConfig, run: Path | None, meta: EncoderMeta) -> DataConfig:
+def choose_data(config: EvalConfig, run: Path | None, feed: Feed) -> DataConfig:
     """The images to evaluate on, as the encoder wants them fed.
 
     Raises:
@@ -153,14 +91,14 @@ def choose_data(config: EvalConfig, run: Path | None, meta: EncoderMeta) -> Data
     given, own = config.data, run_data(run)
     if own is None and given.name is None:
         raise UserError(
-            f"checkpoint={config.checkpoint}: is not inside a run directory, so its data is unknown; "
+            f"checkpoint={config.checkpoint}: does not belong to a run directory, so its data is unknown; "
             "add data.name=... and data.root=..."
         )
-    side = given.image_size or (own.image_size if own is not None else meta.image_size)
-    if side != meta.image_size:
+    side = given.image_size or (own.image_size if own is not None else feed.image_size)
+    if side != feed.image_size:
         source = "data.image_size" if given.image_size else f"the run's data.image_size in {run}/config.yaml"
         raise UserError(
-            f"{source} is {side}, the encoder takes {meta.image_size}; leave data.image_size out or train an "
+            f"{source} is {side}, the encoder takes {feed.image_size}; leave data.image_size out or train an "
             f"encoder with data.image_size={side}"
         )
     base = own if own is not None else DataConfig(name=str(given.name))
@@ -168,9 +106,9 @@ def choose_data(config: EvalConfig, run: Path | None, meta: EncoderMeta) -> Data
         base = replace(base, name=given.name, root=None)
     fed: dict[str, Any] = {
         "image_size": side,
-        "decode_size": meta.decode_size,
-        "mean": meta.mean,
-        "std": meta.std,
+        "decode_size": feed.decode_size,
+        "mean": feed.mean,
+        "std": feed.std,
     }
     chosen = {
         name: value
@@ -181,14 +119,16 @@ def choose_data(config: EvalConfig, run: Path | None, meta: EncoderMeta) -> Data
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is a GPU where there is one.
+    """``auto`` is a GPU where there is one; of several processes each takes its own.
 
     Raises:
         UserError: a device that torch does not know or this machine does not have.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None else torch.device("cpu")
+        if accelerator is None:
+            return torch.device("cpu")
+        return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)))
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -198,76 +138,149 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+@dataclass(frozen=True)
+class Network:
+    """What a protocol gets that needs other views than the centre ones, or changes the network.
+
+    Attributes:
+        module: Views (b, 3, s, s) to features (b, d), in evaluation mode; not to be changed, copy it.
+        features: Of the centre views, on ``device``.
+        images: The training images; ``features.train.rows`` are rows of it.
+        test: The test images, likewise.
+        data: How views are cut and normalised.
+        device: Where to compute.
+    """
+
+    module: nn.Module
+    features: Features
+    images: Images
+    test: Images
+    data: DataConfig
+    device: torch.device
+
+
 class Extractor:
     """Features of one data set under an encoder and its baselines, each computed once and kept on disk.
+
+    Where several processes have joined, each computes its share, and all calls are collective.
 
     Args:
         config: ``batch_size``, ``device``, ``baselines`` and ``data`` count.
         checkpoint: Where the encoder is.
+        labelled: Whether labels are needed. Without them the training part is all that pretraining sees.
+
+    Attributes:
+        frozen: The encoder.
+        data: Which images, and how they are fed.
+        device: Where the forward pass runs.
+        parts: ``train`` and, where the source has labels, ``test``.
+        held_out: Whether the test part was held out by a hash.
+        classes: Names of the classes.
+        fingerprints: Of each part.
+        unreadable: Images of each part that could not be read, once its features are there.
 
     Raises:
         UserError: the encoder or the data cannot be used.
     """
 
-    def __init__(self, config: EvalConfig, checkpoint: Checkpoint) -> None:
-        self.config = config
-        self.encoder_sha256 = hashlib.sha256(checkpoint.encoder.read_bytes()).hexdigest()
-        self._encoder, self.meta = load_encoder(checkpoint.encoder)
-        self.data = choose_data(config, checkpoint.run, self.meta)
+    def __init__(self, config: EvalConfig, checkpoint: Checkpoint, *, labelled: bool = True) -> None:
+        self.config, self._labelled = config, labelled
+        self.frozen = open_frozen(
+            checkpoint, image_size=config.data.image_size, seed=config.baselines.random_seed
+        )
+        self.data = choose_data(config, checkpoint.run, self.frozen.feed)
         self.device = choose_device(config.device)
-        train, test, self.held_out = open_eval(self.data)
-        self.parts = {"train": train, "test": test}
-        self.classes = _check_labels(train, test)
+        self.parts: dict[str, Images] = {}
+        self.held_out = False
+        self.classes: tuple[str, ...] = ()
+        if labelled:
+            self.parts["train"], self.parts["test"], self.held_out = open_eval(self.data)
+            self.classes = _check_labels(self.parts["train"], self.parts["test"])
+        else:
+            self.parts["train"] = open_train(self.data)
+            if open_held_out(self.data) is not None:
+                _, self.parts["test"], self.held_out = open_eval(self.data)
         self.fingerprints = {name: images.fingerprint() for name, images in self.parts.items()}
         self.unreadable: dict[str, int] = {}
-        self._cache = (checkpoint.run or checkpoint.encoder.parent) / "eval" / "cache"
+        self._cache = checkpoint.home / "eval" / "cache"
 
-    def encoder(self) -> Features:
-        """Features of the frozen encoder."""
-        return self._features(f"encoder {self.encoder_sha256}", lambda: self._encoder, "encoder")
+    def features(self, name: str) -> Features:
+        """Those of one of ``modules``."""
+        splits = self.splits(name)
+        return Features(splits["train"], splits["test"], self.classes)
 
-    def raw_pixels(self) -> Features:
-        """The pixels of the centre view, averaged down to ``baselines.raw_size``."""
-        side = min(self.config.baselines.raw_size, self.data.image_size)
-        return self._features(f"raw {side}", lambda: _Pixels(side), "raw pixels")
-
-    def random_encoder(self) -> Features:
-        """Features of an encoder of the same shape that was never trained."""
-        seed = self.config.baselines.random_seed
-        shape = f"{self.meta.encoder.name} {self.meta.encoder.width} {self.meta.encoder.stem}"
-        return self._features(
-            f"random {seed} {shape} {torch.__version__}", self._build_random, "random encoder"
+    def network(self, name: str) -> Network:
+        """One of ``modules`` with the images it is to see."""
+        return Network(
+            self.modules()[name]().to(self.device),
+            self.features(name).to(self.device),
+            self._decoded_train,
+            self.parts["test"],
+            self.data,
+            self.device,
         )
 
-    def representations(self) -> dict[str, Callable[[], Features]]:
-        """The encoder and its baselines, by the names they have in results."""
+    @cached_property
+    def _decoded_train(self) -> Images:
+        """The training images, decoded once and kept where they are few enough to stay in memory."""
+        images = self.parts["train"]
+        if not is_resident(images, self.data):
+            return images
+        pixels, _ = decode_all(images, progress=self.config.progress)  # unreadable rows have no features
+        array = pixels.permute(0, 2, 3, 1).numpy()
+        return ArrayImages("train", [array], images.size, labels=images.labels, classes=images.classes)
+
+    def modules(self) -> dict[str, Callable[[], nn.Module]]:
+        """The encoder, and what every number is compared with.
+
+        - ``raw_pixels``: the centre view averaged down to ``baselines.raw_size``;
+        - ``random_encoder``: a network of the same shape that was never trained.
+        """
+        side = min(self.config.baselines.raw_size, self.data.image_size)
         return {
-            "encoder": self.encoder,
-            "raw_pixels": self.raw_pixels,
-            "random_encoder": self.random_encoder,
+            "encoder": lambda: self.frozen.module,
+            "raw_pixels": lambda: _Pixels(side),
+            "random_encoder": self._build_random,
         }
 
-    def _build_random(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.baselines.random_seed)
-            return build_encoder(self.meta.encoder, self.meta.image_size).eval()
-
-    def _features(self, what: str, build: Callable[[], nn.Module], title: str) -> Features:
+    def splits(self, name: str) -> dict[str, Split]:
+        """Features of each part under one of ``modules``."""
+        build, title = self.modules()[name], name.replace("_", " ")
         fed = [self.data.image_size, self.data.stored_size, *self.data.mean, *self.data.std]
         splits = {}
         for part, images in self.parts.items():
-            text = json.dumps([_CACHE_VERSION, what, self.fingerprints[part], *fed])
+            text = json.dumps([_CACHE_VERSION, self._identity(name), self.fingerprints[part], *fed])
             path = self._cache / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
-            found = _read_cache(path)
-            if found is None:
-                found = self._extract(build().to(self.device), images, f"{title}: {part}")
-                _write_cache(path, *found)
-            splits[part] = self._split(*found, part, title)
-        return Features(splits["train"], splits["test"], self.classes)
+            splits[part] = self._split(*self._cached(path, build, images, f"{title}: {part}"), part, title)
+        return splits
+
+    def _identity(self, name: str) -> str:
+        """What the features depend on, beside the images and how they are fed."""
+        if name == "encoder":
+            return f"encoder {self.frozen.sha256}"
+        if name == "raw_pixels":
+            return f"raw {min(self.config.baselines.raw_size, self.data.image_size)}"
+        return f"random {self.config.baselines.random_seed} {self.frozen.shape} {torch.__version__}"
+
+    def _build_random(self) -> nn.Module:
+        with seeded(self.config.baselines.random_seed):
+            return self.frozen.build_random().eval()
+
+    def _cached(
+        self, path: Path, build: Callable[[], nn.Module], images: Images, title: str
+    ) -> tuple[Tensor, Tensor]:
+        found = _read_cache(path)
+        # Every process looks for itself: one may see a file that another does not see yet.
+        everywhere = all_true(torch.tensor(found is not None, device=self.device))
+        if found is not None and everywhere:
+            return found
+        features, rows = self._extract(build().to(self.device), images, title)
+        if rank() == 0:
+            _write_cache(path, features, rows)
+        return features, rows
 
     def _split(self, features: Tensor, rows: Tensor, part: str, title: str) -> Split:
         images = self.parts[part]
-        assert images.labels is not None
         self.unreadable[part] = len(images) - len(rows)
         if not len(rows):
             raise UserError(
@@ -279,27 +292,44 @@ class Extractor:
                 f"{title}: features of {bad} of {len(rows)} {part} images are NaN or infinite, no score "
                 "means anything; take an earlier checkpoint (runs/NAME/checkpoints/step-N)"
             )
-        labels = images.labels[rows]
-        known = labels >= 0
-        return Split(features[known], labels[known], rows[known])
+        labels = torch.full((len(images),), -1) if images.labels is None else images.labels
+        split = Split(features, labels[rows], rows)
+        return split.take((split.labels >= 0).nonzero()[:, 0]) if self._labelled else split
 
     def _extract(self, module: nn.Module, images: Images, title: str) -> tuple[Tensor, Tensor]:
-        workers = self.data.num_workers
-        if workers is None:
-            workers = min(8, usable_cpus()) if len(images) >= _WORKERS_FROM else 0
+        """Features of all images, each process computing those of consecutive rows."""
+        ends = [len(images) * part // world_size() for part in range(world_size() + 1)]
+        own = torch.arange(ends[rank()], ends[rank() + 1])
         before = tensor_hash(module)
-        found = extract(
+        features, rows = extract(
             module,
-            images,
+            SomeImages(images, own),
             self.data,
             batch_size=self.config.batch_size,
-            num_workers=workers,
+            num_workers=num_decoders(self.data, len(own)),
             device=self.device,
-            title=title if self.config.progress else "",
+            title=title if self.config.progress and rank() == 0 else "",
         )
         if tensor_hash(module) != before:
             raise RuntimeError(f"{title}: the encoder's parameters or buffers changed while it was evaluated")
-        return found
+        return _gather(features, own[rows], self.device)
+
+
+def _gather(features: Tensor, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Those of all processes, by rank, on the CPU."""
+    if world_size() == 1:
+        return features, rows
+    width = max(gather_sizes(features.shape[1], device))  # a share without a readable image knows none
+    parts = (features.reshape(len(rows), width), rows)
+    gathered = [gather_rows(part.to(device)).cpu() for part in parts]
+    return gathered[0], gathered[1]
+
+
+def num_decoders(data: DataConfig, num_images: int) -> int:
+    """Decoding processes: as ``data.num_workers`` says, or by how much there is to do."""
+    if data.num_workers is not None:
+        return data.num_workers
+    return min(8, usable_cpus()) if num_images >= _WORKERS_FROM else 0
 
 
 def extract(
@@ -340,22 +370,18 @@ def extract(
         for batch in batches:
             if len(batch.ids):
                 views = center_view(batch.images.to(device, non_blocking=True), data)
-                features.append(module(views).float().cpu())
+                found = module(views)
+                if found.ndim != 2:
+                    raise UserError(
+                        f"the network gives features of shape {list(found.shape)}, (images, dimensions) is "
+                        "needed; choose another model"
+                    )
+                features.append(found.float().cpu())
                 rows.append(batch.ids)
             bar.update(min(batch_size, len(images) - bar.n))
     if not rows:
         return torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)
     return torch.cat(features), torch.cat(rows)
-
-
-def tensor_hash(module: nn.Module) -> str:
-    """SHA-256 over name, type, shape and bytes of every parameter and buffer, batch statistics included."""
-    digest = hashlib.sha256()
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
-        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 class _Pixels(nn.Module):

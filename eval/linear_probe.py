@@ -1,6 +1,6 @@
 """Linear probe: a grid of settings trained at once, chosen inside train, refitted, scored once on test."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,14 +38,29 @@ class Choice:
 
 def score(features: Features, config: EvalConfig) -> Scored:
     """Top-1 and, above 5 classes, top-5; per class and confusion of the first seed in the details."""
+    num_classes, train = len(features.classes), features.train
+    choices = [choose(train, num_classes, config.linear, seed) for seed in range(config.seeds)]
+    probes = [fit(train, num_classes, config.linear, choice, seed) for seed, choice in enumerate(choices)]
+    logits = torch.stack([probe(features.test.features) for probe in probes])
+    grid = {
+        "linear.learning_rates": config.linear.learning_rates,
+        "linear.weight_decays": config.linear.weight_decays,
+    }
+    return summarise(logits, features, choices, grid)
+
+
+def summarise(
+    logits: Float[Tensor, "r n c"], features: Features, choices: list[Choice], grid: dict[str, list[float]]
+) -> Scored:
+    """What a linear probe says.
+
+    Args:
+        logits: Of the test images, for each seed.
+        features: Give the test labels and the classes.
+        choices: Of each seed.
+        grid: The settings that were chosen from, by their names in the config.
+    """
     classes, test = features.classes, features.test
-    choices = [choose(features.train, len(classes), config.linear, seed) for seed in range(config.seeds)]
-    logits = torch.stack(
-        [
-            fit(features.train, len(classes), config.linear, choice, seed)(test)
-            for seed, choice in enumerate(choices)
-        ]
-    )
     lines = [
         line(f"top{k}", torch.stack([in_top(each, test.labels, k) for each in logits]))
         for k in (1, 5)
@@ -58,47 +73,75 @@ def score(features: Features, config: EvalConfig) -> Scored:
         "per_class": per_class(counts, classes),
         "confusion": counts.tolist(),
     }
-    return Scored(lines, details, _edge_warnings(choices, config.linear))
+    return Scored(lines, details, edge_warnings(choices, grid))
 
 
 def choose(train: Split, num_classes: int, config: LinearConfig, seed: int) -> Choice:
     """Train the whole grid on one part of ``train``, take the best on the other.
 
-    Equal accuracies are settled for values inside the grid, then by the lower cross-entropy.
-
     Raises:
         UserError: too few rows to hold some out, or every setting diverged.
     """
-    fit_rows, held_rows = hold_out(train.labels, config.held_out, seed)
+    fit_part, held = split_to_choose(train, config.held_out, seed)
+    rates, decays = _grid(config, train.features)
+    heads, standardise = _train(fit_part, num_classes, config, rates, decays, seed)
+    held = replace(held, features=standardise(held.features))
+    return pick(*score_heads(heads, held), config.learning_rates, config.weight_decays)
+
+
+def split_to_choose(train: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """A part of ``train`` to fit on, and ``share`` of each class to choose settings by.
+
+    Raises:
+        UserError: no class has two images.
+    """
+    fit_rows, held_rows = hold_out(train.labels, share, seed)
     if not len(held_rows):
         raise UserError(
             f"the training part has {len(train)} labelled images, one a class; choosing settings "
             "needs 2 or more of a class; use the lowshot or knn protocol"
         )
-    rates, decays = _grid(config, train.features)
-    heads, standardise = _train(train.take(fit_rows), num_classes, config, rates, decays, seed)
-    held = train.take(held_rows)
-    top1, loss = _score_heads(heads, standardise(held.features), held.labels)
+    return train.take(fit_rows), train.take(held_rows)
+
+
+def pick(
+    top1: Float[Tensor, " h"],
+    loss: Float[Tensor, " h"],
+    learning_rates: list[float],
+    weight_decays: list[float],
+) -> Choice:
+    """The best of the settings, one for each pair of rate and decay.
+
+    Equal accuracies are settled for values inside the grid, then by the lower cross-entropy.
+
+    Args:
+        top1: Accuracy on rows that it was not trained on; 0 for a diverged one.
+        loss: Cross-entropy there; infinite for a diverged one.
+        learning_rates: Of the grid.
+        weight_decays: Of the grid; they vary faster.
+
+    Raises:
+        UserError: every setting diverged.
+    """
     if not loss.isfinite().any():
-        raise UserError(
-            f"linear.learning_rates={config.learning_rates}: every setting diverged; allow lower ones"
-        )
-    width = len(config.weight_decays)
+        raise UserError(f"learning_rates={learning_rates}: every setting diverged; allow lower ones")
+    width = len(weight_decays)
     best = min(
         range(len(top1)),
         key=lambda head: (
             -top1[head].item(),
-            _on_edge(head // width, config.learning_rates) or _on_edge(head % width, config.weight_decays),
+            _on_edge(head // width, learning_rates) or _on_edge(head % width, weight_decays),
             loss[head].item(),
         ),
     )
     # Places in the lists, not values of the tensors: those are rounded to float32.
-    places = {"learning_rates": best // width, "weight_decays": best % width}
+    rate, decay = divmod(best, width)
+    edges = (("learning_rates", rate, learning_rates), ("weight_decays", decay, weight_decays))
     return Choice(
-        config.learning_rates[places["learning_rates"]],
-        config.weight_decays[places["weight_decays"]],
+        learning_rates[rate],
+        weight_decays[decay],
         top1[best].item(),
-        tuple(name for name, place in places.items() if _on_edge(place, getattr(config, name))),
+        tuple(name for name, place, values in edges if _on_edge(place, values)),
     )
 
 
@@ -109,9 +152,9 @@ class Probe:
     standardise: Standardiser
     heads: Heads
 
-    def __call__(self, split: Split) -> Float[Tensor, "n c"]:
+    def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
         """Logits."""
-        return self.heads.logits(self.standardise(split.features))[:, :, 0]
+        return self.heads.logits(self.standardise(features))[:, :, 0]
 
 
 def fit(train: Split, num_classes: int, config: LinearConfig, choice: Choice, seed: int) -> Probe:
@@ -149,8 +192,9 @@ def _grid(config: LinearConfig, like: Tensor) -> tuple[Tensor, Tensor]:
     return rates.contiguous(), decays.contiguous()
 
 
-def _score_heads(heads: Heads, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Accuracy and cross-entropy of each head; a diverged one scores 0 and infinity."""
+def score_heads(heads: Heads, split: Split) -> tuple[Float[Tensor, " h"], Float[Tensor, " h"]]:
+    """Accuracy and cross-entropy of each head on standardised rows; a diverged one scores 0 and infinity."""
+    features, labels = split.features, split.labels
     hits, cost = torch.zeros_like(heads.bias[0]), torch.zeros_like(heads.bias[0])
     step = max(1, _PIECE // heads.bias.numel())
     for rows, truth in zip(torch.split(features, step), torch.split(labels, step), strict=True):
@@ -166,13 +210,15 @@ def _on_edge(place: int, grid: list[float]) -> bool:
     return len(grid) > 1 and place in (0, len(grid) - 1)
 
 
-def _edge_warnings(choices: list[Choice], config: LinearConfig) -> list[str]:
+def edge_warnings(choices: list[Choice], grid: dict[str, list[float]]) -> list[str]:
+    """What to know where the best value was the first or last of its list; ``grid`` as of ``summarise``."""
     found = []
-    for name, attribute in (("learning_rates", "learning_rate"), ("weight_decays", "weight_decay")):
-        values = [getattr(choice, attribute) for choice in choices if name in choice.edges]
-        if values:
+    for name, values in grid.items():
+        kind = name.rpartition(".")[2]
+        chosen = [getattr(choice, kind.removesuffix("s")) for choice in choices if kind in choice.edges]
+        if chosen:
             found.append(
-                f"linear.{name}: the best value, {values[0]:g}, is on the edge of {getattr(config, name)}; "
+                f"{name}: the best value, {chosen[0]:g}, is on the edge of {values}; "
                 "a wider grid may score higher"
             )
     return found

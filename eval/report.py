@@ -17,8 +17,9 @@ from torch import Tensor
 from contrastive.config import PretrainConfig, UserError, load_saved
 from contrastive.data.sources import Images, Unreadable, open_held_out, open_train
 from eval.config import EvalConfig
-from eval.features import Extractor, Split, resolve, write_file
+from eval.features import Extractor, Split, write_file
 from eval.figures import Points, colour, heat_map, interval_bar, line_chart, scatter
+from eval.frozen import resolve
 from eval.page import card, data_uri, legend, page, png, section
 from eval.stats import Health, health
 from memory_bank.shapes import Float
@@ -361,7 +362,7 @@ def _map(run: Path, config: EvalConfig, settings: PretrainConfig, missing: list[
         if open_held_out(settings.data) is None:
             return None  # no labels, so nothing to colour: the page is whole without it
         extractor = Extractor(replace(config, checkpoint=str(run)), resolve(str(run)))
-        test = extractor.encoder().test
+        test = extractor.features("encoder").test
     except UserError as error:
         missing.append(f"the map of the features ({error})")
         return None

@@ -11,9 +11,14 @@ from contrastive.config import PretrainConfig, WandbConfig, load_saved
 from contrastive.logging.drawing import draw_confusion
 from contrastive.logging.wandb_run import encoder_name, forgiving, start_run, use_encoder
 from eval.config import EvalConfig
-from eval.features import Checkpoint, resolve
+from eval.frozen import resolve
 
-_PREFIXES = {"linear": "probe/", "lowshot": "probe/", "finetune": "probe/finetune_"}
+_PREFIXES = {
+    "linear": "probe/",
+    "lowshot": "probe/",
+    "finetune": "probe/finetune_",
+    "linear-sgd_augmented": "probe/sgd_augmented_",
+}
 """Of names on W&B; any other protocol's own name is its group."""
 
 
@@ -41,7 +46,8 @@ def track(result: dict[str, Any], config: EvalConfig) -> None:
     )
     if run is None:
         return
-    use_encoder(run, checkpoint.encoder, _artifact(pretrain_id, checkpoint))
+    assert isinstance(checkpoint.encoder, Path)  # a run's own
+    use_encoder(run, checkpoint.encoder, _artifact(pretrain_id, checkpoint.encoder, checkpoint.run))
     with forgiving("the result"):
         run.log(scalars(result) | _confusion(result))
     with forgiving("the end of the run"):
@@ -51,8 +57,16 @@ def track(result: dict[str, Any], config: EvalConfig) -> None:
 def scalars(result: dict[str, Any]) -> dict[str, float]:
     """Names on W&B: ``probe/top1``, ``knn/top1_k=20``, ...; those of a baseline end in its name.
 
-    The first number of ``knn`` is also ``knn/top1``, the name of the online score.
+    The first number of ``knn`` is also ``knn/top1``, the name of the online score. ``stats`` are
+    ``stats/features_rankme`` and so on: of the encoder's features, where the online ones are of keys.
     """
+    if result["protocol"] == "stats":
+        return {
+            f"stats/features_{number}" + ("" if which == "encoder" else f"_{which}"): value
+            for which, numbers in result["scores"].items()
+            for number, value in numbers.items()
+            if not isinstance(value, str)
+        }
     prefix = _PREFIXES.get(result["protocol"], f"{result['protocol']}/")
     found = {}
     for row in result["scores"]:
@@ -74,11 +88,10 @@ def _told(result: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name not in ("scores", "details")}
 
 
-def _artifact(pretrain_id: str, checkpoint: Checkpoint) -> str:
+def _artifact(pretrain_id: str, encoder: Path, run: Path) -> str:
     """The pretraining's own artifact for the run's encoder; one of its own for an earlier checkpoint's."""
-    folder = checkpoint.encoder.absolute().parent
-    of_run = folder == Path(checkpoint.run or "").absolute()
-    return encoder_name(pretrain_id, "" if of_run else folder.name)
+    folder = encoder.absolute().parent
+    return encoder_name(pretrain_id, "" if folder == run.absolute() else folder.name)
 
 
 def _confusion(result: dict[str, Any]) -> dict[str, Any]:

@@ -259,6 +259,35 @@ class DatasetImages(Images):
             return "unreadable"
 
 
+class SomeImages(Images):
+    """Some rows of another set, renumbered from 0 in the order given.
+
+    Args:
+        images: The other set.
+        rows: Its rows, int64.
+    """
+
+    def __init__(self, images: Images, rows: Int[Tensor, " n"]) -> None:
+        self.images, self.rows = images, rows
+        self.size, self.classes, self.thread_safe = images.size, images.classes, images.thread_safe
+        self.labels = None if images.labels is None else images.labels[rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
+        """See Images."""
+        return self.images.read(int(self.rows[row]))
+
+    def key(self, row: int) -> str:
+        """As the other set has it."""
+        return self.images.key(int(self.rows[row]))
+
+    def stamp(self, row: int) -> str:
+        """As the other set has it."""
+        return self.images.stamp(int(self.rows[row]))
+
+
 def _square(pixels: np.ndarray[Any, np.dtype[np.uint8]], size: int) -> UInt8[Tensor, "3 s s"]:
     if pixels.shape[:2] == (size, size):
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())

@@ -104,14 +104,22 @@ def load_weights(encoder: Encoder, path: Path) -> None:
     Raises:
         UserError: the file cannot be used; names the first key that does not fit, and the remedy.
     """
-    tensors = _read(path)[0] if path.suffix == ".safetensors" else _read_pickle(path)
-    body = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
+    body = {name: tensor for name, tensor in read_tensors(path).items() if not name.startswith("fc.")}
     # Counters of batches are missing in files of old torchvision releases and decide nothing here.
     for name, tensor in encoder.state_dict().items():
         if name.endswith(".num_batches_tracked"):
             body.setdefault(name, tensor)
     _require_fit(encoder, body, path)
     encoder.load_state_dict(body)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of ``.safetensors``, ``.pth``, ``.pt``, ``.bin`` or ``.tar``; nothing else may be in it.
+
+    Raises:
+        UserError: the file cannot be read, or holds other things.
+    """
+    return _read(path)[0] if path.suffix == ".safetensors" else _read_pickle(path)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -131,39 +139,43 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} to safetensors"
         )
     if path.suffix not in (".pth", ".pt", ".bin", ".tar"):
-        raise UserError(f"encoder.weights={path}: allowed are files in .safetensors, .pth, .pt, .bin or .tar")
+        raise UserError(f"{path}: allowed are files in .safetensors, .pth, .pt, .bin or .tar")
     try:
         body = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"encoder.weights={path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # on garbage the unpickler raises a dozen kinds; all mean the same here
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"encoder.weights={path}: not a file of tensors ({reason}); save model.state_dict() instead"
+            f"{path}: not a file of tensors ({reason}); save model.state_dict() instead"
         ) from error
     if isinstance(body, dict) and isinstance(body.get("state_dict"), dict):
         body = body["state_dict"]  # how training scripts, timm's among them, wrap it
     if not isinstance(body, dict) or not all(isinstance(value, Tensor) for value in body.values()):
-        raise UserError(
-            f"encoder.weights={path}: a state dict is needed, names to tensors; save model.state_dict()"
-        )
+        raise UserError(f"{path}: a state dict is needed, names to tensors; save model.state_dict()")
     return {str(name): value for name, value in body.items()}
 
 
 def _require_fit(encoder: Encoder, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise UserError unless every name and shape of ``tensors`` is the network's."""
     wanted = encoder.state_dict()
     if stem := _stem_remedy(wanted, tensors):
         raise UserError(f"{path}: conv1.weight is {list(tensors['conv1.weight'].shape)}: {stem}")
     remedy = "encoder.name and encoder.width must be those the file was made with"
+    require_fit(wanted, tensors, str(path), remedy)
+
+
+def require_fit(
+    wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str, remedy: str
+) -> None:
+    """Raise UserError unless every name and shape of ``tensors`` is that of ``wanted``, a network's."""
     for name in [*wanted, *tensors]:
         if name not in tensors:
-            raise UserError(f"{path}: {name} is missing; {remedy}")
+            raise UserError(f"{source}: {name} is missing; {remedy}")
         if name not in wanted:
-            raise UserError(f"{path}: {name} is not in the network; {remedy}")
+            raise UserError(f"{source}: {name} is not in the network; {remedy}")
         if wanted[name].shape != tensors[name].shape:
             given, allowed = list(tensors[name].shape), list(wanted[name].shape)
-            raise UserError(f"{path}: {name} is {given}, the network has {allowed}; {remedy}")
+            raise UserError(f"{source}: {name} is {given}, the network has {allowed}; {remedy}")
 
 
 def _stem_remedy(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
@@ -181,7 +193,8 @@ def _parse_meta(path: Path, metadata: dict[str, str]) -> EncoderMeta:
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"{path}: not an encoder of contrastive-pretrain (format={metadata.get('format')!r:.80}); "
-            "weights of torchvision or timm go into encoder.weights"
+            "to train from weights of torchvision or timm set encoder.weights, to evaluate them give "
+            "checkpoint=torchvision:MODEL:FILE or timm:MODEL:FILE"
         )
     rest = dict(metadata)
     try:

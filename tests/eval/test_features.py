@@ -9,7 +9,8 @@ from tests.eval.conftest import make_run
 
 def extractor(run, **changes):
     from eval.config import EvalConfig
-    from eval.features import Extractor, resolve
+    from eval.features import Extractor
+    from eval.frozen import resolve
 
     config = EvalConfig(checkpoint=str(run), device="cpu", progress=False, **changes)
     return Extractor(config, resolve(str(run)))
@@ -21,7 +22,7 @@ def test_features_are_the_encoders_own_in_eval_mode(shared_run):
     from contrastive.encoders.weights import load_encoder
 
     at = extractor(shared_run)
-    found = at.encoder()
+    found = at.features("encoder")
     encoder, _ = load_encoder(shared_run / "encoder.safetensors")
     assert (len(found.train), len(found.test)) == (1335, 462)
     for row in (0, 300, 461):
@@ -34,38 +35,38 @@ def test_features_are_the_encoders_own_in_eval_mode(shared_run):
 
 def test_encoder_is_unchanged_to_the_bit(new_run):
     """File, parameters and batch statistics; the statistics are not at their initial values."""
-    from eval.features import tensor_hash
+    from eval.frozen import tensor_hash
 
     run = new_run()
     at = extractor(run)
-    before = {name: value.clone() for name, value in at._encoder.state_dict().items()}
+    before = {name: value.clone() for name, value in at.frozen.module.state_dict().items()}
     file = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
-    digest = tensor_hash(at._encoder)
+    digest = tensor_hash(at.frozen.module)
     assert before["bn1.running_mean"].abs().max() > 0
-    at.encoder()
-    assert all(torch.equal(value, at._encoder.state_dict()[name]) for name, value in before.items())
-    assert tensor_hash(at._encoder) == digest
-    assert hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest() == file == at.encoder_sha256
+    at.features("encoder")
+    assert all(torch.equal(value, at.frozen.module.state_dict()[name]) for name, value in before.items())
+    assert tensor_hash(at.frozen.module) == digest
+    assert hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest() == file == at.frozen.sha256
 
 
 def test_a_changed_buffer_is_caught(new_run, monkeypatch):
     at = extractor(new_run())
-    forward = type(at._encoder).encode
+    forward = type(at.frozen.module).encode
 
     def moving(self, images):
         self.bn1.running_mean[0] += 1e-3
         return forward(self, images)
 
-    monkeypatch.setattr(type(at._encoder), "encode", moving)
+    monkeypatch.setattr(type(at.frozen.module), "encode", moving)
     with pytest.raises(RuntimeError, match="parameters or buffers changed"):
-        at.encoder()
+        at.features("encoder")
 
 
 @pytest.mark.parametrize("name", ["bn1.running_var", "bn1.num_batches_tracked", "conv1.weight"])
 def test_hash_sees_every_tensor(name):
     from contrastive.config import EncoderConfig
     from contrastive.encoders.build import build_encoder
-    from eval.features import tensor_hash
+    from eval.frozen import tensor_hash
 
     encoder = build_encoder(EncoderConfig(name="resnet10", width=4), 16)
     before = tensor_hash(encoder)
@@ -78,32 +79,34 @@ def test_cache_is_used_and_knows_what_it_is_of(new_run, monkeypatch):
 
     run = new_run()
     first = extractor(run)
-    wanted = {name: get() for name, get in first.representations().items()}
+    wanted = {name: first.features(name) for name in first.modules()}
     assert len(list((run / "eval" / "cache").glob("*.npz"))) == 6
 
     calls = []
     whole = eval.features.extract
     monkeypatch.setattr(eval.features, "extract", lambda *a, **k: calls.append(k["title"]) or whole(*a, **k))
     again = extractor(run)
-    for name, get in again.representations().items():
-        assert torch.equal(get().test.features, wanted[name].test.features)
+    for name in again.modules():
+        assert torch.equal(again.features(name).test.features, wanted[name].test.features)
     assert calls == []
 
     from eval.config import BaselineConfig
 
     other = extractor(run, baselines=BaselineConfig(raw_size=4, random_seed=7))
-    assert other.raw_pixels().train.features.shape == (1335, 48)
-    assert not torch.equal(other.random_encoder().test.features, wanted["random_encoder"].test.features)
-    other.encoder()
+    assert other.features("raw_pixels").train.features.shape == (1335, 48)
+    assert not torch.equal(
+        other.features("random_encoder").test.features, wanted["random_encoder"].test.features
+    )
+    other.features("encoder")
     assert len(calls) == 4
 
 
 def test_a_damaged_cache_is_computed_again(new_run):
     run = new_run()
-    wanted = extractor(run).raw_pixels().test.features
+    wanted = extractor(run).features("raw_pixels").test.features
     for file in (run / "eval" / "cache").glob("*.npz"):
         file.write_bytes(file.read_bytes()[:-200])
-    assert torch.equal(extractor(run).raw_pixels().test.features, wanted)
+    assert torch.equal(extractor(run).features("raw_pixels").test.features, wanted)
 
 
 def test_raw_pixels_are_block_means(shared_run):
@@ -113,7 +116,9 @@ def test_raw_pixels_are_block_means(shared_run):
     at = extractor(shared_run, baselines=BaselineConfig(raw_size=4))
     view = center_view(at.parts["test"].read(5)[None], at.data)[0].numpy()
     wanted = view.reshape(3, 4, 4, 4, 4).mean((2, 4)).ravel()
-    np.testing.assert_allclose(at.raw_pixels().test.features[5].numpy(), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        at.features("raw_pixels").test.features[5].numpy(), wanted, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_random_encoder_leaves_the_global_generator_alone(shared_run):
@@ -137,7 +142,7 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path):
     (tmp_path / "data/train/cat/3.png").write_bytes(b"no image")
     run = make_run(tmp_path / "run", name="imagefolder", root=str(tmp_path / "data"))
     at = extractor(run)
-    found = at.encoder()
+    found = at.features("encoder")
     assert at.unreadable == {"train": 1, "test": 0}
     assert found.train.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
     assert found.train.labels.tolist() == [0] * 5 + [1] * 6
@@ -145,7 +150,7 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path):
 
 def test_paths(new_run):
     """A run, its encoder file, a checkpoint, the pointer, and a run that has only checkpoints."""
-    from eval.features import resolve
+    from eval.frozen import resolve
 
     run = new_run()
     step = run / "checkpoints" / "step-10"
@@ -166,20 +171,20 @@ def test_paths(new_run):
 
 
 def test_other_data_is_fed_as_the_encoder_wants_it(shared_run):
-    from contrastive.encoders.weights import load_encoder
     from eval.config import EvalConfig, EvalDataConfig
-    from eval.features import choose_data, resolve
+    from eval.features import choose_data
+    from eval.frozen import open_frozen, resolve
 
-    _, meta = load_encoder(shared_run / "encoder.safetensors")
+    checkpoint = resolve(str(shared_run))
     given = EvalConfig(checkpoint=str(shared_run), data=EvalDataConfig(name="imagefolder", root="photos"))
-    data = choose_data(given, resolve(str(shared_run)).run, meta)
+    data = choose_data(given, checkpoint.run, open_frozen(checkpoint, image_size=None, seed=0).feed)
     assert (data.name, data.root, data.image_size, data.mean) == ("imagefolder", "photos", 16, [0.3] * 3)
 
 
 @pytest.mark.parametrize("text", ["../../elsewhere", "/etc", "step-10/../../../elsewhere", "step-11", ""])
 def test_a_pointer_is_followed_to_a_checkpoint_beside_it_only(tmp_path, text):
     from contrastive.config import UserError
-    from eval.features import resolve
+    from eval.frozen import resolve
 
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     for folder in (run / "checkpoints" / "step-10", elsewhere):

@@ -34,12 +34,14 @@ def tiny_folder(tmp_path):
         ("linear", ["top1", "top5"]),
         ("knn", ["top1 k=20", "top1 k=200"]),
         ("lowshot", ["top1 at 1 a class", "top1 at 100%"]),
+        ("finetune", ["top1"]),
     ],
 )
 def test_a_protocol_from_end_to_end(protocol, names, shared_run, capsys):
     few = {
         "linear": ["linear.min_steps=20", "linear.learning_rates=[0.1]"],
         "lowshot": ["lowshot.labels_per_class=[1]", "lowshot.fractions=[1.0]", "seeds=2"],
+        "finetune": ["finetune.epochs=1", "finetune.learning_rates=[1e-3]", "finetune.fraction=0.1"],
     }
     code, out, err = run_main(
         capsys, protocol, f"checkpoint={shared_run}", "device=cpu", *few.get(protocol, [])
@@ -89,6 +91,12 @@ def test_overall_numbers_make_sense(shared_run, capsys):
         (["knn", "checkpoint=RUN", "data.image_size=64"], ["64", "the encoder takes 16"]),
         (["knn", "checkpoint=RUN", "data.name=images", "data.root=TMP"], ["no labels", "imagefolder"]),
         (["knn", "checkpoint=RUN", "device=tpu9"], ["device=tpu9", "device=cpu"]),
+        (["linear", "checkpoint=RUN", "protocol=sgd"], ["linear.protocol='sgd'", "sgd_augmented"]),
+        (["stats", "checkpoint=RUN", "finetune.epochs=3"], ["finetune.epochs=3", "setting of finetune"]),
+        (["finetune", "checkpoint=RUN", "finetune.learning_rates=[1,0.1]"], ["ascending"]),
+        (["finetune", "checkpoint=RUN", "data.name=images", "data.root=TMP"], ["no labels", "imagefolder"]),
+        (["knn", "checkpoint=torchvision:resnet18:random"], ["its data is unknown", "data.name="]),
+        (["knn", "checkpoint=torchvision:resnt:random", "data.name=digits"], ["did you mean resnet"]),
         (["report", "TMP/encoder.safetensors"], ["not inside a run directory", "runs/NAME"]),
     ],
 )
@@ -119,6 +127,20 @@ def test_encoder_of_unknown_origin_needs_data(shared_run, tmp_path, capsys):
     )
     assert code == 0
     assert json.loads(out)["file"] == str(tmp_path / "eval" / "knn.json")
+
+
+def test_another_librarys_network_by_the_same_command(tmp_path, monkeypatch, capsys):
+    """With random weights it is its own random baseline, so nothing is gained over that."""
+    monkeypatch.chdir(tmp_path)
+    given = ["checkpoint=torchvision:resnet18:random", "data.name=digits", "data.image_size=16"]
+    code, out, _ = run_main(capsys, "knn", *given, "device=cpu", "knn.k=[5]")
+    assert code == 0
+    found = json.loads(out)
+    assert found["file"] == "runs/torchvision-resnet18-random/eval/knn.json"
+    scores = found["scores"]["top1 k=5"]
+    assert scores["encoder"] == scores["random_encoder"] > 0.8
+    result = json.loads((tmp_path / found["file"]).read_text())
+    assert result["encoder"] == {"name": "torchvision:resnet18:random", "image_size": 16}
 
 
 def test_one_class_few_rows_and_nan(new_run, tiny_folder, capsys):
@@ -170,10 +192,17 @@ def test_help_is_quick_and_imports_no_torch():
     assert "usage: contrastive-eval" in done.stdout
 
 
-@pytest.mark.parametrize("protocol", ["linear", "knn", "lowshot", "report"])
+@pytest.mark.parametrize("protocol", ["linear", "knn", "lowshot", "finetune", "stats", "report"])
 def test_shipped_yaml_states_the_defaults(protocol):
     from contrastive.config import load_config
     from eval.config import EvalConfig
 
     loaded = load_config(EvalConfig, "eval", protocol, ["checkpoint=x"])
     assert loaded == EvalConfig(checkpoint="x", seeds=5 if protocol == "lowshot" else 1)
+
+
+def test_the_default_view_is_the_weak_preset():
+    from contrastive.config import PretrainConfig, load_config
+    from eval.config import weak_view
+
+    assert load_config(PretrainConfig, "pretrain", "cifar10", ["augment=weak"]).augment.view_1 == weak_view()

@@ -20,6 +20,7 @@ def score(name, encoder, raw):
         ("knn", ["top1 k=20"], ["knn/top1_k=20", "knn/top1"]),
         ("lowshot", ["top1 at 1 a class", "top1 at 10%"], ["probe/top1_at_1_a_class", "probe/top1_at_10%"]),
         ("finetune", ["top1"], ["probe/finetune_top1"]),
+        ("linear-sgd_augmented", ["top1"], ["probe/sgd_augmented_top1"]),
     ],
 )
 def test_scores_have_documented_names_of_their_own(protocol, names, expected):
@@ -55,3 +56,13 @@ def test_an_encoder_of_unknown_origin_and_w_and_b_off_log_nothing(shared_run, tm
     assert [more["pretrain_id"] for more in started] == ["abc"]
     with pytest.raises(ValueError, match="wandb='offlin'"):
         EvalConfig(checkpoint="x", wandb="offlin")
+
+
+def test_statistics_have_names_beside_those_of_the_keys():
+    from contrastive.logging.names import describe
+    from eval.tracking import scalars
+
+    numbers = {"rankme": 20.0, "verdict": "healthy"}
+    found = scalars({"protocol": "stats", "scores": {"encoder": numbers, "raw_pixels": numbers}})
+    assert found == {"stats/features_rankme": 20.0, "stats/features_rankme_raw_pixels": 20.0}
+    assert all(describe(name) for name in found)

@@ -1,0 +1,45 @@
+"""Random views of labelled images, for the protocols that train on more than centre views."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from contrastive.augment.noise import uniforms
+from contrastive.augment.views import Chain
+from contrastive.config import ViewConfig
+from contrastive.data.images import SomeImages
+from contrastive.data.loader import build_loader
+from contrastive.data.plan import Plan
+from contrastive.optim import learning_rate
+from eval.features import Network
+from memory_bank.shapes import Int
+
+
+def augmented_batches(
+    network: Network, rows: Int[Tensor, " n"], view: ViewConfig, *, batch_size: int, epochs: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Views (b, 3, s, s), their labels (b), and the share of the peak learning rate, step by step.
+
+    Order and views are pure functions of the seed; the shuffled remainder of an epoch is left out of it.
+
+    Args:
+        network: Gives the images.
+        rows: Rows of ``network.images`` to take.
+        view: Strengths.
+        batch_size: Images of a step; all of them where there are fewer.
+        epochs: Passes.
+        seed: Of order and views.
+    """
+    images = SomeImages(network.images, rows.cpu())
+    assert images.labels is not None
+    labels = images.labels.to(network.device)
+    plan = Plan(len(images), seed, min(batch_size, len(images)), epochs)
+    chain = Chain(view, network.data)
+    loader = build_loader(
+        images, plan, network.data, device=network.device, whole_plan=True, on_corrupt=lambda *_: None
+    )
+    for step, batch in enumerate(loader):
+        ids = batch.ids.to(network.device)
+        numbers = uniforms(seed, plan.epoch_of(step), ids, 0, chain.num_uniforms)
+        views = chain(batch.images.to(network.device, non_blocking=True), numbers)
+        yield views, labels[ids], learning_rate(step, total_steps=plan.total_steps, warmup_steps=0)

@@ -1,0 +1,168 @@
+"""The encoder under test: from ``checkpoint=`` to a network, how it is fed, and what it is compared with."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from contrastive.config import UserError
+from contrastive.encoders.build import build_encoder
+from contrastive.encoders.foreign import Feed, Foreign, load_foreign, parse_foreign
+from contrastive.encoders.weights import load_encoder
+
+_ENCODER_FILE = "encoder.safetensors"
+_CHECKPOINT = re.compile(r"step-\d+")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where an encoder is, and what is known of the run it comes from.
+
+    Attributes:
+        encoder: An ``encoder.safetensors``, or a network of another library.
+        run: The run directory, None where the origin is unknown.
+        home: Folder whose ``eval/`` holds results and cached features.
+        results: Folder of the results.
+    """
+
+    encoder: Path | Foreign
+    run: Path | None
+    home: Path
+    results: Path
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An encoder that is evaluated.
+
+    Attributes:
+        module: Views (b, 3, s, s) to features (b, d), in evaluation mode.
+        build_random: Another network of the same shape, its weights drawn from torch's global generator.
+        shape: What the shape depends on, in words.
+        sha256: Of our file, or over the tensors of another library's network.
+        feed: How it wants its images.
+        about: What results say of it.
+    """
+
+    module: nn.Module
+    build_random: Callable[[], nn.Module]
+    shape: str
+    sha256: str
+    feed: Feed
+    about: dict[str, Any]
+
+
+def resolve(path: str, out: str | None = None) -> Checkpoint:
+    """Find the encoder of a run directory, a checkpoint directory, or take the file or the name itself.
+
+    Results of a run's encoder go to ``<run>/eval``, of one of its checkpoints to ``<run>/eval/step-N``, of
+    another library's network to ``runs/<library>-<model>-<weights>/eval``.
+
+    Raises:
+        UserError: nothing there, or no encoder in it.
+    """
+    if (foreign := parse_foreign(path)) is not None:
+        home = Path("runs") / foreign.slug
+        return Checkpoint(foreign, None, home, _results(home / "eval", out))
+    given = Path(path).expanduser()
+    if not given.exists():
+        raise UserError(
+            f"checkpoint={path}: does not exist; give a run directory (runs/NAME), a checkpoint directory "
+            f"(runs/NAME/checkpoints/step-N), an {_ENCODER_FILE}, or torchvision:MODEL or timm:MODEL"
+        )
+    encoder = given if given.is_file() and given.name != "last" else _inside(given)
+    if not encoder.is_file():
+        raise UserError(
+            f"checkpoint={path}: holds no {_ENCODER_FILE}; give a run directory (runs/NAME), "
+            f"a checkpoint directory (runs/NAME/checkpoints/step-N) or the file"
+        )
+    folder = encoder.absolute().parent
+    if (folder / "config.yaml").is_file():
+        return Checkpoint(encoder, folder, folder, _results(folder / "eval", out))
+    if folder.parent.name == "checkpoints" and (folder.parents[1] / "config.yaml").is_file():
+        run = folder.parents[1]
+        results = run / "eval" / ("" if given.absolute() == run else folder.name)
+        return Checkpoint(encoder, run, run, _results(results, out))
+    return Checkpoint(encoder, None, folder, _results(folder / "eval", out))
+
+
+def _results(folder: Path, out: str | None) -> Path:
+    return Path(out).expanduser() if out else folder
+
+
+def _inside(given: Path) -> Path:
+    """The encoder file a directory, or a ``last`` pointer, leads to; never out of the pointer's folder."""
+    if given.is_file():  # `last`: a line with the name of the newest checkpoint
+        name = given.read_text(errors="replace").strip()
+        encoder = given.parent / name / _ENCODER_FILE
+        if not _CHECKPOINT.fullmatch(name) or not encoder.resolve().is_relative_to(given.parent.resolve()):
+            raise UserError(
+                f"{given}: names {name!r:.80}; only a checkpoint beside it is followed, give its directory"
+            )
+        return encoder
+    own = given / _ENCODER_FILE
+    last = given / "checkpoints" / "last"
+    return own if own.is_file() or not last.is_file() else _inside(last)
+
+
+def open_frozen(checkpoint: Checkpoint, *, image_size: int | None, seed: int) -> Frozen:
+    """Load the encoder.
+
+    Args:
+        checkpoint: Where it is.
+        image_size: Side of the input where another library's network leaves that open; None is its own.
+        seed: Of random weights, should it be made of them.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    if isinstance(checkpoint.encoder, Foreign):
+        return _open_foreign(checkpoint.encoder, image_size, seed)
+    module, meta = load_encoder(checkpoint.encoder)
+    names = {"name": meta.encoder.name, "width": meta.encoder.width, "stem": meta.encoder.stem}
+    return Frozen(
+        module,
+        lambda: build_encoder(meta.encoder, meta.image_size),
+        " ".join(map(str, names.values())),
+        hashlib.sha256(checkpoint.encoder.read_bytes()).hexdigest(),
+        Feed(meta.image_size, meta.decode_size, meta.mean, meta.std),
+        {**names, "image_size": meta.image_size, **meta.extra},
+    )
+
+
+def _open_foreign(spec: Foreign, image_size: int | None, seed: int) -> Frozen:
+    with seeded(seed):
+        module, feed = load_foreign(spec, image_size)
+    untrained = Foreign(spec.library, spec.model, "random")
+    return Frozen(
+        module,
+        lambda: load_foreign(untrained, image_size)[0],
+        f"{untrained} {feed.image_size}",
+        tensor_hash(module),
+        feed,
+        {"name": str(spec), "image_size": feed.image_size},
+    )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random weights made meanwhile come from ``seed``; the global generator is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def tensor_hash(module: nn.Module) -> str:
+    """SHA-256 over name, type, shape and bytes of every parameter and buffer, batch statistics included."""
+    digest = hashlib.sha256()
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""The papers' linear probe: SGD on random views, the encoder frozen; its rate chosen inside train."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from eval.augmented import augmented_batches
+from eval.config import EvalConfig
+from eval.features import Network, Split
+from eval.frozen import tensor_hash
+from eval.linear_probe import Probe, pick, score_heads, split_to_choose, summarise
+from eval.scores import Scored
+from eval.softmax import SGD_MOMENTUM, Heads, Standardiser
+
+
+def score(network: Network, config: EvalConfig) -> Scored:
+    """As ``eval.linear_probe.score``: chosen on a held-out part of train, refitted, scored on centre views.
+
+    Raises:
+        UserError: too few rows to hold some out, or every rate diverged.
+        RuntimeError: the encoder did not stay frozen.
+    """
+    before, settings = tensor_hash(network.module), config.linear.sgd
+    choices, probes = [], []
+    for seed in range(config.seeds):
+        fit_part, held = split_to_choose(network.features.train, config.linear.held_out, seed)
+        tried = train(network, fit_part, config, settings.learning_rates, seed)
+        held = replace(held, features=tried.standardise(held.features))
+        choices.append(pick(*score_heads(tried.heads, held), settings.learning_rates, [0.0]))
+        probes.append(train(network, network.features.train, config, [choices[-1].learning_rate], seed))
+    if tensor_hash(network.module) != before:
+        raise RuntimeError("the encoder's parameters or buffers changed while it was probed")
+    logits = torch.stack([probe(network.features.test.features) for probe in probes])
+    grid = {"linear.sgd.learning_rates": settings.learning_rates}
+    return summarise(logits, network.features, choices, grid)
+
+
+@torch.no_grad()
+def train(network: Network, part: Split, config: EvalConfig, learning_rates: list[float], seed: int) -> Probe:
+    """One head for each rate, all on the same views of the images of ``part``.
+
+    Features are standardised by their centre views: what a rate means then depends little on the encoder.
+    """
+    standardise = Standardiser.fit(part.features)
+    rates = part.features.new_tensor(learning_rates)
+    num_classes = len(network.features.classes)
+    weight = part.features.new_zeros(part.features.shape[1], num_classes, len(rates))
+    bias = part.features.new_zeros(num_classes, len(rates))
+    weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
+    settings = config.linear.sgd
+    batches = augmented_batches(
+        network, part.rows, config.view, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed
+    )
+    for views, labels, share in batches:
+        x = standardise(network.module(views).float())
+        error = Heads(weight, bias).logits(x).softmax(1)
+        error -= F.one_hot(labels, num_classes)[:, :, None]
+        weight_speed.mul_(SGD_MOMENTUM).add_((x.T @ error.flatten(1)).view_as(weight) / len(x))
+        bias_speed.mul_(SGD_MOMENTUM).add_(error.mean(0))
+        weight.addcmul_(weight_speed, rates, value=-share)
+        bias.addcmul_(bias_speed, rates, value=-share)
+    return Probe(standardise, Heads(weight, bias))

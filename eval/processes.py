@@ -1,0 +1,32 @@
+"""Several processes, as torchrun starts them, that compute features together."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[bool]:
+    """Join the processes that torchrun started, for as long as the context lasts; whether there are several.
+
+    All but the first say no more than warnings.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield False
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if not is_first():
+        logging.getLogger("eval").setLevel(logging.WARNING)
+    try:
+        yield True
+    finally:
+        dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Whether this is the process that scores, writes and prints."""
+    return int(os.environ.get("RANK", 0)) == 0

@@ -1,0 +1,141 @@
+import sys
+import urllib.error
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def features(text, images, image_size=None):
+    from contrastive.encoders.foreign import load_foreign, parse_foreign
+
+    module, feed = load_foreign(parse_foreign(text), image_size)
+    assert not module.training
+    return module(images), feed
+
+
+@torch.no_grad()
+def test_torchvision_weights_of_a_file(tmp_path, images):
+    """The classifier's own number of classes does not matter; features are what it would get."""
+    other = torchvision.models.resnet18(num_classes=7).eval()
+    torch.save(other.state_dict(), tmp_path / "w.pth")
+    found, _ = features(f"torchvision:resnet18:{tmp_path / 'w.pth'}", images)
+    other.fc = torch.nn.Identity()
+    assert torch.equal(found, other(images))
+
+
+@torch.no_grad()
+def test_timm_weights_of_a_file_at_another_size(tmp_path, images):
+    other = timm.create_model("vit_tiny_patch16_224", img_size=32).eval()
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(other.state_dict(), path)
+    found, feed = features(f"timm:vit_tiny_patch16_224:{path}", images, 32)
+    torch.testing.assert_close(found, other.forward_head(other.forward_features(images), pre_logits=True))
+    assert (feed.image_size, feed.decode_size, feed.mean) == (32, 32, [0.5, 0.5, 0.5])
+
+
+def test_our_own_encoder_goes_into_torchvisions_network(tmp_path, images):
+    from contrastive.config import DataConfig, EncoderConfig
+    from contrastive.encoders.build import build_encoder
+    from contrastive.encoders.weights import save_encoder
+
+    config = EncoderConfig(name="resnet18", stem="imagenet")
+    encoder = build_encoder(config, 32).eval()
+    save_encoder(tmp_path / "encoder.safetensors", encoder, config, DataConfig(), {})
+    found, _ = features(f"torchvision:resnet18:{tmp_path / 'encoder.safetensors'}", images)
+    with torch.no_grad():
+        torch.testing.assert_close(found, encoder(images))
+
+
+def test_images_are_fed_as_the_library_says(images):
+    """Stored and cropped at the sizes of torchvision's own preset; at another size by our rule."""
+    _, feed = features("torchvision:resnet18:random", images)
+    preset = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    assert [feed.image_size] == preset.crop_size
+    assert [feed.decode_size] == preset.resize_size
+    assert (feed.mean, feed.std) == (preset.mean, preset.std)
+    _, other = features("torchvision:resnet18:random", images, 96)
+    assert (other.image_size, other.decode_size) == (96, 110)
+
+
+def test_random_weights_come_from_the_global_generator(images):
+    def made(seed):
+        torch.manual_seed(seed)
+        return features("torchvision:resnet18:random", images)[0]
+
+    first, again, other = made(0), made(0), made(1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_names_of_weights_are_fetched_without_pickle(images, monkeypatch):
+    from torchvision.models import _api
+
+    asked = {}
+
+    def fetch(url, **options):
+        asked.update(options, url=url)
+        return torchvision.models.resnet50().state_dict()
+
+    monkeypatch.setattr(_api, "load_state_dict_from_url", fetch)
+    _, feed = features("torchvision:resnet50:IMAGENET1K_V2", images)
+    assert asked["weights_only"]
+    assert asked["check_hash"]
+    assert asked["url"] == torchvision.models.ResNet50_Weights.IMAGENET1K_V2.url
+    assert feed.decode_size == 232
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("torchvision::random", "names no model; write torchvision:resnet18"),
+        ("torchvision:resnt18:random", "no classifier 'resnt18'; did you mean resnet18"),
+        ("torchvision:fcn_resnet50:random", "no classifier 'fcn_resnet50'"),
+        ("torchvision:squeezenet1_0:random", "ends in no linear layer"),
+        ("torchvision:resnet18:V9", "neither a name nor a file; allowed are random, IMAGENET1K_V1, a file"),
+        ("timm:resnt18:random", "no classifier 'resnt18'; did you mean"),
+        ("timm:resnet18:V9", "neither a name nor a file; allowed are random, a file"),
+        ("torchvision:resnet34:FILE", "layer1.2.conv1.weight is missing; MODEL in LIBRARY:MODEL:FILE"),
+    ],
+)
+def test_what_cannot_be_had(text, message, tmp_path, images):
+    from contrastive.config import UserError
+
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError) as caught:
+        features(text.replace("FILE", str(tmp_path / "w.pth")), images)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_without_a_network_the_message_says_what_else_to_give(library, images, monkeypatch):
+    from torchvision.models import _api
+
+    from contrastive.config import UserError
+
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no route to host")
+
+    create = timm.create_model
+    monkeypatch.setattr(_api, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(
+        timm, "create_model", lambda *a, **k: refuse() if k.get("pretrained") else create(*a, **k)
+    )
+    with pytest.raises(UserError, match=rf"no route to host.*{library}:resnet18:FILE, or {library}:.*random"):
+        features(f"{library}:resnet18", images)
+
+
+def test_timm_is_an_extra(images, monkeypatch):
+    from contrastive.config import UserError
+
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"needs timm: pip install 'contrastive-pretrain\[timm\]'"):
+        features("timm:resnet18:random", images)

@@ -1,0 +1,73 @@
+import csv
+
+import numpy as np
+import torch
+
+
+def test_pairs_equal_a_plain_loop():
+    from eval.duplicates import closest_pairs
+
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, 6, generator=generator).abs() + 3  # rectified: all point roughly the same way
+    rows[17], rows[30] = rows[3] * 1.001, rows[8] + 0.02
+    pairs, similarity = closest_pairs(rows, neighbours=39, least=0.8)
+
+    plain = rows.double().numpy() - rows.double().numpy().mean(0)
+    plain /= np.linalg.norm(plain, axis=1, keepdims=True)
+    wanted = [
+        (float(plain[i] @ plain[j]), i, j)
+        for i in range(40)
+        for j in range(i + 1, 40)
+        if plain[i] @ plain[j] >= 0.8
+    ]
+    wanted.sort(reverse=True)
+    assert pairs.tolist() == [[i, j] for _, i, j in wanted]
+    np.testing.assert_allclose(similarity.numpy(), [value for value, _, _ in wanted], atol=1e-5)
+    assert {(3, 17), (8, 30)} <= {tuple(pair) for pair in pairs.tolist()}
+
+
+def test_fewer_neighbours_keep_the_closest_pair():
+    from eval.duplicates import closest_pairs
+
+    rows = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
+    every, _ = closest_pairs(rows, neighbours=29, least=-1.0)
+    few, _ = closest_pairs(rows, neighbours=1, least=-1.0)
+    assert len(every) == 30 * 29 // 2
+    assert len(few) < 30
+    assert few[0].tolist() == every[0].tolist()
+
+
+def test_no_pair_at_all(tmp_path):
+    from eval.duplicates import COLUMNS, closest_pairs, write_duplicates
+
+    pairs, similarity = closest_pairs(torch.eye(4), neighbours=3, least=0.99)
+    assert pairs.shape == (0, 2)
+    write_duplicates(tmp_path / "pairs.csv", pairs, similarity, torch.eye(4), [])
+    assert (tmp_path / "pairs.csv").read_text() == ",".join(COLUMNS) + "\n"
+
+
+def test_the_table_names_both_files(tmp_path):
+    from contrastive.data.images import ArrayImages
+    from eval.duplicates import write_duplicates
+    from eval.features import Split
+
+    pixels = np.zeros((5, 8, 8, 3), np.uint8)
+    places = []
+    for part, labels in (("train", [0, 1, -1]), ("test", [1, 1])):
+        rows = torch.arange(len(labels))
+        images = ArrayImages(part, [pixels[: len(labels)]], 8)
+        places.append((part, images, Split(torch.zeros(len(labels), 2), torch.tensor(labels), rows)))
+    raw = torch.eye(5)
+    raw[4] = raw[1]
+    pairs, similarity = torch.tensor([[1, 4], [0, 3], [2, 3]]), torch.tensor([0.99, 0.98, 0.97])
+    write_duplicates(tmp_path / "pairs.csv", pairs, similarity, raw, places)
+    table = list(csv.DictReader((tmp_path / "pairs.csv").read_text().splitlines()))
+    assert [(row["first_key"], row["second_key"]) for row in table] == [
+        ("train/1", "test/1"),
+        ("train/0", "test/0"),
+        ("train/2", "test/0"),
+    ]
+    assert [row["same_label"] for row in table] == ["true", "false", ""]
+    assert [row["similarity"] for row in table] == ["0.9900", "0.9800", "0.9700"]
+    assert table[0]["pixel_similarity"] == "1.0000"
+    assert float(table[1]["pixel_similarity"]) < 0

@@ -1,0 +1,85 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.reference import probe
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twelve unlabelled images, one of them twice."""
+    from PIL import Image
+
+    noise = np.random.default_rng(0)
+    (tmp_path / "photos" / "album").mkdir(parents=True)
+    for number in range(12):
+        pixels = np.kron(noise.integers(0, 255, (4, 4, 3)), np.ones((5, 5, 1))).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number:02}.png")
+        if number == 7:
+            Image.fromarray(pixels).save(tmp_path / "photos" / "album" / "again.png")
+    return tmp_path / "photos"
+
+
+def test_unlabelled_images_from_end_to_end(new_run, photos, capsys):
+    from contrastive.augment.views import Views
+    from contrastive.config import PretrainConfig, load_saved
+    from contrastive.data.sources import open_train
+    from contrastive.encoders.weights import load_encoder
+    from eval.__main__ import main
+
+    run = new_run(name="images", root=str(photos))
+    assert main(["stats", f"checkpoint={run}", "device=cpu", "progress=false"]) == 0
+    short = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = json.loads((run / "eval" / "stats.json").read_text())
+    assert short["verdict"] == result["scores"]["encoder"]["verdict"]
+    assert [*result["scores"]] == ["encoder", "raw_pixels", "random_encoder"]
+    assert result["data"]["rows"] == {"train": 13}
+
+    with (run / "eval" / "near_duplicates.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert {table[0]["first_key"], table[0]["second_key"]} == {"07.png", "album/again.png"}
+    assert float(table[0]["similarity"]) == pytest.approx(1, abs=1e-3)
+    assert float(table[0]["pixel_similarity"]) == pytest.approx(1, abs=1e-3)
+    assert result["near_duplicates"]["listed"] == len(table)
+
+    saved = load_saved(PretrainConfig, run / "config.yaml")
+    images, (encoder, _) = open_train(saved.data), load_encoder(run / "encoder.safetensors")
+    pixels = torch.stack([images.read(row) for row in range(13)])
+    with torch.no_grad():
+        first, second = (
+            F.normalize(encoder(view)).double().numpy()
+            for view in Views(saved.augment, saved.data, 0)(pixels, torch.arange(13), 0)
+        )
+    found = result["scores"]["encoder"]
+    assert found["alignment"] == pytest.approx(probe.alignment(first, second), rel=1e-3)
+    assert len(result["details"]["encoder"]["dimension_std"]) == found["dimensions"] == 32
+
+
+def test_labelled_parts_are_searched_together(shared_run, capsys):
+    from eval.__main__ import main
+
+    arguments = ["stats", f"checkpoint={shared_run}", "device=cpu", "stats.rows=64", "stats.most_pairs=40"]
+    assert main([*arguments, "stats.min_similarity=0.5", f"out={shared_run}/twice"]) == 0
+    assert json.loads(capsys.readouterr().out)["near_duplicates"]["listed"] == 40
+    with (shared_run / "twice" / "near_duplicates.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert {row["first_part"] for row in table} | {row["second_part"] for row in table} == {"train", "test"}
+    assert [row["similarity"] for row in table] == sorted((row["similarity"] for row in table), reverse=True)
+
+
+def test_a_collapse_is_a_warning(new_run, photos, capsys):
+    from contrastive.encoders import safetensors
+    from eval.__main__ import main
+
+    run = new_run(name="images", root=str(photos))
+    tensors, meta = safetensors.read(run / "encoder.safetensors")
+    tensors["conv1.weight"] *= 0
+    safetensors.write(run / "encoder.safetensors", tensors, meta)
+    assert main(["stats", f"checkpoint={run}", "device=cpu"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["verdict"] == "complete collapse"
+    assert "warning: complete collapse" in captured.err
