@@ -130,6 +130,25 @@ def read_last(checkpoints: Path) -> Path | None:
     return path if _STEP.fullmatch(name) and path.is_dir() else None
 
 
+def forget(checkpoints: Path, after: int) -> Path | None:
+    """Remove the checkpoints of more than ``after`` optimizer steps; only for the run's one writer.
+
+    Returns:
+        The newest that stays, to which ``last`` now points; None if none does.
+    """
+    kept = None
+    for step, path in _steps(checkpoints):
+        if step > after:
+            _remove(path)
+        else:
+            kept = path
+    if kept is not None:
+        _point(kept)
+    else:
+        (checkpoints / LAST).unlink(missing_ok=True)
+    return kept
+
+
 def remove_stale(checkpoints: Path) -> None:
     """Remove the hidden directories and files that killed saves left; only for the run's one writer."""
     if not checkpoints.is_dir():
@@ -489,6 +508,8 @@ class SaveCheckpoint(Checkpoint):
             is always saved.
         keep_last: Checkpoints kept, 1 or more.
         extra_files: Writes further files, e.g. ``encoder.safetensors``.
+        in_doubt: Whether the weights may have diverged; a save that is due then waits for the first step
+            after which they are not, so that no bad checkpoint takes the place of a good one.
 
     Attributes:
         step: Optimizer step of the newest save, 0 before the first; survives a resume.
@@ -500,6 +521,7 @@ class SaveCheckpoint(Checkpoint):
         every_steps: int | None = None,
         keep_last: int = 2,
         extra_files: ExtraFiles | None = None,
+        in_doubt: Callable[[], bool] = lambda: False,
     ) -> None:
         for name, value in (("every_steps", every_steps), ("keep_last", keep_last)):
             if value is not None and value < 1:
@@ -507,6 +529,7 @@ class SaveCheckpoint(Checkpoint):
         self.directory = Path(directory)
         self.every_steps = every_steps
         self.step = 0
+        self._in_doubt, self._postponed = in_doubt, False
         self._warned = False
         self._options = SaveOptions(extra_files, keep_last, self._report)
 
@@ -536,7 +559,9 @@ class SaveCheckpoint(Checkpoint):
         due = (
             trainer.is_last_batch if self.every_steps is None else trainer.global_step % self.every_steps == 0
         )
-        if due:
+        wanted = due or self._postponed
+        self._postponed = wanted and self._in_doubt()
+        if wanted and not self._postponed:
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -28,7 +28,7 @@ class RunConfig:
         seed: Decides initial weights, data order and views.
         resume: ``auto`` continues an unfinished run of the same config; ``never`` refuses an existing one.
         checkpoint_every: Optimizer steps between checkpoints; None saves after every epoch.
-        keep_last: Checkpoints kept.
+        keep_last: Checkpoints kept; 1 keeps two, since only the step after a save tells whether it is good.
         compile: ``torch.compile`` for both networks and the views: ``true``, ``false``, or ``auto``: on a GPU
             with Triton and a C compiler. The first steps then take minutes, which long runs win back.
     """

@@ -39,7 +39,19 @@ COMPILER = "inductor"
 
 
 class Diverged(RuntimeError):
-    """The run stopped itself: the loss was not finite several steps in a row. Exit code 3."""
+    """The run stopped itself, since its weights are good for nothing any more. Exit code 3.
+
+    Args:
+        reason: What was seen.
+        since: Optimizer steps done when the weights were still good; they were not after one step more.
+    """
+
+    def __init__(self, reason: str, since: int) -> None:
+        super().__init__(
+            f"{reason}. Lower optimizer.base_lr, lengthen schedule.warmup_epochs, or set "
+            "trainer.gradient_clip_val=1"
+        )
+        self.since = since
 
 
 @dataclass
@@ -256,9 +268,23 @@ class ContrastiveModule(pl.LightningModule):
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= self.patience:
             raise Diverged(
-                f"the loss was not finite {self.patience} optimizer steps in a row, the last is step {step}; "
-                "the last checkpoint is kept. Lower optimizer.base_lr, lengthen schedule.warmup_epochs, "
-                "or set trainer.gradient_clip_val=1"
+                f"the loss was not finite {self.patience} optimizer steps in a row, the last is step {step}",
+                since=step - self.patience,
+            )
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the last loss was not finite: the weights may be why."""
+        return self._skipped_in_a_row > 0
+
+    def on_train_epoch_end(self) -> None:
+        """The end of the plan: no loss follows that would tell what the last step did to the weights."""
+        norms = torch._foreach_norm([weight for weight in self.parameters() if weight.requires_grad])
+        if not torch.stack(list(norms)).isfinite().all():
+            step = self.global_step
+            raise Diverged(
+                f"weights are not finite after {step} optimizer steps",
+                since=step - 1 - self._skipped_in_a_row,
             )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -23,7 +23,7 @@ from contrastive.callbacks.profile import ProfileSteps
 from contrastive.callbacks.steps import StepTimer
 from contrastive.callbacks.wandb_pictures import WandbPictures
 from contrastive.callbacks.watch_health import WatchHealth
-from contrastive.checkpoint import DirectoryCheckpointIO, Preemption, SaveCheckpoint
+from contrastive.checkpoint import DirectoryCheckpointIO, Preemption, SaveCheckpoint, forget, read_last
 from contrastive.config import PretrainConfig, UserError, nearest
 from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan
@@ -94,11 +94,11 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False) -> tuple[int, dic
     _check_batch_norm(config, trainer)
     _check_mining(config, plan, trainer)
     if not is_first_rank():
-        return _fit(trainer, module, checkpoint, preemption)[0], None
+        return _fit(trainer, module, checkpoint, saving, preemption)[0], None
     with hold(run_dir):
         prepare(run_dir, config, images)
         trainer.loggers = _build_loggers(config, run_dir)
-        code, seconds = _fit(trainer, module, checkpoint, preemption)
+        code, seconds = _fit(trainer, module, checkpoint, saving, preemption)
         return code, _finish(config, module, trainer, run_dir, seconds, code, steps)
 
 
@@ -176,8 +176,9 @@ def _build_saving(config: PretrainConfig, module: ContrastiveModule, run_dir: Pa
     return SaveCheckpoint(
         run_dir / "checkpoints",
         every,
-        config.run.keep_last,
+        max(2, config.run.keep_last),
         extra_files=lambda _, folder: _save_encoder(config, module, folder),
+        in_doubt=lambda: module.in_doubt,
     )
 
 
@@ -284,15 +285,23 @@ def _build_loggers(config: PretrainConfig, run_dir: Path) -> list[Logger]:
 
 
 def _fit(
-    trainer: pl.Trainer, module: ContrastiveModule, checkpoint: Path | None, preemption: Preemption
+    trainer: pl.Trainer,
+    module: ContrastiveModule,
+    checkpoint: Path | None,
+    saving: SaveCheckpoint,
+    preemption: Preemption,
 ) -> tuple[int, float]:
     started = time.monotonic()
     code = 0
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except (Diverged, TooManyCorrupt) as error:
-        logger.error("stopped: %s", error)
-        alert(trainer, "divergence" if isinstance(error, Diverged) else "unreadable files", str(error))
+        text = f"stopped: {error}"
+        if isinstance(error, Diverged) and trainer.is_global_zero:
+            last_good = forget(saving.directory, after=error.since)
+            text += f". {last_good} is the last good checkpoint" if last_good else ". No checkpoint was good"
+        logger.error("%s", text)
+        alert(trainer, "divergence" if isinstance(error, Diverged) else "unreadable files", text)
         code = 3
     finally:
         module.close()
@@ -313,12 +322,13 @@ def _finish(
     code: int,
     steps: int,
 ) -> dict[str, Any]:
-    """encoder.safetensors and summary.json; the latter only of a run that ended well."""
+    """encoder.safetensors and summary.json of a run that ended well; of another, where its last one is."""
     rows = read_metrics(run_dir / "metrics.csv") if (run_dir / "metrics.csv").is_file() else {}
     known = {name: [value for value in values if math.isfinite(value)] for name, values in rows.items()}
+    home = run_dir if code != 3 else read_last(run_dir / "checkpoints")
     summary = {
         "run": str(run_dir),
-        "encoder": str(run_dir / "encoder.safetensors"),
+        "encoder": str(home / "encoder.safetensors") if home is not None else None,
         "steps": trainer.global_step,
         "epochs": trainer.global_step / module.plan.steps_per_epoch,
         "seconds": round(seconds, 1),
@@ -354,7 +364,13 @@ def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
         trainer = _build_trainer(config, [timer], max_steps=min(2, plan.total_steps))
         _check_batch(config, trainer)
         _check_batch_norm(config, trainer)
-        trainer.fit(module)
+        try:
+            trainer.fit(module)
+        except (Diverged, TooManyCorrupt) as error:
+            logger.error("stopped: %s", error)
+            return 3, None
+        finally:
+            module.close()
         if not trainer.is_global_zero:
             return 0, None
         return 0, {

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class WatchHealth(StepCallback):
-    """Logs ``stats/*`` of the bank's keys after each epoch, and names a collapse, once, when there is one.
+    """Logs ``stats/*`` of the bank's keys after each epoch; names a collapse when it is seen, and at the end.
 
     Args:
         rows: Keys looked at, spread evenly over the bank.
@@ -24,6 +24,7 @@ class WatchHealth(StepCallback):
     def __init__(self, rows: int = 512) -> None:
         self.rows = rows
         self._warned = False
+        self._wrong = ""
 
     def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
         """Look, log, warn."""
@@ -38,12 +39,19 @@ class WatchHealth(StepCallback):
             found = health(bank.read(slots).float().cpu())
         row = {"rankme": found.rankme, "uniformity": found.uniformity, "std": found.std}
         log_row(trainer, {f"stats/{name}": value for name, value in row.items()} | module.progress())
-        if found.verdict != "healthy" and not self._warned:
-            self._warned = True
-            text = (
+        self._wrong = ""
+        if found.verdict != "healthy":
+            self._wrong = (
                 f"{found.verdict} of the embeddings after epoch {epochs}: effective rank {found.rankme:.1f} "
                 f"of {min(len(slots), bank.dim)}, spread {found.std:.2f} of 1. Lower optimizer.base_lr, "
                 "raise objective.temperature, or give the loss more negatives"
             )
-            logger.warning("%s", text)
-            alert(trainer, "collapse", text)
+        if self._wrong and not self._warned:
+            self._warned = True
+            logger.warning("%s", self._wrong)
+            alert(trainer, "collapse", self._wrong)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say it again where nobody can overlook it, unless the run got over it."""
+        if self._wrong:
+            logger.warning("the run ended with a %s", self._wrong)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import threading
 import traceback
 from pathlib import Path
@@ -78,6 +79,10 @@ def bank(run_dir: Path) -> dict[str, torch.Tensor]:
         checkpoints / (checkpoints / "last").read_text().strip() / "bank.pt", weights_only=True
     )
     return {name: value for name, value in saved["bank"].items() if isinstance(value, torch.Tensor)}
+
+
+def saved(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").glob("step-*"))
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -210,22 +215,66 @@ def test_a_look_up_that_fails_on_its_thread_stops_the_run_with_its_own_traceback
 def test_a_loss_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(run, tmp_path, monkeypatch):
     from contrastive.module import ContrastiveModule
 
-    embed, poisoned = ContrastiveModule.embed, {2}
+    embed, poisoned = ContrastiveModule.embed, {3}
 
     def poisoned_embed(self, view):
         query = embed(self, view)
         return query * float("nan") if self.global_step in poisoned else query
 
     monkeypatch.setattr(ContrastiveModule, "embed", poisoned_embed)
-    code, result, _ = run("run.name=once")
+    code, result, _ = run("run.name=once", "run.checkpoint_every=4", "run.keep_last=9")
     assert (code, result["metrics"]["train/skipped_steps"]) == (0, 1.0)
+    # The save due after the skipped step waited for a loss that was finite.
+    assert saved(tmp_path / "runs/once") == ["step-12", "step-5", "step-8"]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "runs/once").values())
     poisoned |= {6, 7, 8}
-    code, result, err = run("run.name=diverged")
+    code, result, err = run("run.name=diverged", "run.checkpoint_every=2")
     assert code == 3
     assert "optimizer.base_lr" in err
     assert not (tmp_path / "runs/diverged/summary.json").exists()
-    assert list((tmp_path / "runs/diverged/checkpoints").glob("step-*"))
+    # Three times, what step-6 held gave no loss; step-5 is the one that waited.
+    assert saved(tmp_path / "runs/diverged") == ["step-5"]
+
+
+@pytest.mark.parametrize("ruined_by", [5, 12], ids=["in the middle", "by the last step"])
+def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatch, ruined_by):
+    from contrastive.checkpoint import verify
+    from contrastive.encoders.weights import load_encoder
+    from contrastive.module import ContrastiveModule
+    from eval.features import resolve
+
+    update = ContrastiveModule.optimizer_step
+
+    def ruin(self, *args, **kwargs):
+        step = self.global_step + 1
+        update(self, *args, **kwargs)
+        if step == ruined_by:
+            self.encoder.conv1.weight.data.fill_(float("nan"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ContrastiveModule, "optimizer_step", ruin)
+        code, result, err = run("run.checkpoint_every=1", "run.keep_last=1")
+    run_dir, good = tmp_path / "runs/tiny", f"step-{ruined_by - 1}"
+    assert (code, result["finished"]) == (3, False)
+    assert f"{run_dir / 'checkpoints' / good} is the last good checkpoint" in err
+    assert saved(run_dir) == [good]
+    assert (run_dir / "checkpoints/last").read_text() == f"{good}\n"
+    assert verify(run_dir / "checkpoints" / good) == ruined_by - 1
+    encoder, _ = load_encoder(Path(result["encoder"]))
+    assert encoder(torch.rand(2, 3, 16, 16)).isfinite().all()
+    assert resolve(str(run_dir)).encoder == Path(result["encoder"])
+    code, result, _ = run("run.checkpoint_every=1")  # with the cause gone it goes on from there
+    assert (code, result["steps"]) == (0, 12)
+    assert [int(float(row["step"])) for row in metrics(run_dir) if row["train/loss"]] == list(range(1, 13))
+
+
+def test_a_learning_rate_beyond_reason_ends_with_3(run, tmp_path):
+    code, result, err = run("optimizer.base_lr=1e38", "run.checkpoint_every=1")
+    assert (code, result["encoder"]) == (3, None)
+    for part in ("not finite", "optimizer.base_lr", "No checkpoint was good"):
+        assert part in err
+    assert saved(tmp_path / "runs/tiny") == []
+    assert run("--dry-run", "optimizer.base_lr=1e38")[0] == 3
 
 
 def test_a_profile_tells_the_parts_of_a_step_and_changes_none(run, tmp_path):
@@ -416,5 +465,10 @@ def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch):
         "run.name=collapsed", "schedule.epochs=30", "optimizer.base_lr=3", "encoder.momentum=0"
     )
     assert code == 0
-    assert "collapse of the embeddings" in err
-    assert result["metrics"]["stats/std"] < 0.1 or result["metrics"]["stats/rankme"] < 2
+    last = err.strip().splitlines()[-1]
+    assert re.match(
+        r"the run ended with a (complete|dimensional) collapse of the embeddings after epoch 30", last
+    )
+    rank = float(re.search(r"effective rank (\S+) of 8", last)[1])
+    assert rank == pytest.approx(result["metrics"]["stats/rankme"], abs=0.05)
+    assert rank < 2 or result["metrics"]["stats/std"] < 0.1
