@@ -5,6 +5,7 @@ and cut the padding out again. ``sizes`` from one ``gather_sizes`` serves severa
 All functions are collective: every rank must call them, in the same order.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,6 +70,59 @@ def all_true(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
     agreed = flag.to(torch.int32)  # not every backend reduces booleans
     dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
     return agreed.bool()
+
+
+class Collectives:
+    """The memory_bank.sharded.Exchange of the default process group; alone without one.
+
+    NCCL moves nothing of the host: what lives there travels by the device.
+    """
+
+    @property
+    def rank(self) -> int:
+        """This process."""
+        return rank()
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return world_size()
+
+    def gather(self, rows: Tensor) -> list[Tensor]:
+        """See Exchange."""
+        sizes = gather_sizes(len(rows), _road(rows).device)
+        return list(torch.split(gather_rows(_road(rows), sizes).to(rows.device), sizes))
+
+    def swap(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """See Exchange."""
+        if world_size() == 1:
+            return list(parts)
+        sent = torch.cat(list(parts)).contiguous()
+        row = math.prod(sent.shape[1:]) * sent.element_size()
+        sizes = torch.tensor([len(part) for part in parts], device=_road(sent).device)
+        incoming = torch.empty_like(sizes)
+        dist.all_to_all_single(incoming, sizes)
+        given, wanted = sizes.tolist(), incoming.tolist()
+        # As bytes: not every backend moves every dtype.
+        received = torch.empty(sum(wanted), row, dtype=torch.uint8, device=_road(sent).device)
+        carried = _road(sent).view(torch.uint8).reshape(len(sent), row)
+        dist.all_to_all_single(received, carried, wanted, given)
+        whole = received.view(sent.dtype).reshape(len(received), *sent.shape[1:]).to(sent.device)
+        return list(torch.split(whole, wanted))
+
+    def total(self, values: Tensor) -> Tensor:
+        """See Exchange."""
+        if world_size() == 1:
+            return values
+        summed = _road(values).clone()
+        dist.all_reduce(summed)
+        return summed.to(values.device)
+
+
+def _road(tensor: Tensor) -> Tensor:
+    """``tensor`` where the process group can reach it."""
+    alone = world_size() == 1 or dist.get_backend() != "nccl"
+    return tensor if alone or tensor.is_cuda else tensor.cuda()
 
 
 def _gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -21,7 +21,7 @@ from contrastive.batch_norm import convert, shuffled
 from contrastive.config import PretrainConfig
 from contrastive.data.batch import Batch
 from contrastive.data.plan import Plan
-from contrastive.distributed import all_true, gather_rows, gather_sizes, rank
+from contrastive.distributed import Collectives, all_true, gather_rows, gather_sizes, rank
 from contrastive.encoders.encoder import Encoder
 from contrastive.heads import predictor, projector
 from contrastive.momentum import Ema, momentum_at
@@ -138,6 +138,7 @@ class ContrastiveModule(pl.LightningModule):
             seed=self.config.run.seed,
             device=self.device,
             upcoming=lambda step: self.plan.ids(step) if step < self.plan.total_steps else None,
+            exchange=Collectives(),
         )
         if self._saved_miner is not None:
             self.miner.load_state_dict(self._saved_miner)

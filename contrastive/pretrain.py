@@ -29,6 +29,7 @@ from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan
 from contrastive.data.sources import Images, Unreadable, open_labelled_train, open_train
 from contrastive.data.tally import TooManyCorrupt
+from contrastive.distributed import Collectives
 from contrastive.encoders.build import build_encoder
 from contrastive.encoders.weights import load_weights, save_encoder
 from contrastive.logging.memory import peak_memory_mib
@@ -267,6 +268,7 @@ def _check_mining(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> No
             seed=config.run.seed,
             device=trainer.strategy.root_device,
             upcoming=plan.ids,
+            exchange=Collectives(),
         ).close()
     except (ValueError, RuntimeError, MemoryError) as error:
         raise UserError(f"bank and mining: {error}") from error

@@ -35,6 +35,8 @@ class BankConfig:
         capacity: Slots of a queue; a data set bank has one per row and takes None.
         dtype: Storage precision: ``float16``, ``bfloat16`` or ``float32``.
         device: ``auto`` (with the model), ``cpu``, or ``accelerator`` (with the model, refused on CPU).
+        placement: ``replicated`` (every rank holds all rows) or ``sharded`` (each holds its part and searches
+            it for all; exact searches and samples only).
         max_age: Keys older than this many optimizer steps are not mined; None keeps all. With
             K / global_batch a data set bank holds what a queue of K holds.
     """
@@ -43,12 +45,19 @@ class BankConfig:
     capacity: int | None = None
     dtype: str = "float16"
     device: str = "auto"
+    placement: str = "replicated"
     max_age: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("bank.kind", self.kind, ("dataset", "queue"))
         check_choice("bank.dtype", self.dtype, ("float16", "bfloat16", "float32"))
         check_choice("bank.device", self.device, ("auto", "cpu", "accelerator"))
+        check_choice("bank.placement", self.placement, ("replicated", "sharded"))
+        if self.placement == "sharded" and self.kind != "dataset":
+            raise ValueError(
+                f"bank.placement=sharded: the slots of bank.kind={self.kind} have no owner; "
+                "use bank.kind=dataset or bank.placement=replicated"
+            )
         check_range("bank.max_age", self.max_age, 1)
         if self.kind == "queue" and (self.capacity is None or self.capacity < 1):
             raise ValueError(

@@ -42,16 +42,15 @@ def mining_metrics(mined: Mined, bank: Storage) -> Metrics:
         metrics["mining/similarity_mean"] = similarity.nanmean()
         metrics |= {f"mining/similarity_q{q}": level for q, level in zip((10, 50, 90), levels, strict=True)}
     if mined.slots.numel():
-        age = bank.ages_of(mined.slots, mined.step).float()
-        metrics["mining/age_mean"] = age.masked_fill(mined.slots < 0, torch.nan).nanmean()
+        metrics["mining/age_mean"] = bank.ages_of(mined.slots, mined.step).nanmean()
     return metrics | {f"mining/drop_{name}": share for name, share in mined.dropped.items()}
 
 
 def bank_metrics(bank: Storage, step: int) -> Metrics:
-    """``bank/...``: no value waits for the device."""
+    """``bank/...``: no value waits for the device or for other ranks; of a sharded bank, this rank's part."""
     age = (step - bank.written_at).float().masked_fill(bank.id < 0, torch.nan)
     return {
-        "bank/fill": bank.fill(),
+        "bank/fill": (bank.id >= 0).float().mean(),
         "bank/age_mean": age.nanmean(),
         "bank/admissible": bank.admissible(step).float().mean(),
         "bank/refused": bank.refused.float(),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from memory_bank import policy
 from memory_bank.config import BankConfig, MiningConfig
-from memory_bank.draw import draw_slots, mix
+from memory_bank.draw import mix
 from memory_bank.full_bank import tail_log_weight
 from memory_bank.lookahead import LookAhead
 from memory_bank.metrics import Metrics, Mined, bank_metrics, mining_metrics
@@ -20,6 +20,7 @@ from memory_bank.negatives import Negatives, unless
 from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.retrieval.choose import choose
 from memory_bank.shapes import Bool, Float, Int
+from memory_bank.sharded import Exchange, build_sharded
 from memory_bank.storage import Storage, build_storage
 from memory_bank.worker import Inline, Worker
 
@@ -253,7 +254,7 @@ class Miner:
         found = self._look_up(query, ids, step, admissible, hidden)
         chosen = policy.select(found, positive, ids, config, step=step, key=mix(self.seed, step, 2))
 
-        drawn = draw_slots(admissible, config.num_uniform, mix(self.seed, step, 3))
+        drawn = bank.draw(admissible, config.num_uniform, mix(self.seed, step, 3))
         shared, shared_ids = bank.read(drawn), bank.ids_of(drawn)
         similarity = query @ shared.T
         excluded = (drawn < 0)[None] | (shared_ids[None] == ids[:, None])
@@ -294,10 +295,10 @@ class Miner:
         fresh = unless(batch_ids[None] == ids[:, None])
         if estimated:
             near = self._look_up(query, ids, step, rest)
-            drawn = draw_slots(rest, self.config.num_uniform, mix(self.seed, step, 3))
+            drawn = bank.draw(rest, self.config.num_uniform, mix(self.seed, step, 3))
             own = bank.ids_of(drawn)[None] == ids[:, None]
             # Counted here: what the look-up counted may be a sample's rows, or those of an earlier step.
-            total = rest.sum() - bank.num_own(rest, ids)
+            total = bank.count(rest) - bank.num_own(rest, ids)
             log_weight = tail_log_weight(near.slots, drawn, own, total)
             rows, row_ids = bank.read(drawn), bank.ids_of(drawn)
         else:
@@ -334,6 +335,7 @@ def build_miner(
     seed: int,
     device: torch.device,
     upcoming: Callable[[int], Tensor | None] | None = None,
+    exchange: Exchange | None = None,
 ) -> Miner:
     """A miner for a dataset of ``rows``, embeddings of ``dim``, a model on ``device``.
 
@@ -345,6 +347,8 @@ def build_miner(
         seed: Decides every draw, together with step and id.
         device: The model's.
         upcoming: Dataset rows of an optimizer step to come, None past the end; for ``mining.query=stored``.
+        exchange: To the other ranks; for ``bank.placement=sharded``, which makes ``negatives``, ``nearest``,
+            ``write``, ``state_dict`` and ``ready`` collective: all ranks call them, in the same order.
 
     Raises:
         ValueError: settings that do not go together; the message says what to change.
@@ -355,8 +359,12 @@ def build_miner(
             "mining.query=stored looks up the rows of coming steps with their stored keys: it needs "
             "bank.kind=dataset and the plan's rows (argument upcoming); else use mining.query=fresh"
         )
-    storage = build_storage(bank, rows=rows, dim=dim, device=device)
-    retrieval = choose(mining, storage, seed=seed)
+    storage: Storage
+    if bank.placement == "sharded":
+        storage, retrieval = build_sharded(bank, mining, exchange, rows=rows, dim=dim, device=device)
+    else:
+        storage = build_storage(bank, rows=rows, dim=dim, device=device)
+        retrieval = choose(mining, storage, seed=seed)
     miner = Miner(storage, retrieval, mining, seed=seed, upcoming=upcoming if ahead else None)
     logger.info("%s", miner.describe())
     return miner

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from memory_bank.config import BankConfig
+from memory_bank.draw import draw_slots
 from memory_bank.shapes import Bool, Float, Int
 
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Storage(ABC):
@@ -62,6 +63,11 @@ class Storage(ABC):
         """Where the slots live."""
         return self._key.device
 
+    @property
+    def local(self) -> "Storage":
+        """What this process holds, to look at without the others: all of it, unless the bank is sharded."""
+        return self
+
     def fill(self) -> Float[Tensor, ""]:
         """Share of the slots that hold a key."""
         return (self.id >= 0).float().mean()
@@ -71,6 +77,14 @@ class Storage(ABC):
         valid = self.id >= 0
         return valid if self.max_age is None else valid & (step - self.written_at <= self.max_age)
 
+    def count(self, admissible: Bool[Tensor, " n"]) -> Int[Tensor, ""]:
+        """How many slots are admissible."""
+        return admissible.sum()
+
+    def draw(self, admissible: Bool[Tensor, " n"], count: int, key: int) -> Int[Tensor, " m"]:
+        """Up to ``count`` different admissible slots, uniformly, -1 where there are fewer (draw_slots)."""
+        return draw_slots(admissible, count, key)
+
     def read(self, slots: Int[Tensor, "..."]) -> Float[Tensor, "... d"]:
         """Stored keys of ``slots`` as float32; zero for -1."""
         return self._key[slots].float()
@@ -79,9 +93,9 @@ class Storage(ABC):
         """Dataset rows of ``slots``; -1 for -1 and for empty ones."""
         return self._id[slots]
 
-    def ages_of(self, slots: Int[Tensor, "..."], step: int) -> Int[Tensor, "..."]:
-        """Optimizer steps since ``slots`` were written; meaningless for -1 and for empty ones."""
-        return step - self._written_at[slots]
+    def ages_of(self, slots: Int[Tensor, "..."], step: int) -> Float[Tensor, "..."]:
+        """Optimizer steps since ``slots`` were written; nan for -1 and for empty ones."""
+        return (step - self._written_at[slots]).float().masked_fill(self._id[slots] < 0, torch.nan)
 
     @torch.no_grad()
     def write(self, keys: Float[Tensor, "g d"], ids: Int[Tensor, " g"], step: int) -> Int[Tensor, " g"]:
@@ -134,18 +148,21 @@ class Storage(ABC):
         Raises:
             ValueError: another kind, capacity, dimension or dtype.
         """
+        self._require_fit(state)
+        self.key.copy_(state["key"])
+        self.id.copy_(state["id"])
+        self.written_at.copy_(state["written_at"])
+        self.refused.copy_(state["refused"])
+
+    def _require_fit(self, state: dict[str, Any]) -> None:
         given = (state["kind"], tuple(state["key"].shape), state["key"].dtype)
-        wanted = (self.kind, (self.capacity, self.dim), self._key.dtype)
+        wanted = (self.kind, (self.capacity, self.dim), self.key.dtype)
         if given != wanted:
             raise ValueError(
                 f"saved bank is {given[0]} {given[1]} {given[2]}, "
                 f"this one is {wanted[0]} {wanted[1]} {wanted[2]}; keep the bank's settings, "
                 "the data and encoder.projector_dim as they were, or start a new run"
             )
-        self.key.copy_(state["key"])
-        self.id.copy_(state["id"])
-        self.written_at.copy_(state["written_at"])
-        self.refused.copy_(state["refused"])
 
     def _clear_spare(self) -> None:
         self._key[-1] = 0
@@ -283,12 +300,21 @@ def build_storage(config: BankConfig, *, rows: int, dim: int, device: torch.devi
     Raises:
         ValueError: ``bank.device=accelerator`` where the model is on the CPU.
     """
-    if config.device == "accelerator" and device.type == "cpu":
-        raise ValueError("bank.device=accelerator: the model is on the CPU; use bank.device=auto or cpu")
-    place = torch.device("cpu") if config.device == "cpu" else device
+    place = place_of(config, device)
     kind = DatasetBank if config.kind == "dataset" else QueueBank
     capacity = rows if config.capacity is None else config.capacity
-    return kind(capacity, dim, dtype=_DTYPES[config.dtype], device=place, max_age=config.max_age)
+    return kind(capacity, dim, dtype=DTYPES[config.dtype], device=place, max_age=config.max_age)
+
+
+def place_of(config: BankConfig, device: torch.device) -> torch.device:
+    """Where the bank lives if the model is on ``device``.
+
+    Raises:
+        ValueError: ``bank.device=accelerator`` where the model is on the CPU.
+    """
+    if config.device == "accelerator" and device.type == "cpu":
+        raise ValueError("bank.device=accelerator: the model is on the CPU; use bank.device=auto or cpu")
+    return torch.device("cpu") if config.device == "cpu" else device
 
 
 def _last_equal(slots: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class WatchHealth(StepCallback):
         """Look, log, warn."""
         if not trainer.is_global_zero:
             return
-        bank = module.miner.bank
+        bank = module.miner.bank.local
         slots = bank.admissible(trainer.global_step).nonzero()[:, 0]
         slots = slots[:: max(1, len(slots) // self.rows)]
         if len(slots) < 2:

@@ -29,16 +29,24 @@ def choose(config: MiningConfig, bank: Storage, *, seed: int) -> Retrieval:
     if config.backend == "exact":
         return Exact(bank)
     if config.backend == "subsample":
-        return Subsample(bank, _sample_size(config))
+        return Subsample(bank, sample_size(config))
     if config.backend == "faiss":
         return _faiss(config, bank, needed, seed)
-    sample, on_cpu = _sample_size(config), bank.device.type == "cpu"
-    large = bank.capacity > (2 * sample if on_cpu else max(2 * sample, EXACT_ROWS_GPU))
-    if needed > REACH and large and config.false_negative != "attract":
-        return Subsample(bank, sample, f" (auto: the band reaches rank {needed})")
+    on_cpu = bank.device.type == "cpu"
+    if is_sampled(config, bank):
+        return Subsample(bank, sample_size(config), f" (auto: the band reaches rank {needed})")
     if not on_cpu or bank.capacity <= EXACT_ROWS_CPU:
         return Exact(bank, " (auto)")
     return _faiss(config, bank, needed, seed, " (auto)")
+
+
+def is_sampled(config: MiningConfig, bank: Storage) -> bool:
+    """Whether a sample serves: asked for, or left to us and the band is deep."""
+    if config.backend != "auto":
+        return config.backend == "subsample"
+    sample = sample_size(config)
+    large = max(2 * sample, 0 if bank.device.type == "cpu" else EXACT_ROWS_GPU)
+    return _needed(config, bank) > REACH and bank.capacity > large and config.false_negative != "attract"
 
 
 def _faiss(config: MiningConfig, bank: Storage, needed: int, seed: int, reason: str = "") -> Retrieval:
@@ -75,7 +83,7 @@ def _needed(config: MiningConfig, bank: Storage) -> int:
     return 1 if config.method == "all_rows" else depth(config, bank.capacity)
 
 
-def _sample_size(config: MiningConfig) -> int:
+def sample_size(config: MiningConfig) -> int:
     """Rows so that the narrowest band holds twice ``num_hard`` of them: the draw stays one."""
     bands = [config.band] if config.band_end is None else [config.band, config.band_end]
     width = min(high - low for low, high in bands) * (1 - skip_top(config))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from memory_bank.draw import draw_slots, mix
+from memory_bank.draw import mix
 from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.shapes import Bool, Float, Int
 from memory_bank.storage import Storage
@@ -78,7 +78,7 @@ class Subsample(Retrieval):
     ) -> Candidates:
         """See Retrieval.search; ``rows`` and ``above`` count rows of the sample."""
         bank = self._bank
-        sample = draw_slots(admissible, self.size, mix(key, 0x5A))
+        sample = bank.draw(admissible, self.size, mix(key, 0x5A))
         hidden = (sample < 0)[None] | (bank.ids_of(sample)[None] == ids[:, None])
         similarity = (query @ bank.read(sample).T).masked_fill_(hidden, -torch.inf)
         above = hide_above(similarity, ceiling)

@@ -31,6 +31,7 @@ def collect(rank):
         # Rank r weighs gathered row i by (r + 1) (i + 1).
         ((rank + 1) * torch.arange(1, len(gathered) + 1)[:, None] * gathered).sum().backward()
         results[f"{label} gradient"] = rows.grad
+    results |= exchange(rank)
     results["both"] = all_true(torch.tensor(True))
     results["one"] = all_true(torch.tensor(rank == 0))
     results["gathered grad"] = results["unequal rows"].requires_grad
@@ -40,6 +41,22 @@ def collect(rank):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     return run_ranks(collect, tmp_path_factory.mktemp("ranks"))
+
+
+def exchange(rank):
+    """Rank 0 sends one row to itself and two to rank 1, rank 1 none and three."""
+    from contrastive.distributed import Collectives
+
+    talk = Collectives()
+    sizes = ((1, 2), (0, 3))[rank]
+    results = {"place": (talk.rank, talk.world)}
+    for dtype in (torch.float16, torch.bfloat16, torch.int64, torch.bool):
+        parts = [torch.full((size, 3), 2 * rank + to).to(dtype) for to, size in enumerate(sizes)]
+        results[f"swap {dtype}"] = talk.swap(parts)
+    results["swap ids"] = talk.swap([torch.full((size,), 2 * rank + to) for to, size in enumerate(sizes)])
+    results["gather"] = talk.gather(rows_of(rank, 1 + rank))
+    results["total"] = talk.total(torch.tensor([rank, 5]))
+    return results
 
 
 CASES = {"equal": (2, 2), "unequal": (1, 3), "empty": (0, 2)}
@@ -74,6 +91,20 @@ def test_a_row_gets_the_gradients_of_all_ranks(ranks, label):
         assert torch.equal(result[f"{label} gradient"], expected)
 
 
+def test_an_exchange_swaps_gathers_and_sums(ranks):
+    for me, result in enumerate(ranks):
+        assert result["place"] == (me, 2)
+        sizes = [(1, 2)[me], (0, 3)[me]]
+        for dtype in (torch.float16, torch.bfloat16, torch.int64, torch.bool):
+            for sender, got in enumerate(result[f"swap {dtype}"]):
+                assert torch.equal(got, torch.full((sizes[sender], 3), 2 * sender + me).to(dtype))
+        assert [got.tolist() for got in result["swap ids"]] == [
+            [2 * sender + me] * size for sender, size in enumerate(sizes)
+        ]
+        assert all(torch.equal(rows, rows_of(r, 1 + r)) for r, rows in enumerate(result["gather"]))
+        assert result["total"].tolist() == [1, 10]
+
+
 def test_a_flag_holds_only_if_it_holds_everywhere(ranks):
     assert all(bool(result["both"]) for result in ranks)
     assert not any(bool(result["one"]) for result in ranks)
@@ -81,6 +112,7 @@ def test_a_flag_holds_only_if_it_holds_everywhere(ranks):
 
 def test_one_process_is_the_identity():
     from contrastive.distributed import (
+        Collectives,
         all_true,
         gather_rows,
         gather_sizes,
@@ -90,6 +122,10 @@ def test_one_process_is_the_identity():
     )
 
     rows = rows_of(0, 4).requires_grad_()
+    talk = Collectives()
+    assert (talk.rank, talk.world, talk.total(rows)) == (0, 1, rows)
+    assert torch.equal(talk.swap([rows])[0], rows)
+    assert torch.equal(talk.gather(rows)[0], rows)
     assert (rank(), world_size(), gather_sizes(4, rows.device)) == (0, 1, [4])
     assert gather_with_grad(rows) is rows
     assert torch.equal(gather_rows(rows), rows)

@@ -5,7 +5,7 @@ import itertools
 import torch
 
 from tests.faults.conftest import STEPS
-from tests.faults.harness import load_bank
+from tests.faults.harness import assert_same, load_bank
 
 
 def rows_by_step(path):
@@ -35,3 +35,16 @@ def test_two_one_two_ranks_across_resumes(lab, whole):
     assert moved["id"].tolist() == list(range(48))
     assert torch.equal(moved["written_at"], still["written_at"])
     assert int(moved["written_at"].max()) == STEPS - 1
+
+
+def test_sharded_bank_trains_and_resumes_as_a_replicated_one(lab, whole):
+    """Killed and gone on; of the rest, metrics.csv tells what rank 0 holds."""
+    sharded = "bank.placement=sharded"
+    assert lab.kill_when("tell_step", 6, "parts", sharded, delay_s=0.01, ranks=2).codes == [-9, -9]
+    parts, one = lab.finish("parts", sharded, ranks=2), whole(2)
+    assert_same(parts.trainer, one.trainer)
+    assert parts.encoder == one.encoder
+    assert_same(load_bank(lab.folder / "runs" / "parts"), load_bank(whole.folder(2)))
+    assert [row["train/loss"] for row in parts.rows.values()] == [
+        row["train/loss"] for row in one.rows.values()
+    ]
