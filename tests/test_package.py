@@ -51,7 +51,7 @@ def python(code: str, cwd: Path, path: Path = ROOT, *arguments: str) -> subproce
 
 
 def test_help_and_wrong_input_answer_without_the_heavy_libraries(tmp_path):
-    for package in ("contrastive", "eval"):
+    for package in ("contrastive", "contrastive.dashboard", "contrastive.export", "eval"):
         code = (
             "import sys, runpy\n"
             f"sys.argv = ['{package}', '--help']\n"

@@ -1,0 +1,65 @@
+"""``contrastive-export``: the encoder in the form that other tools load. Heavy imports wait."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from contrastive.config import UserError, load_config
+from contrastive.export.config import SUFFIXES, ExportConfig
+
+USAGE = """\
+usage: contrastive-export checkpoint=PATH format=FORMAT out=FILE [key=value ...]
+
+Writes the encoder, or what it makes of a data set, and beside it a model card (FILE's name with .md).
+PATH is a run directory, a checkpoint directory, or an encoder.safetensors.
+
+  format=torchvision  state dict for torchvision.models        out=encoder.pth or .safetensors
+  format=timm         state dict for timm.create_model         out=encoder.safetensors or .pth
+  format=onnx         graph from pixels in [0, 1] to features  out=encoder.onnx
+  format=embeddings   features, ids and file paths of images   out=images.npz or .parquet
+
+  key=value  of embeddings: part=test, data.name=images data.root=photos, batch_size=512, device=cpu
+
+State dicts and graphs are loaded again and compared with the encoder before the command ends. The last line
+of stdout is one JSON object. Exit codes: 0 done, 2 wrong input, 1 a fault of the program.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given or {"--help", "-h"} & {*given}:
+        print(USAGE, end="")
+        return 0
+    _log_to_stderr()
+    try:
+        result = _export(load_config(ExportConfig, "export", "export", given))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result), flush=True)
+    return 0
+
+
+def _export(config: ExportConfig) -> dict[str, Any]:
+    assert config.format in SUFFIXES
+    from contrastive.export.export import export
+
+    return export(config)
+
+
+def _log_to_stderr() -> None:
+    """Ours at INFO; other libraries keep their own settings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("contrastive", "eval"):
+        package = logging.getLogger(name)
+        package.setLevel(logging.INFO)
+        package.handlers = [handler]
+        package.propagate = False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""The model card: what was trained, on what, how, how good it is, and how to load it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from contrastive.config import PretrainConfig, load_saved
+from contrastive.data.manifest import read_manifest
+from contrastive.export.config import ExportConfig
+from contrastive.export.source import Source
+from eval.features import write_file
+
+
+def write_card(config: ExportConfig, source: Source, out: Path, told: dict[str, Any]) -> Path:
+    """Write ``out`` with ``.md`` for its suffix; returns where it is."""
+    path = out.with_suffix(".md")
+    text = "\n".join(_lines(config, source, out, told)) + "\n"
+    write_file(path, lambda file: file.write(text.encode()))
+    return path
+
+
+def _lines(config: ExportConfig, source: Source, out: Path, told: dict[str, Any]) -> list[str]:
+    meta = source.meta
+    about = {
+        "file": f"`{out.name}`, format {config.format}",
+        "network": f"{meta.encoder.name}, width {meta.encoder.width}, {meta.encoder.stem} stem",
+        "features": f"{source.encoder.dim} numbers an image, pooled, without the projector",
+        "input": f"RGB, {meta.image_size} x {meta.image_size} px, float32 in [0, 1]" + _fed(config, source),
+        "trained by": "contrastive pretraining without labels, negatives mined from a memory bank",
+        "encoder.safetensors": f"SHA-256 `{source.sha256}`",
+    }
+    lines = [f"# {source.run.name if source.run else out.stem}", "", *_table(about), "", "## Load it", ""]
+    lines += ["```python", *told["load"], "```", ""]
+    if config.format == "embeddings":
+        lines += ["## Rows", "", *_table(_rows(told)), ""]
+    if source.run is None:
+        return [*lines, "The run that made it is not known: it was exported from the file alone."]
+    return [*lines, *_recipe(source.run), *_scores(source, source.run)]
+
+
+def _fed(config: ExportConfig, source: Source) -> str:
+    if config.format in ("onnx", "embeddings"):
+        return "; normalised inside" if config.format == "onnx" else ""
+    return f", then minus mean {source.meta.mean}, over std {source.meta.std}"
+
+
+def _rows(told: dict[str, Any]) -> dict[str, str]:
+    data = told["data"]
+    return {
+        "data": f"{_place(data['name'], data['root'])}, {data['part']} part",
+        "images": f"{told['rows']}; {told['unreadable']} more could not be read",
+    }
+
+
+def _place(name: str, root: str | None) -> str:
+    return f"`{name}`" + (f" at `{root}`" if root else "")
+
+
+def _recipe(run: Path) -> list[str]:
+    """Data, settings, versions, from config.yaml."""
+    saved = load_saved(PretrainConfig, run / "config.yaml")
+    data, objective, mining = saved.data, saved.objective, saved.mining
+    images = ""
+    if (run / "manifest.csv").is_file():
+        manifest = read_manifest(run / "manifest.csv")
+        images = f", {len(manifest.keys)} images, fingerprint `{manifest.fingerprint()[:16]}`"
+    told = {
+        "data": _place(data.name, data.root) + images,
+        "starting weights": f"`{saved.encoder.weights}`" if saved.encoder.weights else "random",
+        "epochs": f"{saved.schedule.epochs}, batches of {data.global_batch}, seed {saved.run.seed}",
+        "loss": f"{objective.name}, temperature {objective.temperature}",
+        "negatives": f"{mining.method}, {mining.num_hard} hard and {mining.num_uniform} uniform, band "
+        f"{list(mining.band)}, class prior {mining.class_prior}, false negatives: {mining.false_negative}",
+        "optimizer": f"{saved.optimizer.name}, base_lr {saved.optimizer.base_lr}, "
+        f"weight decay {saved.optimizer.weight_decay}",
+    }
+    made = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    assert isinstance(made, dict)
+    provenance = made.get("provenance", {})
+    versions = {name: f"`{value}`" for name, value in provenance.items() if name != "wandb_id"}
+    return ["## Recipe", "", *_table(told | versions), "", "Every setting is in the run's config.yaml.", ""]
+
+
+def _scores(source: Source, run: Path) -> list[str]:
+    """What contrastive-eval has found of these very weights, beside its baselines."""
+    lines = []
+    for file in sorted((run / "eval").rglob("*.json")):
+        result = json.loads(file.read_text())
+        rows = result.get("scores")
+        if result.get("encoder_sha256") == source.sha256 and isinstance(rows, list):
+            lines += [_score(result["protocol"], row) for row in rows]
+    if not lines:
+        return ["## Scores", "", "None yet: `contrastive-eval linear checkpoint=RUN` makes some."]
+    head = ["| protocol | number | % | 95% interval | beside it |", "|---|---|---|---|---|"]
+    return ["## Scores", "", "On the test part, in percent.", "", *head, *lines]
+
+
+def _score(protocol: str, row: dict[str, Any]) -> str:
+    ours = row["encoder"]
+    others = [
+        f"{name.replace('_', ' ')} {100 * number['value']:.1f}"
+        for name, number in row.items()
+        if name != "encoder" and isinstance(number, dict) and "value" in number
+    ]
+    interval = f"{100 * ours['low']:.1f} to {100 * ours['high']:.1f}"
+    value = f"**{100 * ours['value']:.1f}**"
+    return f"| {' | '.join([protocol, row['name'], value, interval, ', '.join(others)])} |"
+
+
+def _table(rows: dict[str, str]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]

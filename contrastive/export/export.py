@@ -1,0 +1,60 @@
+"""From a checkpoint to a file, proven equal, and its model card."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from contrastive.config import UserError
+from contrastive.encoders.weights import load_encoder
+from contrastive.export.card import write_card
+from contrastive.export.config import ExportConfig
+from contrastive.export.embeddings import write_embeddings
+from contrastive.export.graph import write_onnx
+from contrastive.export.networks import write_timm, write_torchvision
+from contrastive.export.source import Source
+from eval.frozen import resolve
+
+WRITERS: dict[str, Callable[[ExportConfig, Source, Path], dict[str, Any]]] = {
+    "torchvision": write_torchvision,
+    "timm": write_timm,
+    "onnx": write_onnx,
+    "embeddings": write_embeddings,
+}
+"""Each writes the file, proves what can be proven, and returns what there is to say of it."""
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Write ``config.out`` and its card; returns what goes to stdout.
+
+    Raises:
+        UserError: no encoder there, a format its network does not have, a package that is missing, a place
+            that cannot be written.
+    """
+    checkpoint = resolve(config.checkpoint)
+    file = checkpoint.encoder
+    if not isinstance(file, Path):
+        raise UserError(
+            f"checkpoint={config.checkpoint}: is another library's already; give a run directory, "
+            "a checkpoint directory or an encoder.safetensors"
+        )
+    encoder, meta = load_encoder(file)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    source = Source(encoder, meta, file, sha256, checkpoint.run)
+    out = Path(config.out).expanduser()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        told = WRITERS[config.format](config, source, out)
+        card = write_card(config, source, out, told)
+    except OSError as error:
+        raise UserError(f"out={config.out}: cannot be written ({error.strerror or error})") from error
+    return {
+        "format": config.format,
+        "file": str(out),
+        "bytes": out.stat().st_size,
+        "card": str(card),
+        "encoder": str(source.file),
+        "encoder_sha256": sha256,
+        "dim": encoder.dim,
+        **{name: value for name, value in told.items() if name != "load"},
+    }

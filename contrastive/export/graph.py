@@ -1,0 +1,84 @@
+"""The encoder as an ONNX graph: pixels in [0, 1] in, features out."""
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contrastive.config import UserError
+from contrastive.export.config import ExportConfig
+from contrastive.export.source import Source
+
+_OPSET = 18
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class _Graph(nn.Module):
+    """Normalisation and encoder: a graph that is fed wrongly is the usual fault of a deployment."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.encoder = source.encoder
+        self.register_buffer("mean", torch.tensor(source.meta.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(source.meta.std)[:, None, None])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.encoder((pixels - self.mean) / self.std)
+        return features
+
+
+def write_onnx(config: ExportConfig, source: Source, out: Path) -> dict[str, Any]:
+    """One file, weights inside; input ``pixels`` (b, 3, s, s), output ``features`` (b, d), any b."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"format=onnx: {', '.join(missing)} not installed; run pip install 'contrastive-pretrain[onnx]'"
+        )
+    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        _trace(source, partial)
+        difference = source.compare(lambda pixels: _run(partial, pixels))
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
+    lines = [
+        "import onnxruntime",
+        f'session = onnxruntime.InferenceSession("{out.name}")',
+        'features = session.run(None, {"pixels": pixels})[0]  # float32 in [0, 1], (b, 3, s, s)',
+    ]
+    return {"max_difference": difference, "load": lines}
+
+
+def _trace(source: Source, path: Path) -> None:
+    side = source.meta.image_size
+    # The exporter prints to stdout, which is for results, and warns of its own use of deprecated functions.
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Graph(source).eval(),
+            (torch.rand(2, 3, side, side),),
+            str(path),
+            input_names=["pixels"],
+            output_names=["features"],
+            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+            opset_version=_OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _run(path: Path, pixels: Tensor) -> Tensor:
+    onnxruntime = importlib.import_module("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])

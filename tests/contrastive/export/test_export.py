@@ -1,0 +1,297 @@
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+
+def make_run(folder, *, name="resnet10", width=64, size=16, **data):
+    """A run directory whose encoder has batch statistics of its own."""
+    from contrastive.config import DataConfig, EncoderConfig, PretrainConfig, to_yaml
+    from contrastive.encoders.build import build_encoder
+    from contrastive.encoders.weights import save_encoder
+
+    fed = {"image_size": size, "mean": [0.3, 0.4, 0.5], "std": [0.2, 0.3, 0.4]}
+    config = PretrainConfig(data=DataConfig(**fed, **data), encoder=EncoderConfig(name=name, width=width))
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(config) + "provenance: {commit: abc1234, wandb_id: '01'}\n")
+    torch.manual_seed(0)
+    encoder = build_encoder(config.encoder, size)
+    encoder(torch.randn(16, 3, size, size))
+    save_encoder(folder / "encoder.safetensors", encoder, config.encoder, config.data, {})
+    return folder
+
+
+@pytest.fixture
+def command(capsys):
+    """Call the command; returns exit code, the JSON of the last line, stderr."""
+    from contrastive.export.__main__ import main
+
+    def call(*arguments):
+        code = main([*map(str, arguments)])
+        out, err = capsys.readouterr()
+        return code, json.loads(out.splitlines()[-1]) if code == 0 else None, err
+
+    return call
+
+
+def expected(run, pixels):
+    """Features by the encoder itself."""
+    from contrastive.encoders.weights import load_encoder
+
+    encoder, meta = load_encoder(run / "encoder.safetensors")
+    mean, std = (torch.tensor(values)[:, None, None] for values in (meta.mean, meta.std))
+    with torch.inference_mode():
+        return encoder((pixels - mean) / std)
+
+
+def lines_of(card):
+    """The Python that a card tells its reader to run."""
+    return re.search(r"```python\n(.*?)```", card.read_text(), re.DOTALL)[1]
+
+
+@pytest.mark.parametrize(
+    ("form", "out", "network", "size"),
+    [
+        ("torchvision", "a/encoder.pth", "resnet18", 80),
+        ("torchvision", "encoder.safetensors", "resnet10", 16),
+        ("timm", "encoder.safetensors", "resnet50", 72),
+        ("timm", "encoder.pth", "resnet10", 16),
+    ],
+)
+def test_the_lines_of_the_card_give_equal_features(command, tmp_path, monkeypatch, form, out, network, size):
+    """Small images have a stem that torchvision lacks; resnet10 is a network that both lack."""
+    run = make_run(tmp_path / "run", name=network, size=size)
+    code, result, err = command(f"checkpoint={run}", f"format={form}", f"out={tmp_path / out}")
+    assert code == 0, err
+    assert result["max_difference"] < 1e-5
+    assert (result["file"], result["bytes"]) == (str(tmp_path / out), (tmp_path / out).stat().st_size)
+    monkeypatch.chdir((tmp_path / out).parent)
+    names: dict[str, object] = {}
+    exec(lines_of(Path(result["card"])), names)
+    pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    mean, std = torch.tensor([0.3, 0.4, 0.5])[:, None, None], torch.tensor([0.2, 0.3, 0.4])[:, None, None]
+    with torch.inference_mode():
+        found = names["model"]((pixels - mean) / std)
+    torch.testing.assert_close(found, expected(run, pixels), rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_gives_equal_features_at_any_batch_size(command, tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", width=4)
+    out = tmp_path / "encoder.onnx"
+    code, result, err = command(f"checkpoint={run}", "format=onnx", f"out={out}")
+    assert code == 0, err
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "encoder.onnx", "encoder.md"}
+    assert result["max_difference"] < 1e-5
+    monkeypatch.chdir(tmp_path)
+    for batch in (1, 5):
+        pixels = torch.rand(batch, 3, 16, 16, generator=torch.Generator().manual_seed(batch))
+        names: dict[str, object] = {"pixels": pixels.numpy()}
+        exec(lines_of(Path(result["card"])), names)
+        np.testing.assert_allclose(names["features"], expected(run, pixels), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Seven images in two classes, one of them unreadable."""
+    from PIL import Image
+
+    noise = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        for part, count in (("train", 3), ("val", 1)):
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = noise.integers(0, 255, (16, 16, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "photos" / part / name / f"{number}.png")
+    (tmp_path / "photos" / "train" / "cat" / "1.png").write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+def test_embeddings_have_ids_and_paths(command, tmp_path, photos):
+    from contrastive.config import DataConfig
+    from contrastive.data.sources import open_train
+
+    run = make_run(tmp_path / "run", width=4, name="resnet10")
+    text = (run / "config.yaml").read_text()
+    text = text.replace("name: digits", "name: imagefolder", 1).replace("root: null", f"root: {photos}", 1)
+    (run / "config.yaml").write_text(text)
+    asked = [f"checkpoint={run}", "format=embeddings", "device=cpu", "progress=false"]
+    code, result, err = command(*asked, f"out={tmp_path / 'train.npz'}")
+    assert code == 0, err
+    assert (result["rows"], result["unreadable"]) == (5, 1)
+    assert "1.png" in err
+    images = open_train(DataConfig(name="imagefolder", root=str(photos), image_size=16))
+    with np.load(tmp_path / "train.npz", allow_pickle=False) as table:
+        assert set(table) == {"id", "path", "label", "embedding"}
+        assert len(set(table["id"])) == 5
+        for row, path, label, embedding in zip(
+            table["id"], table["path"], table["label"], table["embedding"], strict=True
+        ):
+            assert images.key(int(row)) == path
+            assert images.classes[label] in path
+            pixels = images.read(int(row))[None].float() / 255
+            np.testing.assert_allclose(embedding, expected(run, pixels)[0], rtol=1e-4, atol=1e-5)
+    code, result, _ = command(*asked, f"out={tmp_path / 'test.npz'}", "part=test")
+    with np.load(tmp_path / "test.npz") as table:
+        assert sorted(path.partition("/")[0] for path in table["path"]) == ["val", "val"] or all(
+            (photos / "val" / path).is_file() for path in table["path"]
+        )
+        assert (result["rows"], len(table["id"])) == (2, 2)
+
+
+def test_a_parquet_file_is_refused_without_pyarrow_and_holds_the_same_with_it(command, tmp_path, monkeypatch):
+    from contrastive.export import embeddings
+
+    run = make_run(tmp_path / "run", width=4)
+    out = tmp_path / "images.parquet"
+    asked = [f"checkpoint={run}", "format=embeddings", f"out={out}", "device=cpu", "progress=false"]
+    written: dict[str, object] = {}
+    monkeypatch.setattr(embeddings.importlib.util, "find_spec", lambda name: None)
+    code, _, err = command(*asked)
+    assert code == 2
+    assert "pip install pyarrow, or end in .npz" in err
+    assert not out.exists()
+
+    class Arrow:
+        """Stands for pyarrow, which is no dependency: takes columns, writes their names."""
+
+        array = staticmethod(lambda values: list(values))
+        table = staticmethod(lambda columns: columns)
+
+        class FixedSizeListArray:
+            from_arrays = staticmethod(
+                lambda flat, width: [flat[i : i + width] for i in range(0, len(flat), width)]
+            )
+
+    class Parquet:
+        @staticmethod
+        def write_table(table, file):
+            written.update(table)
+            file.write(b"parquet")
+
+    modules = {"pyarrow": Arrow, "pyarrow.parquet": Parquet}
+    found = SimpleNamespace(find_spec=lambda name: name)
+    stand_in = SimpleNamespace(util=found, import_module=modules.__getitem__)
+    monkeypatch.setattr(embeddings, "importlib", stand_in)
+    code, result, _ = command(*asked)
+    assert (code, result["rows"], out.read_bytes()) == (0, 1335, b"parquet")
+    assert list(written) == ["id", "path", "label", "embedding"]
+    assert {len(column) for column in written.values()} == {1335}
+    assert len(written["embedding"][0]) == result["dim"] == 32
+
+
+def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
+    run = make_run(tmp_path / "my-run")
+    rows = [f"{row},{row}.png,100\n" for row in range(7)]
+    (run / "manifest.csv").write_text("".join(["row,key,size\n", *rows]))
+    (run / "eval").mkdir()
+    number = {"value": 0.984, "low": 0.97, "high": 0.991}
+    row = {"name": "top1", "encoder": number, "raw_pixels": {"value": 0.961}, "interval": "seeds"}
+    sha256 = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
+    for protocol, made_of in (("linear", sha256), ("knn", "of other weights")):
+        result = {"protocol": protocol, "scores": [row], "encoder_sha256": made_of}
+        (run / "eval" / f"{protocol}.json").write_text(json.dumps(result))
+    _, result, _ = command(f"checkpoint={run}", "format=torchvision", f"out={tmp_path / 'e.pth'}")
+    card = (tmp_path / "e.md").read_text()
+    assert result["card"] == str(tmp_path / "e.md")
+    for part in (
+        "# my-run",
+        "resnet10, width 64, small stem",
+        "512 numbers an image",
+        "16 x 16 px",
+        "minus mean [0.3, 0.4, 0.5]",
+        result["encoder_sha256"],
+        "`digits`, 7 images",
+        "info_nce, temperature 0.2",
+        "| commit | `abc1234` |",
+        "| linear | top1 | **98.4** | 97.0 to 99.1 | raw pixels 96.1 |",
+    ):
+        assert part in card, part
+    assert "wandb_id" not in card
+    assert "knn" not in card
+
+    lone = tmp_path / "lone" / "encoder.safetensors"
+    lone.parent.mkdir()
+    lone.write_bytes((run / "encoder.safetensors").read_bytes())
+    assert command(f"checkpoint={lone}", "format=torchvision", f"out={tmp_path / 'l.pth'}")[0] == 0
+    card = (tmp_path / "l.md").read_text()
+    assert "exported from the file alone" in card
+    assert "## Scores" not in card
+
+
+def test_a_copy_that_computes_something_else_is_never_written(command, tmp_path, monkeypatch):
+    from contrastive.export import networks
+
+    run = make_run(tmp_path / "run")
+    load = torch.nn.Module.load_state_dict
+
+    def wrong(self, weights, *args, **more):
+        weights = {name: value + 0.1 if name == "bn1.bias" else value for name, value in weights.items()}
+        return load(self, weights, *args, **more)
+
+    monkeypatch.setattr(networks.ResNet, "load_state_dict", wrong)
+    with pytest.raises(RuntimeError, match="differ from the encoder's"):
+        command(f"checkpoint={run}", "format=torchvision", f"out={tmp_path / 'e.pth'}")
+    assert not (tmp_path / "e.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["format=onnx", "out=e.onnx"], ["checkpoint is not set", "checkpoint=runs/NAME"]),
+        (["checkpoint=RUN", "out=e.onnx"], ["format is not set", "torchvision, timm, onnx, embeddings"]),
+        (["checkpoint=RUN", "format=onxx", "out=e.onnx"], ["onxx", "onnx"]),
+        (["checkpoint=RUN", "format=onnx"], ["out is not set", "ends in .onnx", "out=encoder.onnx"]),
+        (["checkpoint=RUN", "format=timm", "out=e.onnx"], ["out=e.onnx", ".safetensors or .pth"]),
+        (["checkpoint=/nowhere", "format=onnx", "out=e.onnx"], ["/nowhere", "does not exist"]),
+        (["checkpoint=RUN", "format=onnx", "out=e.onnx", "bach_size=2"], ["bach_size", "'batch_size'"]),
+        (["checkpoint=RUN", "format=timm", "out=TMP/e.pth"], ["width 4", "width 64 only", "format=onnx"]),
+        (["checkpoint=RUN", "format=embeddings", "out=/proc/x/e.npz"], ["/proc/x", "cannot be written"]),
+        (["checkpoint=RUN", "format=embeddings", "out=TMP/e.npz", "part=all"], ["part", "all", "train"]),
+        (["checkpoint=timm:resnet18", "format=onnx", "out=e.onnx"], ["timm:resnet18", "a run directory"]),
+        (["RUN"], ["key=value"]),
+    ],
+)
+def test_wrong_input(command, tmp_path, arguments, parts):
+    run = make_run(tmp_path / "run", width=4)
+    code, _, err = command(
+        *(text.replace("RUN", str(run)).replace("TMP", str(tmp_path)) for text in arguments)
+    )
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: ")
+    for part in parts:
+        assert part in err
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+@pytest.mark.parametrize(
+    ("form", "out", "module"), [("onnx", "e.onnx", "graph"), ("timm", "e.pth", "networks")]
+)
+def test_a_missing_package_names_its_extra(command, tmp_path, monkeypatch, form, out, module):
+    import importlib
+
+    rooms = importlib.import_module(f"contrastive.export.{module}")
+    run = make_run(tmp_path / "run")
+    monkeypatch.setattr(rooms.importlib.util, "find_spec", lambda name: None)
+    code, _, err = command(f"checkpoint={run}", f"format={form}", f"out={tmp_path / out}")
+    assert code == 2
+    assert f"pip install 'contrastive-pretrain[{form}]'" in err
+
+
+def test_help_is_quick_and_imports_no_torch():
+    code = (
+        "import sys, time; from contrastive.export.__main__ import main; status = main(['--help']); "
+        "assert not {'torch', 'numpy', 'faiss', 'onnx'} & {*sys.modules}, 'heavy import'; "
+        "assert time.process_time() < 0.5, time.process_time(); sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage: contrastive-export" in done.stdout
