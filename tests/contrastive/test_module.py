@@ -109,6 +109,21 @@ def test_the_symmetric_loss_is_the_mean_of_both_directions(parts):
     assert forward != pytest.approx(backward.item(), rel=1e-3)
 
 
+def test_a_predictor_stands_on_the_querys_side_alone(parts):
+    module, batch = parts("encoder.predictor_hidden=16")
+    module.eval()
+    view, _ = module.views(batch.images, batch.ids, 0)
+    features = module.projector(module.encoder(view))
+    hidden = torch.relu(module.predictor[1](features @ module.predictor[0].weight.T))
+    predicted = hidden @ module.predictor[3].weight.T + module.predictor[3].bias
+    torch.testing.assert_close(module.embed(view), predicted / predicted.norm(dim=1, keepdim=True))
+    keys = features / features.norm(dim=1, keepdim=True)  # the key network is a copy still
+    torch.testing.assert_close(module.embed_key(view), keys)
+    loss_of(module, batch)
+    module.training_step(batch, 0).backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in module.predictor.parameters())
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_nt_xent_compares_the_query_network_with_itself(parts, symmetric):
     """And is symmetric by itself; the bank gets what view 2 became."""

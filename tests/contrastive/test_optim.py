@@ -72,6 +72,39 @@ def test_decay_shrinks_weights_only():
         torch.testing.assert_close(value.detach(), before[name] * factor)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_five_steps_of_a_network_equal_the_loops(name):
+    """Weights are decayed (and, by LARS, adapted); norms and biases are not."""
+    from contrastive.optim import LARS_TRUST, build_optimizer
+
+    model = network().double()
+    before = {key: value.detach().numpy().copy() for key, value in model.named_parameters()}
+    generator = np.random.default_rng(0)
+    gradients = {key: [generator.normal(size=value.shape) for _ in range(5)] for key, value in before.items()}
+    optimizer = build_optimizer(
+        model, config(name=name, base_lr=0.1, weight_decay=0.3, sgd_momentum=0.8), 512
+    )
+    rates = [0.2, 0.15, 0.1, 0.05, 0.01]
+    for step, rate in enumerate(rates):
+        for key, value in model.named_parameters():
+            value.grad = torch.tensor(gradients[key][step])
+        for group in optimizer.param_groups:
+            assert step or group["lr"] == pytest.approx(0.2)
+            group["lr"] = rate
+        optimizer.step()
+    for key, value in model.named_parameters():
+        decay = 0.3 if value.ndim > 1 else 0.0
+        arguments = (before[key], gradients[key], rates)
+        expected = {
+            "sgd": lambda given=arguments, decay=decay: reference.sgd(*given, 0.8, decay),
+            "adamw": lambda given=arguments, decay=decay: reference.adamw(*given, decay),
+            "lars": lambda given=arguments, decay=decay: reference.lars(
+                *given, 0.8, decay, LARS_TRUST, adapt=decay > 0
+            ),
+        }[name]()[-1]
+        np.testing.assert_allclose(value.detach().numpy(), expected, rtol=1e-9, atol=1e-12, err_msg=key)
+
+
 def test_learning_rate_by_formula():
     from contrastive.optim import learning_rate
 

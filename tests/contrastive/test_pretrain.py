@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import threading
 import traceback
@@ -170,13 +171,39 @@ def test_monitors_and_pictures_leave_the_weights_alone(run, tmp_path):
     assert same(weights(tmp_path / "runs/with"), weights(tmp_path / "runs/without"))
 
 
-def test_accumulated_micro_batches_write_the_bank_once_a_step(run, tmp_path):
-    code, result, _ = run("trainer.accumulate_grad_batches=2", "run.name=halves")
-    assert code == 0
-    assert result["steps"] == len([r for r in metrics(tmp_path / "runs/halves") if r["train/loss"]])
-    written = bank(tmp_path / "runs/halves")["written_at"]
-    counts = torch.bincount(written[written >= 0])
-    assert counts.max() == 8  # a whole global batch at one step, never half of it
+def test_accumulated_micro_batches_are_one_step(run, tmp_path, monkeypatch):
+    """One write of the bank, one step of the learning rate and of the key network's momentum, by formula."""
+    from memory_bank.miner import Miner
+
+    write, written = Miner.write, []
+
+    def spied(self, keys, ids, step):
+        written.append((step, sorted(ids.tolist())))
+        write(self, keys, ids, step)
+
+    monkeypatch.setattr(Miner, "write", spied)
+    schedule = ["schedule.epochs=2", "encoder.momentum=0.5", "encoder.momentum_end=0.9"]
+    code, result, _ = run(
+        *schedule, "trainer.accumulate_grad_batches=2", "run.checkpoint_every=1", "run.keep_last=99"
+    )
+    total = result["steps"]
+    assert (code, total) == (0, 8)
+    assert [step for step, _ in written] == list(range(total))
+    assert all(len(set(ids)) == 8 for _, ids in written)
+    states = [
+        torch.load(tmp_path / f"runs/tiny/checkpoints/step-{step}/trainer.pt", weights_only=True)
+        for step in range(1, total + 1)
+    ]
+    for step in range(1, total):
+        old, new = states[step - 1]["state_dict"], states[step]["state_dict"]
+        momentum = 0.9 - (0.9 - 0.5) * (1 + math.cos(math.pi * step / total)) / 2
+        for name in ("encoder.conv1.weight", "projector.3.bias"):
+            expected = momentum * old[f"key_{name}"] + (1 - momentum) * new[name]
+            torch.testing.assert_close(new[f"key_{name}"], expected)
+        # What the next step will use: 1 epoch of warm-up, 4 steps, of the peak of base_lr x 8 / 256.
+        share = (step + 2) / 5 if step + 1 < 4 else (1 + math.cos(math.pi * (step + 1 - 4) / (total - 4))) / 2
+        rate = states[step]["optimizer_states"][0]["param_groups"][0]["lr"]
+        assert rate == pytest.approx(0.4 * 8 / 256 * share)
 
 
 def test_looking_ahead_on_a_thread_changes_no_bit_of_a_run(run, tmp_path):

@@ -1,4 +1,4 @@
-"""The objectives by plain loops in float64, from the papers; shares no code with the package.
+"""Objectives and optimizers by plain loops in float64, from the papers; shares no code with the package.
 
 A set of negatives is a list, one entry per query, of ``(rows, weights)``; an excluded row has weight 0.
 A set of positives is a list of ``(rows, weights)`` too, the key first with weight 1.
@@ -131,6 +131,29 @@ def mixed(query, negatives, hardest, num_pairs, num_query, uniforms):
     for i, c in zip(index_q, share_q, strict=True):
         synthetic.append(c / 2 * np.asarray(query) + (1 - c / 2) * pool[int(i * len(pool))])
     return [row / math.sqrt(float(np.dot(row, row))) for row in synthetic]
+
+
+def sgd(weights, gradients, rates, momentum, weight_decay):
+    """Sutskever et al. 2013 as PyTorch has it, decay added to the gradient: weights after each step."""
+    weight, velocity, trace = np.array(weights, float), np.zeros(np.shape(weights)), []
+    for gradient, rate in zip(gradients, rates, strict=True):
+        velocity = momentum * velocity + np.array(gradient, float) + weight_decay * weight
+        weight = weight - rate * velocity
+        trace.append(weight.copy())
+    return trace
+
+
+def adamw(weights, gradients, rates, weight_decay, betas=(0.9, 0.999), epsilon=1e-8):
+    """Loshchilov, Hutter 2019 (arXiv:1711.05101), algorithm 2: weights after each step."""
+    weight, trace = np.array(weights, float), []
+    mean, square = np.zeros(np.shape(weights)), np.zeros(np.shape(weights))
+    for step, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), 1):
+        mean = betas[0] * mean + (1 - betas[0]) * np.array(gradient, float)
+        square = betas[1] * square + (1 - betas[1]) * np.array(gradient, float) ** 2
+        unbiased = mean / (1 - betas[0] ** step), square / (1 - betas[1] ** step)
+        weight = weight - rate * weight_decay * weight - rate * unbiased[0] / (np.sqrt(unbiased[1]) + epsilon)
+        trace.append(weight.copy())
+    return trace
 
 
 def lars(weights, gradients, rates, momentum, weight_decay, trust, adapt=True):

@@ -74,3 +74,43 @@ def test_shared_negatives_take_memory_of_the_logits_only():
         info_nce(query, query.detach(), negatives, temperature=0.2)[0].backward()
     largest = max(abs(event.self_cpu_memory_usage) for event in profile.events())
     assert b * m * 4 <= largest <= 4 * b * m * 4
+
+
+@pytest.mark.parametrize("max_age", [None, 4])
+@pytest.mark.parametrize("num_uniform", [0, 12])
+def test_full_bank_at_the_banks_size_is_the_loss_over_all_rows(num_uniform, max_age):
+    """In value and gradient, against a loop over the bank as well."""
+    from contrastive.objectives.info_nce import info_nce
+    from tests.memory_bank.worlds import BATCH, ROWS, World, miner, run
+
+    world, losses, gradients = World(), [], []
+    for policy in (
+        {"method": "full_bank", "num_hard": ROWS, "num_uniform": num_uniform},
+        {"method": "all_rows"},
+    ):
+        subject = miner(bank={"max_age": max_age, "dtype": "float32"}, **policy)
+        run(subject, world, 10)
+        ids, query, key = world.step(10)
+        query = query.double().requires_grad_()
+        negatives = subject.negatives(query.detach(), key, ids, 10)
+        loss, _ = info_nce(query, key.double(), negatives, temperature=0.2)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(query.grad)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+    rows = {}
+    for step in range(10 - (max_age or 10), 10):
+        written, _, keys = world.step(step)
+        rows |= dict(zip(written.tolist(), keys.double().numpy(), strict=True))
+    rows |= dict(zip(ids.tolist(), key.double().numpy(), strict=True))  # fresh ones stand for their slots
+    assert (len(rows) == ROWS) == (max_age is None)
+    others = [[vector for row, vector in rows.items() if row != int(ids[at])] for at in range(BATCH)]
+    expected = reference.info_nce(
+        query.detach().numpy(),
+        [([vector], [1.0]) for vector in key.double().numpy()],
+        [(vectors, [1.0] * len(vectors)) for vectors in others],
+        0.2,
+    )
+    assert losses[1] == pytest.approx(expected, rel=1e-6)
