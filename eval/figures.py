@@ -38,6 +38,8 @@ def line_chart(series: Sequence[tuple[str, Points]], x_label: str = "epoch") -> 
             x, _ = place(tick, y_low)
             parts.append(f'<text x="{x}" y="{_HEIGHT - 4}" text-anchor="middle">{number(tick)}</text>')
     for index, (_, points) in enumerate(series):
+        if not points:  # its colour stays its own
+            continue
         path = "L".join(f"{x} {y}" for x, y in (place(*point) for point in points))
         parts.append(f'<path class="curve s{index}" d="M{path}"/>')
         if len(points) == 1:
@@ -48,9 +50,12 @@ def line_chart(series: Sequence[tuple[str, Points]], x_label: str = "epoch") -> 
 
 
 def interval_bar(
-    value: float, low: float, high: float, marks: Sequence[tuple[str, float]], floor: float
+    value: float, low: float, high: float, marks: Sequence[tuple[str, float]], floor: float, series: int = 0
 ) -> str:
-    """A value in [floor, 1] as a bar with its interval, and others as marks of class ``m-<name>``."""
+    """A value in [floor, 1] as a bar with its interval, and others as marks of class ``m-<name>``.
+
+    The bar has the page's colour number ``series``.
+    """
     width, height = 260, 22
 
     def place(share: float) -> float:
@@ -58,7 +63,7 @@ def interval_bar(
 
     parts = [
         f'<path class="grid" d="M4 11H{width - 4}"/>',
-        f'<path class="bar" d="M4 11H{place(value)}"/>',
+        f'<path class="bar s{series}" d="M4 11H{place(value)}"/>',
         f'<path class="whisker" d="M{place(low)} 11H{place(high)}M{place(low)} 6V16M{place(high)} 6V16"/>',
     ]
     parts += [

@@ -10,10 +10,11 @@ from memory_bank.shapes import UInt8
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fdfdfb; --ink: #1d2127; --muted: #646c78; --line: #e2e4e6;
-  --card: #ffffff; --s0: #2563b8; --s1: #d0641c; --s2: #2b8a57; --same: #c7362f; --on: #ffffff; }
+  --card: #ffffff; --same: #c7362f; --on: #ffffff; --s0: #2563b8; --s1: #d0641c; --s2: #2b8a57;
+  --s3: #8a4fbf; --s4: #a37b0b; --s5: #0d8494; --s6: #c0417b; --s7: #5f6873; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171b; --ink: #e6e8ea; --muted: #98a1ad;
-  --line: #2c3138; --card: #1a1e23; --s0: #71a7f0; --s1: #f0995a; --s2: #6cc997; --same: #f0716a; --on:
-  #14171b; } }
+  --line: #2c3138; --card: #1a1e23; --same: #f0716a; --on: #14171b; --s0: #71a7f0; --s1: #f0995a;
+  --s2: #6cc997; --s3: #c39bf0; --s4: #dcb84e; --s5: #58c3d2; --s6: #f085b6; --s7: #a5adb8; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
@@ -43,8 +44,6 @@ td.picture svg { height: 22px; } tr.group td { padding-top: 18px; font-weight: 6
 svg { display: block; width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill:
   var(--muted); }
 .grid { stroke: var(--line); fill: none; } .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
-.curve.s0 { stroke: var(--s0); } .curve.s1 { stroke: var(--s1); } .curve.s2 { stroke: var(--s2); }
-.dot.s0 { fill: var(--s0); } .dot.s1 { fill: var(--s1); } .dot.s2 { fill: var(--s2); }
 .key { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 5px; }
 .entry { white-space: nowrap; margin-right: 8px; }
 .bar { stroke: var(--s0); stroke-width: 8; opacity: .85; }
@@ -68,9 +67,23 @@ img { display: block; max-width: 100%; image-rendering: pixelated; border-radius
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px;
   overflow-x: auto;
   font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+table.runs { margin-top: 2px; } table.runs td { border: 0; padding: 3px 10px 3px 0; vertical-align: middle; }
+table.runs td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 90px; }
+table.runs td.picture { min-width: 90px; } td.set { text-align: left; white-space: normal; min-width: 110px;
+  overflow-wrap: anywhere; }
+ul.runs { list-style: none; padding: 0; margin: 18px 0 0; } ul.runs li { margin: 4px 0;
+  overflow-wrap: anywhere; }
 summary { cursor: pointer; margin: 12px 0; } footer { margin-top: 60px; font-size: 14px; color:
   var(--muted); }
 """
+SERIES = 8
+"""Colours that curves and bars may have: classes ``s0`` to ``s7``."""
+STYLE += "".join(
+    f".curve.s{n}, .bar.s{n} {{ stroke: var(--s{n}); }} .dot.s{n} {{ fill: var(--s{n}); }}\n"
+    for n in range(SERIES)
+)
+# What a browser may load, whatever the page says: nothing but what is in it.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(title: str, sections: list[str]) -> str:
@@ -78,6 +91,7 @@ def page(title: str, sections: list[str]) -> str:
     body = "\n".join(section for section in sections if section)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"

@@ -1,10 +1,8 @@
 """report.html: a run on one self-contained page, from its run directory alone."""
 
-import csv
 import json
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import groupby
@@ -16,40 +14,28 @@ from torch import Tensor
 
 from contrastive.config import PretrainConfig, UserError, load_saved
 from contrastive.data.sources import Images, Unreadable, open_held_out, open_train
+from eval.comparison import write_comparison
 from eval.config import EvalConfig
 from eval.features import Extractor, Split, write_file
-from eval.figures import Points, colour, heat_map, interval_bar, line_chart, scatter
+from eval.figures import colour, heat_map, interval_bar, line_chart, scatter
 from eval.frozen import resolve
 from eval.page import card, data_uri, legend, page, png, section
+from eval.run_files import (
+    BASELINES,
+    CHARTS,
+    STATISTICS,
+    TITLES,
+    number,
+    points,
+    read_csv,
+    read_json,
+    read_results,
+)
 from eval.stats import Health, health
 from memory_bank.shapes import Float
 
 log = logging.getLogger(__name__)
 
-_TITLES = {"linear": "Linear probe", "knn": "Nearest neighbours", "lowshot": "Few labels"}
-_BASELINES = {"raw_pixels": "raw pixels", "random_encoder": "random encoder"}
-# Each chart: title, the columns of metrics.csv drawn in it (the first spelling that is there), what it tells.
-_CHARTS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], str], ...] = (
-    ("Loss", (("loss", ("train/loss",)),), ""),
-    (
-        "Similarity to the query",
-        (
-            ("positive", ("mining/positive_similarity", "train/positive_similarity")),
-            ("mined negatives", ("mining/similarity_mean",)),
-            ("their top tenth", ("mining/similarity_q90",)),
-        ),
-        "the gap is what the network has learned",
-    ),
-    ("kNN top-1, held-out rows of train", (("kNN top-1", ("knn/top1",)),), ""),
-    (
-        "Same-label share of mined negatives",
-        (("same label", ("mining/same_label_rate",)),),
-        "labels only watch",
-    ),
-    ("RankMe", (("RankMe", ("stats/rankme",)),), "effective rank; a fall is a collapse"),
-    ("Learning rate", (("learning rate", ("train/lr",)),), ""),
-    ("Images per second", (("images/s", ("perf/images_per_s",)),), ""),
-)
 _MOST_ANCHORS = 10  # of the gallery
 _MOST_POINTS = 1500  # of the map
 _MOST_CLASSES = 40  # of a readable confusion matrix
@@ -78,9 +64,13 @@ class Map:
 def write_report(config: EvalConfig) -> dict[str, Any]:
     """Write ``<run>/report.html`` (or ``out/report.html``); returns where it is and what is missing in it.
 
+    With ``compare`` it is ``comparison.html`` beside the first run, over all of them.
+
     Raises:
         UserError: not a run directory.
     """
+    if config.compare:
+        return write_comparison(config)
     checkpoint = resolve(config.checkpoint)
     if checkpoint.run is None:
         raise UserError(
@@ -100,13 +90,14 @@ def write_report(config: EvalConfig) -> dict[str, Any]:
 def build(run: Path, config: EvalConfig, missing: list[str]) -> str:
     """The document; what could not be drawn is named in ``missing`` and on the page."""
     settings = load_saved(PretrainConfig, run / "config.yaml")
-    results = _read_results(run)
-    rows = _read_csv(run / "metrics.csv")
+    results = read_results(run)
+    rows = read_csv(run / "metrics.csv")
     plane = _map(run, config, settings, missing)
     sections = [
         _header(run, settings, results, plane),
         _scores(results),
         _curves(rows),
+        _health(run),
         _views(run),
         _gallery(run, settings, missing),
         _pictures(results, plane),
@@ -119,11 +110,11 @@ def build(run: Path, config: EvalConfig, missing: list[str]) -> str:
 
 
 def _header(run: Path, settings: PretrainConfig, results: dict[str, Any], plane: Map | None) -> str:
-    summary = _read_json(run / "summary.json")
+    summary = read_json(run / "summary.json")
     encoder, data = settings.encoder, settings.data
     facts = [
         (f"{title.lower()}, {row['name']}", f"{100 * row['encoder']['value']:.1f}%")
-        for protocol, title in _TITLES.items()
+        for protocol, title in TITLES.items()
         if protocol in results
         for row in _headline_rows(protocol, results[protocol])
     ]
@@ -157,11 +148,11 @@ def _scores(results: dict[str, Any]) -> str:
         row[name]["value"]
         for each in results.values()
         for row in each["scores"]
-        for name in ("encoder", *_BASELINES)
+        for name in ("encoder", *BASELINES)
     ]
     floor = max(0.0, math.floor(10 * min(values) - 0.5) / 10)
     lines = []
-    for protocol, title in _TITLES.items():
+    for protocol, title in TITLES.items():
         if protocol in results:
             lines.append(f'<tr class="group"><td colspan="5">{title}</td></tr>')
             lines += [_score_row(row, floor) for row in results[protocol]["scores"]]
@@ -191,18 +182,18 @@ def _score_row(row: dict[str, Any], floor: float) -> str:
     cells = [f"<td>{escape(row['name'])}</td>"]
     low, high = (f"{100 * ours[end]:.1f}" for end in ("low", "high"))
     cells.append(f'<td class="own">{100 * ours["value"]:.1f} <small>{low}–{high}</small></td>')
-    for name in _BASELINES:
+    for name in BASELINES:
         gain = row[name]["gain"]["value"]
         cells.append(f"<td>{100 * row[name]['value']:.1f} <small>({100 * gain:+.1f})</small></td>")
-    marks = [(name, row[name]["value"]) for name in _BASELINES]
+    marks = [(name, row[name]["value"]) for name in BASELINES]
     picture = interval_bar(ours["value"], ours["low"], ours["high"], marks, floor)
     return f'<tr>{"".join(cells)}<td class="picture">{picture}</td></tr>'
 
 
 def _curves(rows: list[dict[str, str]]) -> str:
     cards = []
-    for title, columns, caption in _CHARTS:
-        series = [(name, points) for name, spellings in columns if (points := _points(rows, spellings))]
+    for title, columns, caption in CHARTS:
+        series = [(name, found) for name, spellings in columns if (found := points(rows, spellings))]
         if series:
             keys = [(name, f"var(--s{index})") for index, (name, _) in enumerate(series)]
             below = " · ".join(
@@ -216,14 +207,30 @@ def _curves(rows: list[dict[str, str]]) -> str:
     )
 
 
-def _points(rows: list[dict[str, str]], spellings: tuple[str, ...]) -> Points:
-    """(epoch, value) of the first column that has values; cells that are empty or not finite are left out."""
-    for column in spellings:
-        pairs = [(_number(row.get("epoch")), _number(row.get(column))) for row in rows]
-        points = [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
-        if points:
-            return points[:: max(1, len(points) // 400)]
-    return []
+def _health(run: Path) -> str:
+    """From the stats protocol: the encoder's numbers beside the baselines', and the closest pairs."""
+    result = read_json(run / "eval" / "stats.json")
+    if not result:
+        return ""
+    scores = result["scores"]
+    names = [("encoder", "encoder"), *BASELINES.items()]
+    rows = [
+        "<tr>"
+        + "".join(f"<th>{escape(text)}</th>" for text in ("", *(title for _, title in names)))
+        + "</tr>"
+    ]
+    for key, title in STATISTICS.items():
+        values = (scores[name][key] for name, _ in names)
+        cells = (value if isinstance(value, str) else f"{value:.3g}" for value in values)
+        rows.append(f"<tr><td>{title}</td>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    found = result["near_duplicates"]
+    told = (
+        f"{found['pairs']} pairs of near-duplicates in the data, {found['listed']} listed in {found['file']}."
+    )
+    table = f'<div class="scroll"><table>{"".join(rows)}</table></div>'
+    return section(
+        "Are the features healthy?", "Of training images.", f'{table}<p class="note">{escape(told)}</p>'
+    )
 
 
 def _views(run: Path) -> str:
@@ -238,7 +245,7 @@ def _views(run: Path) -> str:
 
 
 def _gallery(run: Path, settings: PretrainConfig, missing: list[str]) -> str:
-    mined = _read_csv(run / "mined.csv")
+    mined = read_csv(run / "mined.csv")
     if not mined:
         return ""
     try:
@@ -255,7 +262,7 @@ def _gallery(run: Path, settings: PretrainConfig, missing: list[str]) -> str:
             other = int(row["negative_row"])
             same = _same_label(images, anchor, other)
             figures.append(
-                _thumbnail(images, other, row["negative_key"], f"{_number(row['similarity']):.2f}", same)
+                _thumbnail(images, other, row["negative_key"], f"{number(row['similarity']):.2f}", same)
             )
         strips.append(f'<div class="mined">{"".join(figures)}</div>')
     labelled = images is not None and images.labels is not None
@@ -306,7 +313,7 @@ def _pictures(results: dict[str, Any], plane: Map | None) -> str:
             results[source]["details"]["encoder"]["confusion"],
         )
         worst = _confused(counts, classes)
-        caption = f"{_TITLES[source]}; rows are true classes, red is wrong. Most often: {worst}."
+        caption = f"{TITLES[source]}; rows are true classes, red is wrong. Most often: {worst}."
         picture = heat_map(counts, classes) if len(classes) <= _MOST_CLASSES else ""
         cards.append(card("Confusion", picture, escape(caption)))
     if plane is not None:
@@ -388,33 +395,3 @@ def _project(features: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n 2"], str]
 
 def _two(flat: Tensor) -> Tensor:
     return torch.nn.functional.pad(flat, (0, 2))[:, :2]
-
-
-def _read_results(run: Path) -> dict[str, Any]:
-    found = {name: _read_json(run / "eval" / f"{name}.json") for name in _TITLES}
-    return {name: result for name, result in found.items() if result}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}); delete it and evaluate again") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    def rows() -> Iterator[dict[str, str]]:
-        with path.open(newline="") as file:
-            yield from csv.DictReader(file)
-
-    return list(rows()) if path.is_file() else []
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan

@@ -1,0 +1,108 @@
+import json
+
+import pytest
+
+from tests.eval.conftest import add_pictures, make_run
+from tests.eval.test_report import Page
+
+
+def add_scores(run, value, protocol="knn", fingerprint="same"):
+    """A result as the command writes it, as far as the page reads it."""
+    number = {"value": value, "low": value - 0.02, "high": value + 0.02}
+    result = {
+        "protocol": protocol,
+        "scores": [{"name": "top1 <k=5>", "encoder": number}],
+        "data": {"name": "digits", "fingerprint": {"test": fingerprint}},
+        "encoder_sha256": "abc" + run.name,
+    }
+    (run / "eval").mkdir(parents=True, exist_ok=True)
+    (run / "eval" / f"{protocol}.json").write_text(json.dumps(result))
+
+
+@pytest.fixture
+def compared(tmp_path, capsys):
+    """Writes the page by the command line; returns its JSON, its HTML and its text."""
+    from eval.__main__ import main
+
+    def call(*paths):
+        assert main(["report", *map(str, paths), f"out={tmp_path / 'out'}"]) == 0
+        result = json.loads(capsys.readouterr().out)
+        text = (tmp_path / "out" / "comparison.html").read_text()
+        page = Page()
+        page.feed(text)
+        assert page.open == []
+        return result, text, page
+
+    return call
+
+
+@pytest.fixture
+def runs(tmp_path):
+    made = make_run(tmp_path / "one"), make_run(tmp_path / "<two>", mean=[0.5, 0.3, 0.3])
+    for run, value in zip(made, (0.912, 0.873), strict=True):
+        add_pictures(run)
+        add_scores(run, value)
+    return made
+
+
+def test_scores_curves_and_differences_of_all_runs(runs, compared):
+    result, text, page = compared(*runs)
+    assert result["runs"] == ["one", "<two>"]
+    words = " ".join(page.text)
+    for expected in ("91.2", "87.3", "89.2–93.2", "top1 <k=5>", "Loss", "Similarity to the query: positive"):
+        assert expected in words
+    assert "<two>" in page.text
+    assert "<two>" not in text
+    assert "data.mean" in words
+    assert "[0.5, 0.3, 0.3]" in words
+    for same in ("optimizer.name", "data.std", "run.name"):
+        assert same not in words
+    assert "do not compare" not in words
+    assert "abcone" in words
+    assert {"curve s0", "curve s1", "bar s0", "bar s1"} <= {given.get("class") for _, given in page.tags}
+
+
+def test_scores_of_other_images_are_a_warning(runs, compared):
+    add_scores(runs[1], 0.8, fingerprint="other")
+    _, _, page = compared(*runs)
+    assert "do not compare: one on digits; <two> on digits" in " ".join(page.text)
+
+
+def test_another_librarys_network_has_scores_only(runs, tmp_path, compared, monkeypatch):
+    """It keeps its own colour, also where a chart has no curve of it."""
+    monkeypatch.chdir(tmp_path)
+    foreign = tmp_path / "runs" / "timm-resnet18-random"
+    add_scores(foreign, 0.7)
+    result, _, page = compared("timm:resnet18:random", *runs)
+    assert result["runs"][0] == "timm-resnet18-random"
+    classes = [given.get("class") for _, given in page.tags]
+    assert "bar s0" in classes
+    assert "curve s0" not in classes
+    assert {"curve s1", "curve s2"} <= {*classes}
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path, compared):
+    made = [make_run(tmp_path / place / "run") for place in ("a", "b")]
+    result, _, page = compared(*made)
+    assert result["runs"] == [str(run) for run in made]
+    assert "alike" in " ".join(page.text)
+
+
+def test_health_where_it_was_measured(runs, compared):
+    numbers = dict.fromkeys(("rankme", "dimensions", "alignment", "uniformity", "std"), 12.345)
+    stats = {"scores": {"encoder": numbers | {"verdict": "healthy"}}}
+    (runs[0] / "eval" / "stats.json").write_text(json.dumps(stats))
+    _, _, page = compared(*runs)
+    words = " ".join(page.text)
+    assert "healthy" in words
+    assert "12.3" in words
+
+
+def test_what_cannot_be_compared(runs, tmp_path, capsys):
+    from eval.__main__ import main
+
+    (tmp_path / "empty").mkdir()
+    assert main(["report", str(runs[0]), str(tmp_path / "empty")]) == 2
+    assert "holds neither config.yaml nor results" in capsys.readouterr().err
+    assert main(["report", *[str(runs[0])] * 9]) == 2
+    assert "9 runs given, up to 8" in capsys.readouterr().err
