@@ -155,6 +155,7 @@ def _config(cell: Cell, folder: Path) -> PretrainConfig:
             "logging.wandb.mode=disabled",
             "logging.progress=false",
             "logging.knn_every_epochs=0",
+            "logging.probe_every_epochs=0",
             "logging.mined_rows=0",
         ],
     )

@@ -159,6 +159,7 @@ def _config(options: argparse.Namespace, root: Path | None, folder: Path) -> Pre
         f"schedule.epochs={options.epochs}",
         f"schedule.warmup_epochs={min(1.0, options.epochs / 4)}",
         "logging.knn_every_epochs=0",
+        "logging.probe_every_epochs=0",
         "logging.mined_rows=0",
         "logging.progress=false",
         "logging.wandb.mode=disabled",

@@ -346,6 +346,7 @@ class LoggingConfig:
     Attributes:
         every_n_steps: Optimizer steps between rows of metrics.csv.
         knn_every_epochs: Epochs between online kNN scores on held-out rows; 0 never.
+        probe_every_epochs: Likewise of an online linear probe.
         mined_rows: Anchors kept in mined.csv and the report's gallery.
         progress: Show progress bars (on stderr).
         wandb: See WandbConfig.
@@ -353,6 +354,7 @@ class LoggingConfig:
 
     every_n_steps: int = 10
     knn_every_epochs: int = 5
+    probe_every_epochs: int = 5
     mined_rows: int = 16
     progress: bool = True
     wandb: WandbConfig = field(default_factory=WandbConfig)
@@ -360,6 +362,7 @@ class LoggingConfig:
     def __post_init__(self) -> None:
         check_range("logging.every_n_steps", self.every_n_steps, 1)
         check_range("logging.knn_every_epochs", self.knn_every_epochs, 0)
+        check_range("logging.probe_every_epochs", self.probe_every_epochs, 0)
         check_range("logging.mined_rows", self.mined_rows, 0)
 
 

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 
 from contrastive.callbacks.metrics import LogMetrics
-from contrastive.callbacks.online_knn import OnlineKnnCallback
+from contrastive.callbacks.online import OnlineScores
 from contrastive.callbacks.pictures import Pictures
 from contrastive.callbacks.profile import ProfileSteps
 from contrastive.callbacks.steps import StepTimer
@@ -192,9 +192,10 @@ def _build_callbacks(config: PretrainConfig, images: Images, run_dir: Path) -> l
     ]
     if config.profile:
         callbacks.append(ProfileSteps())
-    labelled = open_labelled_train(config.data) if logging.knn_every_epochs else None
+    scored = logging.knn_every_epochs or logging.probe_every_epochs
+    labelled = open_labelled_train(config.data) if scored else None
     if labelled is not None:
-        callbacks.append(OnlineKnnCallback(labelled, logging.knn_every_epochs))
+        callbacks.append(OnlineScores(labelled, logging.knn_every_epochs, logging.probe_every_epochs))
     if logging.mined_rows:
         callbacks.append(Pictures(images, run_dir, logging.mined_rows))
         callbacks.append(WandbPictures(images, run_dir))

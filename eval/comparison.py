@@ -177,7 +177,7 @@ def _curves(runs: list[Run]) -> str:
             if any(found for _, found in series):
                 keys = [(run, f"var(--s{n})") for n, (run, found) in enumerate(series) if found]
                 heading = title if len(columns) == 1 else f"{title}: {name}"
-                below = " · ".join(filter(None, (legend(keys), escape(caption))))
+                below = legend(keys) + (f"<br>{escape(caption)}" if caption else "")
                 cards.append(card(heading, line_chart(series), below))
     if not cards:
         return ""
@@ -209,10 +209,8 @@ def _differences(runs: list[Run]) -> str:
 
 def _table(runs: list[Run], rows: list[list[str]]) -> str:
     head = "".join(f"<th>{escape(text)}</th>" for text in ("", *(run.name for run in runs)))
-    body = "".join(
-        "<tr>" + "".join(f'<td class="set">{escape(cell)}</td>' for cell in row) + "</tr>" for row in rows
-    )
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table class="set"><tr>{head}</tr>{body}</table></div>'
 
 
 def _origin(runs: list[Run]) -> str:

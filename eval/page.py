@@ -67,12 +67,19 @@ img { display: block; max-width: 100%; image-rendering: pixelated; border-radius
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 14px;
   overflow-x: auto;
   font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-table.runs { margin-top: 2px; } table.runs td { border: 0; padding: 3px 10px 3px 0; vertical-align: middle; }
+table.runs { margin-top: 2px; }
+table.runs td { border: 0; padding: 3px 10px 3px 0; vertical-align: middle; }
 table.runs td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 90px; }
-table.runs td.picture { min-width: 90px; } td.set { text-align: left; white-space: normal; min-width: 110px;
-  overflow-wrap: anywhere; }
+table.runs td.picture { min-width: 90px; } table.set th { text-align: left; }
+table.set td { text-align: left; white-space: normal; min-width: 110px; overflow-wrap: anywhere; }
 ul.runs { list-style: none; padding: 0; margin: 18px 0 0; } ul.runs li { margin: 4px 0;
   overflow-wrap: anywhere; }
+@media (max-width: 560px) { main { padding: 24px 14px 60px; } th, td { padding-right: 10px; }
+  td:first-child, th { white-space: normal; } td small { display: block; }
+  td.picture, th.picture { display: none; }
+  table.runs tr { display: grid; grid-template-columns: 1fr auto; padding: 6px 0; }
+  table.runs td small { display: inline; }
+  table.runs td.picture { display: block; grid-column: 1 / -1; width: 100%; padding: 0; } }
 summary { cursor: pointer; margin: 12px 0; } footer { margin-top: 60px; font-size: 14px; color:
   var(--muted); }
 """

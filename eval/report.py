@@ -164,7 +164,7 @@ def _scores(results: dict[str, Any]) -> str:
     head = "".join(
         f"<th>{name}</th>" for name in ("top-k accuracy, %", "encoder", "raw pixels", "random encoder")
     )
-    head += f"<th>{100 * floor:.0f} to 100%</th>"
+    head += f'<th class="picture">{100 * floor:.0f} to 100%</th>'
     table = f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
     warnings = [text for each in results.values() for text in each["warnings"]]
     told = "".join(f'<p class="note warning">{escape(text)}</p>' for text in warnings)

@@ -166,9 +166,50 @@ def test_the_training_path_has_no_labels(run, tmp_path, monkeypatch):
 
 
 def test_monitors_and_pictures_leave_the_weights_alone(run, tmp_path):
-    run("run.name=with", "logging.knn_every_epochs=1")
-    run("run.name=without", "logging.knn_every_epochs=0", "logging.mined_rows=0", "logging.every_n_steps=7")
+    run("run.name=with", "logging.knn_every_epochs=1", "logging.probe_every_epochs=1")
+    silent = ["logging.knn_every_epochs=0", "logging.probe_every_epochs=0", "logging.mined_rows=0"]
+    run("run.name=without", *silent, "logging.every_n_steps=7")
     assert same(weights(tmp_path / "runs/with"), weights(tmp_path / "runs/without"))
+    scored = metrics(tmp_path / "runs/with")
+    assert sum(bool(row["knn/top1"]) for row in scored) == sum(bool(row["probe/top1"]) for row in scored) == 3
+    assert not {"knn/top1", "probe/top1"} & {*metrics(tmp_path / "runs/without")[0]}
+
+
+def test_online_scores_agree_with_the_offline_protocols(run, tmp_path):
+    """On the same rows, features of the written encoder: kNN to the last digit, the probe within 1 point."""
+    from contrastive.callbacks.online import monitor_split
+    from contrastive.config import PretrainConfig, load_saved
+    from contrastive.data.images import SomeImages
+    from contrastive.data.sources import open_labelled_train
+    from contrastive.encoders.weights import load_encoder
+    from eval import knn, linear_probe
+    from eval.config import EvalConfig, KnnConfig
+    from eval.features import Features, Split, extract
+
+    digits = ["data.name=digits", "data.root=null", "data.global_batch=64", "schedule.epochs=2"]
+    code, result, _ = run(*digits, "encoder.name=resnet10", "logging.probe_every_epochs=2")
+    assert code == 0
+    data = load_saved(PretrainConfig, tmp_path / "runs/tiny/config.yaml").data
+    images, (encoder, _) = open_labelled_train(data), load_encoder(tmp_path / "runs/tiny/encoder.safetensors")
+    parts = []
+    for rows in monitor_split(images):
+        features, _ = extract(
+            encoder,
+            SomeImages(images, rows),
+            data,
+            batch_size=100,
+            num_workers=0,
+            device=torch.device("cpu"),
+        )
+        parts.append(Split(features, images.labels[rows], rows))
+    assert not set(parts[0].rows.tolist()) & set(parts[1].rows.tolist())
+    offline, config = (
+        Features(*parts, tuple(images.classes)),
+        EvalConfig(checkpoint="x", knn=KnnConfig(k=[20])),
+    )
+    online = result["metrics"]
+    assert online["knn/top1"] == pytest.approx(knn.score(offline, config).lines[0].value, abs=1e-9)
+    assert online["probe/top1"] == pytest.approx(linear_probe.score(offline, config).lines[0].value, abs=0.01)
 
 
 def test_accumulated_micro_batches_are_one_step(run, tmp_path, monkeypatch):

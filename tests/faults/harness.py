@@ -35,6 +35,7 @@ TINY = [
     "schedule.warmup_epochs=1",
     "logging.every_n_steps=1",
     "logging.knn_every_epochs=0",
+    "logging.probe_every_epochs=0",
     "logging.mined_rows=0",
     "logging.progress=false",
     "logging.wandb.mode=disabled",

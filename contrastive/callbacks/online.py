@@ -1,6 +1,7 @@
 """How good the features are, while they are made."""
 
 import hashlib
+from collections.abc import Callable
 
 import pytorch_lightning as pl
 import torch
@@ -12,7 +13,7 @@ from contrastive.data.sources import Images, Unreadable
 from contrastive.logging.rows import log_row
 from contrastive.logging.throughput import off_the_clock
 from contrastive.module import ContrastiveModule
-from eval.online import OnlineKnn
+from eval.online import OnlineKnn, OnlineProbe
 
 
 def monitor_split(images: Images, most: int = 12_000) -> tuple[Tensor, Tensor]:
@@ -31,45 +32,50 @@ def monitor_split(images: Images, most: int = 12_000) -> tuple[Tensor, Tensor]:
     return rows[~scored], rows[scored]
 
 
-class OnlineKnnCallback(StepCallback):
-    """kNN top-1 on held-out rows every few epochs, on frozen features of the query encoder.
+class OnlineScores(StepCallback):
+    """kNN and linear probe, top-1 on held-out rows every few epochs, on frozen features of the query encoder.
 
     The encoder is in eval mode meanwhile, so its batch statistics do not move: training with and without
     this callback gives the same weights to the bit.
 
     Args:
         images: A labelled view of the training part.
-        every_epochs: Epochs between scores; the end of the run is always scored.
+        knn_every: Epochs between scores by kNN, 0 for none; the end of the run is scored too.
+        probe_every: Likewise by the linear probe.
         batch_size: Images a forward pass.
     """
 
-    def __init__(self, images: Images, every_epochs: int, batch_size: int = 256) -> None:
+    def __init__(self, images: Images, knn_every: int, probe_every: int, batch_size: int = 256) -> None:
         assert images.labels is not None
-        self.images, self.every_epochs, self.batch_size = images, every_epochs, batch_size
+        self.images, self.batch_size = images, batch_size
+        self._every = {"knn": knn_every, "probe": probe_every}
+        self._score_of: dict[str, Callable[..., float]] = {"knn": OnlineKnn(), "probe": OnlineProbe()}
         self.fit_rows, self.score_rows = monitor_split(images)
         self._decoded: dict[str, tuple[Tensor, Tensor]] = {}
-        self._scored_step = -1
+        self._scored_step = dict.fromkeys(self._every, -1)
 
     def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
         """Score, when due."""
-        if epochs % self.every_epochs == 0:
-            self._score(trainer, module)
+        self._score(
+            trainer, module, [name for name, every in self._every.items() if every and not epochs % every]
+        )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the last weights."""
         assert isinstance(pl_module, ContrastiveModule)
-        if trainer.global_step != self._scored_step:
-            self._score(trainer, pl_module)
+        self._score(trainer, pl_module, [name for name, every in self._every.items() if every])
 
-    def _score(self, trainer: pl.Trainer, module: ContrastiveModule) -> None:
-        self._scored_step = trainer.global_step
-        if not trainer.is_global_zero:
+    def _score(self, trainer: pl.Trainer, module: ContrastiveModule, wanted: list[str]) -> None:
+        """Those of ``wanted`` that this step does not have yet."""
+        due = [name for name in wanted if self._scored_step[name] != trainer.global_step]
+        self._scored_step |= dict.fromkeys(due, trainer.global_step)
+        if not due or not trainer.is_global_zero:
             return
         with off_the_clock(trainer):
-            fit, fit_labels = self._features(module, "fit", self.fit_rows)
-            scored, scored_labels = self._features(module, "score", self.score_rows)
-            top1 = OnlineKnn()(fit, fit_labels, scored, scored_labels)
-        log_row(trainer, {"knn/top1": top1} | module.progress())
+            fit = self._features(module, "fit", self.fit_rows)
+            scored = self._features(module, "score", self.score_rows)
+            row = {f"{name}/top1": self._score_of[name](*fit, *scored) for name in due}
+        log_row(trainer, row | module.progress())
 
     @torch.inference_mode()
     def _features(self, module: ContrastiveModule, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,13 +84,13 @@ class OnlineKnnCallback(StepCallback):
         encoder.eval()
         try:
             features = [
-                encoder(center_view(batch.to(module.device), module.config.data)).float().cpu()
+                encoder(center_view(batch.to(module.device), module.config.data)).float()
                 for batch in torch.split(images, self.batch_size)
             ]
         finally:
             encoder.train(training)
         assert self.images.labels is not None
-        return torch.cat(features), self.images.labels[kept]
+        return torch.cat(features), self.images.labels[kept].to(module.device)
 
     def _decode(self, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Read once; unreadable rows are left out (the training path counts them)."""
