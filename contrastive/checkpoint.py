@@ -58,6 +58,7 @@ _STEP = re.compile(r"step-(\d+)")
 _HIDDEN = re.compile(r"\.(step-\d+|last)\.[0-9a-f]{8}\.(partial|removed)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MANIFEST_LIMIT = 1 << 20  # bytes; a real one has a few hundred, a hostile one must not fill the memory
+_SIGNALS = ("SIGINT", "SIGUSR1", "SIGTERM")
 _FORCE_PICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -598,8 +599,8 @@ class Preemption(Checkpoint):
         save: Does the saving.
 
     Attributes:
-        stopped_by: ``"SIGTERM"``, ``"SIGUSR1"`` or ``"SIGINT"`` once training stopped for it (on another
-            rank's: ``"another rank's signal"``), else None. The command line then exits with 75.
+        stopped_by: ``"SIGTERM"``, ``"SIGUSR1"`` or ``"SIGINT"`` once training stopped for it, whichever rank
+            got it, else None. The command line then exits with 75.
     """
 
     def __init__(self, save: SaveCheckpoint) -> None:
@@ -614,9 +615,7 @@ class Preemption(Checkpoint):
         """Take over the signals; Lightning has installed its own handlers just before."""
         self.stopped_by, self._received, self._step = None, None, trainer.global_step
         if threading.current_thread() is threading.main_thread():
-            names = [
-                name for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
-            ]  # Windows has no SIGUSR1
+            names = [name for name in _SIGNALS if hasattr(signal, name)]  # Windows has no SIGUSR1
             self._previous = {signal.Signals[name]: signal.getsignal(signal.Signals[name]) for name in names}
             for number in self._previous:
                 signal.signal(number, self._flag)
@@ -634,8 +633,8 @@ class Preemption(Checkpoint):
         if trainer.global_step == self._step:
             return  # gradients accumulate: the step is not complete
         self._step = trainer.global_step
-        if self._any_rank():
-            self.stopped_by = self._received or "another rank's signal"
+        self.stopped_by = self._on_any_rank()
+        if self.stopped_by is not None:
             self._save.save(trainer)
             trainer.should_stop = True
             trainer.fit_loop.min_epochs = None  # either would go on regardless
@@ -654,12 +653,14 @@ class Preemption(Checkpoint):
         if number == signal.SIGINT:  # a second Ctrl-C does not wait
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _any_rank(self) -> bool:
+    def _on_any_rank(self) -> str | None:
+        """The signal that some rank got; of several the last of _SIGNALS."""
         if self._group is None:
-            return self._received is not None
-        flag = torch.tensor([self._received is not None], dtype=torch.int32)
+            return self._received
+        place = -1 if self._received is None else _SIGNALS.index(self._received)
+        flag = torch.tensor([place], dtype=torch.int32)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-        return bool(flag.item())
+        return None if flag.item() < 0 else _SIGNALS[int(flag.item())]
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

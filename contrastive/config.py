@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,6 +29,7 @@ class RunConfig:
         resume: ``auto`` continues an unfinished run of the same config; ``never`` refuses an existing one.
         checkpoint_every: Optimizer steps between checkpoints; None saves after every epoch.
         keep_last: Checkpoints kept; 1 keeps two, since only the step after a save tells whether it is good.
+        requeue: Under SLURM, queue the job again when SIGUSR1 stopped it (scripts/slurm.sbatch).
         compile: ``torch.compile`` for both networks and the views: ``true``, ``false``, or ``auto``: on a GPU
             with Triton and a C compiler. The first steps then take minutes, which long runs win back.
     """
@@ -39,6 +40,7 @@ class RunConfig:
     resume: str = "auto"
     checkpoint_every: int | None = None
     keep_last: int = 2
+    requeue: bool = True
     compile: str = "auto"
 
     def __post_init__(self) -> None:
@@ -485,7 +487,10 @@ def _split_override(text: str) -> tuple[str, str]:
 
 def _is_group(schema: type, key: str) -> bool:
     """Whether ``key`` names a whole group, so that its value is one of the group's files."""
-    return any(item.name == key and is_dataclass(item.type) for item in fields(schema))
+    groups = (
+        item.name for item in fields(schema) if is_dataclass(item.type) or get_origin(item.type) is dict
+    )
+    return key in groups
 
 
 def _compose(folder: str, recipe: str, within: tuple[Path, ...] = ()) -> DictConfig:

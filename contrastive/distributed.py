@@ -125,6 +125,12 @@ def _road(tensor: Tensor) -> Tensor:
     return tensor if alone or tensor.is_cuda else tensor.cuda()
 
 
+def wait_for_all() -> None:
+    """Until every rank is here: a launcher may end the rest as soon as one has ended."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def _gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     longest = max(sizes)
     boolean = rows.dtype == torch.bool  # not every backend moves booleans

@@ -29,7 +29,7 @@ from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan
 from contrastive.data.sources import Images, Unreadable, open_labelled_train, open_train
 from contrastive.data.tally import TooManyCorrupt
-from contrastive.distributed import Collectives
+from contrastive.distributed import Collectives, wait_for_all
 from contrastive.encoders.build import build_encoder
 from contrastive.encoders.weights import load_weights, save_encoder
 from contrastive.logging.memory import peak_memory_mib
@@ -39,6 +39,7 @@ from contrastive.logging.throughput import Throughput
 from contrastive.logging.wandb_logger import alert, build_wandb, finish_wandb
 from contrastive.module import ContrastiveModule, Diverged
 from contrastive.run_dir import hold, is_first_rank, look_at, note_unreadable, prepare, write_atomically
+from contrastive.slurm import requeue
 from memory_bank.miner import build_miner
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False) -> tuple[int, dic
     finished, checkpoint = look_at(run_dir, config, images, steps)
     if finished is not None:
         logger.info("%s: this run is finished; choose another run.name to train again", run_dir)
-        return 0, finished
+        return 0, finished if is_first_rank() else None
     module = _build_module(config, plan, images, run_dir)
     saving = _build_saving(config, module, run_dir)
     preemption = Preemption(saving)
@@ -95,12 +96,18 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False) -> tuple[int, dic
     _check_batch_norm(config, trainer)
     _check_mining(config, plan, trainer)
     if not is_first_rank():
-        return _fit(trainer, module, checkpoint, saving, preemption)[0], None
+        code, _ = _fit(trainer, module, checkpoint, saving, preemption)
+        wait_for_all()
+        return code, None
     with hold(run_dir):
         prepare(run_dir, config, images)
         trainer.loggers = _build_loggers(config, run_dir)
         code, seconds = _fit(trainer, module, checkpoint, saving, preemption)
-        return code, _finish(config, module, trainer, run_dir, seconds, code, steps)
+        summary = _finish(config, module, trainer, run_dir, seconds, code, steps)
+        if preemption.stopped_by == "SIGUSR1" and config.run.requeue:
+            requeue()
+        wait_for_all()
+        return code, summary
 
 
 def _open(config: PretrainConfig) -> tuple[Images, Plan]:

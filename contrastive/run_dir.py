@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "logging.",
     "run.resume",
     "run.keep_last",
+    "run.requeue",
     "run.checkpoint_every",
     "run.compile",
     "run.root",
@@ -49,6 +50,11 @@ def look_at(
     """
     refuse_unsafe_loading()
     _check_writable(run_dir)
+    if not is_first_rank():
+        # The first judges the directory; the others must not wait for it where nothing is left to do.
+        summary = _read_summary(run_dir / "summary.json")
+        if summary.get("steps", -1) >= steps:
+            return summary, None
     unfinished = {".lock", "manifest.csv"}  # what a start that was killed at once may leave
     if is_first_rank() and run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - unfinished:
         _check_same_run(run_dir, config, images)
