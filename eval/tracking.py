@@ -1,5 +1,6 @@
 """An evaluation as a W&B run of its own, linked to the pretraining whose encoder it scored."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 
 from contrastive.config import PretrainConfig, WandbConfig, load_saved
 from contrastive.logging.drawing import draw_confusion
+from contrastive.logging.names import STEP_AXIS
 from contrastive.logging.wandb_run import encoder_name, forgiving, start_run, use_encoder
 from eval.config import EvalConfig
 from eval.frozen import resolve
@@ -49,7 +51,8 @@ def track(result: dict[str, Any], config: EvalConfig) -> None:
     assert isinstance(checkpoint.encoder, Path)  # a run's own
     use_encoder(run, checkpoint.encoder, _artifact(pretrain_id, checkpoint.encoder, checkpoint.run))
     with forgiving("the result"):
-        run.log(scalars(result) | _confusion(result))
+        run.define_metric("*", step_metric=STEP_AXIS)
+        run.log(scalars(result) | _confusion(result) | _step(checkpoint.encoder))
     with forgiving("the end of the run"):
         run.finish()
 
@@ -92,6 +95,15 @@ def _artifact(pretrain_id: str, encoder: Path, run: Path) -> str:
     """The pretraining's own artifact for the run's encoder; one of its own for an earlier checkpoint's."""
     folder = encoder.absolute().parent
     return encoder_name(pretrain_id, "" if folder == run.absolute() else folder.name)
+
+
+def _step(encoder: Path) -> dict[str, int]:
+    """Where on the pretraining's axis the encoder stands: so that checkpoints make a curve."""
+    folder, summary = encoder.absolute().parent, encoder.parent / "summary.json"
+    name, _, number = folder.name.partition("-")
+    if name == "step" and number.isdecimal():
+        return {STEP_AXIS: int(number)}
+    return {STEP_AXIS: int(json.loads(summary.read_text())["steps"])} if summary.is_file() else {}
 
 
 def _confusion(result: dict[str, Any]) -> dict[str, Any]:

@@ -95,8 +95,9 @@ class Pictures(StepCallback):
         slots = slots[:: math.ceil(len(slots) / _MOST_POINTS) or 1]
         if len(slots) < 3:
             return
-        ids, labels = bank.ids_of(slots).cpu(), self.images.labels
-        points = principal_plane(bank.read(slots).float().cpu())
+        # Of a sharded bank, rank 0's rows: the others do not wait for it here.
+        ids, labels = bank.id[slots].cpu(), self.images.labels
+        points = principal_plane(bank.local.read(slots).float().cpu())
         drawn = draw_map(points, None if labels is None else labels[ids], self.images.classes or ())
         staged = self.run_dir / ".bank.png.part"
         Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(staged, format="png")

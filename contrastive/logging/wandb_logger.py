@@ -12,9 +12,24 @@ from contrastive.logging.names import GROUPS, STEP_AXIS
 from contrastive.logging.wandb_run import encoder_name, forgiving, log_encoder, start_run
 
 
+class RunLogger(WandbLogger):
+    """Lightning's logger, but a W&B that fails is told of once, and left alone from then on."""
+
+    failed = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Send a row."""
+        if not self.failed:
+            with forgiving(f"every row from step {step} on", self._fail):
+                super().log_metrics(metrics, step)
+
+    def _fail(self) -> None:
+        self.failed = True
+
+
 def build_wandb(
     config: WandbConfig, run_dir: Path, run_name: str, run_id: str, resolved: dict[str, Any]
-) -> WandbLogger | None:
+) -> RunLogger | None:
     """Start, or continue, the W&B run of a pretraining; None when W&B is off. For rank 0 alone.
 
     Args:
@@ -35,12 +50,13 @@ def build_wandb(
     run.define_metric(STEP_AXIS)
     for group in GROUPS:
         run.define_metric(f"{group}/*", step_metric=STEP_AXIS)
-    return WandbLogger(project=config.project, save_dir=run_dir, id=run.id, experiment=run)
+    return RunLogger(project=config.project, save_dir=run_dir, id=run.id, experiment=run)
 
 
 def wandb_run(loggers: Iterable[Logger]) -> Any:
-    """The W&B run among ``loggers``, None where there is none."""
-    return next((logger.experiment for logger in loggers if isinstance(logger, WandbLogger)), None)
+    """The W&B run among ``loggers``; None where there is none, or it has failed."""
+    found = (each.experiment for each in loggers if isinstance(each, RunLogger) and not each.failed)
+    return next(found, None)
 
 
 def log_media(trainer: Trainer, media: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import importlib.util
 import netrc
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
 from pathlib import Path
@@ -92,8 +92,11 @@ def _artifact(encoder: Path, name: str, metadata: Mapping[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def forgiving(what: str) -> Iterator[None]:
-    """Around a use of W&B: if it fails, or the disk is full, a line says that ``what`` is missing."""
+def forgiving(what: str, failed: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Around a use of W&B: if it fails, a line says that ``what`` is missing, and ``failed`` is called.
+
+    An OSError is a full disk, or the end of W&B's service process, which the system may kill for memory.
+    """
     import wandb
 
     try:
@@ -101,6 +104,7 @@ def forgiving(what: str) -> Iterator[None]:
     except (wandb.errors.Error, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         _say(f"W&B: {what} is missing ({reason}); everything else goes on")
+        failed()
 
 
 def _wandb_mode(mode: str, quiet: bool = False) -> str:

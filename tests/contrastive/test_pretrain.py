@@ -280,7 +280,21 @@ def test_a_look_up_that_fails_on_its_thread_stops_the_run_with_its_own_traceback
     assert "look-ahead" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_loss_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(run, tmp_path, monkeypatch):
+@pytest.fixture
+def alerts(monkeypatch):
+    """Title and text of what W&B would tell people."""
+    from contrastive import pretrain
+    from contrastive.callbacks import watch_health
+
+    sent = []
+    for module in (pretrain, watch_health):
+        monkeypatch.setattr(module, "alert", lambda trainer, title, text: sent.append((title, text)))
+    return sent
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(
+    run, tmp_path, monkeypatch, alerts
+):
     from contrastive.module import ContrastiveModule
 
     embed, poisoned = ContrastiveModule.embed, {3}
@@ -291,7 +305,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(ru
 
     monkeypatch.setattr(ContrastiveModule, "embed", poisoned_embed)
     code, result, _ = run("run.name=once", "run.checkpoint_every=4", "run.keep_last=9")
-    assert (code, result["metrics"]["train/skipped_steps"]) == (0, 1.0)
+    assert (code, result["metrics"]["train/skipped_steps"], alerts) == (0, 1.0, [])
     # The save due after the skipped step waited for a loss that was finite.
     assert saved(tmp_path / "runs/once") == ["step-12", "step-5", "step-8"]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "runs/once").values())
@@ -299,6 +313,8 @@ def test_a_loss_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(ru
     code, result, err = run("run.name=diverged", "run.checkpoint_every=2")
     assert code == 3
     assert "optimizer.base_lr" in err
+    ((title, text),) = alerts
+    assert (title, "not finite" in text) == ("divergence", True)
     assert not (tmp_path / "runs/diverged/summary.json").exists()
     # Three times, what step-6 held gave no loss; step-5 is the one that waited.
     assert saved(tmp_path / "runs/diverged") == ["step-5"]
@@ -512,12 +528,13 @@ def test_a_dry_run_estimates_and_keeps_nothing(run, tmp_path):
     assert main(["--dry-rn"]) == 2
 
 
-def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch):
+def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
     """An alignment-only loss has nothing to push away from."""
     from contrastive import module
 
     _, _, err = run("run.name=good")
     assert "collapse" not in err
+    assert not alerts
 
     def alignment(config, mining, **_):
         class Alignment:
@@ -540,3 +557,5 @@ def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch):
     rank = float(re.search(r"effective rank (\S+) of 8", last)[1])
     assert rank == pytest.approx(result["metrics"]["stats/rankme"], abs=0.05)
     assert rank < 2 or result["metrics"]["stats/std"] < 0.1
+    ((title, text),) = alerts  # once, not every epoch
+    assert (title, "collapse of the embeddings" in text) == ("collapse", True)

@@ -161,4 +161,6 @@ def test_a_preempted_resumed_and_evaluated_run_read_back(command, tmp_path, monk
     assert scores["probe/top1"] == pytest.approx(rows[0]["encoder"]["value"])
     assert scores["probe/top1_raw_pixels"] == pytest.approx(rows[0]["raw_pixels"]["value"])
     assert scores["probe/confusion._type"] == "image-file"
+    assert scores["trainer/global_step"] == 15
+    assert {item.get("step_metric") for item in third["metric"]} >= {"trainer/global_step"}
     assert started[2]["config"]["update"]["eval"]["settings"]["linear"]["min_steps"] == 5

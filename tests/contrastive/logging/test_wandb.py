@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -184,3 +185,48 @@ def test_an_unreachable_server_does_not_stop_training(
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*-abc123")
     records = read_records(path)
     assert [record["item"]["train/half"] for record in records["history"]] == [0.5, 1, 1.5, 2]
+
+
+def test_a_run_whose_service_was_killed_is_told_of_once(
+    log: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """W&B's client raises what it raised when its process was killed while a run was logging."""
+    from contrastive.logging.wandb_logger import RunLogger, alert, finish_wandb, log_media, wandb_run
+
+    calls = []
+
+    class Gone:
+        id = "abc123"
+
+        def __getattr__(self, name: str) -> Any:
+            def fail(*_: Any, **__: Any) -> None:
+                calls.append(name)
+                raise ConnectionResetError("Connection lost")
+
+            return fail
+
+    logger = RunLogger(save_dir=tmp_path, experiment=Gone())
+    assert wandb_run([logger]) is not None
+    trainer = fit(tmp_path, [logger], [make_row_logger()], Loader(4), log_every_n_steps=1)
+    assert trainer.global_step == 4
+    assert wandb_run([logger]) is None
+    log_media(trainer, {"views/grid": None})
+    alert(trainer, "collapse", "text")
+    finish_wandb([logger], {}, None, 0)
+    assert calls == ["log"]
+    assert capsys.readouterr().err.count("every row from step 1 on is missing (Connection lost)") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "calls"), [(0, ["finish"]), (3, ["finish"]), (75, ["mark_preempting", "finish"])]
+)
+def test_a_run_ends_as_the_command_ends(tmp_path: Path, code: int, calls: list[str]) -> None:
+    from contrastive.logging.wandb_logger import RunLogger, finish_wandb
+
+    run = MagicMock(id="abc123")
+    finish_wandb(
+        [RunLogger(save_dir=tmp_path, experiment=run)], {"steps": 7, "metrics": {"a": 1}}, None, code
+    )
+    assert [name for name, *_ in run.method_calls if not name.startswith(("summary", "define"))] == calls
+    run.finish.assert_called_once_with(code)
+    run.summary.update.assert_called_once_with({"steps": 7})
