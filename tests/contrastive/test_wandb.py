@@ -126,7 +126,7 @@ def test_a_preempted_resumed_and_evaluated_run_read_back(command, tmp_path, monk
             if row[name] not in ("", "nan"):
                 assert sent[int(row["step"])][name] == pytest.approx(float(row[name])), name
     assert {name for name in names if describe(name) is None} == set()
-    assert {name.partition("/")[0] for name in names} == GROUPS.keys() - {"probe"}
+    assert {name.partition("/")[0] for name in names} == GROUPS.keys()
     assert float(table[-1]["data/unreadable"]) == len(read(run_dir / "corrupt.csv")) == 1
 
     # Pictures: the views at the start, gallery and map at the end of each epoch, the table at the very end.
