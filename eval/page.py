@@ -23,7 +23,7 @@ h1 { font-size: 30px; line-height: 1.15; letter-spacing: -.02em; margin: 0 0 6px
 h2 { font-size: 19px; letter-spacing: -.01em; margin: 52px 0 4px; }
 h3 { font-size: 14px; font-weight: 600; margin: 0 0 4px; }
 p { margin: 0 0 14px; max-width: 68ch; } .muted, p.note, figcaption { color: var(--muted); }
-p.note, figcaption { font-size: 14px; }
+p.note, figcaption { font-size: 14px; overflow-wrap: anywhere; }
 .warning { border-left: 3px solid var(--s1); padding-left: 12px; }
 .facts { display: flex; flex-wrap: wrap; gap: 6px 28px; margin: 22px 0 0; }
 .facts div { min-width: 96px; } .facts dt { color: var(--muted); font-size: 13px; }
@@ -68,18 +68,17 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px
   overflow-x: auto;
   font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 table.runs { margin-top: 2px; }
-table.runs td { border: 0; padding: 3px 10px 3px 0; vertical-align: middle; }
-table.runs td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 90px; }
-table.runs td.picture { min-width: 90px; } table.set th { text-align: left; }
+table.runs tr { display: grid; grid-template-columns: 1fr auto; padding: 5px 0; }
+table.runs td { border: 0; padding: 0 0 0 10px; white-space: normal; overflow-wrap: anywhere; }
+table.runs td:first-child { padding: 0; } table.runs td.own { white-space: nowrap; }
+table.runs td.picture { display: block; grid-column: 1 / -1; width: 100%; padding: 0; } table.set th { text-align: left; }
 table.set td { text-align: left; white-space: normal; min-width: 110px; overflow-wrap: anywhere; }
 ul.runs { list-style: none; padding: 0; margin: 18px 0 0; } ul.runs li { margin: 4px 0;
   overflow-wrap: anywhere; }
 @media (max-width: 560px) { main { padding: 24px 14px 60px; } th, td { padding-right: 10px; }
   td:first-child, th { white-space: normal; } td small { display: block; }
   td.picture, th.picture { display: none; }
-  table.runs tr { display: grid; grid-template-columns: 1fr auto; padding: 6px 0; }
-  table.runs td small { display: inline; }
-  table.runs td.picture { display: block; grid-column: 1 / -1; width: 100%; padding: 0; } }
+  table.runs td small { display: inline; } table.runs td.picture { display: block; } }
 summary { cursor: pointer; margin: 12px 0; } footer { margin-top: 60px; font-size: 14px; color:
   var(--muted); }
 """

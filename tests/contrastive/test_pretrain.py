@@ -325,7 +325,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatc
     from contrastive.checkpoint import verify
     from contrastive.encoders.weights import load_encoder
     from contrastive.module import ContrastiveModule
-    from eval.features import resolve
+    from eval.frozen import resolve
 
     update = ContrastiveModule.optimizer_step
 
