@@ -71,7 +71,8 @@ table.runs { margin-top: 2px; }
 table.runs tr { display: grid; grid-template-columns: 1fr auto; padding: 5px 0; }
 table.runs td { border: 0; padding: 0 0 0 10px; white-space: normal; overflow-wrap: anywhere; }
 table.runs td:first-child { padding: 0; } table.runs td.own { white-space: nowrap; }
-table.runs td.picture { display: block; grid-column: 1 / -1; width: 100%; padding: 0; } table.set th { text-align: left; }
+table.runs td.picture { display: block; grid-column: 1 / -1; width: 100%; padding: 0; }
+table.set th { text-align: left; }
 table.set td { text-align: left; white-space: normal; min-width: 110px; overflow-wrap: anywhere; }
 ul.runs { list-style: none; padding: 0; margin: 18px 0 0; } ul.runs li { margin: 4px 0;
   overflow-wrap: anywhere; }
