@@ -61,7 +61,7 @@ NPROBES = (4, 8, 16, 32, 64, 128)
 ROUNDS_OF_UPDATES = 9
 PIECE = 65_536
 CPU = torch.device("cpu")
-GOAL = {"rows": 1_000_000, "recall": 0.95, "speedup": 20.0, "update_ms": 15.0}
+GOAL = {"rows": 1_000_000, "recall": 0.95, "speedup": 20.0, "update_ms": 15.0, "bank_memory": 1.2}
 
 
 @dataclass
@@ -310,7 +310,10 @@ def _show(made: list[Any], searches: list[Any]) -> None:
 
 
 def goal(made: list[Any], searches: list[Any]) -> dict[str, Any] | None:
-    """The fastest search at the goal's rows with the goal's recall; None where no bank was that large."""
+    """The fastest search at the goal's rows with the goal's recall; None where no bank was that large.
+
+    ``bank_memory``: bytes of the bank, ids and steps included and the index not, over those of its fp16 keys.
+    """
     able = [
         row
         for row in searches
@@ -319,13 +322,12 @@ def goal(made: list[Any], searches: list[Any]) -> dict[str, Any] | None:
     if not able:
         return None
     best = max(able, key=lambda row: row["faster_than_exact"])
-    update = next(
-        row["update_ms"]
-        for row in made
-        if (row["rows"], row["data"], row["index"]) == (best["rows"], best["data"], best["index"])
-    )
+    names = ("rows", "data", "index")
+    index = next(row for row in made if all(row[name] == best[name] for name in names))
+    update, memory = index["update_ms"], index["bank_bytes_a_row"] / (2 * embeddings.DIM)
     met = best["faster_than_exact"] >= GOAL["speedup"] and update <= GOAL["update_ms"]
-    return {"asked": GOAL, "best": best, "update_ms": update, "met": met}
+    met = met and memory <= GOAL["bank_memory"]
+    return {"asked": GOAL, "best": best, "update_ms": update, "bank_memory": memory, "met": met}
 
 
 def plot(searches: list[Any], path: Path) -> None:
@@ -406,7 +408,8 @@ def main() -> None:
             f"goal {'met' if reached['met'] else 'missed'}: {best['index']} nprobe {best['nprobe']}: "
             f"{best['faster_than_exact']:.1f}x exact torch at recall {best['recall']:.3f} "
             f"(asked: {GOAL['speedup']:.0f}x at {GOAL['recall']}), update of {BATCH} in "
-            f"{reached['update_ms']:.1f} ms (asked: {GOAL['update_ms']:.0f})"
+            f"{reached['update_ms']:.1f} ms (asked: {GOAL['update_ms']:.0f}), "
+            f"bank {reached['bank_memory']:.2f}x its fp16 keys (asked: {GOAL['bank_memory']})"
         )
     if not options.no_plot:
         plot(searches, options.plot or options.out.with_suffix(".png"))
