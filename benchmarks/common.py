@@ -23,13 +23,23 @@ class Spent(NamedTuple):
     processor: float
 
 
+class Clock:
+    """Runs from when it is made; waits for the device at both ends."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        _wait(device)
+        self._device, self._wall, self._processor = device, time.perf_counter(), time.process_time()
+
+    def stop(self) -> Spent:
+        _wait(self._device)
+        return Spent(time.perf_counter() - self._wall, time.process_time() - self._processor)
+
+
 def once(step: Callable[[], object], device: torch.device | None = None) -> Spent:
     """Time one call."""
-    _wait(device)
-    wall, processor = time.perf_counter(), time.process_time()
+    clock = Clock(device)
     step()
-    _wait(device)
-    return Spent(time.perf_counter() - wall, time.process_time() - processor)
+    return clock.stop()
 
 
 def take_turns(

@@ -6,6 +6,7 @@ import logging
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,10 +71,17 @@ PRECISIONS = ("32-true", "32", "bf16-mixed", "16-mixed")
 """Of the networks; views, similarities and the loss are float32 in each."""
 
 
-def pretrain(config: PretrainConfig, *, dry_run: bool = False) -> tuple[int, dict[str, Any] | None]:
+def pretrain(
+    config: PretrainConfig, *, dry_run: bool = False, callbacks: Sequence[pl.Callback] = ()
+) -> tuple[int, dict[str, Any] | None]:
     """Train as ``config`` says; return the exit code and the summary (None off rank 0).
 
     Everything the user can get wrong is checked before the first byte is written.
+
+    Args:
+        config: The run.
+        dry_run: Two steps in a folder that is thrown away.
+        callbacks: Your own, called after the run's.
 
     Raises:
         UserError: wrong input; exit code 2.
@@ -90,8 +98,8 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False) -> tuple[int, dic
     module = _build_module(config, plan, images, run_dir)
     saving = _build_saving(config, module, run_dir)
     preemption = Preemption(saving)
-    callbacks = [*_build_callbacks(config, images, run_dir), saving, preemption]
-    trainer = _build_trainer(config, callbacks)
+    own = _build_callbacks(config, images, run_dir)
+    trainer = _build_trainer(config, [*own, saving, preemption, *callbacks])
     _check_batch(config, trainer)
     _check_batch_norm(config, trainer)
     _check_mining(config, plan, trainer)

@@ -1,0 +1,361 @@
+"""Our whole training step over its networks alone, and images a second against lightly's MoCo.
+
+Three arms take turns, some steps each, so that a disturbance of the machine meets all of them:
+
+- ours: a run of contrastive-pretrain as it is: loader, views, bank, mining, metrics, all callbacks;
+- limit: the same networks, optimizer and moving average on random input, with the cheapest contrastive loss:
+  no data, no views, no bank;
+- lightly: MoCo v2 of lightly's own parts (dataset, transform, head, loss with its memory bank of 4,096, update
+  of the key network), in torch's DataLoader, with the same backbone, batch, optimizer and precision.
+  Left out where lightly is not installed (pip install '.[bench]').
+
+Views are MoCo v2's for both. Our bank is filled with random rows first, so that it is mined from the first step.
+Each of lightly's turns starts with some steps off the clock, for its workers to run ahead as in a long run.
+
+    python benchmarks/bench_step.py [--data DIR] [--device cuda] [--networks NAME ...] [--rounds N]
+
+DIR holds class folders, such as CIFAR-10 as JPEG; without it, random JPEG files are made. On a CPU: resnet18 and a
+resnet10 of width 16, 32 px, batch 256, float32, 2 workers; about 6 minutes on 2 cores. On CUDA: resnet18 at 32 px,
+batch 512, and resnet50 at 224 px, batch 256, bfloat16, 16 workers.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from common import RESULTS, Clock, Spent, context, median, once, quartiles, ratios, walls, write
+from PIL import Image
+from torch import nn
+
+from contrastive.config import PretrainConfig, load_config
+from contrastive.data.files import list_images
+from contrastive.data.plan import Plan
+from contrastive.encoders.build import build_encoder
+from contrastive.module import ContrastiveModule
+from contrastive.pretrain import pretrain
+
+DIM, HIDDEN = 128, 2048
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One network and how long its turns are.
+
+    Attributes:
+        name: Of the network; with its width.
+        width: Channels of its first stage.
+        side: Of the images, in pixels.
+        batch: Images of a step.
+        precision: Lightning's name.
+        workers: lightly's; ours has none, its images are resident.
+        steps: Of a turn.
+        settle: Steps of lightly's turns before the clock starts.
+        rounds: Turns of each arm.
+        files: Images made where no data is given.
+        goals: Over the limit, and over lightly.
+    """
+
+    name: str
+    width: int
+    side: int
+    batch: int
+    precision: str
+    workers: int
+    steps: int
+    settle: int
+    rounds: int
+    files: int
+    goals: tuple[float, float]
+
+
+SCENES = {
+    "cpu": (
+        Scene("resnet18", 64, 32, 256, "32-true", 2, 2, 3, 5, 10_000, (0.90, 1.6)),
+        Scene("resnet10", 16, 32, 256, "32-true", 2, 6, 4, 8, 10_000, (0.85, 2.0)),
+    ),
+    "cuda": (
+        Scene("resnet18", 64, 32, 512, "bf16-mixed", 16, 20, 40, 6, 50_000, (0.85, 4.0)),
+        Scene("resnet50", 64, 224, 256, "bf16-mixed", 16, 10, 10, 6, 4_096, (0.85, 4.0)),
+    ),
+}
+
+
+def load(scene: Scene, data: Path, runs: Path, device: str) -> PretrainConfig:
+    """The shipped CIFAR-10 recipe on one direction of the loss, as lightly's MoCo has it."""
+    return load_config(
+        PretrainConfig,
+        "pretrain",
+        "cifar10",
+        [
+            f"run.root={runs}",
+            "run.name=bench",
+            "data.name=imagefolder",
+            f"data.root={data}",
+            f"data.image_size={scene.side}",
+            f"data.global_batch={scene.batch}",
+            "data.resident=true",
+            "augment.view_1.crop_scale=[0.2,1.0]",
+            f"encoder.name={scene.name}",
+            f"encoder.width={scene.width}",
+            f"encoder.projector_hidden={HIDDEN}",
+            f"encoder.projector_dim={DIM}",
+            "objective.symmetric=false",
+            "bank.max_age=null",
+            "optimizer.base_lr=0.01",
+            f"trainer.precision={scene.precision}",
+            f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}",
+            "logging.knn_every_epochs=0",
+            "logging.progress=false",
+            "logging.wandb.mode=disabled",
+        ],
+    )
+
+
+class Turns(pl.Callback):
+    """Measures the run it is in, and lets the other arms have their turns meanwhile.
+
+    Args:
+        scene: What is measured.
+        others: Makes the other arms, by name: each runs one turn and returns what it took.
+        warmup: Steps before the first round.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        others: Callable[[ContrastiveModule], dict[str, Callable[[], Spent]]],
+        warmup: int = 3,
+    ) -> None:
+        self.scene, self.warmup, self._make = scene, warmup, others
+        self.spent: dict[str, list[Spent]] = {"ours": []}
+        self._left = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ContrastiveModule)
+        rows = pl_module.plan.rows
+        keys = F.normalize(torch.randn(rows, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
+        pl_module.miner.write(keys.to(pl_module.device), torch.arange(rows, device=pl_module.device), 0)
+        self.others = self._make(pl_module)
+        self.spent |= {name: [] for name in self.others}
+        self._left = self.warmup
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._left -= 1
+        if self._left:
+            return
+        if trainer.global_step > self.warmup:
+            self.spent["ours"].append(self._clock.stop())
+            for name, turn in self.others.items():
+                self.spent[name].append(turn())
+        if len(self.spent["ours"]) == self.scene.rounds:
+            trainer.should_stop = True
+        self._left = self.scene.steps
+        self._clock = Clock(pl_module.device)
+
+
+class Limit:
+    """The networks, the optimizer and the moving average of a run, and nothing else."""
+
+    def __init__(self, scene: Scene, config: PretrainConfig, device: torch.device) -> None:
+        plan = Plan(scene.batch, 0, scene.batch, 1_000)
+        encoder = build_encoder(config.encoder, scene.side)
+        self.module = ContrastiveModule(config, plan, encoder, lambda module: None).to(device)
+        self.module.on_fit_start()  # pairs the averages, compiles where the run does
+        self.module.train()
+        self.optimizer: Any = self.module.configure_optimizers()["optimizer"]
+        self.scene, self.device = scene, device
+        self.views = [
+            torch.randn(scene.batch, 3, scene.side, scene.side, device=device).contiguous(
+                memory_format=torch.channels_last
+            )
+            for _ in range(2)
+        ]
+        self.own = torch.arange(scene.batch, device=device)
+
+    def step(self) -> None:
+        module = self.module
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.scene.precision == "bf16-mixed"):
+            query, key = module.embed(self.views[0]), module.embed_key(self.views[1])
+        loss = F.cross_entropy(query @ key.T / 0.2, self.own)  # the batch's other keys, or it would collapse
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        for follow in module._follow:
+            follow(0.99)
+
+    def turn(self) -> Spent:
+        return once(lambda: [self.step() for _ in range(self.scene.steps)], self.device)
+
+
+class Lightly:
+    """MoCo as in lightly's examples (examples/pytorch_lightning/moco.py), in a plain loop."""
+
+    def __init__(self, scene: Scene, config: PretrainConfig, device: torch.device) -> None:
+        from lightly.data import LightlyDataset
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules import MoCoProjectionHead
+        from lightly.models.utils import deactivate_requires_grad, update_momentum
+        from lightly.transforms import MoCoV2Transform
+
+        def network() -> nn.Module:
+            encoder = build_encoder(config.encoder, scene.side)
+            return nn.Sequential(encoder, MoCoProjectionHead(encoder.dim, HIDDEN, DIM, batch_norm=True)).to(
+                device
+            )
+
+        self.scene, self.device = scene, device
+        self.query, self.key, self.follow = network(), network(), update_momentum
+        deactivate_requires_grad(self.key)
+        self.loss = NTXentLoss(temperature=0.2, memory_bank_size=(4096, DIM)).to(device)
+        self.optimizer = torch.optim.SGD(self.query.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+        transform = MoCoV2Transform(input_size=scene.side)
+        self.dataset = LightlyDataset(str(Path(config.data.root or "")), transform=transform)
+
+    def batches(self) -> Iterator[Any]:
+        while True:
+            yield from torch.utils.data.DataLoader(
+                self.dataset,
+                batch_size=self.scene.batch,
+                shuffle=True,
+                drop_last=True,
+                num_workers=self.scene.workers,
+                pin_memory=self.device.type == "cuda",
+            )
+
+    def step(self, batch: Any) -> None:
+        view_1, view_2 = (view.to(self.device, non_blocking=True) for view in batch[0])
+        self.follow(self.query, self.key, m=0.99)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.scene.precision == "bf16-mixed"):
+            query = self.query(view_1)
+            with torch.no_grad():
+                key = self.key(view_2)
+            loss = self.loss(query, key)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def turn(self) -> Spent:
+        batches = self.batches()  # its workers end with it, so that they never run in another arm's turn
+        for _ in range(self.scene.settle):
+            self.step(next(batches))
+        return once(lambda: [self.step(next(batches)) for _ in range(self.scene.steps)], self.device)
+
+
+def other_arms(scene: Scene, config: PretrainConfig, device: torch.device) -> dict[str, Callable[[], Spent]]:
+    arms: dict[str, Any] = {"limit": Limit(scene, config, device)}
+    try:
+        arms["lightly"] = Lightly(scene, config, device)
+    except ImportError as error:
+        print(f"lightly's arm is left out ({error}); pip install '.[bench]'")
+    for _ in range(3):
+        arms["limit"].step()
+    return {name: arm.turn for name, arm in arms.items()}
+
+
+def measure(scene: Scene, data: Path, device: str) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix="bench-step-") as scratch:
+        root = Path(scratch)
+        config = load(scene, data, root / "runs", device)
+        turns = Turns(scene, lambda module: other_arms(scene, config, module.device))
+        code, _ = pretrain(config, callbacks=[turns])
+    if code:
+        raise SystemExit(f"the run ended with exit code {code}")
+    return [row(scene, name, turns.spent) for name in turns.spent]
+
+
+def row(scene: Scene, name: str, spent: dict[str, list[Spent]]) -> dict[str, Any]:
+    images, mine = scene.batch * scene.steps, spent[name]
+    low, high = quartiles(walls(mine))
+    made = {
+        "network": f"{scene.name} width {scene.width}",
+        "side": scene.side,
+        "batch": scene.batch,
+        "precision": scene.precision,
+        "arm": name,
+        "step_ms": 1e3 * median(walls(mine)) / scene.steps,
+        "images_per_s": images / median(walls(mine)),
+        "images_per_s_quartiles": [images / high, images / low],
+    }
+    if name != "ours":
+        speed = ratios(mine, spent["ours"])
+        made |= {"ours_over_this": median(speed), "ours_over_this_quartiles": quartiles(speed)}
+        made["goal"] = scene.goals[0 if name == "limit" else 1]
+    if name == "limit":  # lightly's workers are processes of their own
+        made["ours_over_this_processor"] = median(
+            [a.processor / b.processor for a, b in zip(mine, spent["ours"], strict=True)]
+        )
+    return made
+
+
+def show(made: dict[str, Any]) -> None:
+    low, high = made["images_per_s_quartiles"]
+    line = (
+        f"{made['network']:18} {made['side']:4} {made['batch']:4} {made['arm']:8} {made['step_ms']:9.1f} "
+        f"{made['images_per_s']:9.1f} {low:9.1f} {high:9.1f}"
+    )
+    if "goal" in made:
+        low, high = made["ours_over_this_quartiles"]
+        line += f"   {made['ours_over_this']:5.2f} ({low:.2f} to {high:.2f}), goal {made['goal']:.2f}"
+    if "ours_over_this_processor" in made:
+        line += f"; processor {made['ours_over_this_processor']:.2f}"
+    print(line, flush=True)
+
+
+def make_files(folder: Path, count: int, side: int) -> Path:
+    """Random JPEG files of ten classes, as smooth and as large as photographs are."""
+    noise = np.random.default_rng(0)
+    stored = 32 if side <= 32 else 320
+    for number in range(count):
+        path = folder / str(number % 10) / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(noise.integers(0, 256, (stored // 4, stored // 4, 3), dtype=np.uint8))
+        coarse.resize((stored, stored), Image.Resampling.BICUBIC).save(path, quality=90)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="class folders; default: files made for this")
+    parser.add_argument("--device", default="cpu", choices=tuple(SCENES))
+    parser.add_argument("--networks", nargs="+", help="default: all of the device's")
+    parser.add_argument("--rounds", type=int, help="turns of each arm; default by network")
+    parser.add_argument("--out", type=Path, help="JSON; default benchmarks/results/step-DEVICE.json")
+    options = parser.parse_args()
+    scenes = [s for s in SCENES[options.device] if not options.networks or s.name in options.networks]
+    if not scenes:
+        parser.error(f"--networks {options.networks}: of {[s.name for s in SCENES[options.device]]}")
+    if options.rounds is not None and options.rounds < 2:
+        parser.error(f"--rounds {options.rounds}: a spread needs 2 or more")
+    torch.set_float32_matmul_precision("high")  # for all arms
+    print(
+        f"{'network':18} {'px':>4} {'b':>4} {'arm':8} {'ms':>9} {'images/s':>9} {'quartiles':>19}   ours over it"
+    )
+    rows = []
+    for scene in scenes:
+        scene = replace(scene, rounds=options.rounds or scene.rounds)
+        with tempfile.TemporaryDirectory(prefix="bench-data-") as folder:
+            data = options.data or make_files(Path(folder), scene.files, scene.side)
+            for made in measure(scene, data, options.device):
+                rows.append(made | {"images": len(list_images(data)), "rounds": scene.rounds})
+                show(made)
+    packages = ("torch", "torchvision", "kornia", "pytorch-lightning")
+    device = torch.device(options.device)
+    write(
+        options.out or RESULTS / f"step-{options.device}.json",
+        context("step", device, packages) | {"rows": rows},
+    )
+
+
+if __name__ == "__main__":
+    main()
