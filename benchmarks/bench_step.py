@@ -5,18 +5,18 @@ Three arms take turns, some steps each, so that a disturbance of the machine mee
 - ours: a run of contrastive-pretrain as it is: loader, views, bank, mining, metrics, all callbacks;
 - limit: the same networks, optimizer and moving average on random input, with the cheapest contrastive loss:
   no data, no views, no bank;
-- lightly: MoCo v2 of lightly's own parts (dataset, transform, head, loss with its memory bank of 4,096, update
-  of the key network), in torch's DataLoader, with the same backbone, batch, optimizer and precision.
+- lightly: MoCo v2 of lightly's own parts (dataset, transform, head, loss with its memory bank of 4,096 keys,
+  update of the key network), in torch's DataLoader, with the same backbone, batch, optimizer and precision.
   Left out where lightly is not installed (pip install '.[bench]').
 
-Views are MoCo v2's for both. Our bank is filled with random rows first, so that it is mined from the first step.
+Views are MoCo v2's for both. Our bank is filled with random rows first, so it is mined from the first step.
 Each of lightly's turns starts with some steps off the clock, for its workers to run ahead as in a long run.
 
     python benchmarks/bench_step.py [--data DIR] [--device cuda] [--networks NAME ...] [--rounds N]
 
-DIR holds class folders, such as CIFAR-10 as JPEG; without it, random JPEG files are made. On a CPU: resnet18 and a
-resnet10 of width 16, 32 px, batch 256, float32, 2 workers; about 6 minutes on 2 cores. On CUDA: resnet18 at 32 px,
-batch 512, and resnet50 at 224 px, batch 256, bfloat16, 16 workers.
+DIR holds class folders, such as CIFAR-10 as JPEG; without it, random JPEG files are made. On a CPU: resnet18
+and a resnet10 of width 16, 32 px, batch 256, float32, 2 workers; about 6 minutes on 2 cores. On CUDA:
+resnet18 at 32 px, batch 512, and resnet50 at 224 px, batch 256, bfloat16, 16 workers.
 """
 
 import argparse
@@ -339,7 +339,7 @@ def main() -> None:
         parser.error(f"--rounds {options.rounds}: a spread needs 2 or more")
     torch.set_float32_matmul_precision("high")  # for all arms
     print(
-        f"{'network':18} {'px':>4} {'b':>4} {'arm':8} {'ms':>9} {'images/s':>9} {'quartiles':>19}   ours over it"
+        f"{'network':18} {'px':>4} {'b':>4} {'arm':8} {'ms':>9} {'images/s':>9} {'quartiles':>19}   ours over"
     )
     rows = []
     for scene in scenes:

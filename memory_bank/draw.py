@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from memory_bank.shapes import Bool, Int
+from memory_bank.top import largest
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
@@ -41,7 +42,7 @@ def draw_slots(admissible: Bool[Tensor, " n"], count: int, key: int) -> Int[Tens
     """
     n = admissible.shape[0]
     slots = torch.arange(n, device=admissible.device)
-    value, drawn = noise(slots, key).masked_fill_(~admissible, -1).topk(min(count, n))
+    value, drawn = largest(noise(slots, key).masked_fill_(~admissible, -1), min(count, n))
     return drawn.masked_fill_(value < 0, -1)
 
 

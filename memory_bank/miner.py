@@ -55,7 +55,7 @@ class Miner:
         self._step = 0
         self._ahead = None if upcoming is None else LookAhead(bank, self._search_stored, upcoming)
         self._worker = Worker(bank.device) if config.overlap else Inline()
-        depth = policy.depth(config, bank.capacity)
+        depth = policy.depth(config, retrieval.size or bank.capacity)
         # Where the margin is applied after the search, what it drops must be looked up on top.
         late = self._ahead is not None or not retrieval.hides_above or config.false_negative == "attract"
         self._depth = 2 * depth if late and config.relative_margin is not None else depth

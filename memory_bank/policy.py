@@ -15,6 +15,7 @@ from memory_bank.config import MiningConfig
 from memory_bank.draw import noise
 from memory_bank.retrieval.base import Candidates
 from memory_bank.shapes import Bool, Float, Int
+from memory_bank.top import largest
 
 
 @dataclass
@@ -125,13 +126,14 @@ def attract_weight(alike: Int[Tensor, "b p"]) -> Float[Tensor, "b p"]:
 
 
 def contains(slots: Int[Tensor, "b k"], wanted: Int[Tensor, " m"]) -> Bool[Tensor, "b m"]:
-    """Whether each query's ``slots`` hold each of the ``wanted``; -1 is in none."""
-    if not slots.shape[1]:
-        return torch.zeros(len(slots), len(wanted), dtype=torch.bool, device=slots.device)
-    ordered = slots.sort(1).values
-    wanted = wanted.expand(len(slots), -1).contiguous()
-    place = torch.searchsorted(ordered, wanted).clamp_max(slots.shape[1] - 1)
-    return (ordered.gather(1, place) == wanted) & (wanted >= 0)
+    """Whether each query's ``slots`` hold each of the ``wanted``, which differ; -1 is in none."""
+    held = torch.zeros(len(slots), len(wanted) + 1, dtype=torch.bool, device=slots.device)
+    if len(wanted):
+        ordered, order = wanted.sort()
+        place = torch.searchsorted(ordered, slots.contiguous()).clamp_max(len(wanted) - 1)
+        found = (ordered[place] == slots) & (slots >= 0)
+        held.scatter_(1, torch.where(found, order[place], len(wanted)), True)
+    return held[:, :-1]
 
 
 def _ceil(value: float) -> int:
@@ -171,10 +173,22 @@ def _window(band: tuple[float, float], rows: Tensor, left: Tensor, num_hard: int
 def _draw(found: Candidates, window: Tensor, ids: Tensor, count: int, key: int) -> tuple[Tensor, Tensor]:
     """``count`` of each query's window, uniformly, without repeats, kept in order of similarity."""
     count = min(count, window.shape[1])
-    chance = noise(found.slots ^ noise(ids, key)[:, None], key).masked_fill_(~window, -1)
-    chosen, column = chance.topk(count)
+    columns = _occupied(window, count)
+    slots, similarity, window = found.slots[:, columns], found.similarity[:, columns], window[:, columns]
+    chance = noise(slots ^ noise(ids, key)[:, None], key).masked_fill_(~window, -1)
+    chosen, column = largest(chance, count)
     column = column.masked_fill(chosen < 0, window.shape[1]).sort(1).values
     missing = column == window.shape[1]
     column = column.clamp_max(max(0, window.shape[1] - 1))
-    slots = found.slots.gather(1, column).masked_fill(missing, -1)
-    return slots, found.similarity.gather(1, column).masked_fill(missing, -torch.inf)
+    slots = slots.gather(1, column).masked_fill(missing, -1)
+    return slots, similarity.gather(1, column).masked_fill(missing, -torch.inf)
+
+
+def _occupied(window: Bool[Tensor, "b c"], least: int) -> slice:
+    """The columns that any query's window reaches, ``least`` of them; all where telling would be a wait."""
+    width = window.shape[1]
+    used = window.any(0).nonzero() if window.device.type == "cpu" else window.new_zeros(0)
+    if not len(used):
+        return slice(0, width)
+    first = min(int(used[0]), width - least)
+    return slice(first, max(int(used[-1]) + 1, first + least))

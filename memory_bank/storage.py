@@ -87,7 +87,8 @@ class Storage(ABC):
 
     def read(self, slots: Int[Tensor, "..."]) -> Float[Tensor, "... d"]:
         """Stored keys of ``slots`` as float32; zero for -1."""
-        return self._key[slots].float()
+        rows = torch.where(slots < 0, self.capacity, slots).flatten()
+        return self._key.index_select(0, rows).float().view(*slots.shape, self.dim)
 
     def ids_of(self, slots: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Dataset rows of ``slots``; -1 for -1 and for empty ones."""

@@ -38,12 +38,14 @@ class Retrieval(ABC):
     Attributes:
         hides_above: Whether ``search`` leaves out and counts rows above a ceiling by itself.
         approximate: Whether rows may be missed, so that recall is worth measuring.
+        size: Rows that a search looks at; None is the whole bank.
 
     What an exact search has no use for does nothing here.
     """
 
     hides_above = False
     approximate = False
+    size: int | None = None
 
     @abstractmethod
     def search(

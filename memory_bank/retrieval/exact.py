@@ -7,6 +7,7 @@ from memory_bank.draw import mix
 from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.shapes import Bool, Float, Int
 from memory_bank.storage import Storage
+from memory_bank.top import largest
 
 # Similarities held at once: 128 MiB of float32. Larger pieces were not faster on the CPU.
 _PIECE = 1 << 25
@@ -40,7 +41,7 @@ class Exact(Retrieval):
             similarity.masked_fill_(~admissible[start : start + width], -torch.inf)
             bank.hide_own(similarity, ids, start)
             above += hide_above(similarity, ceiling)
-            found, column = similarity.topk(min(k, similarity.shape[1]))
+            found, column = largest(similarity, min(k, similarity.shape[1]))
             best, slots = _merge(best, slots, found, column + start, k)
         slots = slots.masked_fill(best == -torch.inf, -1)
         rows = admissible.sum() - bank.num_own(admissible, ids)
@@ -64,7 +65,7 @@ class Subsample(Retrieval):
 
     def __init__(self, bank: Storage, size: int, reason: str = "") -> None:
         self._bank, self._reason = bank, reason
-        self.size = min(size, bank.capacity)
+        self.size: int = min(size, bank.capacity)
 
     def search(
         self,
@@ -82,9 +83,10 @@ class Subsample(Retrieval):
         hidden = (sample < 0)[None] | (bank.ids_of(sample)[None] == ids[:, None])
         similarity = (query @ bank.read(sample).T).masked_fill_(hidden, -torch.inf)
         above = hide_above(similarity, ceiling)
-        best, column = similarity.topk(min(k, self.size))
+        best, column = largest(similarity, min(k, self.size))
         slots = sample[column].masked_fill(best == -torch.inf, -1)
-        return Candidates(slots, best, (~hidden).sum(1), above, share=self.size / bank.capacity)
+        rows = self.size - _count(hidden)
+        return Candidates(slots, best, rows, above, share=self.size / bank.capacity)
 
     def describe(self) -> str:
         """One line for the log."""
@@ -97,7 +99,12 @@ def hide_above(similarity: Float[Tensor, "b c"], ceiling: Float[Tensor, " b"] | 
         return similarity.new_zeros(len(similarity), dtype=torch.int64)
     over = similarity > ceiling[:, None]
     similarity.masked_fill_(over, -torch.inf)
-    return over.sum(1)
+    return _count(over)
+
+
+def _count(flags: Bool[Tensor, "b c"]) -> Int[Tensor, " b"]:
+    """How many a row; a sum in int64 would widen all of them first, which takes a CPU five times as long."""
+    return flags.sum(1, dtype=torch.int32).long()
 
 
 def _merge(best: Tensor, slots: Tensor, found: Tensor, where: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -339,3 +339,16 @@ def test_settings_that_do_not_go_together_are_refused():
         MiningConfig(false_negative="attract", backend="subsample")
     with pytest.raises(ValueError, match="all_rows looks nothing up"):
         MiningConfig(method="all_rows", query="stored")
+
+
+@pytest.mark.parametrize(
+    "band", [{"band": [0.1, 0.3], "class_prior": 0.1}, {"band": [0.0, 0.9]}, {"relative_margin": 0.3}]
+)
+def test_a_sample_is_looked_at_as_deep_as_its_band_reaches_and_deeper_changes_nothing(band):
+    """As deep as the band is in the sample's rows, not in the bank's: the rest is most of the time."""
+    world, policy = World(2), {"backend": "subsample", "sample": 40, "num_hard": 3, **band}
+    subject, deep = miner(world, **policy), miner(world, **policy)
+    deep._depth = ROWS
+    assert subject._depth < ROWS / 2
+    for found, expected in zip(run(subject, world, 14), run(deep, world, 14), strict=True):
+        assert_equal(found, expected)

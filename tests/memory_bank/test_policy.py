@@ -146,6 +146,24 @@ def test_contains_never_finds_minus_one():
     assert held.tolist() == [[True, False, False, True], [False, False, True, False]]
 
 
+def test_the_draw_is_that_of_whole_rows_where_windows_leave_columns_empty():
+    """Columns that no query's window reaches are left out of the work, not of the numbering."""
+    rows, width = 5, 60
+    similarity = torch.rand(rows, width).sort(dim=1, descending=True).values
+    slots = torch.stack([torch.randperm(900)[:width] for _ in range(rows)])
+    found = Candidates(slots, similarity, torch.full((rows,), width), torch.zeros(rows).long(), share=1.0)
+    start = torch.tensor([20, 25, 22, 57, 60])[:, None]
+    window = (torch.arange(width) >= start) & (torch.arange(width) < start + 9)
+    drawn, drawn_similarity = policy._draw(found, window, torch.arange(rows), 6, key=4)
+    chance = policy.noise(slots ^ policy.noise(torch.arange(rows), 4)[:, None], 4)
+    for row in range(rows):
+        allowed = [column for column in range(width) if window[row, column]]
+        taken = sorted(sorted(allowed, key=lambda column: -int(chance[row, column]))[:6])
+        missing = 6 - len(taken)
+        assert drawn[row].tolist() == [*slots[row, taken].tolist(), *[-1] * missing]
+        assert drawn_similarity[row].tolist() == [*similarity[row, taken].tolist(), *[-torch.inf] * missing]
+
+
 def test_drop_rates_are_shares_of_the_admissible_rows():
     config = MiningConfig(
         num_hard=2, band=[0.1, 0.3], skip_top=0.1, false_negative="drop", false_negative_rank=2,

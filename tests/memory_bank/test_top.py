@@ -1,0 +1,36 @@
+"""The largest values, whichever way they are found."""
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.mark.parametrize("large", [1, 1 << 30])  # by threads, or not
+@pytest.mark.parametrize(
+    ("shape", "k"), [((5, 300), 200), ((5, 300), 300), ((5, 300), 2), ((300,), 64), ((3, 1), 1)]
+)
+def test_equals_a_sort(monkeypatch, shape, k, large):
+    from memory_bank import top
+
+    monkeypatch.setattr(top, "_LARGE", large)
+    monkeypatch.setattr(top.torch, "get_num_threads", lambda: 3)
+    generator = torch.Generator().manual_seed(0)
+    for values in (
+        torch.randn(shape, generator=generator),
+        torch.randint(-(2**61), 2**61, shape, generator=generator),
+    ):
+        found, place = top.largest(values, k)
+        expected = np.sort(values.numpy(), axis=-1)[..., ::-1][..., :k]
+        np.testing.assert_array_equal(found.numpy(), expected)
+        assert torch.equal(values.gather(-1, place), found)
+
+
+def test_ties_name_different_places():
+    from memory_bank.top import largest
+
+    values = torch.full((2, 50), -torch.inf)
+    values[:, 7] = 1.0
+    found, place = largest(values, 20)
+    assert found[:, 0].tolist() == [1.0, 1.0]
+    assert place[:, 0].tolist() == [7, 7]
+    assert all(len(set(row)) == 20 for row in place.tolist())
