@@ -1,6 +1,7 @@
 """An evaluation as a W&B run of its own, linked to the pretraining whose encoder it scored."""
 
 import json
+import secrets
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def track(result: dict[str, Any], config: EvalConfig) -> None:
         checkpoint.run,
         pretrain_id=pretrain_id,
         quiet=True,
+        id=secrets.token_hex(4),  # or WANDB_RUN_ID, where a sweep has set it, would make it the pretraining's
         name=f"{saved.run.name} {result['protocol']}",
         job_type=result["protocol"],
         config={"run": {"name": saved.run.name}, "pretrain": pretrain_id, "eval": _told(result)},

@@ -53,7 +53,9 @@ def test_an_encoder_of_unknown_origin_and_w_and_b_off_log_nothing(shared_run, tm
     (own / "config.yaml").write_text(config + "provenance: {wandb_id: abc}\n")
     (own / "encoder.safetensors").write_bytes(lone.read_bytes())
     tracking.track(result, EvalConfig(checkpoint=str(own)))
-    assert [more["pretrain_id"] for more in started] == ["abc"]
+    tracking.track(result, EvalConfig(checkpoint=str(own)))
+    assert [more["pretrain_id"] for more in started] == ["abc", "abc"]
+    assert len({more["id"] for more in started} | {"abc"}) == 3  # each evaluation is a run of its own
     with pytest.raises(ValueError, match="wandb='offlin'"):
         EvalConfig(checkpoint="x", wandb="offlin")
 
