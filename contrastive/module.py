@@ -123,6 +123,7 @@ class ContrastiveModule(pl.LightningModule):
         self._skipped_in_a_row = 0
         self.skipped_steps = 0
         self._saved_miner: dict[str, Any] | None = None
+        self._loader: Any = None
 
     def on_fit_start(self) -> None:
         """Make the bank where the network lives, and give it what a checkpoint saved of it; compile."""
@@ -155,7 +156,8 @@ class ContrastiveModule(pl.LightningModule):
 
     def train_dataloader(self) -> Any:
         """The rest of the plan, as one pass."""
-        return self._build_loader(self)
+        self._loader = self._build_loader(self)
+        return self._loader
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Free the last step's negatives before the next ones are gathered."""
@@ -164,11 +166,13 @@ class ContrastiveModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One micro-batch: the mean loss of its images."""
         sizes = gather_sizes(len(batch), self.device)
+        batch_ids = gather_rows(batch.ids, sizes)
+        if self._loader is not None:
+            self._loader.judge(batch_ids)
         if min(sizes) < 2:
             return self._sit_out(batch)
         step, in_batch = self.global_step, self.objective.in_batch
         view_1, view_2 = self.views(batch.images, batch.ids, self.plan.epoch_of(step))
-        batch_ids = gather_rows(batch.ids, sizes)
         query = self.embed(view_1)
         # SimCLR: both views through the query network, with gradient; the batch is its own negatives.
         key = self.embed(view_2) if in_batch else self.keys(view_2, batch_ids, sizes)

@@ -205,14 +205,14 @@ def count_unreadable(path: Path) -> int:
 
 
 def note_unreadable(path: Path, row: int, key: str, reason: str) -> None:
-    """Add a line to corrupt.csv, once a row: a resumed run meets the same files again."""
-    known = set()
-    if path.is_file():
-        with path.open(newline="") as file:
-            known = {line[0] for line in csv.reader(file) if line}
-    if str(row) in known:
-        return
-    with path.open("a", newline="") as file:
+    """Add a line to corrupt.csv, once a row: other ranks and a resumed run meet the same files."""
+    with path.open("a+", newline="") as file:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX)  # until it is closed
+        file.seek(0)
+        known = {line[0] for line in csv.reader(file) if line}
+        if str(row) in known:
+            return
         writer = csv.writer(file)
         if not known:
             writer.writerow(["row", "key", "reason"])

@@ -94,6 +94,16 @@ class Loader(ABC):
             )
         self._delivered = state["delivered"]
 
+    def judge(self, read: Int[Tensor, " g"]) -> None:  # noqa: B027  # where all ranks read all, nothing is left
+        """Count what could not be read of the micro-batch handed out last, over all ranks; call it on all.
+
+        Args:
+            read: Rows that the ranks got, on any device.
+
+        Raises:
+            TooManyCorrupt: on all ranks alike.
+        """
+
     def close(self) -> None:  # noqa: B027  # nothing to end is the common case
         """End worker processes; the loader may be used again afterwards."""
 
@@ -180,8 +190,22 @@ class StreamLoader(Loader):
             todo = (self._ids(position).tolist() for position in range(self._delivered, self._total))
             self._stream = decode_ahead(self._images, todo, self._num_workers, self._device)
         decoded = next(self._stream)
-        self._tally.add(decoded.asked, decoded.bad)
+        if self._world == 1:
+            self._tally.add(decoded.asked, decoded.bad)
+        else:
+            self._tally.tell(decoded.bad)  # to stop here would leave the other ranks waiting: see judge
         return decoded.batch
+
+    def judge(self, read: Int[Tensor, " g"]) -> None:
+        """See Loader."""
+        if self._world == 1:
+            return
+        step, micro = divmod(self._delivered - 1, self._accumulate)
+        place = (self._world, self._accumulate)
+        shares = [self._plan.local_ids(step, micro, rank, *place) for rank in range(self._world)]
+        asked = torch.cat(shares)
+        # The usual case needs no look at the rows, which would wait for the device.
+        self._tally.add_global(asked, asked if len(read) == len(asked) else read.cpu())
 
 
 def build_loader(

@@ -20,7 +20,10 @@ class TooManyCorrupt(UserError):
 
 
 class Tally:
-    """Distinct rows tried so far and those found bad, in the main process of one rank.
+    """Distinct rows tried so far and those found bad, in the main process of each rank.
+
+    What one rank alone found is told with ``tell``; ``add`` judges, and must be given the same rows on all
+    ranks, so that all of them stop or none.
 
     Args:
         images: For their number and keys.
@@ -33,6 +36,7 @@ class Tally:
         self._seen = torch.zeros(len(images), dtype=torch.bool)
         self._num_seen = 0
         self._reasons: dict[int, str] = {}
+        self._bad: set[int] = set()
 
     def add(self, ids: Int[Tensor, " b"], bad: list[tuple[int, str]]) -> None:
         """Count the rows ``ids``, distinct among themselves, of which ``bad`` (row, reason) were unreadable.
@@ -44,17 +48,37 @@ class Tally:
         """
         self._num_seen += int((~self._seen[ids]).sum())
         self._seen[ids] = True
+        self.tell(bad)
+        self._bad.update(row for row, _ in bad)
+        if bad:
+            self._judge()
+
+    def tell(self, bad: list[tuple[int, str]]) -> None:
+        """Report rows that this rank found unreadable, each once; judges nothing."""
         for row, reason in bad:
             if row not in self._reasons:
                 self._reasons[row] = reason
                 self._on_corrupt(row, reason)
+
+    def add_global(self, ids: Int[Tensor, " g"], read: Int[Tensor, " r"]) -> None:
+        """As ``add``, of the rows that all ranks asked for and those they got; reasons each knows of its own.
+
+        Raises:
+            UserError: as ``add``.
+            TooManyCorrupt: as ``add``, on all ranks alike.
+        """
+        self._num_seen += int((~self._seen[ids]).sum())
+        self._seen[ids] = True
+        bad = ids[~torch.isin(ids, read)].tolist()
+        self._bad.update(bad)
         if bad:
             self._judge()
 
     def _judge(self) -> None:
-        total, seen, bad = len(self._images), self._num_seen, len(self._reasons)
+        total, seen, bad = len(self._images), self._num_seen, len(self._bad)
         named = "; ".join(
-            f"{self._images.key(row)}: {self._reasons[row]}" for row in list(self._reasons)[:_NAMED]
+            f"{self._images.key(row)}: {self._reasons.get(row, 'found by another rank')}"
+            for row in sorted(self._bad)[:_NAMED]
         )
         if bad == total:
             raise UserError(

@@ -60,6 +60,17 @@ def signal_at(step: int, name: str) -> None:
     before(ContrastiveModule, "training_step", act)
 
 
+def remove_at(step: int, path: str) -> None:
+    """Delete a file at the start of optimizer step ``step``."""
+    from contrastive.module import ContrastiveModule
+
+    before(
+        ContrastiveModule,
+        "training_step",
+        lambda module: os.remove(path) if module.global_step == step else None,
+    )
+
+
 def poison(*steps: int) -> None:
     """Make the queries of these optimizer steps, and so the loss, NaN, on rank 0 alone."""
     from contrastive.module import ContrastiveModule

@@ -103,3 +103,27 @@ def test_corrupt_files_above_the_threshold_stop_the_run(lab, damaged):
     assert "could not be read, data.max_corrupt=0.099 allows 9.9%" in ended.err[0]
     assert not ended.result["finished"]
     assert set(listed(lab, "strict")) <= damaged.keys()
+
+
+def test_corrupt_files_are_judged_by_all_ranks_together(lab, damaged):
+    """No rank has the whole picture, yet one epoch tells 10.0% from 9.9%; all stop, none waits."""
+    streamed = ["data.resident=false", "data.num_workers=0"]
+    ended = lab.run("strict", *streamed, "data.max_corrupt=0.099", ranks=2)
+    assert ended.codes == [3, 3], ended.err
+    assert all("could not be read, data.max_corrupt=0.099 allows 9.9%" in err for err in ended.err)
+    assert ended.result["steps"] < 10
+    ended = lab.run("tolerant", *streamed, "data.max_corrupt=0.1", "trainer.max_steps=10", ranks=2)
+    assert ended.codes == [0, 0], ended.err
+    assert listed(lab, "tolerant") == sorted(damaged)
+
+
+def test_file_that_vanishes_while_training_is_skipped_and_listed(lab):
+    """Deleted in the first epoch, missed in the second."""
+    gone = lab.folder / "photos" / "0007.png"
+    streamed = ["data.resident=false", "data.num_workers=0", "data.max_corrupt=0.1"]
+    ended = lab.run("vanishing", *streamed, faults=[["remove_at", 6, str(gone)]])
+    assert ended.codes == [0], ended.err
+    assert not gone.exists()
+    assert listed(lab, "vanishing") == ["0007.png"]
+    rows = (lab.folder / "runs" / "vanishing" / "corrupt.csv").read_text()
+    assert "No such file or directory" in rows
