@@ -42,6 +42,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
 from contrastive.config import UserError
+from contrastive.distributed import note_entry
 from contrastive.logging.throughput import off_the_clock
 
 FORMAT = 1
@@ -659,6 +660,7 @@ class Preemption(Checkpoint):
             return self._received
         place = -1 if self._received is None else _SIGNALS.index(self._received)
         flag = torch.tensor([place], dtype=torch.int32)
+        note_entry()
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
         return None if flag.item() < 0 else _SIGNALS[int(flag.item())]
 

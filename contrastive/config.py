@@ -30,6 +30,7 @@ class RunConfig:
         checkpoint_every: Optimizer steps between checkpoints; None saves after every epoch.
         keep_last: Checkpoints kept; 1 keeps two, since only the step after a save tells whether it is good.
         requeue: Under SLURM, queue the job again when SIGUSR1 stopped it (scripts/slurm.sbatch).
+        hang_s: Seconds without progress after which a run on several ranks names the one that hangs and ends.
         compile: ``torch.compile`` for both networks and the views: ``true``, ``false``, or ``auto``: on a GPU
             with Triton and a C compiler. The first steps then take minutes, which long runs win back.
     """
@@ -41,6 +42,7 @@ class RunConfig:
     checkpoint_every: int | None = None
     keep_last: int = 2
     requeue: bool = True
+    hang_s: float = 1200.0
     compile: str = "auto"
 
     def __post_init__(self) -> None:
@@ -50,6 +52,7 @@ class RunConfig:
         check_range("run.seed", self.seed, 0, 2**32 - 1)
         check_range("run.checkpoint_every", self.checkpoint_every, 1)
         check_range("run.keep_last", self.keep_last, 1)
+        check_range("run.hang_s", self.hang_s, 1)
         if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             raise ValueError(f"run.name={self.name!r}: a relative name inside run.root is needed")
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from memory_bank.shapes import Bool, Float
 
+_entered = 0
+
 
 def world_size() -> int:
     """Number of ranks; 1 without a process group."""
@@ -26,10 +28,22 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def num_entered() -> int:
+    """Collectives that this process noted so far; the same on ranks that are in step."""
+    return _entered
+
+
+def note_entry() -> None:
+    """Count a collective that is entered now: who entered fewer than the others is whom they wait for."""
+    global _entered
+    _entered += 1
+
+
 def gather_sizes(rows: int, device: torch.device) -> list[int]:
     """How many rows each rank holds, by rank; waits for the device."""
     if world_size() == 1:
         return [rows]
+    note_entry()
     sizes = torch.empty(world_size(), dtype=torch.int64, device=device)
     dist.all_gather_into_tensor(sizes, torch.tensor([rows], dtype=torch.int64, device=device))
     return [int(size) for size in sizes.tolist()]
@@ -67,6 +81,7 @@ def all_true(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
     """Whether ``flag`` holds on every rank; the same answer everywhere, on the flag's device."""
     if world_size() == 1:
         return flag
+    note_entry()
     agreed = flag.to(torch.int32)  # not every backend reduces booleans
     dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
     return agreed.bool()
@@ -101,6 +116,7 @@ class Collectives:
         row = math.prod(sent.shape[1:]) * sent.element_size()
         sizes = torch.tensor([len(part) for part in parts], device=_road(sent).device)
         incoming = torch.empty_like(sizes)
+        note_entry()
         dist.all_to_all_single(incoming, sizes)
         given, wanted = sizes.tolist(), incoming.tolist()
         # As bytes: not every backend moves every dtype.
@@ -114,6 +130,7 @@ class Collectives:
         """See Exchange."""
         if world_size() == 1:
             return values
+        note_entry()
         summed = _road(values).clone()
         dist.all_reduce(summed)
         return summed.to(values.device)
@@ -132,6 +149,7 @@ def wait_for_all() -> None:
 
 
 def _gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    note_entry()
     longest = max(sizes)
     boolean = rows.dtype == torch.bool  # not every backend moves booleans
     padded = _pad(rows.to(torch.uint8) if boolean else rows, longest)

@@ -24,6 +24,7 @@ from contrastive.callbacks.profile import ProfileSteps
 from contrastive.callbacks.steps import StepTimer
 from contrastive.callbacks.wandb_pictures import WandbPictures
 from contrastive.callbacks.watch_health import WatchHealth
+from contrastive.callbacks.watch_ranks import WatchRanks
 from contrastive.checkpoint import DirectoryCheckpointIO, Preemption, SaveCheckpoint, forget, read_last
 from contrastive.config import PretrainConfig, UserError, nearest
 from contrastive.data.loader import build_loader
@@ -204,6 +205,7 @@ def _build_callbacks(config: PretrainConfig, images: Images, run_dir: Path) -> l
         Throughput(),
         LogMetrics(run_dir / "corrupt.csv", images.labels),
         WatchHealth(),
+        WatchRanks(config.run.hang_s),
     ]
     if config.profile:
         callbacks.append(ProfileSteps())

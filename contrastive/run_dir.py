@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "run.resume",
     "run.keep_last",
     "run.requeue",
+    "run.hang_s",
     "run.checkpoint_every",
     "run.compile",
     "run.root",

@@ -1,8 +1,10 @@
 """Faults, put in place in a run's own process before it starts."""
 
 import functools
+import importlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +60,18 @@ def signal_at(step: int, name: str) -> None:
             os.kill(os.getpid(), signal.Signals[name])
 
     before(ContrastiveModule, "training_step", act)
+
+
+def hang_at(call: int, where: str) -> None:
+    """Do nothing any more at the ``call``-th call of a method, ``module:Class.method``."""
+    module, _, path = where.partition(":")
+    owner, _, name = path.partition(".")
+    count = iter(range(1, 10**9))
+    before(
+        getattr(importlib.import_module(module), owner),
+        name,
+        lambda _: time.sleep(10**6) if next(count) == call else None,
+    )
 
 
 def remove_at(step: int, path: str) -> None:

@@ -1,7 +1,11 @@
 """Several processes: who trains on what, and what they agree on."""
 
 import itertools
+import signal
+import socket
+import time
 
+import pytest
 import torch
 
 from tests.faults.conftest import STEPS
@@ -48,3 +52,33 @@ def test_sharded_bank_trains_and_resumes_as_a_replicated_one(lab, whole):
     assert [row["train/loss"] for row in parts.rows.values()] == [
         row["train/loss"] for row in one.rows.values()
     ]
+
+
+@pytest.mark.parametrize(
+    ("rank", "where"),
+    [
+        (1, "contrastive.module:ContrastiveModule.training_step"),
+        pytest.param(1, "contrastive.data.loader:ResidentLoader._next", marks=pytest.mark.faults),
+        pytest.param(0, "contrastive.callbacks.metrics:LogMetrics.on_step", marks=pytest.mark.faults),
+    ],
+)
+def test_rank_that_hangs_is_named_and_the_run_ends(lab, rank, where):
+    run = lab.start("hanging", "run.hang_s=2", ranks=2, faults={rank: [["hang_at", 6, where]]})
+    ended = run.wait()
+    assert ended.codes == [1, 1]
+    named = f"rank {rank} on {socket.gethostname()}, process {run.pids[rank]}, hangs; the others wait for it"
+    for err in ended.err:
+        assert f"no progress for 2 s: {named}\n" in err
+    assert lab.finish("hanging", ranks=2).rows  # from the checkpoint of step 4
+
+
+@pytest.mark.faults
+def test_rank_whose_machine_stands_still_is_named(lab):
+    run = lab.start("frozen", "run.hang_s=2", "schedule.epochs=200", ranks=2)
+    while not (lab.folder / "runs" / "frozen" / "metrics.csv").is_file():
+        time.sleep(0.05)
+    run.kill(signal.SIGSTOP, [1])
+    assert run.zygote.wait(run.pids[0]) == 1
+    run.kill(signal.SIGKILL, [1])
+    assert run.zygote.wait(run.pids[1]) == -9
+    assert "rank 1 gives no sign of life" in run.logs[0].with_name(f"{run.logs[0].name}.err").read_text()
