@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from contrastive.data.decode import Unreadable
-from contrastive.data.images import ArrayImages, DatasetImages, FileImages, fingerprint
+from contrastive.data.images import ArrayImages, DatasetImages, FileImages, SomeImages, fingerprint
 
 
 def pixels(n, side=4, seed=0):
@@ -118,3 +118,14 @@ def test_a_data_set_of_ones_own():
 def test_a_data_set_of_the_wrong_kind_is_a_mistake_not_a_corrupt_image(item, named):
     with pytest.raises(TypeError, match=rf"dataset\[0\] is .*{named}.*PIL image or a uint8"):
         DatasetImages(Given([item]), 4).read(0)
+
+
+def test_some_rows_of_another_set_keep_pixels_keys_stamps_and_labels():
+    whole = ArrayImages("set", [pixels(6)], 4, labels=torch.arange(6) % 3, classes=["a", "b", "c"])
+    some = SomeImages(whole, torch.tensor([4, 1]))
+    assert len(some) == 2
+    assert (some.size, some.classes, some.labels.tolist()) == (4, ["a", "b", "c"], [1, 1])
+    for row, other in enumerate((4, 1)):
+        assert torch.equal(some.read(row), whole.read(other))
+        assert (some.key(row), some.stamp(row)) == (whole.key(other), whole.stamp(other))
+    assert SomeImages(ArrayImages("set", [pixels(6)], 4), torch.tensor([0])).labels is None
