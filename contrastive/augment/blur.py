@@ -13,6 +13,7 @@ from memory_bank.shapes import Float
 
 _REACH = 4.0  # standard deviations; what lies beyond is 6e-5 of the weight
 _NOTHING = 1e-20
+_BLOCK = 56  # pixels of one product along an axis
 
 
 class GaussianBlur(Intensity):
@@ -51,8 +52,29 @@ def blur(
     n, c, height, width = images.shape
     down = _band(sigma, radius, height)
     across = down if width == height else _band(sigma, radius, width)
-    rows = torch.bmm(images.reshape(n, c * height, width), across.transpose(1, 2))
-    return torch.matmul(down[:, None], rows.view(n, c, height, width))
+    lines = images.reshape(n, c * height, width)
+    rows = torch.cat(
+        [
+            torch.bmm(lines[:, :, near], across[:, out, near].transpose(1, 2))
+            for out, near in _blocks(width, radius)
+        ],
+        dim=2,
+    ).view(n, c, height, width)
+    return torch.cat(
+        [torch.matmul(down[:, None, out, near], rows[:, :, near]) for out, near in _blocks(height, radius)],
+        dim=2,
+    )
+
+
+def _blocks(pixels: int, radius: int) -> list[tuple[slice, slice]]:
+    """Output pixels of an axis, some at a time, and the input pixels that reach them; others do not count."""
+    return [
+        (
+            slice(start, min(start + _BLOCK, pixels)),
+            slice(max(0, start - radius), min(start + _BLOCK + radius, pixels)),
+        )
+        for start in range(0, pixels, _BLOCK)
+    ]
 
 
 def _band(sigma: Float[Tensor, " n"], radius: int, pixels: int) -> Float[Tensor, "n pixels pixels"]:

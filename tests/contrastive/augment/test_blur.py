@@ -50,3 +50,13 @@ def test_sigma_is_uniform_and_the_weight_is_kept(images):
     assert abs(params["sigma"].mean() - 1.05) < 5 * 1.9 / math.sqrt(12 * 10_000)
     flat = torch.full((4, 3, 20, 14), 0.7)
     torch.testing.assert_close(blur(flat, SIGMAS, 8), flat, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(56, 57), (130, 30)])
+def test_blocks_of_a_long_axis_make_up_the_whole(monkeypatch, height, width):
+    from contrastive.augment import blur
+
+    images, sigma = torch.rand(2, 3, height, width), torch.tensor([0.1, 2.0])
+    blocks = blur.blur(images, sigma, 8)
+    monkeypatch.setattr(blur, "_BLOCK", 1000)
+    torch.testing.assert_close(blocks, blur.blur(images, sigma, 8), rtol=1e-5, atol=1e-6)

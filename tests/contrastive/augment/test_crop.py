@@ -167,3 +167,15 @@ def test_composes_in_kornia_and_tells_where_points_went():
         grid = torch.stack(torch.meshgrid(torch.arange(48.0), torch.arange(48.0), indexing="xy"), dim=-1)
         centre = (grid * view[0, :, :, None]).sum((0, 1)) / view[0].sum()
         torch.testing.assert_close(centre, point[0], atol=0.15, rtol=0)
+
+
+def test_pixels_outside_the_box_are_left_out_of_the_work_alone(monkeypatch):
+    """Large images on a CPU are resampled one by one; boxes at the border and between pixels included."""
+    from contrastive.augment import crop
+
+    images = torch.rand(4, 3, 20, 30)
+    box = torch.tensor([[0, 0, 30, 20], [3, 5, 9, 2], [29, 19, 1, 1], [2.5, 3.25, 8.5, 9.1]])
+    flip = torch.tensor([True, False, True, False])
+    whole = crop.crop_resize(images, box, flip, 12)
+    monkeypatch.setattr(crop, "_SMALL", 0)
+    torch.testing.assert_close(crop.crop_resize(images, box, flip, 12), whole, rtol=1e-5, atol=1e-6)
