@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 def before(owner: Any, name: str, act: Callable[[Any], None]) -> None:
     """Let ``act(self)`` come before every call of a method."""
@@ -49,6 +51,13 @@ def note_rows(path: str) -> None:
         return step(self, batch, batch_idx)
 
     ContrastiveModule.training_step = noting  # type: ignore[method-assign]
+
+
+def keep_bank(path: str) -> None:
+    """Save this rank's own bank at the end of the run."""
+    from contrastive.module import ContrastiveModule
+
+    before(ContrastiveModule, "on_fit_end", lambda module: torch.save(module.miner.bank.state_dict(), path))
 
 
 def signal_at(step: int, name: str) -> None:

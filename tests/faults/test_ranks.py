@@ -27,7 +27,10 @@ def test_two_one_two_ranks_across_resumes(lab, whole):
     plan, notes = Plan(48, 0, 8, 2), lab.folder / "notes"
     for number, ranks in enumerate((2, 1, 2)):
         stop = () if number == 2 else (f"trainer.max_steps={4 * (number + 1)}",)
-        faults = {rank: [["note_rows", f"{notes}-{number}-{rank}"]] for rank in range(ranks)}
+        faults = {
+            rank: [["note_rows", f"{notes}-{number}-{rank}"], ["keep_bank", f"{lab.folder}/bank-{rank}.pt"]]
+            for rank in range(ranks)
+        }
         ended = lab.run("moving", *stop, ranks=ranks, faults=faults)
         assert ended.codes == [0] * ranks, ended.err
         shares = [rows_by_step(lab.folder / f"notes-{number}-{rank}") for rank in range(ranks)]
@@ -36,6 +39,8 @@ def test_two_one_two_ranks_across_resumes(lab, whole):
             assert list(itertools.chain(*(share[step] for share in shares))) == plan.ids(step).tolist()
         assert all(set(share) == set(range(4 * number, 4 * number + 4)) for share in shares)
     moved, still = load_bank(lab.folder / "runs" / "moving"), load_bank(whole.folder(1))
+    for rank in range(2):  # none was overwritten by another's
+        assert_same(torch.load(lab.folder / f"bank-{rank}.pt", weights_only=True), moved)
     assert moved["id"].tolist() == list(range(48))
     assert torch.equal(moved["written_at"], still["written_at"])
     assert int(moved["written_at"].max()) == STEPS - 1

@@ -1,0 +1,99 @@
+"""Two ranks with half of a batch each against one process with all of it: loss, gradients, keys, bank."""
+
+import pytest
+import torch
+
+from tests.contrastive.ranks import run_ranks
+
+ROWS, BATCH = 40, 8
+CASES = {
+    "mined": ["mining=band", "mining.num_hard=4", "mining.num_uniform=4"],
+    "symmetric": ["mining=band", "mining.num_hard=4", "objective.symmetric=true"],
+    "all rows": ["mining=all_rows"],
+    "in the batch": ["mining=band", "mining.min_fill=1.0"],
+    "SimCLR": ["objective.name=nt_xent"],
+    "neighbours": ["objective.name=nnclr", "mining=band", "mining.num_hard=4"],
+    "sharded": ["mining=band", "mining.num_hard=4", "mining.num_uniform=4", "bank.placement=sharded"],
+}
+
+
+def step(rank, world, overrides):
+    """One step of a rank's share: what came out, gradients averaged as DDP does, and the bank after it."""
+    import torch.distributed as dist
+
+    from contrastive.config import PretrainConfig, load_config
+    from contrastive.data.batch import Batch
+    from contrastive.data.plan import Plan
+    from contrastive.encoders.build import build_encoder
+    from contrastive.module import ContrastiveModule
+
+    small = ["encoder.width=4", "encoder.projector_hidden=16", "encoder.projector_dim=8"]
+    given = [f"data.global_batch={BATCH}", "bank.dtype=float32", *small, *overrides]
+    config = load_config(PretrainConfig, "pretrain", "digits", given)
+    torch.manual_seed(0)
+    plan = Plan(ROWS, 0, BATCH, 2)
+    module = ContrastiveModule(config, plan, build_encoder(config.encoder, 16), lambda module: None)
+    module.eval()  # batch norm stands still: a rank's statistics are not the batch's
+    module.on_fit_start()
+    module.miner.write(
+        torch.nn.functional.normalize(torch.randn(ROWS - 4, 8), dim=1), torch.arange(ROWS - 4), 0
+    )
+    images = torch.randint(0, 256, (BATCH, 3, 16, 16), dtype=torch.uint8)
+    share = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    loss = module.training_step(Batch(images[share], torch.arange(BATCH)[share]), 0)
+    loss.backward()
+    found = {f"gradient of {name}": w.grad for name, w in module.named_parameters() if w.grad is not None}
+    found["loss"] = loss.detach()
+    for value in found.values() if world > 1 else ():
+        dist.all_reduce(value)
+        value /= world
+    keys, ids = module._unwritten[0]
+    module.miner.write(keys, ids, 1)
+    bank = module.miner.state_dict()["bank"]
+    kept = {name: bank[name] for name in ("key", "id", "written_at") if name in bank}
+    return found | {"keys": keys, "ids": ids} | {f"bank {name}": value for name, value in kept.items()}
+
+
+def all_cases(rank):
+    return {name: step(rank, 2, overrides) for name, overrides in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return run_ranks(all_cases, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_step_as_one_process_on_the_joined_batch(ranks, name):
+    one = step(0, 1, CASES[name])
+    gradients = [key for key in one if key.startswith("gradient")]
+    assert len(gradients) > 10
+    assert max(float(one[key].abs().max()) for key in gradients) > 1e-3
+    for number, rank in enumerate(ranks):
+        found = rank[name]
+        # A sharded bank is saved by rank 0 alone.
+        assert found.keys() | {"bank key", "bank id", "bank written_at"} == one.keys()
+        assert (found.keys() == one.keys()) or (name == "sharded" and number == 1)
+        for key, value in found.items():
+            torch.testing.assert_close(
+                value, one[key], rtol=1e-4, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}"
+            )
+
+
+def test_the_bank_is_nothing_that_ddp_would_broadcast():
+    """DDP copies rank 0's buffers over the others' before each forward pass: a bank among them is lost."""
+    from contrastive.config import PretrainConfig, load_config
+    from contrastive.data.plan import Plan
+    from contrastive.encoders.build import build_encoder
+    from contrastive.module import ContrastiveModule
+
+    config = load_config(PretrainConfig, "pretrain", "digits", ["encoder.width=4"])
+    module = ContrastiveModule(
+        config, Plan(300, 0, 128, 1), build_encoder(config.encoder, 16), lambda _: None
+    )
+    module.on_fit_start()
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*module.buffers(), *module.parameters())}
+    bank = module.miner.bank.state_dict()
+    tensors = [value for value in bank.values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) >= 3
+    assert not held & {tensor.untyped_storage().data_ptr() for tensor in tensors}
