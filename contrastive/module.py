@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from contrastive.augment.views import Views
 from contrastive.batch_norm import convert, shuffled
-from contrastive.config import PretrainConfig
+from contrastive.config import PretrainConfig, UserError
 from contrastive.data.batch import Batch
 from contrastive.data.plan import Plan
 from contrastive.distributed import Collectives, all_true, gather_rows, gather_sizes, rank
@@ -144,6 +144,15 @@ class ContrastiveModule(pl.LightningModule):
         if self._saved_miner is not None:
             self.miner.load_state_dict(self._saved_miner)
             self._saved_miner = None
+
+    def on_train_start(self) -> None:
+        """Refuse ranks that found different checkpoints: they would go on as different runs."""
+        steps = gather_rows(torch.tensor([self.global_step], device=self.device)).tolist()
+        if len(set(steps)) > 1:
+            raise UserError(
+                f"the ranks start at steps {', '.join(map(str, steps))}: run.root={self.config.run.root} is not "
+                "one folder for all of them; set it to one on a shared file system"
+            )
 
     def on_fit_end(self) -> None:
         """Let the miner's worker go."""

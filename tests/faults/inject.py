@@ -94,6 +94,40 @@ def remove_at(step: int, path: str) -> None:
     )
 
 
+def limit_files(size: int, first: int, last: int) -> None:
+    """From step ``first`` to ``last``, fail writes that would make a file larger: a disk that is full."""
+    import resource
+
+    from contrastive.module import ContrastiveModule
+
+    usual, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def act(module: Any) -> None:
+        full = first <= module.global_step <= last
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size if full else usual, hard))
+
+    before(ContrastiveModule, "training_step", act)
+
+
+def kill_workers_at(step: int) -> None:
+    """Kill -9 the decoding processes in step ``step``, as the kernel does when memory runs out."""
+    import multiprocessing
+
+    from contrastive.module import ContrastiveModule
+
+    def act(module: Any) -> None:
+        for child in multiprocessing.active_children() if module.global_step == step else ():
+            os.kill(child.pid, signal.SIGKILL)
+
+    before(ContrastiveModule, "training_step", act)
+
+
+def set_clock_back() -> None:
+    """Let every look at the clock show a minute less than the last."""
+    start, looks = time.time(), iter(range(10**9))
+    time.time = lambda: start - 60 * next(looks)
+
+
 def poison(*steps: int) -> None:
     """Make the queries of these optimizer steps, and so the loss, NaN, on rank 0 alone."""
     from contrastive.module import ContrastiveModule

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.faults.conftest import STEPS
-from tests.faults.harness import assert_same, load_bank
+from tests.faults.harness import as_ranks, assert_same, load_bank
 
 
 def rows_by_step(path):
@@ -87,3 +87,18 @@ def test_rank_whose_machine_stands_still_is_named(lab):
     run.kill(signal.SIGKILL, [1])
     assert run.zygote.wait(run.pids[1]) == -9
     assert "rank 1 gives no sign of life" in run.logs[0].with_name(f"{run.logs[0].name}.err").read_text()
+
+
+def test_ranks_that_see_different_folders_are_refused(lab):
+    """A run directory on a disk of each node: rank 1 does not find what rank 0 saved."""
+    assert lab.run("apart", "trainer.max_steps=4").codes == [0]
+    places = as_ranks(2)
+    roots = [lab.folder / "runs", lab.folder / "other"]
+    runs = [
+        lab.start("apart", f"run.root={root}", "trainer.devices=2", env=place)
+        for root, place in zip(roots, places, strict=True)
+    ]
+    for run in runs:
+        ended = run.wait()
+        assert ended.codes == [2]
+        assert "the ranks start at steps 4, 0: run.root=" in ended.err[0]
