@@ -150,8 +150,8 @@ class ContrastiveModule(pl.LightningModule):
         steps = gather_rows(torch.tensor([self.global_step], device=self.device)).tolist()
         if len(set(steps)) > 1:
             raise UserError(
-                f"the ranks start at steps {', '.join(map(str, steps))}: run.root={self.config.run.root} is not "
-                "one folder for all of them; set it to one on a shared file system"
+                f"the ranks start at steps {', '.join(map(str, steps))}: run.root={self.config.run.root} "
+                "is not one folder for all of them; set it to one on a shared file system"
             )
 
     def on_fit_end(self) -> None:

@@ -167,14 +167,20 @@ def decode_ahead(
     stream = _start(loader)
     try:
         yield from stream
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, OSError, EOFError) as error:
+        # What it had sent may be found missing before its death is: tensors travel by the sender's socket.
+        cut_off = isinstance(error, OSError | EOFError) and not str(error).startswith("Caught")
+        if not num_workers or not (cut_off or str(error).startswith("DataLoader worker")):
             raise
         raise WorkerDied(
-            f"a decoding process was killed ({str(error).splitlines()[0]}); most often memory ran out: lower "
+            f"a decoding process was killed ({_first_line(error)}); most often memory ran out: lower "
             f"data.num_workers (now {num_workers}) or data.decode_size, or enlarge /dev/shm (docker: "
             f"--shm-size); then run again to go on from the last checkpoint"
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _start(loader: DataLoader[Any]) -> Iterator[Decoded]:

@@ -74,6 +74,19 @@ def test_in_order(tmp_path, write_image, workers):
     assert told == [(4, "empty file")]
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_killed_worker_may_show_as_a_broken_connection(error, monkeypatch):
+    from contrastive.data import reading
+
+    def broken(loader):
+        raise error
+        yield
+
+    monkeypatch.setattr(reading, "_start", broken)
+    with pytest.raises(WorkerDied, match="a decoding process was killed"):
+        next(decode_ahead(Odd(2, lambda row: None), [[0]], 1, CPU))
+
+
 def test_a_killed_worker_is_an_error_not_a_hang():
     def action(row):
         if row == 5:
