@@ -1,15 +1,18 @@
 """Several processes: who trains on what, and what they agree on."""
 
 import itertools
+import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
 from tests.faults.conftest import STEPS
-from tests.faults.harness import as_ranks, assert_same, load_bank
+from tests.faults.harness import LIMIT_S, ROOT, TINY, as_ranks, assert_same, load_bank, outcome
 
 
 def rows_by_step(path):
@@ -102,3 +105,18 @@ def test_ranks_that_see_different_folders_are_refused(lab):
         ended = run.wait()
         assert ended.codes == [2]
         assert "the ranks start at steps 4, 0: run.root=" in ended.err[0]
+
+
+@pytest.mark.faults
+def test_the_command_starts_its_ranks_itself(lab, whole):
+    """Lightning runs the command a second time for rank 1; nothing here is forked or prepared."""
+    argv = [*TINY, *lab.overrides, f"data.root={lab.folder / 'photos'}", f"run.root={lab.folder / 'runs'}"]
+    command = [sys.executable, "-m", "contrastive", *argv, "run.name=own", "trainer.devices=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
+    outcome(lab.folder / "runs" / "own").assert_equals(whole(2))
+    again = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert again.stdout == done.stdout  # it is finished
