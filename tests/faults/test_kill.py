@@ -18,7 +18,8 @@ def test_kill_9_at_random_steps(lab, whole, workers, kills):
     chance = random.Random(workers)
     for trial in range(kills):
         name = f"killed-{trial}"
-        step, delay_s = chance.randrange(STEPS), chance.uniform(0, 0.04)
+        # A single kill comes after the first checkpoint, so that there is something to go on from.
+        step, delay_s = chance.randrange(0 if kills > 1 else 5, STEPS), chance.uniform(0, 0.04)
         assert lab.kill_when("tell_step", step, name, delay_s=delay_s).codes == [-9]
         lab.finish(name).assert_equals(whole())
 
@@ -28,7 +29,8 @@ def test_kill_9_of_two_ranks(lab, whole, kills):
     chance = random.Random(2)
     for trial in range(kills):
         name = f"killed-{trial}"
-        step, delay_s = chance.randrange(STEPS), chance.uniform(0, 0.04)
+        # A single kill comes after the first checkpoint, so that there is something to go on from.
+        step, delay_s = chance.randrange(0 if kills > 1 else 5, STEPS), chance.uniform(0, 0.04)
         assert lab.kill_when("tell_step", step, name, delay_s=delay_s, ranks=2).codes == [-9, -9]
         lab.finish(name, ranks=2).assert_equals(whole(2))
 
