@@ -11,8 +11,11 @@ from memory_bank.retrieval.inverted import ROWS_PER_LIST
 from memory_bank.retrieval.ivf import Ivf
 from memory_bank.storage import Storage
 
-# Rows up to which a matrix product is taken rather than an index, on a CPU.
-EXACT_ROWS_CPU = 65_536
+# Measured on trained embeddings, 256 queries, one core of a CPU (benchmarks/bench_search.py): at 10,000 rows
+# torch's product takes 16 ms and FAISS's 15, at 50,000 they take 85 and 43, an inverted file 16 at recall
+# 0.98; at 200,000 it is 349, 138 and 23 ms. Rows up to which a CPU takes the first, and the second.
+EXACT_ROWS_CPU = 16_384
+FLAT_ROWS = 65_536
 # And rather than a sample, for a deep band on a GPU; a CPU samples from twice the sample's rows on.
 EXACT_ROWS_GPU = 131_072
 # Ranks up to which a top-k is cheaper than a sample; FAISS on a GPU ends at 2048 as well.
@@ -21,6 +24,9 @@ REACH = 2048
 
 def choose(config: MiningConfig, bank: Storage, *, seed: int) -> Retrieval:
     """The backend that ``config`` asks for; ``auto`` goes by rows, ranks needed and device.
+
+    A bank on a GPU is searched by torch. FAISS's GPU build, where there is one, is not asked: its inverted
+    files can neither remove nor replace a vector, and its flat search is the same product and top-k.
 
     Raises:
         ValueError: a FAISS index for a band deeper than a look-up can reach, or for a filter it cannot serve.
@@ -35,9 +41,13 @@ def choose(config: MiningConfig, bank: Storage, *, seed: int) -> Retrieval:
     on_cpu = bank.device.type == "cpu"
     if is_sampled(config, bank):
         return Subsample(bank, sample_size(config), f" (auto: the band reaches rank {needed})")
-    if not on_cpu or bank.capacity <= EXACT_ROWS_CPU:
-        return Exact(bank, " (auto)")
-    return _faiss(config, bank, needed, seed, " (auto)")
+    if not on_cpu:
+        return Exact(bank, " (auto: the bank is on a GPU)")
+    if bank.capacity <= EXACT_ROWS_CPU:
+        return Exact(bank, f" (auto: {EXACT_ROWS_CPU} rows or fewer)")
+    if needed > _reach(bank):
+        return Exact(bank, f" (auto: the band reaches rank {needed})")
+    return _faiss(config, bank, needed, seed, f" (auto: more than {EXACT_ROWS_CPU} rows on a CPU)")
 
 
 def is_sampled(config: MiningConfig, bank: Storage) -> bool:
@@ -50,7 +60,7 @@ def is_sampled(config: MiningConfig, bank: Storage) -> bool:
 
 
 def _faiss(config: MiningConfig, bank: Storage, needed: int, seed: int, reason: str = "") -> Retrieval:
-    if needed > max(REACH, bank.capacity // 8):
+    if needed > _reach(bank):
         raise ValueError(
             f"mining.backend=faiss: mining.band, skip_top and num_hard reach rank {needed} of "
             f"{bank.capacity}, an index looks up {REACH}; "
@@ -71,11 +81,16 @@ def _faiss(config: MiningConfig, bank: Storage, needed: int, seed: int, reason: 
 
 def _index(config: MiningConfig, bank: Storage) -> str:
     """About 4 sqrt(n) lists, a power of two, of scalar codes: scoring repairs what they round."""
-    if bank.capacity <= EXACT_ROWS_CPU:
+    if bank.capacity <= FLAT_ROWS:
         return "Flat"
     affordable = int(bank.capacity * config.min_fill) // ROWS_PER_LIST
     lists = 1 << round(math.log2(4 * math.sqrt(bank.capacity)))
     return f"IVF{min(lists, 1 << max(0, affordable.bit_length() - 1))},SQ8"
+
+
+def _reach(bank: Storage) -> int:
+    """Ranks that a FAISS index may be asked for."""
+    return max(REACH, bank.capacity // 8)
 
 
 def _needed(config: MiningConfig, bank: Storage) -> int:

@@ -252,21 +252,31 @@ def chosen(rows, device=CPU, **mining):
     return choose(MiningConfig(**mining), bank, seed=0)
 
 
-def test_auto_goes_by_rows_ranks_and_device_and_says_so():
-    hardest = {"band": [0.0, 0.000001]}
-    assert isinstance(chosen(50_000, **hardest), Exact)
-    assert isinstance(chosen(30_000), Exact)
-    assert isinstance(chosen(50_000), Subsample)
-    assert isinstance(chosen(50_000, device=torch.device("meta")), Exact)
-    assert isinstance(chosen(200_000), Subsample)
-    assert "band reaches rank 10000" in chosen(200_000).describe()
-    big = chosen(1_000_000, **hardest)
-    assert isinstance(big, Ivf)
-    assert "IVF4096,SQ8" in big.describe()
-    assert isinstance(chosen(1_000_000, device=torch.device("meta"), **hardest), Exact)
-    assert isinstance(chosen(50_000, backend="faiss", **hardest), Flat)
-    assert isinstance(chosen(1_000_000, method="all_rows"), Ivf)
-    assert isinstance(chosen(1_000_000, backend="exact"), Exact)
+@pytest.mark.parametrize(
+    ("rows", "device", "policy", "backend", "said"),
+    [
+        (16_384, "cpu", {}, Exact, "(auto: 16384 rows or fewer)"),
+        (16_385, "cpu", {}, Flat, "(auto: more than 16384 rows on a CPU)"),
+        (65_536, "cpu", {}, Flat, "FAISS flat search of 65536 rows, exact"),
+        (65_537, "cpu", {}, Ivf, "FAISS IVF512,SQ8 index of 65537 rows"),
+        (1_000_000, "cpu", {}, Ivf, "FAISS IVF4096,SQ8 index of 1000000 rows"),
+        (1_000_000, "cpu", {"method": "all_rows"}, Ivf, "more than 16384 rows"),
+        (1_000_000, "cpu", {"backend": "exact"}, Exact, "exact search of 1000000 rows"),
+        (20_000, "cpu", {"backend": "faiss"}, Flat, "FAISS flat search of 20000 rows"),
+        (1_000_000, "meta", {}, Exact, "(auto: the bank is on a GPU)"),
+        # Bands that are deeper than an index reaches.
+        (16_000, "cpu", {"band": [0.0, 0.2]}, Exact, "16384 rows or fewer"),
+        (20_000, "cpu", {"band": [0.0, 0.2]}, Exact, "(auto: the band reaches rank 4000)"),
+        (200_000, "cpu", {"band": [0.0, 0.05]}, Subsample, "(auto: the band reaches rank 10000)"),
+        (50_000, "meta", {"band": [0.0, 0.05]}, Exact, "on a GPU"),
+        (200_000, "meta", {"band": [0.0, 0.05]}, Subsample, "(auto: the band reaches rank 10000)"),
+        (200_000, "cpu", {"band": [0.0, 0.2], "false_negative": "attract"}, Exact, "reaches rank 40010"),
+    ],
+)
+def test_auto_goes_by_rows_ranks_and_device_and_says_so(rows, device, policy, backend, said):
+    found = chosen(rows, device=torch.device(device), **{"band": [0.0, 0.000001], **policy})
+    assert type(found) is backend
+    assert said in found.describe()
 
 
 def test_a_sample_is_large_enough_for_the_band():

@@ -94,7 +94,7 @@ def test_inspect_prints_what_the_bank_holds(tmp_path, capsys):
     assert found["fill"] == 0.75
     assert found["refused"] == 1
     assert found["last_step"] == 6
-    assert found["backend"] == "exact search of 96 rows on cpu (auto)"
+    assert found["backend"] == "exact search of 96 rows on cpu (auto: 16384 rows or fewer)"
     assert found["dim"] == DIM
     assert found["age"]["q0"] == 0
     assert found["age"]["q100"] == 6
