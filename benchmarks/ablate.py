@@ -5,7 +5,7 @@
 
 DIR holds ``train/CLASS`` and ``test/CLASS`` (CIFAR-10 as image files). A cell is one training run and its
 scores; finished ones are kept under ``.data/ablate/PRESET/cells``, so the same command goes on where it was
-stopped. ``--slice`` starts no cell that, going by the longest so far, would not end within that many seconds.
+stopped. ``--slice`` starts no cell that, by the longest so far, would not end within that many seconds.
 Each call writes the results of the complete arms to ``benchmarks/results/ablate-PRESET.json``, ``.md`` and
 ``.png`` and tells on stderr what is missing; ``--report`` runs nothing.
 
@@ -349,7 +349,7 @@ def work(ablation: Ablation, jobs: int, seconds: float) -> None:
         while True:
             busy = {cell.name for cell, _ in running.values()}
             free = [cell for cell in ablation.missing() if cell.name not in busy]
-            if time.monotonic() - started + longest > seconds:
+            if time.monotonic() - started + 1.2 * longest > seconds:  # arms differ, and so may the next cell
                 free = []
             for cell in free[: jobs - len(running)]:
                 running[pool.submit(run, cell, ablation.folder)] = (cell, time.monotonic())

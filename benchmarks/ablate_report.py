@@ -108,7 +108,8 @@ def _heading(document: Mapping[str, Any]) -> str:
         f"- Temperature: the best of {_listed(document['temperatures'])} for each arm by the linear probe on "
         f"validation images of the training part, seed {_listed(document['tuning_seeds'])}, not reported.",
         *(f"- {_made_by(one)}" for one in document["made_by"]),
-        f"- Open arms: {open_arms}. Diverged: {diverged}.",
+        f"- Open arms: {open_arms}. Diverged: {diverged}. Confirmation on fresh seeds: "
+        + ("below." if document["confirmation"] else "open."),
     ]
     return "\n".join(lines)
 
