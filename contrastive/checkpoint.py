@@ -542,6 +542,12 @@ class SaveCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             remove_stale(self.directory)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let ``last`` name what was resumed from: a kill may come between a save and its pointer."""
+        resumed = self.directory / f"step-{self.step}"
+        if trainer.is_global_zero and resumed.is_dir() and read_last(self.directory) != resumed:
+            _point(resumed)
+
     def save(self, trainer: Trainer) -> None:
         """Save now, unless this step already is; call it on all ranks, between optimizer steps."""
         if trainer.global_step == self.step:

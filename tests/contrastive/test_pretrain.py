@@ -146,6 +146,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, tmp_path):
     assert len(metrics(parts)) == 12  # none twice
 
 
+def test_a_kill_between_the_last_save_and_its_pointer_is_mended(run, tmp_path):
+    run()
+    checkpoints = tmp_path / "runs/tiny/checkpoints"
+    newest = (checkpoints / "last").read_text()
+    older = next(path.name for path in checkpoints.glob("step-*") if path.name != newest.strip())
+    (checkpoints / "last").write_text(older + "\n")
+    (tmp_path / "runs/tiny/summary.json").unlink()
+    code, _, _ = run()
+    assert code == 0
+    assert (checkpoints / "last").read_text() == newest
+
+
 def test_the_training_path_has_no_labels(run, tmp_path, monkeypatch):
     """Whatever the label table says, the weights are the same."""
     from contrastive.data.images import FileImages
