@@ -252,7 +252,9 @@ class Ivf(Retrieval):
 
 
 def recall(found: Candidates, true: Candidates) -> float:
-    """Share of the true neighbours' similarity ranks reached: ties count as found."""
+    """Share of the true neighbours' similarity ranks reached: ties count as found; 1 of none."""
+    if not true.slots.shape[1]:
+        return 1.0
     last = true.similarity.masked_fill(true.slots < 0, torch.inf).amin(1, keepdim=True)
     wanted = (true.slots >= 0).sum()
     reached = (found.similarity >= last - 1e-6) & (found.slots >= 0)

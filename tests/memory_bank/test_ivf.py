@@ -287,3 +287,18 @@ def test_a_sample_is_large_enough_for_the_band():
 def test_fewer_rows_at_the_first_look_up_than_lists_need_is_refused():
     with pytest.raises(ValueError, match=r"mining\.min_fill=0\.1 of 1000 slots are fewer"):
         chosen(1000, backend="faiss", index="IVF16,SQ8", min_fill=0.1, num_hard=9)
+
+
+def test_recall_of_nothing_is_whole():
+    """A full_bank without near rows asks an index for none, also when its recall is checked."""
+    from memory_bank.retrieval.base import Candidates
+    from memory_bank.retrieval.ivf import recall
+
+    none = Candidates(
+        torch.zeros(3, 0, dtype=torch.int64),
+        torch.zeros(3, 0),
+        torch.full((3,), 9),
+        torch.zeros(3).long(),
+        1.0,
+    )
+    assert recall(none, none) == 1.0
