@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memory_bank.bank import Bank
 from memory_bank.retrieval.base import Candidates, refine
 from memory_bank.shapes import Bool, Float, Int
-from memory_bank.storage import Storage
 
 
 @dataclass
@@ -38,7 +38,7 @@ class LookAhead:
 
     def __init__(
         self,
-        bank: Storage,
+        bank: Bank,
         search: Callable[[Tensor, Tensor, int], Candidates],
         upcoming: Callable[[int], Tensor | None],
     ) -> None:

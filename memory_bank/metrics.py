@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from memory_bank.bank import Bank
 from memory_bank.shapes import Float, Int
-from memory_bank.storage import Storage
 
 Metrics = dict[str, Tensor | float]
 
@@ -31,7 +31,7 @@ class Mined:
     dropped: dict[str, Tensor] = field(default_factory=dict)
 
 
-def mining_metrics(mined: Mined, bank: Storage) -> Metrics:
+def mining_metrics(mined: Mined, bank: Bank) -> Metrics:
     """``mining/...``: no value waits for the device; nan where nothing was mined."""
     similarity = mined.similarity.float().masked_fill(mined.similarity == -torch.inf, torch.nan).flatten()
     metrics: Metrics = {"mining/positive_similarity": mined.positive.mean()}
@@ -46,7 +46,7 @@ def mining_metrics(mined: Mined, bank: Storage) -> Metrics:
     return metrics | {f"mining/drop_{name}": share for name, share in mined.dropped.items()}
 
 
-def bank_metrics(bank: Storage, step: int) -> Metrics:
+def bank_metrics(bank: Bank, step: int) -> Metrics:
     """``bank/...``: no value waits for the device or for other ranks; of a sharded bank, this rank's part."""
     age = (step - bank.written_at).float().masked_fill(bank.id < 0, torch.nan)
     return {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from memory_bank import policy
+from memory_bank.bank import Bank
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.draw import mix
 from memory_bank.full_bank import tail_log_weight
@@ -21,7 +22,7 @@ from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.retrieval.choose import choose
 from memory_bank.shapes import Bool, Float, Int
 from memory_bank.sharded import Exchange, build_sharded
-from memory_bank.storage import Storage, build_storage
+from memory_bank.storage import build_storage
 from memory_bank.worker import Inline, Worker
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Miner:
 
     def __init__(
         self,
-        bank: Storage,
+        bank: Bank,
         retrieval: Retrieval,
         config: MiningConfig,
         *,
@@ -359,7 +360,7 @@ def build_miner(
             "mining.query=stored looks up the rows of coming steps with their stored keys: it needs "
             "bank.kind=dataset and the plan's rows (argument upcoming); else use mining.query=fresh"
         )
-    storage: Storage
+    storage: Bank
     if bank.placement == "sharded":
         storage, retrieval = build_sharded(bank, mining, exchange, rows=rows, dim=dim, device=device)
     else:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from memory_bank.bank import Bank
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.draw import noise
 from memory_bank.retrieval.base import Candidates, Retrieval
@@ -21,7 +22,7 @@ from memory_bank.retrieval.choose import EXACT_ROWS_CPU, is_sampled, sample_size
 from memory_bank.retrieval.exact import Exact, Subsample
 from memory_bank.retrieval.flat import Flat
 from memory_bank.shapes import Bool, Float, Int
-from memory_bank.storage import DTYPES, DatasetBank, Storage, place_of
+from memory_bank.storage import DTYPES, DatasetBank, place_of
 
 # Rows that a rank sends to the first at once when the bank is saved.
 _PIECE = 65_536
@@ -51,7 +52,7 @@ class Exchange(Protocol):
         """The sum over all ranks of integer ``values`` of one shape."""
 
 
-class ShardedBank(Storage):
+class ShardedBank(Bank):
     """The bank as every rank sees it: global slots, of which this rank keeps one in ``world``.
 
     ``key``, ``id``, ``written_at``, ``refused``, ``admissible`` and ``ages_of`` speak of this rank's slots
@@ -172,10 +173,6 @@ class ShardedBank(Storage):
         inside = self.inside(ids)
         return self._shard.without(admissible, inside[inside >= 0])
 
-    def hide_own(self, similarity: Float[Tensor, "b c"], ids: Int[Tensor, " b"], start: int) -> None:
-        """Not asked for: the search is the shards'."""
-        raise NotImplementedError
-
     def state_dict(self) -> dict[str, Any]:
         """The whole bank, as a replicated one saves it, on rank 0; the others give their rows. Collective."""
         saved = self._shard.state_dict()
@@ -193,7 +190,7 @@ class ShardedBank(Storage):
         Raises:
             ValueError: another kind, capacity, dimension or dtype.
         """
-        self._require_fit(state)
+        self.require_fit(state)
         rows = slice(self._exchange.rank, None, self._exchange.world)
         written_at = state["written_at"][rows]
         refused = state["refused"] if self._exchange.rank == 0 else torch.zeros_like(state["refused"])
@@ -221,12 +218,6 @@ class ShardedBank(Storage):
     def outside(self, slots: Tensor) -> Tensor:
         """Global numbers of this rank's slots; -1 for -1."""
         return torch.where(slots < 0, -1, slots * self._exchange.world + self._exchange.rank)
-
-    def _place(self, ids: Tensor, finite: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _check_ids(self, ids: Tensor) -> None:
-        raise NotImplementedError
 
 
 def build_sharded(

@@ -4,12 +4,13 @@ The raw tensors here are the truth. Every index is derived from the *stored* val
 storage dtype, so that search, loss and checkpoint speak of the same vectors.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from memory_bank.bank import Bank
 from memory_bank.config import BankConfig
 from memory_bank.draw import draw_slots
 from memory_bank.shapes import Bool, Float, Int
@@ -17,20 +18,12 @@ from memory_bank.shapes import Bool, Float, Int
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-class Storage(ABC):
-    """``capacity`` slots, each with a key, the id of the row it is of, and the step that wrote it.
+class Storage(Bank):
+    """A bank that is whole in this process.
 
     Nothing here waits for the device: a refused row goes to a spare last slot, which stays empty. That
     slot is also what -1 indexes, so a missing slot reads as a zero key of id -1, never as someone's row.
-
-    Attributes:
-        capacity: Number of slots n.
-        dim: Embedding dimension d.
-        max_age: Optimizer steps after which a key is no longer admissible; None keeps all.
-        refused: Rows refused so far because a value was not finite; int64 scalar tensor.
     """
-
-    kind: str
 
     def __init__(
         self, capacity: int, dim: int, *, dtype: torch.dtype, device: torch.device, max_age: int | None
@@ -65,7 +58,7 @@ class Storage(ABC):
 
     @property
     def local(self) -> "Storage":
-        """What this process holds, to look at without the others: all of it, unless the bank is sharded."""
+        """All of it."""
         return self
 
     def fill(self) -> Float[Tensor, ""]:
@@ -149,21 +142,11 @@ class Storage(ABC):
         Raises:
             ValueError: another kind, capacity, dimension or dtype.
         """
-        self._require_fit(state)
+        self.require_fit(state)
         self.key.copy_(state["key"])
         self.id.copy_(state["id"])
         self.written_at.copy_(state["written_at"])
         self.refused.copy_(state["refused"])
-
-    def _require_fit(self, state: dict[str, Any]) -> None:
-        given = (state["kind"], tuple(state["key"].shape), state["key"].dtype)
-        wanted = (self.kind, (self.capacity, self.dim), self.key.dtype)
-        if given != wanted:
-            raise ValueError(
-                f"saved bank is {given[0]} {given[1]} {given[2]}, "
-                f"this one is {wanted[0]} {wanted[1]} {wanted[2]}; keep the bank's settings, "
-                "the data and encoder.projector_dim as they were, or start a new run"
-            )
 
     def _clear_spare(self) -> None:
         self._key[-1] = 0
@@ -171,20 +154,8 @@ class Storage(ABC):
         self._written_at[-1] = -1
 
     @abstractmethod
-    def slots_of(self, ids: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-        """The slot that holds each id's key, -1 where there is none."""
-
-    @abstractmethod
     def hide_own(self, similarity: Float[Tensor, "b c"], ids: Int[Tensor, " b"], start: int) -> None:
         """Set each query's own slots to -inf, in place; columns are the slots from ``start`` on."""
-
-    @abstractmethod
-    def num_own(self, admissible: Bool[Tensor, " n"], ids: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-        """How many admissible slots are each query's own."""
-
-    @abstractmethod
-    def without(self, admissible: Bool[Tensor, " n"], ids: Int[Tensor, " g"]) -> Bool[Tensor, " n"]:
-        """``admissible`` less the slots of ``ids``."""
 
     @abstractmethod
     def _place(self, ids: Tensor, finite: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memory_bank.bank import Bank
 from memory_bank.shapes import Bool, Float, Int
-from memory_bank.storage import Storage
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Retrieval(ABC):
 
 
 def refine(
-    bank: Storage,
+    bank: Bank,
     query: Float[Tensor, "b d"],
     ids: Int[Tensor, " b"],
     slots: Int[Tensor, "b c"],
@@ -126,7 +126,7 @@ def refine(
     return slots.masked_fill(similarity == -torch.inf, -1), similarity
 
 
-def score(bank: Storage, query: Float[Tensor, "b d"], slots: Int[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+def score(bank: Bank, query: Float[Tensor, "b d"], slots: Int[Tensor, "b c"]) -> Float[Tensor, "b c"]:
     """Inner products with the stored keys; queries are taken a few at a time to bound the gathered copy."""
     width = max(1, slots.shape[1])
     step = max(1, (1 << 25) // (width * bank.dim))

@@ -2,6 +2,7 @@
 
 import math
 
+from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
 from memory_bank.policy import depth, skip_top
 from memory_bank.retrieval.base import Retrieval
@@ -50,7 +51,7 @@ def choose(config: MiningConfig, bank: Storage, *, seed: int) -> Retrieval:
     return _faiss(config, bank, needed, seed, f" (auto: more than {EXACT_ROWS_CPU} rows on a CPU)")
 
 
-def is_sampled(config: MiningConfig, bank: Storage) -> bool:
+def is_sampled(config: MiningConfig, bank: Bank) -> bool:
     """Whether a sample serves: asked for, or left to us and the band is deep."""
     if config.backend != "auto":
         return config.backend == "subsample"
@@ -93,7 +94,7 @@ def _reach(bank: Storage) -> int:
     return max(REACH, bank.capacity // 8)
 
 
-def _needed(config: MiningConfig, bank: Storage) -> int:
+def _needed(config: MiningConfig, bank: Bank) -> int:
     # all_rows looks nothing up by itself; its look-ups are galleries of a few neighbours.
     return 1 if config.method == "all_rows" else depth(config, bank.capacity)
 

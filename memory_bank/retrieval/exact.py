@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from memory_bank.bank import Bank
 from memory_bank.draw import mix
 from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.shapes import Bool, Float, Int
@@ -63,7 +64,7 @@ class Subsample(Retrieval):
 
     hides_above = True
 
-    def __init__(self, bank: Storage, size: int, reason: str = "") -> None:
+    def __init__(self, bank: Bank, size: int, reason: str = "") -> None:
         self._bank, self._reason = bank, reason
         self.size: int = min(size, bank.capacity)
 
