@@ -1,12 +1,12 @@
 """``contrastive-pretrain``: from a config to a frozen encoder. Heavy imports wait for a sound config."""
 
 import json
-import logging
 import sys
 import warnings
 from collections.abc import Sequence
 
 from contrastive.config import PretrainConfig, UserError, load_config, recipes, to_yaml
+from contrastive.console import log_to_stderr
 
 USAGE = """\
 usage: contrastive-pretrain [--config NAME|FILE] [--print-config] [--dry-run] [key=value ...]
@@ -53,7 +53,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, set[str], list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    _log_to_stderr()
+    log_to_stderr()
+    _quieten()
     try:
         recipe, flags, overrides = parse(sys.argv[1:] if arguments is None else arguments)
         if flags & {"--help", "-h"}:
@@ -77,15 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _log_to_stderr() -> None:
-    """Ours at INFO; other libraries keep their own settings."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("contrastive", "memory_bank"):
-        package = logging.getLogger(name)
-        package.setLevel(logging.INFO)
-        package.handlers = [handler]
-        package.propagate = False
+def _quieten() -> None:
+    """Warnings of libraries that are not the user's to mend."""
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
     # Untrue here: the last step has a row whatever the interval.
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")

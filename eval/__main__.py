@@ -2,12 +2,12 @@
 
 import difflib
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from contrastive.config import UserError, load_config
+from contrastive.console import log_to_stderr
 from eval.config import EvalConfig
 
 USAGE = """\
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or {"--help", "-h"} & {*given}:
         print(USAGE, end="")
         return 0
-    _log_to_stderr()
+    log_to_stderr()
     try:
         protocol, overrides = parse(given)
         result = _run(protocol, load_config(EvalConfig, "eval", protocol, overrides))
@@ -100,17 +100,6 @@ def _run(protocol: str, config: EvalConfig) -> dict[str, Any] | None:
     track(result, config)
     print(table(result), file=sys.stderr)
     return headline(result)
-
-
-def _log_to_stderr() -> None:
-    """Ours at INFO; other libraries keep their own settings."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("contrastive", "memory_bank", "eval"):
-        package = logging.getLogger(name)
-        package.setLevel(logging.INFO)
-        package.handlers = [handler]
-        package.propagate = False
 
 
 if __name__ == "__main__":

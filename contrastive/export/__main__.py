@@ -1,12 +1,12 @@
 """``contrastive-export``: the encoder in the form that other tools load. Heavy imports wait."""
 
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from contrastive.config import UserError, load_config
+from contrastive.console import log_to_stderr
 from contrastive.export.config import SUFFIXES, ExportConfig
 
 USAGE = """\
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or {"--help", "-h"} & {*given}:
         print(USAGE, end="")
         return 0
-    _log_to_stderr()
+    log_to_stderr()
     try:
         result = _export(load_config(ExportConfig, "export", "export", given))
     except UserError as error:
@@ -48,17 +48,6 @@ def _export(config: ExportConfig) -> dict[str, Any]:
     from contrastive.export.export import export
 
     return export(config)
-
-
-def _log_to_stderr() -> None:
-    """Ours at INFO; other libraries keep their own settings."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("contrastive", "eval"):
-        package = logging.getLogger(name)
-        package.setLevel(logging.INFO)
-        package.handlers = [handler]
-        package.propagate = False
 
 
 if __name__ == "__main__":

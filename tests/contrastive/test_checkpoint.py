@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.reference.equal import assert_same
+
 pytestmark = pytest.mark.filterwarnings(
     # Lightning's advice on the tiny runs below, and its own use of deprecated torch and Python calls.
     "ignore:.*does not have many workers",
@@ -618,23 +620,6 @@ def fit(
 def state_of(path: Path) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(path / "trainer.pt", weights_only=True)
     return state | {"bank": torch.load(path / "bank.pt", weights_only=True)}
-
-
-def assert_same(one: Any, other: Any, where: str = "") -> None:
-    """Equal to the bit, tensors and containers alike."""
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{where}[{index}]")
-    else:
-        assert one == other, where
 
 
 def test_resume_from_every_checkpoint_is_equal_to_the_bit(ck: Any, tmp_path: Path) -> None:

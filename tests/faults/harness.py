@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tests.reference.equal import assert_same
+
 LIMIT_S = 240
 ROOT = Path(__file__).parents[2]
 
@@ -272,20 +274,3 @@ def load_bank(run_dir: Path) -> dict[str, Any]:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def assert_same(one: Any, other: Any, where: str = "") -> None:
-    """Equal to the bit, tensors and containers alike."""
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{where}[{index}]")
-    else:
-        assert one == other, where

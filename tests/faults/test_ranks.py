@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.faults.conftest import STEPS
-from tests.faults.harness import LIMIT_S, ROOT, TINY, as_ranks, assert_same, load_bank, outcome
+from tests.faults.harness import LIMIT_S, ROOT, TINY, as_ranks, load_bank, outcome
+from tests.reference.equal import assert_same
 
 
 def rows_by_step(path):
