@@ -1,5 +1,6 @@
 """What all augmentations share: Kornia modules whose parameters are a function of given uniforms."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from memory_bank.shapes import Bool, Float
 Params = dict[str, Tensor]
 
 
-class Intensity(IntensityAugmentationBase2D):
+class Intensity(IntensityAugmentationBase2D, ABC):
     """A change of pixel values that some images get and others do not.
 
     Parameters are drawn per image from ``num_uniforms`` uniforms; the first decides whether the image is
@@ -33,13 +34,13 @@ class Intensity(IntensityAugmentationBase2D):
         """Kornia's parameter dictionary from uniforms in [0, 1); ``batch_prob`` is the choice."""
         return {"batch_prob": uniforms[:, 0] < self.p, **self.strengths(uniforms[:, 1:])}
 
+    @abstractmethod
     def strengths(self, uniforms: Float[Tensor, "b v"]) -> Params:
         """Per-image parameters of ``change``, by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def change(self, images: Float[Tensor, "n 3 h w"], **strengths: Tensor) -> Float[Tensor, "n 3 h w"]:
         """The change of the chosen images; must leave its input as it is."""
-        raise NotImplementedError
 
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> Params:
         """Kornia's hook; it draws the choice itself."""
