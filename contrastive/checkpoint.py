@@ -3,7 +3,7 @@
 A checkpoint is a directory ``checkpoints/step-N/``::
 
     trainer.pt            Lightning's checkpoint dict, less the bank
-    bank.pt               the miner's state_dict (the dict's ``"miner"`` entry), if there is one
+    bank.safetensors      the miner's state_dict (the dict's ``"miner"`` entry), if there is one
     encoder.safetensors   and whatever else the caller's ``extra_files`` wrote
     manifest.json         format version, step, size and SHA-256 of every file and of itself; written last
 
@@ -44,11 +44,11 @@ from torch import Tensor
 from contrastive.config import UserError
 from contrastive.distributed import note_entry
 from contrastive.logging.throughput import off_the_clock
+from memory_bank.state import BANK, read_state, save_state
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 TRAINER = "trainer.pt"
-BANK = "bank.pt"
 LAST = "last"
 BANK_KEY = "miner"
 
@@ -263,7 +263,7 @@ def _write(path: Path, checkpoint: dict[str, Any], bank_key: str, extra_files: E
         partial.mkdir()
         _save(rest, partial / TRAINER)
         if bank is not None:
-            _save(bank, partial / BANK)
+            save_state(partial / BANK, bank)
         if extra_files is not None:
             extra_files(checkpoint, partial)
         _seal(partial, int(checkpoint["global_step"]))
@@ -429,7 +429,7 @@ class DirectoryCheckpointIO(CheckpointIO):
     Saving and ``Trainer.fit(ckpt_path=directory, weights_only=True)`` then use these directories.
 
     Args:
-        bank_key: Entry of Lightning's dict that is kept in a file of its own, ``bank.pt``.
+        bank_key: Entry of Lightning's dict that is kept in a file of its own, ``bank.safetensors``.
     """
 
     def __init__(self, bank_key: str = BANK_KEY) -> None:
@@ -479,7 +479,10 @@ class DirectoryCheckpointIO(CheckpointIO):
                 f"{path / TRAINER}: holds a {type(checkpoint).__name__}, a dict is needed"
             )
         if (path / BANK).exists():
-            checkpoint[self.bank_key] = _load(path / BANK, where)
+            try:
+                checkpoint[self.bank_key] = read_state(path / BANK)
+            except ValueError as error:
+                raise CorruptCheckpoint(str(error)) from error
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:

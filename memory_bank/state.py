@@ -1,72 +1,97 @@
-"""A miner's state as a file: tensors and plain values only, never pickled code."""
+"""A miner's state as a file: safetensors, so that nothing in it can be executed and every byte is sealed."""
 
-import hashlib
 import json
-import os
-import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from memory_bank import safetensors
 from memory_bank.storage import DatasetBank, QueueBank, Storage
 
-_FORCE_PICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+BANK = "bank.safetensors"
+"""Name of the file in a checkpoint directory."""
+
 _CHECKPOINT = re.compile(r"step-\d+")
+_PLAIN = "state"  # the metadata's entry for what is no tensor; a tensor is named by its place, ``bank/key``
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write ``Miner.state_dict()`` to ``path``; replaced in one move, flushed to disk before it."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write ``Miner.state_dict()`` to ``path``, in one move, flushed to disk before it.
+
+    Raises:
+        TypeError: it holds more than dicts by name, tensors and what JSON can tell.
+        OSError: from the file system; ``path`` is then unchanged.
+    """
+    tensors: dict[str, Tensor] = {}
+    plain = _take_tensors(state, "", tensors)
+    safetensors.write(path, tensors, {_PLAIN: json.dumps(plain, sort_keys=True)})
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What ``save_state`` wrote, on the CPU; of a bank or not.
+
+    Raises:
+        ValueError: missing, damaged, or another file.
+    """
+    try:
+        tensors, metadata = safetensors.read(path)
+        state = json.loads(metadata[_PLAIN])
+        for name, tensor in tensors.items():
+            *folders, last = name.split("/")
+            place = state
+            for folder in folders:
+                place = place[folder]
+            place[last] = tensor
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged, or not the state of a bank: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: damaged, or not the state of a bank")
+    return state
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what ``save_state`` wrote (or a checkpoint's ``bank.pt``), onto the CPU.
-
-    In a checkpoint, the bytes are first compared with the hash in its ``manifest.json``.
+    """The state of a miner, from a file that ``save_state`` wrote, a checkpoint's ``bank.safetensors`` too.
 
     Raises:
-        ValueError: missing, damaged, holding anything but tensors and plain values, or no bank's state; or
-            the environment asks torch to run code that a file brings along.
+        ValueError: missing, damaged, or no bank's state.
     """
-    if os.environ.get(_FORCE_PICKLE):
-        raise ValueError(f"{_FORCE_PICKLE} is set: it lets a file run code; unset it")
-    try:
-        _check_hash(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-        TypeError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise ValueError(f"{path}: damaged, or holds more than tensors and plain values: {error}") from error
-    bank = state.get("bank") if isinstance(state, dict) else None
+    state = read_state(path)
+    bank = state.get("bank")
     if not isinstance(bank, dict) or not {"kind", "key", "id", "written_at"} <= bank.keys():
-        raise ValueError(f"{path}: not the state of a bank; a checkpoint keeps it in bank.pt")
-    found: dict[str, Any] = state
-    return found
+        raise ValueError(f"{path}: not the state of a bank; a checkpoint keeps it in {BANK}")
+    return state
 
 
-def _check_hash(path: Path) -> None:
-    manifest = path.with_name("manifest.json")
-    if not manifest.is_file():
-        return
-    known = json.loads(manifest.read_bytes())["files"][path.name]["sha256"]
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != known:
-            raise ValueError(f"its SHA-256 differs from the one in {manifest}")
+def _take_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """``value`` without its tensors, which are put into ``tensors`` by their place."""
+    if isinstance(value, Mapping):
+        for name in value:
+            if type(name) is not str or "/" in name:
+                raise TypeError(f"{place}{name!r}: names without '/' are needed")
+        inner = {name: _take_tensors(item, f"{place}{name}/", tensors) for name, item in value.items()}
+        return {name: item for name, item in inner.items() if not isinstance(value[name], Tensor)}
+    if isinstance(value, Tensor):
+        tensors[place.removesuffix("/")] = value
+        return None
+    _check_json(value, place)
+    return value
+
+
+def _check_json(value: Any, place: str) -> None:
+    """Raise TypeError for what would come back as something else, or not at all."""
+    if type(value) is list:
+        for item in value:
+            _check_json(item, place)
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise TypeError(
+            f"{place}: a {type(value).__name__}; tensors, numbers, text and lists of them are kept"
+        )
 
 
 def find_state(path: Path) -> Path:
@@ -81,14 +106,14 @@ def find_state(path: Path) -> Path:
     if pointer.is_file():
         name = pointer.read_text(errors="replace").strip()
         folder = pointer.parent / name
-        inside = (folder / "bank.pt").resolve().is_relative_to(pointer.parent.resolve())
+        inside = (folder / BANK).resolve().is_relative_to(pointer.parent.resolve())
         if not _CHECKPOINT.fullmatch(name) or not inside:
             raise ValueError(
                 f"{pointer}: names {name!r:.80}; only a checkpoint beside it is followed, give its directory"
             )
-    if (folder / "bank.pt").is_file():
-        return folder / "bank.pt"
-    raise ValueError(f"{path}: no bank here; give a run directory, a checkpoint directory or a bank.pt")
+    if (folder / BANK).is_file():
+        return folder / BANK
+    raise ValueError(f"{path}: no bank here; give a run directory, a checkpoint directory or a {BANK}")
 
 
 def open_bank(state: dict[str, Any]) -> Storage:

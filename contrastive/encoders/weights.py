@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from contrastive.config import DataConfig, EncoderConfig, UserError
-from contrastive.encoders import safetensors
 from contrastive.encoders.build import build_encoder, resolve_stem
 from contrastive.encoders.encoder import Encoder
+from memory_bank import safetensors
 
 FORMAT = "contrastive-encoder"
 FORMAT_VERSION = 2

@@ -11,10 +11,10 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from contrastive.config import UserError
-from contrastive.encoders import safetensors
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import Source
 from eval.features import write_file
+from memory_bank import safetensors
 
 
 def write_torchvision(config: ExportConfig, source: Source, out: Path) -> dict[str, Any]:

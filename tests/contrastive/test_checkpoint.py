@@ -62,7 +62,7 @@ def seal(path: Path, names: list[str], step: int = 3) -> None:
     for name in names:
         data = (path / name).read_bytes() if (path / name).is_file() else b""
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    body = {"format": 1, "step": step, "files": files}
+    body = {"format": 2, "step": step, "files": files}
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     text = json.dumps(body | {"sha256": digest}, indent=1, sort_keys=True) + "\n"
     (path / "manifest.json").write_text(text)
@@ -72,10 +72,12 @@ def seal(path: Path, names: list[str], step: int = 3) -> None:
 
 
 def test_round_trip_and_files(ck: Any, tmp_path: Path) -> None:
+    from memory_bank.state import read_state
+
     path = save(ck, tmp_path)
     assert {file.name for file in path.iterdir()} == {
         "trainer.pt",
-        "bank.pt",
+        "bank.safetensors",
         "encoder.safetensors",
         "manifest.json",
     }
@@ -86,7 +88,7 @@ def test_round_trip_and_files(ck: Any, tmp_path: Path) -> None:
     for name, entry in manifest["files"].items():
         data = (path / name).read_bytes()
         assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
 
     loaded, expected = ck.DirectoryCheckpointIO().load_checkpoint(path), contents()
     assert torch.equal(loaded["state_dict"]["weight"], expected["state_dict"]["weight"])
@@ -95,7 +97,7 @@ def test_round_trip_and_files(ck: Any, tmp_path: Path) -> None:
     assert loaded["miner"]["lists"] == [1, "a", None]
     assert loaded["epoch"] == 1
     assert "miner" not in torch.load(path / "trainer.pt", weights_only=True)
-    assert set(torch.load(path / "bank.pt", weights_only=True)) == {"keys", "fill", "lists"}
+    assert set(read_state(path / "bank.safetensors")) == {"keys", "fill", "lists"}
 
 
 def test_saving_leaves_the_dict_alone_and_needs_no_bank(ck: Any, tmp_path: Path) -> None:
@@ -127,9 +129,12 @@ def test_every_file_and_directory_is_flushed_before_the_rename(
     monkeypatch.setattr(os, "rename", rename)
     monkeypatch.setattr(os, "replace", replace)
     save(ck, tmp_path / "checkpoints")
-    partial, pointer = calls[4], calls[7]
+    bank, partial, pointer = calls[0], calls[2], calls[10]
     assert calls == [
-        "bank.pt",
+        bank,
+        "replace bank.safetensors",
+        partial,
+        "bank.safetensors",
         "encoder.safetensors",
         "trainer.pt",
         "manifest.json",
@@ -140,6 +145,7 @@ def test_every_file_and_directory_is_flushed_before_the_rename(
         "replace last",
         "checkpoints",
     ]
+    assert bank.startswith(".bank.safetensors.")
     assert partial.startswith(".step-3.")
     assert pointer.startswith(".last.")
 
@@ -179,9 +185,9 @@ def test_every_flipped_byte_is_found(ck: Any, tmp_path: Path) -> None:
 
 def alter(kind: str, path: Path) -> None:
     manifest = path / "manifest.json"
-    names = ["trainer.pt", "bank.pt", "encoder.safetensors"]
+    names = ["trainer.pt", "bank.safetensors", "encoder.safetensors"]
     if kind == "missing file":
-        (path / "bank.pt").unlink()
+        (path / "bank.safetensors").unlink()
     elif kind == "extra file":
         (path / "note.txt").write_text("mine")
     elif kind == "truncated file":
@@ -200,8 +206,8 @@ def alter(kind: str, path: Path) -> None:
         manifest.write_text(manifest.read_text().replace('"step": 3', '"step": 9,\n "step": 3'))
     elif kind == "file is a link":
         target = path.parent / "elsewhere.pt"
-        (path / "bank.pt").rename(target)
-        (path / "bank.pt").symlink_to(target)
+        (path / "bank.safetensors").rename(target)
+        (path / "bank.safetensors").symlink_to(target)
     elif kind == "manifest is a link":
         manifest.rename(path.parent / "elsewhere.json")
         manifest.symlink_to(path.parent / "elsewhere.json")
@@ -215,7 +221,7 @@ def alter(kind: str, path: Path) -> None:
         (path / "trainer.pt").unlink()
         seal(path, names[1:])
     elif kind == "other format":
-        manifest.write_text(re_signed(manifest, format=2))
+        manifest.write_text(re_signed(manifest, format=3))
     elif kind == "step is no number":
         manifest.write_text(re_signed(manifest, step="3"))
     else:
@@ -232,7 +238,7 @@ def re_signed(manifest: Path, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("missing file", "bank.pt is missing"),
+        ("missing file", "bank.safetensors is missing"),
         ("extra file", "note.txt is not in the manifest"),
         ("truncated file", "trainer.pt: has 100 bytes"),
         ("truncated manifest", "truncated or altered"),
@@ -246,7 +252,7 @@ def re_signed(manifest: Path, **changes: Any) -> str:
         ("checkpoint is a link", "not a directory"),
         ("checkpoint is a file", "not a directory"),
         ("no trainer", "lists no trainer.pt"),
-        ("other format", "format 2, this version reads 1"),
+        ("other format", "format 3, this version reads 2"),
         ("step is no number", "lists no trainer.pt"),
         ("../elsewhere.pt", "only plain names"),
         ("/etc/passwd", "only plain names"),
@@ -309,7 +315,7 @@ def test_the_payload_works(tmp_path: Path) -> None:
     assert (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("file", ["trainer.pt", "bank.pt"])
+@pytest.mark.parametrize("file", ["trainer.pt", "bank.safetensors"])
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_malicious_pickle_is_refused_and_does_not_run(
     ck: Any, tmp_path: Path, file: str, legacy: bool
@@ -317,9 +323,9 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(
     path = save(ck, tmp_path)
     payload = {"state_dict": {}, "evil": Payload(tmp_path / "ran")}
     torch.save(payload, path / file, _use_new_zipfile_serialization=not legacy)
-    seal(path, ["trainer.pt", "bank.pt", "encoder.safetensors"])
+    seal(path, ["trainer.pt", "bank.safetensors", "encoder.safetensors"])
     assert ck.verify(path) == 3  # the hashes are right: only the loader can refuse it
-    with pytest.raises(ck.CorruptCheckpoint, match="refused"):
+    with pytest.raises(ck.CorruptCheckpoint, match=r"refused|not a valid safetensors file"):
         ck.DirectoryCheckpointIO().load_checkpoint(path)
     assert not (tmp_path / "ran").exists()
 
@@ -327,7 +333,7 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(
 def test_a_trainer_file_that_is_no_dict_is_refused(ck: Any, tmp_path: Path) -> None:
     path = save(ck, tmp_path)
     torch.save([1], path / "trainer.pt")
-    seal(path, ["trainer.pt", "bank.pt", "encoder.safetensors"])
+    seal(path, ["trainer.pt", "bank.safetensors", "encoder.safetensors"])
     with pytest.raises(ck.CorruptCheckpoint, match="holds a list, a dict is needed"):
         ck.DirectoryCheckpointIO().load_checkpoint(path)
 
@@ -372,7 +378,7 @@ def test_a_run_that_went_back_abandons_what_came_after(ck: Any, tmp_path: Path) 
 
 def test_a_damaged_checkpoint_of_the_same_step_is_replaced(ck: Any, tmp_path: Path) -> None:
     path = save(ck, tmp_path)
-    (path / "bank.pt").unlink()
+    (path / "bank.safetensors").unlink()
     assert save(ck, tmp_path) == path
     assert ck.verify(path) == 3
     assert names(tmp_path) == ["last", "step-3"]
@@ -618,8 +624,10 @@ def fit(
 
 
 def state_of(path: Path) -> dict[str, Any]:
+    from memory_bank.state import read_state
+
     state: dict[str, Any] = torch.load(path / "trainer.pt", weights_only=True)
-    return state | {"bank": torch.load(path / "bank.pt", weights_only=True)}
+    return state | {"bank": read_state(path / "bank.safetensors")}
 
 
 def test_resume_from_every_checkpoint_is_equal_to_the_bit(ck: Any, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def run(folder, tmp_path, capsys):
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    from contrastive.encoders.safetensors import read
+    from memory_bank.safetensors import read
 
     return read(run_dir / "encoder.safetensors")[0]
 
@@ -75,10 +75,10 @@ def same(left, right):
 
 
 def bank(run_dir: Path) -> dict[str, torch.Tensor]:
+    from memory_bank.state import load_state
+
     checkpoints = run_dir / "checkpoints"
-    saved = torch.load(
-        checkpoints / (checkpoints / "last").read_text().strip() / "bank.pt", weights_only=True
-    )
+    saved = load_state(checkpoints / (checkpoints / "last").read_text().strip() / "bank.safetensors")
     return {name: value for name, value in saved["bank"].items() if isinstance(value, torch.Tensor)}
 
 

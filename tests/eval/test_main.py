@@ -151,7 +151,7 @@ def test_one_class_few_rows_and_nan(new_run, tiny_folder, capsys):
     code, _, err = run_main(capsys, "lowshot", *few)
     assert (code, "lowshot.labels_per_class=[1]" in err) == (2, True)
 
-    from contrastive.encoders import safetensors
+    from memory_bank import safetensors
 
     tensors, meta = safetensors.read(run / "encoder.safetensors")
     tensors["conv1.weight"][0] = torch.nan

@@ -72,8 +72,8 @@ def test_labelled_parts_are_searched_together(shared_run, capsys):
 
 
 def test_a_collapse_is_a_warning(new_run, photos, capsys):
-    from contrastive.encoders import safetensors
     from eval.__main__ import main
+    from memory_bank import safetensors
 
     run = new_run(name="images", root=str(photos))
     tensors, meta = safetensors.read(run / "encoder.safetensors")

@@ -220,7 +220,7 @@ class Outcome:
     Attributes:
         rows: Step -> the row of metrics.csv, less what is about the machine.
         trainer: What decides the future in the last checkpoint's trainer.pt.
-        bank: Bytes of its bank.pt, hashed.
+        bank: Bytes of its bank.safetensors, hashed.
         encoder: Bytes of encoder.safetensors, hashed.
     """
 
@@ -248,7 +248,7 @@ def outcome(run_dir: Path) -> Outcome:
     return Outcome(
         read_rows(run_dir),
         {name: trainer[name] for name in kept},
-        sha256(newest / "bank.pt"),
+        sha256(newest / "bank.safetensors"),
         sha256(run_dir / "encoder.safetensors"),
     )
 
@@ -265,10 +265,11 @@ def read_rows(run_dir: Path) -> dict[int, dict[str, str]]:
 def load_bank(run_dir: Path) -> dict[str, Any]:
     """The bank of the last checkpoint."""
     from contrastive.checkpoint import read_last
+    from memory_bank.state import load_state
 
     newest = read_last(run_dir / "checkpoints")
     assert newest is not None
-    bank: dict[str, Any] = torch.load(newest / "bank.pt", weights_only=True)["bank"]
+    bank: dict[str, Any] = load_state(newest / "bank.safetensors")["bank"]
     return bank
 
 

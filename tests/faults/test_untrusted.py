@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-FILES = ("trainer.pt", "bank.pt", "encoder.safetensors")
+FILES = ("trainer.pt", "bank.safetensors", "encoder.safetensors")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def seal(checkpoint: Path, *more: str, **changes: object) -> None:
     for name in (*FILES, *more):
         data = (checkpoint / name).read_bytes()
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    body = {"format": 1, "step": 12, "files": files} | changes
+    body = {"format": 2, "step": 12, "files": files} | changes
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     text = json.dumps(body | {"sha256": digest}, indent=1, sort_keys=True) + "\n"
     (checkpoint / "manifest.json").write_text(text)
@@ -51,7 +51,7 @@ def seal(checkpoint: Path, *more: str, **changes: object) -> None:
 
 def pickled(name: str, **options: object):
     def attack(newest: Path, ran: Path) -> None:
-        content = torch.load(newest / name, weights_only=True)
+        content = torch.load(newest / name, weights_only=True) if name == "trainer.pt" else {}
         torch.save(content | {"evil": Payload(ran)}, newest / name, **options)
         seal(newest)
 
@@ -59,13 +59,13 @@ def pickled(name: str, **options: object):
 
 
 def outside(newest: Path, ran: Path) -> None:
-    shutil.copy(newest / "bank.pt", newest.parents[1] / "elsewhere.pt")
-    seal(newest, "../../elsewhere.pt")
+    shutil.copy(newest / "bank.safetensors", newest.parents[1] / "elsewhere.safetensors")
+    seal(newest, "../../elsewhere.safetensors")
 
 
 def linked_file(newest: Path, ran: Path) -> None:
-    (newest / "bank.pt").rename(newest.parents[1] / "elsewhere.pt")
-    (newest / "bank.pt").symlink_to("../../elsewhere.pt")
+    (newest / "bank.safetensors").rename(newest.parents[1] / "elsewhere.safetensors")
+    (newest / "bank.safetensors").symlink_to("../../elsewhere.safetensors")
 
 
 def linked_folder(newest: Path, ran: Path) -> None:
@@ -85,7 +85,7 @@ def yaml_tag(newest: Path, ran: Path) -> None:
 
 ATTACKS = {
     "code in trainer.pt": (pickled("trainer.pt"), 2, "refused, more than tensors"),
-    "code in bank.pt": (pickled("bank.pt"), 2, "refused, more than tensors"),
+    "code in the bank": (pickled("bank.safetensors"), 2, "not a valid safetensors file"),
     "code in an old pickle": (
         pickled("trainer.pt", _use_new_zipfile_serialization=False),
         2,
@@ -103,7 +103,7 @@ ATTACKS = {
     "a directory that is a link": (linked_folder, 0, "not a directory"),
     "no manifest": (lambda newest, ran: (newest / "manifest.json").unlink(), 0, "a partial save"),
     "cut short": (lambda newest, ran: os.truncate(newest / "trainer.pt", 1000), 0, "has 1000 bytes"),
-    "a later format": (lambda newest, ran: seal(newest, format=9), 0, "format 9, this version reads 1"),
+    "a later format": (lambda newest, ran: seal(newest, format=9), 0, "format 9, this version reads 2"),
 }
 
 
@@ -152,7 +152,7 @@ def test_flipped_byte_is_detected_at_200_places(target, whole):
     newest, chance, detected = target / "checkpoints" / "step-12", random.Random(5), 0
     copy = shutil.copy(whole.folder() / "encoder.safetensors", target / "encoder.safetensors")
     checks = [(newest / name, load_all, newest, CorruptCheckpoint) for name in (*FILES, "manifest.json")]
-    checks += [(newest / "bank.pt", load_state, newest / "bank.pt", ValueError)]
+    checks += [(newest / "bank.safetensors", load_state, newest / "bank.safetensors", ValueError)]
     checks += [(Path(copy), load_encoder, Path(copy), UserError)]
     for number in range(200):
         file, read, path, error = checks[number % len(checks)]

@@ -4,8 +4,9 @@ import pickle
 import pytest
 import torch
 
+from memory_bank import safetensors
 from memory_bank.__main__ import main
-from memory_bank.state import find_state, load_state, open_bank, save_state
+from memory_bank.state import find_state, load_state, open_bank, read_state, save_state
 from tests.memory_bank.worlds import DIM, ROWS, World, assert_equal, miner, run
 
 
@@ -25,12 +26,12 @@ def saved(path, **policy):
     ],
 )
 def test_a_state_written_to_disk_is_the_run(tmp_path, policy):
-    world, subject, _ = saved(tmp_path / "bank.pt", **policy)
+    world, subject, _ = saved(tmp_path / "bank.safetensors", **policy)
     twin = miner(world, **policy)
-    twin.load_state_dict(load_state(tmp_path / "bank.pt"))
+    twin.load_state_dict(load_state(tmp_path / "bank.safetensors"))
     for one, two in zip(run(subject, world, 8, start=10), run(twin, world, 8, start=10), strict=True):
         assert_equal(one, two)
-    assert [path.name for path in tmp_path.iterdir()] == ["bank.pt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bank.safetensors"]
 
 
 class Hostile:
@@ -38,10 +39,10 @@ class Hostile:
         return (print, ("code ran",))
 
 
-def test_pickled_code_damage_and_other_files_are_refused(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "bank.pt"
+def test_pickled_code_damage_and_other_files_are_refused(tmp_path, capsys):
+    path = tmp_path / "bank.safetensors"
     torch.save({"bank": Hostile()}, path)
-    with pytest.raises(ValueError, match="more than tensors"):
+    with pytest.raises(ValueError, match="not a valid safetensors file"):
         load_state(path)
     path.write_bytes(pickle.dumps(Hostile(), protocol=2))
     with pytest.raises(ValueError, match="damaged"):
@@ -51,24 +52,49 @@ def test_pickled_code_damage_and_other_files_are_refused(tmp_path, monkeypatch, 
     path.write_bytes(path.read_bytes()[:-400])
     with pytest.raises(ValueError, match="damaged"):
         load_state(path)
-    torch.save({"weight": torch.ones(1)}, path)
+    save_state(path, {"weight": torch.ones(1)})
     with pytest.raises(ValueError, match="not the state of a bank"):
         load_state(path)
     with pytest.raises(ValueError, match="cannot be read"):
-        load_state(tmp_path / "none.pt")
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    with pytest.raises(ValueError, match="unset it"):
-        load_state(path)
+        load_state(tmp_path / "none.safetensors")
+    for plain in ("3", "{", '{"bank": 3}', "[" * 100_000):
+        safetensors.write(path, {"bank/key": torch.ones(1)}, {"state": plain})
+        with pytest.raises(ValueError, match="damaged"):
+            load_state(path)
+
+
+def test_one_altered_byte_of_a_bank_outside_a_checkpoint_is_noticed(tmp_path):
+    path = tmp_path / "bank.safetensors"
+    saved(path)
+    data = path.read_bytes()
+    for place in range(0, len(data), len(data) // 40):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(ValueError, match="damaged"):
+            load_state(path)
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    state = {"a": {"b": {}, "x": torch.arange(3), "none": None}, "n": float("nan"), "l": [1, "2", None]}
+    save_state(tmp_path / "bank.safetensors", state)
+    found = read_state(tmp_path / "bank.safetensors")
+    assert found["a"].keys() == {"b", "x", "none"}
+    assert torch.equal(found["a"].pop("x"), torch.arange(3))
+    assert found["a"] == {"b": {}, "none": None}
+    assert found["n"] != found["n"]
+    assert found["l"] == [1, "2", None]
+    for wrong in ({"a": (1, 2)}, {1: 2}, {"a/b": 1}, {"a": [torch.ones(1)]}):
+        with pytest.raises(TypeError):
+            save_state(tmp_path / "bank.safetensors", wrong)
 
 
 def test_a_bank_is_found_in_a_checkpoint_and_in_a_run(tmp_path):
     folder = tmp_path / "checkpoints" / "step-10"
     folder.mkdir(parents=True)
-    _, subject, _ = saved(folder / "bank.pt")
+    _, subject, _ = saved(folder / "bank.safetensors")
     (tmp_path / "checkpoints" / "last").write_text("step-10\n")
-    for path in (tmp_path, folder, folder / "bank.pt"):
-        assert find_state(path) == folder / "bank.pt"
-    bank = open_bank(load_state(folder / "bank.pt"))
+    for path in (tmp_path, folder, folder / "bank.safetensors"):
+        assert find_state(path) == folder / "bank.safetensors"
+    bank = open_bank(load_state(folder / "bank.safetensors"))
     assert torch.equal(bank.key, subject.bank.key)
     with pytest.raises(ValueError, match="no bank here"):
         find_state(folder.parent)
@@ -83,11 +109,11 @@ def test_inspect_prints_what_the_bank_holds(tmp_path, capsys):
     subject.write(
         torch.stack([keys[held[0]], torch.full((8,), torch.nan)]), torch.stack([held[1], held[2]]), 6
     )
-    save_state(tmp_path / "bank.pt", subject.state_dict())
+    save_state(tmp_path / "bank.safetensors", subject.state_dict())
     (tmp_path / "manifest.csv").write_text(
         "row,key,size\n" + "".join(f"{row},img/{row}.png,1\n" for row in range(ROWS))
     )
-    assert main(["inspect", str(tmp_path / "bank.pt"), "--examples", "2", "--neighbours", "3"]) == 0
+    assert main(["inspect", str(tmp_path / "bank.safetensors"), "--examples", "2", "--neighbours", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(lines[-1])
     assert found["rows"] == 72
@@ -116,7 +142,7 @@ def test_inspect_names_an_index_and_its_recall(tmp_path, capsys):
     for steps, said in ((2, "not trained yet"), (10, "recall ")):
         world, subject = World(), miner(**index)
         run(subject, world, steps)
-        save_state(tmp_path / "bank.pt", subject.state_dict())
+        save_state(tmp_path / "bank.safetensors", subject.state_dict())
         assert main(["inspect", str(tmp_path)]) == 0
         backend = json.loads(capsys.readouterr().out.splitlines()[-1])["backend"]
         assert backend.startswith("FAISS IVF2,SQ8 index of 96 rows on the CPU, nprobe")
@@ -124,7 +150,7 @@ def test_inspect_names_an_index_and_its_recall(tmp_path, capsys):
 
 
 def test_inspect_of_an_empty_bank_and_of_none(tmp_path, capsys):
-    save_state(tmp_path / "bank.pt", miner().state_dict())
+    save_state(tmp_path / "bank.safetensors", miner().state_dict())
     assert main(["inspect", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 0
     assert main(["inspect", str(tmp_path / "nothing")]) == 2
@@ -141,7 +167,7 @@ def test_a_pointer_is_followed_to_a_checkpoint_beside_it_only(tmp_path, text):
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     for folder in (run / "checkpoints" / "step-10", elsewhere):
         folder.mkdir(parents=True)
-        (folder / "bank.pt").write_bytes(b"")
+        (folder / "bank.safetensors").write_bytes(b"")
     (run / "checkpoints" / "step-11").symlink_to(elsewhere)
     (run / "checkpoints" / "last").write_text(text)
     with pytest.raises(ValueError, match="only a checkpoint beside it is followed"):

@@ -144,8 +144,8 @@ def test_half_precision_weights_are_widened(tmp_path):
 
 
 def test_an_encoder_file_in_half_precision_is_widened(tmp_path):
-    from contrastive.encoders import safetensors as ours
     from contrastive.encoders.weights import load_encoder
+    from memory_bank import safetensors as ours
 
     encoder, config, data = make("resnet10", 32, width=8)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data)
@@ -299,8 +299,8 @@ def test_another_suffix(tmp_path):
 )
 def test_damaged_metadata(changed, message, tmp_path):
     from contrastive.config import UserError
-    from contrastive.encoders import safetensors as ours
     from contrastive.encoders.weights import load_encoder
+    from memory_bank import safetensors as ours
 
     encoder, config, data = make("resnet10", 32, width=8)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data)
@@ -329,8 +329,8 @@ def test_another_tool_may_save_it_anew_as_version_1_only(tmp_path):
 
 def test_a_width_from_a_file_cannot_ask_for_a_huge_network(tmp_path):
     from contrastive.config import UserError
-    from contrastive.encoders import safetensors as ours
     from contrastive.encoders.weights import load_encoder
+    from memory_bank import safetensors as ours
 
     encoder, config, data = make("resnet10", 32, width=8)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data)

@@ -40,7 +40,7 @@ def assert_same(got, expected):
 
 
 def test_the_library_reads_what_we_write(tensors, tmp_path):
-    from contrastive.encoders.safetensors import write
+    from memory_bank.safetensors import write
 
     path = tmp_path / "a.safetensors"
     write(path, tensors, {"step": "3", "ключ": "значение"})
@@ -53,7 +53,7 @@ def test_the_library_reads_what_we_write(tensors, tmp_path):
 
 
 def test_we_read_what_the_library_writes(tensors, tmp_path):
-    from contrastive.encoders.safetensors import read
+    from memory_bank.safetensors import read
 
     path = tmp_path / "a.safetensors"
     whole = {name: value.contiguous() for name, value in tensors.items()}
@@ -64,7 +64,7 @@ def test_we_read_what_the_library_writes(tensors, tmp_path):
 
 
 def test_no_tensors_and_no_metadata(tmp_path):
-    from contrastive.encoders.safetensors import read, write
+    from memory_bank.safetensors import read, write
 
     write(tmp_path / "a.safetensors", {}, {})
     tensors, metadata = read(tmp_path / "a.safetensors")
@@ -73,7 +73,7 @@ def test_no_tensors_and_no_metadata(tmp_path):
 
 
 def test_equal_contents_give_equal_bytes(tensors, tmp_path):
-    from contrastive.encoders.safetensors import write
+    from memory_bank.safetensors import write
 
     write(tmp_path / "a", tensors, {"x": "y"})
     write(tmp_path / "b", dict(reversed(tensors.items())), {"x": "y"})
@@ -81,7 +81,7 @@ def test_equal_contents_give_equal_bytes(tensors, tmp_path):
 
 
 def test_tensors_are_writable_and_their_own(tensors, tmp_path):
-    from contrastive.encoders.safetensors import read, write
+    from memory_bank.safetensors import read, write
 
     path = tmp_path / "a.safetensors"
     write(path, tensors, {})
@@ -94,7 +94,7 @@ def test_tensors_are_writable_and_their_own(tensors, tmp_path):
     "tensor", [torch.zeros(2, dtype=torch.complex64), torch.zeros(2, dtype=torch.uint16)]
 )
 def test_an_unknown_dtype_is_refused(tensor, tmp_path):
-    from contrastive.encoders.safetensors import write
+    from memory_bank.safetensors import write
 
     with pytest.raises(ValueError, match=r"'x' \(torch\..*allowed are torch\.float64"):
         write(tmp_path / "a.safetensors", {"x": tensor}, {})
@@ -103,7 +103,7 @@ def test_an_unknown_dtype_is_refused(tensor, tmp_path):
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_failed_write_leaves_the_old_file(tensors, tmp_path, monkeypatch, call):
-    from contrastive.encoders.safetensors import write
+    from memory_bank.safetensors import write
 
     path = tmp_path / "a.safetensors"
     write(path, tensors, {})
@@ -120,7 +120,7 @@ def test_a_failed_write_leaves_the_old_file(tensors, tmp_path, monkeypatch, call
 
 
 def test_data_reach_the_disk_before_the_name(tensors, tmp_path, monkeypatch):
-    from contrastive.encoders.safetensors import write
+    from memory_bank.safetensors import write
 
     calls = []
     sync, replace = os.fsync, os.replace
@@ -190,7 +190,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_is_refused_by_name(name, tmp_path):
-    from contrastive.encoders.safetensors import FormatError, read
+    from memory_bank.safetensors import FormatError, read
 
     path = tmp_path / "broken.safetensors"
     path.write_bytes(BROKEN[name])
@@ -199,7 +199,7 @@ def test_a_broken_file_is_refused_by_name(name, tmp_path):
 
 
 def test_the_good_form_of_the_broken_files_is_read(tmp_path):
-    from contrastive.encoders.safetensors import read
+    from memory_bank.safetensors import read
 
     path = tmp_path / "good.safetensors"
     path.write_bytes(pack({"b": entry(offsets=(8, 16)), "a": entry()}, EIGHT + struct.pack("<2f", 1, 2)))
@@ -207,7 +207,7 @@ def test_the_good_form_of_the_broken_files_is_read(tmp_path):
 
 
 def test_no_truncation_and_no_altered_byte_gets_through(tmp_path):
-    from contrastive.encoders.safetensors import FormatError, read, write
+    from memory_bank.safetensors import FormatError, read, write
 
     path = tmp_path / "a.safetensors"
     write(path, {"x": torch.arange(6.0), "y": torch.arange(3)}, {"k": "v"})
@@ -228,7 +228,7 @@ def test_no_truncation_and_no_altered_byte_gets_through(tmp_path):
 
 
 def test_a_missing_file_is_the_systems_error(tmp_path):
-    from contrastive.encoders.safetensors import read
+    from memory_bank.safetensors import read
 
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "nothing.safetensors")
