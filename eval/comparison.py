@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from contrastive.config import PretrainConfig, UserError, load_saved
 from contrastive.encoders.foreign import parse_foreign
 from eval.config import EvalConfig
-from eval.features import write_file
+from eval.features import open_results, write_text
 from eval.figures import interval_bar, line_chart
 from eval.page import SERIES, card, legend, page, section
 from eval.run_files import CHARTS, STATISTICS, TITLES, points, read_csv, read_json, read_results
@@ -42,13 +42,15 @@ def write_comparison(config: EvalConfig) -> dict[str, Any]:
     """Write ``comparison.html`` beside the first of ``checkpoint`` and ``compare``, or into ``out``.
 
     Raises:
-        UserError: a path that holds neither a run nor results, or more of them than there are colours.
+        UserError: a path that holds neither a run nor results, more of them than there are colours, or the
+            page cannot be written.
     """
     runs = read_runs([config.checkpoint, *config.compare])
     folder = Path(config.out).expanduser() if config.out else runs[0].folder.absolute().parent
     target = folder / "comparison.html"
+    open_results(folder)
     text = build(runs)
-    write_file(target, lambda file: file.write(text.encode()))
+    write_text(target, text)
     names = [run.name for run in runs]
     return {"protocol": "report", "file": str(target), "bytes": len(text.encode()), "runs": names}
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contrastive.data.sources import Images
-from eval.features import Split, write_file
+from eval.features import Split, write_text
 from memory_bank.retrieval.exact import Exact
 from memory_bank.shapes import Float, Int
 from memory_bank.storage import DatasetBank
@@ -94,4 +94,4 @@ def write_duplicates(
         same = "" if min(label, its_label) < 0 else str(label == its_label).lower()
         cosine = float(shown[first] @ shown[second])
         table.writerow([f"{value:.4f}", f"{cosine:.4f}", *one, *other, same])
-    write_file(path, lambda file: file.write(text.getvalue().encode()))
+    write_text(path, text.getvalue())

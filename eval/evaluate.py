@@ -19,7 +19,7 @@ from contrastive.data.images import SomeImages
 from contrastive.data.reading import decode_all
 from eval.config import EvalConfig
 from eval.duplicates import closest_pairs, write_duplicates
-from eval.features import Extractor, Split, write_file
+from eval.features import Extractor, Split, open_results, write_text
 from eval.frozen import Checkpoint, resolve
 from eval.processes import is_first, joined
 from eval.scores import Line, Scored, difference
@@ -39,10 +39,11 @@ def evaluate(protocol: str, config: EvalConfig) -> Result | None:
     """Run ``protocol`` and write ``<protocol>.json``; of several processes the first does, others get None.
 
     Raises:
-        UserError: the checkpoint, the data or a setting cannot be used.
+        UserError: the checkpoint, the data or a setting cannot be used, or no result can be written.
     """
     started = time.perf_counter()
     checkpoint = resolve(config.checkpoint, config.out)
+    open_results(checkpoint.results)
     extractor = Extractor(config, checkpoint, labelled=protocol != "stats")
     with joined(extractor.device) as several:
         for name in extractor.modules() if several else ():
@@ -244,7 +245,7 @@ def _stats_rows(result: Result) -> list[tuple[str, ...]]:
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all; numbers that JSON does not have become null."""
     text = json.dumps(finite(value), indent=1, allow_nan=False)
-    write_file(path, lambda file: file.write(text.encode() + b"\n"))
+    write_text(path, text + "\n")
 
 
 def finite(value: Any) -> Any:

@@ -420,7 +420,7 @@ def _read_cache(path: Path) -> tuple[Tensor, Tensor] | None:
         # Opened here: NumPy leaves a damaged file open.
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return torch.from_numpy(file["features"]), torch.from_numpy(file["rows"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         log.warning("%s: damaged (%s), computed again", path, error)
@@ -435,6 +435,36 @@ def _write_cache(path: Path, features: Tensor, rows: Tensor) -> None:
         write_file(path, save)
     except OSError as error:  # the result does not depend on it
         log.warning("%s: features could not be cached (%s)", path, error.strerror)
+
+
+def open_results(folder: Path) -> None:
+    """Make the folder of the results, and prove that files can be made there, before anything is computed.
+
+    Raises:
+        UserError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, ValueError) as error:
+        raise _unwritable(folder, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a result, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written: the disk is full, a folder is in its place.
+    """
+    try:
+        write_file(path, lambda file: file.write(text.encode()))
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError | ValueError) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"{str(path)!r}: results cannot be written there ({reason}); set out=FOLDER to another")
 
 
 def write_file(path: Path, save: Callable[[Any], None]) -> None:

@@ -16,7 +16,7 @@ from contrastive.config import PretrainConfig, UserError, load_saved
 from contrastive.data.sources import Images, Unreadable, open_held_out, open_train
 from eval.comparison import write_comparison
 from eval.config import EvalConfig
-from eval.features import Extractor, Split, write_file
+from eval.features import Extractor, Split, open_results, write_text
 from eval.figures import colour, heat_map, interval_bar, line_chart, scatter
 from eval.frozen import resolve
 from eval.page import card, data_uri, legend, page, png, section
@@ -67,7 +67,7 @@ def write_report(config: EvalConfig) -> dict[str, Any]:
     With ``compare`` it is ``comparison.html`` beside the first run, over all of them.
 
     Raises:
-        UserError: not a run directory.
+        UserError: not a run directory, or the page cannot be written.
     """
     if config.compare:
         return write_comparison(config)
@@ -79,9 +79,10 @@ def write_report(config: EvalConfig) -> dict[str, Any]:
         )
     run = checkpoint.run
     target = (Path(config.out).expanduser() if config.out else run) / "report.html"
+    open_results(target.parent)
     missing: list[str] = []
     text = build(run, config, missing)
-    write_file(target, lambda file: file.write(text.encode()))
+    write_text(target, text)
     for reason in missing:
         log.warning("report: %s", reason)
     return {"protocol": "report", "file": str(target), "bytes": len(text.encode()), "missing": missing}

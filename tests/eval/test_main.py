@@ -116,6 +116,44 @@ def test_wrong_input(arguments, expected, shared_run, tmp_path, capsys):
         assert text.replace("RUN", str(shared_run)).replace("TMP", str(tmp_path)) in err
 
 
+@pytest.mark.parametrize("protocol", ["knn", "stats", "report", "comparison"])
+@pytest.mark.parametrize("out", ["FILE", "FILE/below", "/proc/x", "/dev/null", '"a\\0b"'])
+def test_results_that_cannot_be_written_are_refused_before_the_work(
+    protocol, out, shared_run, tmp_path, monkeypatch, capsys
+):
+    import eval.comparison
+    import eval.evaluate
+    import eval.report
+
+    monkeypatch.setattr(eval.evaluate, "Extractor", None)  # the work
+    for room in (eval.report, eval.comparison):
+        monkeypatch.setattr(room, "build", None)
+    (tmp_path / "file").write_text("")
+    given = [protocol, f"checkpoint={shared_run}", f"out={out.replace('FILE', str(tmp_path / 'file'))}"]
+    if protocol == "comparison":
+        given = ["report", str(shared_run), str(shared_run), given[-1]]
+    code, stdout, err = run_main(capsys, *given)
+    assert (code, stdout) == (2, "")
+    assert "results cannot be written there (" in err
+    assert "set out=FOLDER" in err
+
+
+def test_a_run_that_takes_no_files_is_evaluated_elsewhere(new_run, tmp_path, capsys):
+    """Without its cache, and without a word of damage where there is none."""
+    run = new_run()
+    (run / "eval").write_text("in the way")
+    given = ["knn", f"checkpoint={run}", "knn.k=[5]", "device=cpu", "progress=false"]
+    code, _, err = run_main(capsys, *given)
+    assert (code, "results cannot be written there" in err) == (2, True)
+    (tmp_path / "out" / "knn.json").mkdir(parents=True)
+    code, _, err = run_main(capsys, *given, f"out={tmp_path / 'out'}")
+    assert (code, "knn.json': results cannot be written there" in err) == (2, True)
+    (tmp_path / "out" / "knn.json").rmdir()
+    code, out, err = run_main(capsys, *given, f"out={tmp_path / 'out'}")
+    assert (code, "damaged" in err) == (0, False)
+    assert json.loads(out)["file"] == str(tmp_path / "out" / "knn.json")
+
+
 def test_encoder_of_unknown_origin_needs_data(shared_run, tmp_path, capsys):
     lone = tmp_path / "encoder.safetensors"
     lone.write_bytes((shared_run / "encoder.safetensors").read_bytes())
