@@ -151,6 +151,11 @@ def forget(checkpoints: Path, after: int) -> Path | None:
     return kept
 
 
+def step_of(path: Path) -> int:
+    """The optimizer step in a checkpoint's name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def remove_stale(checkpoints: Path) -> None:
     """Remove the hidden directories and files that killed saves left; only for the run's one writer."""
     if not checkpoints.is_dir():

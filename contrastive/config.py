@@ -73,7 +73,8 @@ class DataConfig:
         cache: Folder for decoded training images: the first run decodes them, all read them as one mapped
             array; None decodes in every epoch. Larger than JPEG files: 192 KiB for an image of 256 px.
         max_corrupt: Share of unreadable images at which the run stops.
-        allow_changed: Resume although files were added, removed or altered.
+        allow_changed: Resume although files were added, removed or altered; where rows are then of other
+            files, the bank starts empty.
         download: Let torchvision fetch cifar10, cifar100 or stl10 into ``root``.
         mean: Per-channel mean the views are normalised with, in [0, 1] units.
         std: Likewise the standard deviation.

@@ -80,6 +80,8 @@ class ContrastiveModule(pl.LightningModule):
         plan: Who sees what, and how many optimizer steps there are.
         encoder: The backbone; its weights are the product of the run.
         build_loader: Makes the loader of this rank once device and ranks are known.
+        numbering: Which image each row is of (Images.numbering). A checkpoint of another numbering is gone on
+            from without its bank, whose rows would be other images'.
         oracle_labels: Class of each row, for ``supcon`` alone, which is an oracle; else None.
     """
 
@@ -93,8 +95,11 @@ class ContrastiveModule(pl.LightningModule):
         encoder: Encoder,
         build_loader: Callable[["ContrastiveModule"], Any],
         oracle_labels: Tensor | None = None,
+        *,
+        numbering: str = "",
     ) -> None:
         super().__init__()
+        self._numbering = numbering
         self.config, self.plan, self._build_loader = config, plan, build_loader
         sizes = config.encoder
         self.encoder = encoder
@@ -318,12 +323,16 @@ class ContrastiveModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know: the bank, and the count of skipped steps."""
         checkpoint["miner"] = self.miner.state_dict()
+        checkpoint["numbering"] = self._numbering
         checkpoint["skipped"] = [self.skipped_steps, self._skipped_in_a_row]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back; the miner is made later, when the device is known."""
         _stand_at(checkpoint, self.trainer.accumulate_grad_batches)
-        self._saved_miner = checkpoint["miner"]
+        if checkpoint["numbering"] == self._numbering:
+            self._saved_miner = checkpoint["miner"]
+        else:
+            logger.warning("files were added or removed, so rows are numbered anew: the bank starts empty")
         self.skipped_steps, self._skipped_in_a_row = checkpoint["skipped"]
 
 

@@ -25,7 +25,14 @@ from contrastive.callbacks.steps import StepTimer
 from contrastive.callbacks.wandb_pictures import WandbPictures
 from contrastive.callbacks.watch_health import WatchHealth
 from contrastive.callbacks.watch_ranks import WatchRanks
-from contrastive.checkpoint import DirectoryCheckpointIO, Preemption, SaveCheckpoint, forget, read_last
+from contrastive.checkpoint import (
+    DirectoryCheckpointIO,
+    Preemption,
+    SaveCheckpoint,
+    forget,
+    read_last,
+    step_of,
+)
 from contrastive.config import PretrainConfig, UserError, nearest
 from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan
@@ -96,6 +103,11 @@ def pretrain(
     if finished is not None:
         logger.info("%s: this run is finished; choose another run.name to train again", run_dir)
         return 0, finished if is_first_rank() else None
+    if checkpoint is not None and step_of(checkpoint) > plan.total_steps:
+        raise UserError(
+            f"{run_dir}: stands at step {step_of(checkpoint)}, and {len(images)} images make a run of "
+            f"{plan.total_steps} steps; restore the images, or choose another run.name"
+        )
     module = _build_module(config, plan, images, run_dir)
     saving = _build_saving(config, module, run_dir)
     preemption = Preemption(saving)
@@ -185,7 +197,7 @@ def _build_module(config: PretrainConfig, plan: Plan, images: Images, run_dir: P
         )
 
     labels = images.labels if config.objective.name == "supcon" else None
-    return ContrastiveModule(config, plan, encoder, loader, labels)
+    return ContrastiveModule(config, plan, encoder, loader, labels, numbering=images.numbering())
 
 
 def _build_saving(config: PretrainConfig, module: ContrastiveModule, run_dir: Path) -> SaveCheckpoint:
@@ -384,6 +396,7 @@ def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
         trainer = _build_trainer(config, [timer], max_steps=min(2, plan.total_steps))
         _check_batch(config, trainer)
         _check_batch_norm(config, trainer)
+        _check_mining(config, plan, trainer)
         try:
             trainer.fit(module)
         except (Diverged, TooManyCorrupt) as error:

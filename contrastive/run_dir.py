@@ -163,9 +163,11 @@ def hold(run_dir: Path) -> IO[str]:
 
 def prepare(run_dir: Path, config: PretrainConfig, images: Images) -> None:
     """Write the manifest that guards every resume, and last config.yaml, which makes the folder a run."""
-    if (run_dir / "config.yaml").is_file() and is_begun(run_dir):
+    begun = (run_dir / "config.yaml").is_file() and is_begun(run_dir)
+    if not begun or config.data.allow_changed:
+        write_manifest(run_dir / "manifest.csv", images)
+    if begun:
         return
-    write_manifest(run_dir / "manifest.csv", images)
     document = OmegaConf.structured(config)
     OmegaConf.set_struct(document, False)
     document.provenance = provenance()

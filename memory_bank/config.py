@@ -1,6 +1,5 @@
 """Schemas of the bank and of the miner; plain dataclasses, checked when they are made."""
 
-import math
 from dataclasses import dataclass, field
 
 
@@ -10,19 +9,24 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed)}")
 
 
-def check_range(
-    name: str, value: float | int | None, low: float | int, high: float | int = float("inf")
-) -> None:
+MOST = 2**31 - 1
+"""Where "or more" ends: no count or strength is larger, and every library's numbers hold it."""
+
+
+_LARGEST_FLOAT = 3e38  # of float32, about
+
+
+def check_range(name: str, value: float | int | None, low: float | int, high: float | int = MOST) -> None:
     """Raise ValueError unless ``low <= value <= high`` (None passes: the setting is off)."""
-    if value is not None and not (math.isfinite(value) and low <= value <= high):
-        allowed = f"{low} to {high}" if math.isfinite(high) else f"{low} or more"
+    if value is not None and not low <= value <= high:
+        allowed = f"{low} or more" if high == MOST and not value > high else f"{low} to {high}"
         raise ValueError(f"{name}={value}: allowed is {allowed}")
 
 
 def check_above_zero(name: str, value: float, hint: str = "") -> None:
     """Raise ValueError unless ``value`` is finite and more than 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name}={value}: more than 0 is needed{hint}")
+    if not 0 < value <= _LARGEST_FLOAT:
+        raise ValueError(f"{name}={value}: more than 0 is needed, and at most {_LARGEST_FLOAT:g}{hint}")
 
 
 @dataclass
@@ -140,12 +144,18 @@ class MiningConfig:
         check_range("mining.relative_margin", self.relative_margin, 0)
         for name in ("nprobe", "lag", "false_negative_rank", "sample"):
             check_range(f"mining.{name}", getattr(self, name), 1)
+        check_range("mining.false_negative_threshold", self.false_negative_threshold, -1, 1)
         for name in ("class_prior", "min_fill", "min_recall", "skip_top"):
             check_range(f"mining.{name}", getattr(self, name), 0, 1)
         for name in ("band", "band_end"):
             band = getattr(self, name)
             if band is not None and not (len(band) == 2 and 0 <= band[0] < band[1] <= 1):
                 raise ValueError(f"mining.{name}={band}: two fractions are needed, 0 <= low < high <= 1")
+        if self.method == "ranked" and self.num_hard + self.num_uniform == 0:
+            raise ValueError(
+                "mining.num_hard=0 and mining.num_uniform=0: nothing would be pushed away from; "
+                "set one of them, or mining.method=all_rows"
+            )
         if self.query == "stored" and self.method == "all_rows":
             raise ValueError(
                 "mining.query=stored: mining.method=all_rows looks nothing up; use mining.query=fresh"

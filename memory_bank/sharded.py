@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from memory_bank.bank import Bank
 from memory_bank.config import BankConfig, MiningConfig
@@ -290,15 +291,20 @@ class ShardedSearch(Retrieval):
         inside = self._bank.inside(torch.cat(shares))
         found = self._inner.search(queries, inside, k, admissible=admissible, ceiling=limits, key=key)
         sizes = [len(share) for share in shares]
+        # A part with a row less may have found one less, and what is swapped must be of one width.
+        missing = min(k, -(-self._bank.capacity // self._exchange.world)) - found.slots.shape[1]
+        outside = pad(self._bank.outside(found.slots), (0, missing), value=-1)
 
         def mine(values: Tensor) -> list[Tensor]:
             return self._exchange.swap(torch.split(values, sizes))
 
-        slots = torch.cat(mine(self._bank.outside(found.slots)), 1)
-        similarity, order = torch.cat(mine(found.similarity), 1).sort(dim=1, descending=True, stable=True)
+        slots = torch.cat(mine(outside), 1)
+        similarity = torch.cat(mine(pad(found.similarity, (0, missing), value=-torch.inf)), 1)
+        similarity, order = similarity.sort(dim=1, descending=True, stable=True)
         counts = torch.stack(mine(torch.stack([found.rows, found.above], 1))).sum(0)
-        slots = slots.gather(1, order)[:, :k]
-        return Candidates(slots, similarity[:, :k], counts[:, 0], counts[:, 1], share=1.0)
+        width = min(k, self._bank.capacity)
+        slots = slots.gather(1, order)[:, :width]
+        return Candidates(slots, similarity[:, :width], counts[:, 0], counts[:, 1], share=1.0)
 
     def update(self, slots: Int[Tensor, " g"]) -> None:
         """The bank has new keys in ``slots`` of this rank."""

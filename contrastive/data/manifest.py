@@ -1,6 +1,7 @@
 """The list of images a run was trained on, so that a resume on other images is refused and explained."""
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,17 +31,20 @@ class Manifest:
 
 
 def write_manifest(path: Path, images: Images) -> str:
-    """Write row, key and size of every image as csv; returns the fingerprint of exactly what was written."""
+    """Write row, key and size of every image as csv, whole or not at all; returns the fingerprint of it."""
 
     def noted() -> Iterator[tuple[str, str]]:
         for row, key, size in images.manifest():
             writer.writerow((row, key, size))
             yield key, size
 
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    staged = path.with_name(f".{path.name}.part")
+    with open(staged, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
-        return fingerprint(noted())
+        written = fingerprint(noted())
+    os.replace(staged, path)
+    return written
 
 
 def read_manifest(path: Path) -> Manifest:

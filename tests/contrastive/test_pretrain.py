@@ -460,6 +460,10 @@ def test_a_second_process_is_refused_by_name(run, tmp_path):
         "mining.index=garbage",
         "bank.device=accelerator",
         "bank.kind=queue",
+        f"data.num_workers={'1' * 400}",
+        "bank.max_age=99999999999999999999999",
+        "optimizer.base_lr=1e300",
+        "mining.false_negative_threshold=nan",
         "trainer.precision=bf16-true",
         "trainer.accumulate_grad_batches=0",
         "trainer.max_steps=abc",
@@ -527,6 +531,40 @@ def test_changed_data_behind_a_run_names_the_files(run, folder, tmp_path):
     assert victim.name in err
     assert "data.allow_changed=true" in err
     assert run("run.checkpoint_every=1", "data.allow_changed=true")[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["dataset", "queue"])
+def test_files_added_or_removed_are_gone_on_with_without_the_old_bank(run, folder, tmp_path, kind):
+    """From then on they are the run's: it resumes without the flag."""
+    bank = ["bank.kind=queue", "bank.capacity=20"] if kind == "queue" else []
+    every = ["run.checkpoint_every=1", *bank]
+    run("trainer.max_steps=4", *every)
+    sorted((folder / "red").iterdir())[0].unlink()
+    for number in range(6):
+        Image.new("RGB", (20, 20), (number * 40, 90, 0)).save(folder / "blue" / f"more-{number}.png")
+    code, _, err = run(*every)
+    assert code == 2
+    assert "added" in err
+    code, _, err = run("trainer.max_steps=6", "data.allow_changed=true", *every)
+    assert code == 0
+    assert "starts empty" in err
+    code, result, err = run(*every)
+    assert code == 0
+    assert result["finished"]
+    assert "starts empty" not in err
+    for path in sorted((folder / "green").iterdir())[:-2]:
+        path.unlink()
+    (tmp_path / "runs/tiny/summary.json").unlink()
+    code, _, err = run("data.allow_changed=true", *every)
+    assert code == 2
+    assert "restore the images" in err
+
+
+@pytest.mark.parametrize("override", ["mining.index=garbage", "bank.device=accelerator"])
+def test_a_dry_run_refuses_what_a_run_would(run, override):
+    code, _, err = run("--dry-run", "mining.backend=faiss", override)
+    assert code == 2
+    assert override.partition("=")[0] in err
 
 
 def test_a_dry_run_estimates_and_keeps_nothing(run, tmp_path):

@@ -66,6 +66,8 @@ def possible(policy, bank):
     policy = dict(policy)
     if bank.get("kind") == "queue" or policy["method"] == "all_rows":
         policy["query"] = "fresh"
+    if policy["method"] == "ranked" and not policy["num_hard"]:
+        policy["num_uniform"] = max(1, policy["num_uniform"])
     if policy["query"] == "fresh":
         policy["overlap"] = False
     if policy["backend"] == "subsample" and policy["false_negative"] == "attract":

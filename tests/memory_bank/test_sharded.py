@@ -36,7 +36,10 @@ class Seat:
         return self._room.all_of(self.rank, rows)
 
     def swap(self, parts):
-        return [theirs[self.rank] for theirs in self._room.all_of(self.rank, list(parts))]
+        found = [theirs[self.rank] for theirs in self._room.all_of(self.rank, list(parts))]
+        # As between processes, where the width of what comes is taken from what is sent.
+        assert all(part.shape[1:] == parts[0].shape[1:] for part in found)
+        return found
 
     def total(self, values):
         return torch.stack(self._room.all_of(self.rank, values)).sum(0)
@@ -92,6 +95,8 @@ def assert_equal(whole, parts):
 MININGS = {
     "band": {"band": [0.05, 0.4], "class_prior": 0.02},
     "hardest": {"band": [0.0, 0.05], "relative_margin": 0.1},
+    "deeper than a part": {"backend": "exact", "band": [0.0, 1.0]},
+    "index deeper than a part": {"backend": "faiss", "band": [0.0, 0.9]},
     "index": {"backend": "faiss", "band": [0.0, 0.3]},
     "sample": {"backend": "subsample", "sample": 50, "band": [0.0, 1.0]},
     "attract": {"false_negative": "attract", "false_negative_threshold": 0.3},
