@@ -13,9 +13,14 @@ from contrastive.export.source import Source
 from eval.features import write_file
 
 
+def card_of(out: Path) -> Path:
+    """Where the card of ``out`` is: its whole name and ``.md``, as ``notes.md`` may be the user's own."""
+    return out.with_name(f"{out.name}.md")
+
+
 def write_card(config: ExportConfig, source: Source, out: Path, told: dict[str, Any]) -> Path:
-    """Write ``out`` with ``.md`` for its suffix; returns where it is."""
-    path = out.with_suffix(".md")
+    """Write the card of ``out``; returns where it is."""
+    path = card_of(out)
     text = "\n".join(_lines(config, source, out, told)) + "\n"
     write_file(path, lambda file: file.write(text.encode()))
     return path

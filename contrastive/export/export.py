@@ -7,7 +7,7 @@ from typing import Any
 
 from contrastive.config import UserError
 from contrastive.encoders.weights import load_encoder
-from contrastive.export.card import write_card
+from contrastive.export.card import card_of, write_card
 from contrastive.export.config import ExportConfig
 from contrastive.export.embeddings import write_embeddings
 from contrastive.export.graph import write_onnx
@@ -44,6 +44,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
     out = Path(config.out).expanduser()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        for path in (out, card_of(out)):
+            if path.is_dir():
+                raise UserError(f"out={config.out}: {path} is a folder; move it away, or give another name")
         told = WRITERS[config.format](config, source, out)
         card = write_card(config, source, out, told)
     except OSError as error:

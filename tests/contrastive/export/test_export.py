@@ -87,7 +87,7 @@ def test_a_graph_gives_equal_features_at_any_batch_size(command, tmp_path, monke
     out = tmp_path / "encoder.onnx"
     code, result, err = command(f"checkpoint={run}", "format=onnx", f"out={out}")
     assert code == 0, err
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "encoder.onnx", "encoder.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "encoder.onnx", "encoder.onnx.md"}
     assert result["max_difference"] < 1e-5
     monkeypatch.chdir(tmp_path)
     for batch in (1, 5):
@@ -198,8 +198,8 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
         result = {"protocol": protocol, "scores": [row], "encoder_sha256": made_of}
         (run / "eval" / f"{protocol}.json").write_text(json.dumps(result))
     _, result, _ = command(f"checkpoint={run}", "format=torchvision", f"out={tmp_path / 'e.pth'}")
-    card = (tmp_path / "e.md").read_text()
-    assert result["card"] == str(tmp_path / "e.md")
+    card = (tmp_path / "e.pth.md").read_text()
+    assert result["card"] == str(tmp_path / "e.pth.md")
     for part in (
         "# my-run",
         "resnet10, width 64, small stem",
@@ -220,7 +220,7 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
     lone.parent.mkdir()
     lone.write_bytes((run / "encoder.safetensors").read_bytes())
     assert command(f"checkpoint={lone}", "format=torchvision", f"out={tmp_path / 'l.pth'}")[0] == 0
-    card = (tmp_path / "l.md").read_text()
+    card = (tmp_path / "l.pth.md").read_text()
     assert "exported from the file alone" in card
     assert "## Scores" not in card
 
@@ -282,6 +282,35 @@ def test_a_missing_package_names_its_extra(command, tmp_path, monkeypatch, form,
     code, _, err = command(f"checkpoint={run}", f"format={form}", f"out={tmp_path / out}")
     assert code == 2
     assert f"pip install 'contrastive-pretrain[{form}]'" in err
+
+
+def test_an_interrupt_is_no_fault_of_ours(command, tmp_path, monkeypatch):
+    from contrastive.export import export
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(export.WRITERS, "torchvision", interrupted)
+    run = make_run(tmp_path / "run")
+    code, _, err = command(f"checkpoint={run}", "format=torchvision", f"out={tmp_path / 'e.pth'}")
+    assert (code, err) == (130, "interrupted; run the same command again\n")
+
+
+def test_files_of_the_user_are_kept(command, tmp_path):
+    run, notes = make_run(tmp_path / "run"), tmp_path / "notes.md"
+    notes.write_text("mine")
+    given = [f"checkpoint={run}", "format=torchvision", f"out={tmp_path / 'notes.pth'}"]
+    _, result, _ = command(*given)
+    assert result["card"] == str(tmp_path / "notes.pth.md")
+    assert notes.read_text() == "mine"
+
+    for name in ("notes.pth.md", "notes.pth"):
+        for left in tmp_path.glob("notes.pth*"):
+            left.rmdir() if left.is_dir() else left.unlink()
+        (tmp_path / name).mkdir()
+        code, _, err = command(*given)
+        assert (code, f"{tmp_path / name} is a folder" in err) == (2, True)
+        assert [path.name for path in tmp_path.glob("*notes.pth*")] == [name]  # nothing was written
 
 
 def test_help_is_quick_and_imports_no_torch():
