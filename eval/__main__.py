@@ -30,7 +30,7 @@ torchvision:MODEL[:WEIGHTS] or timm:MODEL[:WEIGHTS], WEIGHTS being a file, `rand
 
 Features are computed once, under torchrun by several processes, and kept in RUN/eval/cache. Results are
 in RUN/eval/PROTOCOL.json; the last line of stdout is one JSON object.
-Exit codes: 0 done, 2 wrong input, 1 a fault of the program.
+Exit codes: 0 done, 2 wrong input, 130 interrupted, 1 a fault of the program.
 """
 
 PROTOCOLS = ("linear", "knn", "lowshot", "finetune", "stats", "report")
@@ -81,6 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(
+            "interrupted; the same command starts again, with the features that were cached", file=sys.stderr
+        )
+        return 130
     if result is not None:
         print(json.dumps(result), flush=True)
     return 0

@@ -12,7 +12,7 @@ from contrastive.export.config import SUFFIXES, ExportConfig
 USAGE = """\
 usage: contrastive-export checkpoint=PATH format=FORMAT out=FILE [key=value ...]
 
-Writes the encoder, or what it makes of a data set, and beside it a model card (FILE's name with .md).
+Writes the encoder, or what it makes of a data set, and beside it a model card (FILE.md).
 PATH is a run directory, a checkpoint directory, or an encoder.safetensors.
 
   format=torchvision  state dict for torchvision.models        out=encoder.pth or .safetensors
@@ -23,7 +23,7 @@ PATH is a run directory, a checkpoint directory, or an encoder.safetensors.
   key=value  of embeddings: part=test, data.name=images data.root=photos, batch_size=512, device=cpu
 
 State dicts and graphs are loaded again and compared with the encoder before the command ends. The last line
-of stdout is one JSON object. Exit codes: 0 done, 2 wrong input, 1 a fault of the program.
+of stdout is one JSON object. Exit codes: 0 done, 2 wrong input, 130 interrupted, 1 a fault of the program.
 """
 
 
@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again", file=sys.stderr)
+        return 130
     print(json.dumps(result), flush=True)
     return 0
 

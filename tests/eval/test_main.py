@@ -217,6 +217,18 @@ def test_our_own_fault_shows_a_traceback(shared_run, monkeypatch, capsys):
         run_main(capsys, "knn", f"checkpoint={shared_run}")
 
 
+def test_an_interrupt_is_no_fault_of_ours(shared_run, monkeypatch, capsys):
+    import eval.evaluate
+
+    def interrupted(protocol, config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(eval.evaluate, "evaluate", interrupted)
+    code, out, err = run_main(capsys, "knn", f"checkpoint={shared_run}")
+    assert (code, out) == (130, "")
+    assert err.startswith("interrupted; ")
+
+
 def test_help_is_quick_and_imports_no_torch():
     code = (
         "import sys, time; from eval.__main__ import main; status = main(['--help']); "
