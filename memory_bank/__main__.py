@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a description; the last line is one JSON object. Exit code 2: the input is wrong."""
+    """Print a description; the last line is one JSON object. Exit codes: 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m memory_bank", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
@@ -28,11 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         found = inspect(options.pop("path"), **options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     print(render(found))
-    print(json.dumps(found))
+    print(json.dumps(found, allow_nan=False))
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memory_bank.config import check_range
 from memory_bank.retrieval.exact import Exact
 from memory_bank.state import find_state, load_state, open_bank
 from memory_bank.storage import Storage
@@ -35,15 +36,25 @@ def inspect(
         neighbours: How many each.
 
     Raises:
-        ValueError: no readable bank, or a manifest without those columns.
+        ValueError: no readable bank, a manifest without those columns, or an argument out of its range.
+        OSError: from the file system.
     """
+    check_range("duplicates", duplicates, -1, 1)
+    check_range("examples", examples, 0)
+    check_range("neighbours", neighbours, 1)
     file = find_state(path)
     state = load_state(file)
-    bank = open_bank(state)
+    try:
+        bank, backend, num_issued = open_bank(state), _backend(state), len(_entries(state, "issued"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not the state of a bank: {error}") from error
     names = _names(manifest or _beside(file))
     held = torch.nonzero(bank.id >= 0)[:, 0]
     written = bank.written_at[held]
     norms = bank.read(held).norm(dim=1)
+    # The square bounds every product with another row: what is searched has similarities that are numbers.
+    finite = norms.square().isfinite()
+    sound = held[finite]
     return {
         "file": str(file),
         "kind": bank.kind,
@@ -55,12 +66,12 @@ def inspect(
         "refused": int(bank.refused),
         "last_step": int(written.max()) if len(held) else None,
         "age": _quantiles((written.max() - written).float()) if len(held) else None,
-        "norm": _quantiles(norms) if len(held) else None,
-        "not_finite": int((~norms.isfinite()).sum()),
-        "backend": _backend(state),
-        "look_ups_issued": len(state.get("issued", {})),
-        "duplicates": _duplicates(bank, held, duplicates, names),
-        "neighbours": _neighbours(bank, held, examples, neighbours, names),
+        "norm": _quantiles(norms[finite]) if len(sound) else None,
+        "not_finite": int((~finite).sum()),
+        "backend": backend,
+        "look_ups_issued": num_issued,
+        "duplicates": _duplicates(bank, sound, duplicates, names),
+        "neighbours": _neighbours(bank, sound, examples, neighbours, names),
     }
 
 
@@ -90,9 +101,9 @@ def render(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _duplicates(bank: Storage, held: Tensor, threshold: float, names: dict[int, str]) -> dict[str, Any]:
-    examined = _spread(held, _EXAMINED)
-    best = _search(bank, examined, 1) if len(examined) else None
+def _duplicates(bank: Storage, sound: Tensor, threshold: float, names: dict[int, str]) -> dict[str, Any]:
+    examined = _spread(sound, _EXAMINED)
+    best = _search(bank, sound, examined, 1) if len(examined) else None
     rows, pairs = 0, []
     if best is not None:
         similarity, slot = best.similarity[:, 0], best.slots[:, 0]
@@ -108,12 +119,12 @@ def _duplicates(bank: Storage, held: Tensor, threshold: float, names: dict[int, 
 
 
 def _neighbours(
-    bank: Storage, held: Tensor, examples: int, count: int, names: dict[int, str]
+    bank: Storage, sound: Tensor, examples: int, count: int, names: dict[int, str]
 ) -> list[dict[str, Any]]:
-    anchors = _spread(held, examples)
+    anchors = _spread(sound, examples)
     if not len(anchors):
         return []
-    found = _search(bank, anchors, count)
+    found = _search(bank, sound, anchors, count)
     listed = []
     for anchor, slots, similarity in zip(anchors.tolist(), found.slots, found.similarity, strict=True):
         nearest = [
@@ -125,9 +136,9 @@ def _neighbours(
     return listed
 
 
-def _search(bank: Storage, slots: Tensor, k: int) -> Any:
-    """Neighbours of the rows in ``slots`` among rows of another id."""
-    valid = bank.id >= 0
+def _search(bank: Storage, sound: Tensor, slots: Tensor, k: int) -> Any:
+    """Neighbours of the rows in ``slots`` among ``sound`` rows of another id."""
+    valid = torch.zeros_like(bank.id, dtype=torch.bool).index_fill(0, sound, True)
     parts = [
         Exact(bank).search(bank.read(part), bank.ids_of(part), k, admissible=valid)
         for part in torch.split(slots, 1024)
@@ -151,13 +162,23 @@ def _quantiles(values: Tensor) -> dict[str, float]:
 
 
 def _backend(state: dict[str, Any]) -> str:
-    retrieval: dict[str, Any] = state.get("retrieval", {})
-    name: str = state.get("backend", "not said")
+    retrieval, name = _entries(state, "retrieval"), state.get("backend", "not said")
+    recall = retrieval.get("recall", 0.0)
+    if not isinstance(name, str) or not isinstance(recall, int | float):
+        raise ValueError(f"backend is {name!r:.80}, recall {recall!r:.80}; text and a number are needed")
     if "recall" not in retrieval:
         return name
     trained = "centroids" in retrieval
-    measured = f"recall {retrieval['recall']:.3f} when last measured"
+    measured = f"recall {recall:.3f} when last measured"
     return f"{name}, {measured if trained else 'not trained yet'}"
+
+
+def _entries(state: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of the state that need not be there."""
+    part = state.get(name, {})
+    if not isinstance(part, dict):
+        raise ValueError(f"{name} is {part!r:.80}, entries by name are needed")
+    return part
 
 
 def _beside(file: Path) -> Path | None:

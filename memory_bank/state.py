@@ -120,18 +120,27 @@ def open_bank(state: dict[str, Any]) -> Storage:
     """The bank of a saved state, on the CPU.
 
     Raises:
-        ValueError: the tensors do not fit each other.
+        ValueError: a kind that does not exist, or entries that no bank of that kind has.
     """
     saved = state["bank"]
-    kinds: dict[str, type[Storage]] = {"dataset": DatasetBank, "queue": QueueBank}
-    key = saved["key"]
-    if saved["kind"] not in kinds or key.ndim != 2 or saved["id"].shape != key.shape[:1]:
-        raise ValueError(
-            f"a {saved['kind']!r} bank of keys {tuple(key.shape)} and ids {tuple(saved['id'].shape)}: "
-            "dataset or queue, (n, d) and (n,) are needed"
-        )
-    bank = kinds[saved["kind"]](
-        key.shape[0], key.shape[1], dtype=key.dtype, device=torch.device("cpu"), max_age=None
-    )
+    kind, key = saved["kind"], saved["key"]
+    if kind not in ("dataset", "queue"):
+        raise ValueError(f"bank/kind is {kind!r:.80}, dataset or queue is needed")
+    if not isinstance(key, Tensor) or key.ndim != 2 or not key.is_floating_point():
+        raise ValueError(f"bank/key is {_told(key)}, floating-point keys (n, d) are needed")
+    rows = key.shape[:1]
+    shapes = {"id": rows, "written_at": rows, "refused": ()} | ({"head": ()} if kind == "queue" else {})
+    for name, shape in shapes.items():
+        given = saved.get(name)
+        if not isinstance(given, Tensor) or given.shape != shape or given.dtype != torch.int64:
+            raise ValueError(f"bank/{name} is {_told(given)}, int64 {tuple(shape)} is needed")
+    storage: type[Storage] = DatasetBank if kind == "dataset" else QueueBank
+    bank = storage(key.shape[0], key.shape[1], dtype=key.dtype, device=torch.device("cpu"), max_age=None)
     bank.load_state_dict(saved)
     return bank
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return "missing" if value is None else f"{value!r:.80}"

@@ -149,6 +149,73 @@ def test_inspect_names_an_index_and_its_recall(tmp_path, capsys):
         assert said in backend
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("examples", "-1"), ("neighbours", "-3"), ("duplicates", "nan"), ("duplicates", "inf")],
+)
+def test_inspect_says_which_option_is_out_of_its_range(tmp_path, capsys, option, value):
+    save_state(tmp_path / "bank.safetensors", miner().state_dict())
+    assert main(["inspect", str(tmp_path), f"--{option}", value]) == 2
+    assert f"{option}={value}: allowed is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("bank/key", "a string"),
+        ("bank/key", None),
+        ("bank/key", torch.ones(4, 2, dtype=torch.int64)),
+        ("bank/id", [1, 2]),
+        ("bank/id", torch.zeros(3)),
+        ("bank/written_at", torch.zeros(3, dtype=torch.int64)),
+        ("bank/refused", None),
+        ("bank/kind", ["dataset"]),
+        ("bank/kind", "queue"),  # without its head
+        ("issued", 3),
+        ("retrieval", "recall"),
+        ("retrieval/recall", "high"),
+        ("backend", 3),
+    ],
+)
+def test_inspect_names_the_altered_entry(tmp_path, capsys, place, value):
+    state = miner().state_dict()
+    *folder, name = place.split("/")
+    (state[folder[0]] if folder else state)[name] = value
+    save_state(tmp_path / "bank.safetensors", state)
+    assert main(["inspect", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    told = "bank/head" if value == "queue" else place.removeprefix("retrieval/")
+    assert (out, f"not the state of a bank: {told} is" in err or f", {told} " in err) == ("", True)
+
+
+def test_inspect_counts_keys_that_are_no_numbers_and_leaves_them_out(tmp_path, capsys):
+    """NaN, infinity and what overflows when multiplied: the last line is JSON, which has none of them."""
+    world, subject = World(), miner()
+    run(subject, world, 3)
+    state = subject.state_dict()
+    key = state["bank"]["key"] = state["bank"]["key"].float()
+    held = torch.nonzero(state["bank"]["id"] >= 0)[:, 0]
+    key[held[0]], key[held[1]], key[held[2]] = torch.nan, torch.inf, 1e30
+    save_state(tmp_path / "bank.safetensors", state)
+
+    def no_constant(name):
+        raise AssertionError(name)
+
+    assert main(["inspect", str(tmp_path), "--examples", "99", "--neighbours", "99"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=no_constant)
+    assert (found["rows"], found["not_finite"]) == (len(held), 3)
+    assert found["norm"]["q100"] == pytest.approx(1, abs=1e-3)
+    shown = {example["row"] for example in found["neighbours"]}
+    near = {each["row"] for example in found["neighbours"] for each in example["nearest"]}
+    assert shown == near == {f"row {int(state['bank']['id'][slot])}" for slot in held[3:]}
+
+    key[:] = torch.nan
+    save_state(tmp_path / "bank.safetensors", state)
+    assert main(["inspect", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=no_constant)
+    assert (found["norm"], found["neighbours"], found["duplicates"]["rows"]) == (None, [], 0)
+
+
 def test_inspect_of_an_empty_bank_and_of_none(tmp_path, capsys):
     save_state(tmp_path / "bank.safetensors", miner().state_dict())
     assert main(["inspect", str(tmp_path)]) == 0
