@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from contrastive.config import PretrainConfig, UserError, load_config, recipes, to_yaml
 from contrastive.console import log_to_stderr
+from contrastive.signals import Stopped, stopping
+from contrastive.slurm import is_first_task, requeue
 
 USAGE = """\
 usage: contrastive-pretrain [--config NAME|FILE] [--print-config] [--dry-run] [key=value ...]
@@ -22,7 +24,7 @@ Without arguments: the digits recipe, which trains in minutes on a laptop.
 
 The same command goes on where a stopped run was. Results are in runs/<run.name>/; the last line of
 stdout is one JSON object. Exit codes: 0 done, 2 wrong input, 3 the run stopped itself, 75 stopped by
-a signal after saving (run again to go on), 1 a fault of the program.
+a signal, after saving what there was (run again to go on), 1 a fault of the program.
 """
 
 
@@ -56,23 +58,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_stderr()
     _quieten()
     try:
-        recipe, flags, overrides = parse(sys.argv[1:] if arguments is None else arguments)
-        if flags & {"--help", "-h"}:
-            print(USAGE.format(recipes=", ".join(recipes("pretrain"))), end="")
-            return 0
-        config = load_config(PretrainConfig, "pretrain", recipe, overrides)
-        if "--print-config" in flags:
-            print(to_yaml(config), end="")
-            return 0
-        from contrastive.pretrain import pretrain
-
-        code, result = pretrain(config, dry_run="--dry-run" in flags)
+        with stopping():
+            return _run(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    except Stopped as stop:
+        print(f"stopped by {stop}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 75
+
+
+def _run(arguments: Sequence[str]) -> int:
+    recipe, flags, overrides = parse(arguments)
+    if flags & {"--help", "-h"}:
+        print(USAGE.format(recipes=", ".join(recipes("pretrain"))), end="")
+        return 0
+    config = load_config(PretrainConfig, "pretrain", recipe, overrides)
+    if "--print-config" in flags:
+        print(to_yaml(config), end="")
+        return 0
+    try:
+        from contrastive.pretrain import pretrain
+
+        code, result = pretrain(config, dry_run="--dry-run" in flags)
+    except Stopped as stop:  # before the first step, e.g. while images are decoded
+        if str(stop) == "SIGUSR1" and config.run.requeue and is_first_task():
+            requeue()
+        raise
     if result is not None:
         print(json.dumps(result), flush=True)
     return code

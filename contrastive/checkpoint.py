@@ -25,7 +25,6 @@ import secrets
 import shutil
 import signal
 import stat
-import threading
 import warnings
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
@@ -44,6 +43,7 @@ from torch import Tensor
 from contrastive.config import UserError
 from contrastive.distributed import note_entry
 from contrastive.logging.throughput import off_the_clock
+from contrastive.signals import SIGNALS, hand_back, take_over
 from memory_bank.state import BANK, read_state, save_state
 
 FORMAT = 2
@@ -59,7 +59,6 @@ _STEP = re.compile(r"step-(\d+)")
 _HIDDEN = re.compile(r"\.(step-\d+|last)\.[0-9a-f]{8}\.(partial|removed)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MANIFEST_LIMIT = 1 << 20  # bytes; a real one has a few hundred, a hostile one must not fill the memory
-_SIGNALS = ("SIGINT", "SIGUSR1", "SIGTERM")
 _FORCE_PICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -607,8 +606,8 @@ class Preemption(Checkpoint):
 
     A handler only sets a flag: saving inside one can hang in a collective. While training, the handlers
     replace Lightning's, whose SIGTERM handler broadcasts and whose SLURM requeue saves on the spot; give it
-    ``SLURMEnvironment(auto_requeue=False)`` so that no save happens in the moment before either. Python
-    delivers signals to the main thread only; training in another thread leaves the handlers alone.
+    ``SLURMEnvironment(auto_requeue=False)`` so that no save happens in the moment before either. Training in
+    another thread than the main one leaves the handlers alone.
 
     Args:
         save: Does the saving.
@@ -629,11 +628,7 @@ class Preemption(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals; Lightning has installed its own handlers just before."""
         self.stopped_by, self._received, self._step = None, None, trainer.global_step
-        if threading.current_thread() is threading.main_thread():
-            names = [name for name in _SIGNALS if hasattr(signal, name)]  # Windows has no SIGUSR1
-            self._previous = {signal.Signals[name]: signal.getsignal(signal.Signals[name]) for name in names}
-            for number in self._previous:
-                signal.signal(number, self._flag)
+        self._previous = take_over(self._flag)
         if trainer.received_sigterm:  # in the moment before: Lightning would exit without saving
             self._received = "SIGTERM"
             trainer._signal_connector.received_sigterm = False
@@ -666,19 +661,18 @@ class Preemption(Checkpoint):
     def _flag(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number).name
         if number == signal.SIGINT:  # a second Ctrl-C does not wait
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, self._previous[signal.SIGINT] or signal.default_int_handler)
 
     def _on_any_rank(self) -> str | None:
-        """The signal that some rank got; of several the last of _SIGNALS."""
+        """The signal that some rank got; of several the last of SIGNALS."""
         if self._group is None:
             return self._received
-        place = -1 if self._received is None else _SIGNALS.index(self._received)
+        place = -1 if self._received is None else SIGNALS.index(self._received)
         flag = torch.tensor([place], dtype=torch.int32)
         note_entry()
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-        return None if flag.item() < 0 else _SIGNALS[int(flag.item())]
+        return None if flag.item() < 0 else SIGNALS[int(flag.item())]
 
     def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        hand_back(self._previous)
         self._previous = {}

@@ -15,6 +15,11 @@ def job() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
+def is_first_task() -> bool:
+    """Whether this is rank 0, as launchers say it in the environment; known before Lightning is imported."""
+    return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "RANK", "LOCAL_RANK"))
+
+
 def requeue() -> bool:
     """Queue this job again; whether SLURM took it. A refusal is logged, since all that is lost is time."""
     name = job()

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import signal
 import threading
 import traceback
 from pathlib import Path
@@ -609,3 +610,33 @@ def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
     assert rank < 2 or result["metrics"]["stats/std"] < 0.1
     ((title, text),) = alerts  # once, not every epoch
     assert (title, "collapse of the embeddings" in text) == ("collapse", True)
+
+
+@pytest.mark.parametrize("when", ["open_train", "build_loader"])  # outside of Lightning's fit, and within
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT"])
+def test_a_signal_before_the_first_step_ends_the_start_in_order(run, monkeypatch, when, name):
+    asked, before = [], signal.getsignal(signal.Signals[name])
+    with monkeypatch.context() as patch:
+        patch.setattr("contrastive.__main__.requeue", lambda: asked.append("requeue"))
+        patch.setattr(
+            f"contrastive.pretrain.{when}", lambda *_, **__: signal.raise_signal(signal.Signals[name])
+        )
+        code, _, err = run()
+    assert code == 75
+    assert err.splitlines()[-1] == f"stopped by {name}; the same command goes on from the last checkpoint"
+    assert asked == (["requeue"] if name == "SIGUSR1" else [])
+    assert signal.getsignal(signal.Signals[name]) == before
+    assert run("trainer.max_steps=1")[0] == 0
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(run, monkeypatch):
+    from contrastive.module import ContrastiveModule
+
+    def impatient(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(ContrastiveModule, "training_step", impatient)
+    code, _, err = run()
+    assert (code, err.splitlines()[-1][:17]) == (75, "stopped by SIGINT")
