@@ -14,7 +14,7 @@ from eval.config import EvalConfig
 from eval.features import open_results, write_text
 from eval.figures import interval_bar, line_chart
 from eval.page import SERIES, card, legend, page, section
-from eval.run_files import CHARTS, STATISTICS, TITLES, points, read_csv, read_json, read_results
+from eval.run_files import CHARTS, STATISTICS, TITLES, points, read_csv, read_results, read_stats, statistic
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def read_runs(paths: list[str]) -> list[Run]:
     """One for each path.
 
     Raises:
-        UserError: see ``write_comparison``.
+        UserError: see ``write_comparison``, or results that an evaluation did not write.
     """
     if len(paths) > SERIES:
         raise UserError(f"report: {len(paths)} runs given, up to {SERIES} can be told apart; compare fewer")
@@ -70,7 +70,7 @@ def read_runs(paths: list[str]) -> list[Run]:
             name if names.count(name) == 1 else path,
             folder,
             read_results(folder),
-            read_json(folder / "eval" / "stats.json"),
+            read_stats(folder),
             read_csv(folder / "metrics.csv"),
             _settings(folder / "config.yaml"),
         )
@@ -193,8 +193,7 @@ def _health(runs: list[Run]) -> str:
         return ""
     rows = []
     for key, title in STATISTICS.items():
-        values = (run.stats["scores"]["encoder"][key] for run in known)
-        rows.append([title, *(value if isinstance(value, str) else f"{value:.3g}" for value in values)])
+        rows.append([title, *(statistic(run.stats["scores"]["encoder"][key]) for run in known)])
     return section("Are the features healthy?", "Of training images.", _table(known, rows))
 
 

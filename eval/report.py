@@ -29,7 +29,10 @@ from eval.run_files import (
     points,
     read_csv,
     read_json,
+    read_mined,
     read_results,
+    read_stats,
+    statistic,
 )
 from eval.stats import Health, health
 from memory_bank.shapes import Float
@@ -67,7 +70,8 @@ def write_report(config: EvalConfig) -> dict[str, Any]:
     With ``compare`` it is ``comparison.html`` beside the first run, over all of them.
 
     Raises:
-        UserError: not a run directory, or the page cannot be written.
+        UserError: not a run directory, results that an evaluation did not write, or the page cannot be
+            written.
     """
     if config.compare:
         return write_comparison(config)
@@ -151,7 +155,7 @@ def _scores(results: dict[str, Any]) -> str:
         for row in each["scores"]
         for name in ("encoder", *BASELINES)
     ]
-    floor = max(0.0, math.floor(10 * min(values) - 0.5) / 10)
+    floor = max(0.0, math.floor(10 * min(values, default=0.0) - 0.5) / 10)
     lines = []
     for protocol, title in TITLES.items():
         if protocol in results:
@@ -210,7 +214,7 @@ def _curves(rows: list[dict[str, str]]) -> str:
 
 def _health(run: Path) -> str:
     """From the stats protocol: the encoder's numbers beside the baselines', and the closest pairs."""
-    result = read_json(run / "eval" / "stats.json")
+    result = read_stats(run)
     if not result:
         return ""
     scores = result["scores"]
@@ -221,8 +225,7 @@ def _health(run: Path) -> str:
         + "</tr>"
     ]
     for key, title in STATISTICS.items():
-        values = (scores[name][key] for name, _ in names)
-        cells = (value if isinstance(value, str) else f"{value:.3g}" for value in values)
+        cells = (statistic(scores[name][key]) for name, _ in names)
         rows.append(f"<tr><td>{title}</td>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     found = result["near_duplicates"]
     told = (
@@ -246,7 +249,11 @@ def _views(run: Path) -> str:
 
 
 def _gallery(run: Path, settings: PretrainConfig, missing: list[str]) -> str:
-    mined = read_csv(run / "mined.csv")
+    try:
+        mined = read_mined(run / "mined.csv")
+    except UserError as error:
+        missing.append(f"the hard negatives ({error})")
+        return ""
     if not mined:
         return ""
     try:

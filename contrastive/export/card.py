@@ -1,16 +1,21 @@
 """The model card: what was trained, on what, how, how good it is, and how to load it."""
 
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from contrastive.config import PretrainConfig, load_saved
+from contrastive.config import PretrainConfig, UserError, load_saved
 from contrastive.data.manifest import read_manifest
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import Source
 from eval.features import write_file
+from eval.run_files import SCORE, misfit, read_json
+
+log = logging.getLogger(__name__)
+
+_RESULT = {"protocol": str, "scores": [SCORE]}
 
 
 def card_of(out: Path) -> Path:
@@ -92,10 +97,13 @@ def _scores(source: Source, run: Path) -> list[str]:
     """What contrastive-eval has found of these very weights, beside its baselines."""
     lines = []
     for file in sorted((run / "eval").rglob("*.json")):
-        result = json.loads(file.read_text())
-        rows = result.get("scores")
-        if result.get("encoder_sha256") == source.sha256 and isinstance(rows, list):
-            lines += [_score(result["protocol"], row) for row in rows]
+        try:
+            result = read_json(file)
+        except UserError as error:
+            log.warning("left out of the card: %s", error)
+            continue
+        if result.get("encoder_sha256") == source.sha256 and not misfit(result, _RESULT):
+            lines += [_score(result["protocol"], row) for row in result["scores"]]
     if not lines:
         return ["## Scores", "", "None yet: `contrastive-eval linear checkpoint=RUN` makes some."]
     head = ["| protocol | number | % | 95% interval | beside it |", "|---|---|---|---|---|"]

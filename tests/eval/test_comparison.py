@@ -9,10 +9,20 @@ from tests.eval.test_report import Page
 def add_scores(run, value, protocol="knn", fingerprint="same"):
     """A result as the command writes it, as far as the page reads it."""
     number = {"value": value, "low": value - 0.02, "high": value + 0.02}
+    baseline = number | {"gain": {"value": 0.0}}
+    row = {"name": "top1 <k=5>", "encoder": number, "raw_pixels": baseline, "random_encoder": baseline}
     result = {
         "protocol": protocol,
-        "scores": [{"name": "top1 <k=5>", "encoder": number}],
-        "data": {"name": "digits", "fingerprint": {"test": fingerprint}},
+        "scores": [row],
+        "warnings": [],
+        "details": {"encoder": {"confusion": [[3, 1], [0, 4]]}},
+        "data": {
+            "name": "digits",
+            "classes": ["0", "1"],
+            "rows": {"train": 9, "test": 8},
+            "fingerprint": {"test": fingerprint},
+            "test_part": "the data set's own",
+        },
         "encoder_sha256": "abc" + run.name,
     }
     (run / "eval").mkdir(parents=True, exist_ok=True)
@@ -90,12 +100,45 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path, compared):
 
 def test_health_where_it_was_measured(runs, compared):
     numbers = dict.fromkeys(("rankme", "dimensions", "alignment", "uniformity", "std"), 12.345)
-    stats = {"scores": {"encoder": numbers | {"verdict": "healthy"}}}
+    found = numbers | {"verdict": "healthy", "alignment": None}
+    stats = {
+        "scores": dict.fromkeys(("encoder", "raw_pixels", "random_encoder"), found),
+        "near_duplicates": {"pairs": 0, "listed": 0, "file": "near_duplicates.csv"},
+    }
     (runs[0] / "eval" / "stats.json").write_text(json.dumps(stats))
     _, _, page = compared(*runs)
     words = " ".join(page.text)
     assert "healthy" in words
     assert "12.3" in words
+    assert "not finite" in words
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda result: [], "all"),
+        (lambda result: {"protocol": "knn"}, "scores"),
+        (lambda result: result | {"scores": 5}, "scores"),
+        (lambda result: result | {"scores": [{"name": 1}]}, "scores[0].name"),
+        (lambda result: result | {"warnings": None}, "warnings"),
+        (lambda result: result | {"data": result["data"] | {"rows": {"train": 9}}}, "data.rows.test"),
+        (lambda result: result | {"data": result["data"] | {"classes": ["0"]}}, "details.encoder.confusion"),
+        (
+            lambda result: result | {"scores": [result["scores"][0] | {"encoder": {"value": 1e999}}]},
+            "scores[0].encoder.value",
+        ),
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_results_of_another_shape_are_named(runs, capsys, change, place, alone):
+    from eval.__main__ import main
+
+    path = runs[0] / "eval" / "knn.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    paths = map(str, runs[:1] if alone else runs)
+    assert main(["report", *paths, "data.name=digits", "progress=false", "device=cpu"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, f"{path}: not what contrastive-eval writes, see {place}; delete it" in err) == ("", True)
 
 
 def test_what_cannot_be_compared(runs, tmp_path, capsys):

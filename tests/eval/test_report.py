@@ -137,6 +137,22 @@ def test_a_bare_run(new_run):
     assert "How did it learn" not in " ".join(page.text)
 
 
+@pytest.mark.parametrize(
+    "text", [b"a,b\n1,2\n", b"\xff\xd8\xff\n\x00\n", b"anchor_row,anchor_key,negative_row\n0,a\n"]
+)
+def test_tables_of_something_else_cost_their_own_sections_only(new_run, text):
+    run = new_run(name="imagefolder", root="/nowhere/at/all")  # no map: quick
+    add_pictures(run)
+    for name in ("metrics.csv", "mined.csv"):
+        (run / name).write_bytes(text)
+    result, _, page = report(run)
+    words = " ".join(page.text)
+    assert any("mined.csv: row 1 is not of mined negatives" in reason for reason in result["missing"])
+    assert "What does the network see" in words
+    assert "How did it learn" not in words
+    assert "find hard" not in words
+
+
 def test_charts_place_points_where_they_belong():
     from eval.figures import line_chart
 

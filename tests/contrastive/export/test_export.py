@@ -197,6 +197,8 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
     for protocol, made_of in (("linear", sha256), ("knn", "of other weights")):
         result = {"protocol": protocol, "scores": [row], "encoder_sha256": made_of}
         (run / "eval" / f"{protocol}.json").write_text(json.dumps(result))
+    for name, text in (("odd", "[1]"), ("torn", "{"), ("other", json.dumps({"encoder_sha256": sha256}))):
+        (run / "eval" / f"{name}.json").write_text(text)  # none of them stops the card
     _, result, _ = command(f"checkpoint={run}", "format=torchvision", f"out={tmp_path / 'e.pth'}")
     card = (tmp_path / "e.pth.md").read_text()
     assert result["card"] == str(tmp_path / "e.pth.md")
