@@ -155,7 +155,7 @@ def _require(path: Path, wrong: str | None) -> None:
         )
 
 
-def statistic(value: float | str | None) -> str:
+def statistic(value: float | int | str | None) -> str:
     """As text; JSON has null for what is not finite."""
     if value is None:
         return "not finite"
