@@ -80,7 +80,8 @@ def cached(images: Images, folder: Path, *, progress: bool = False) -> CachedIma
     Its name is a hash of all keys, sizes and times of the files, and the side of the decoded square: images
     that change get another array, so nothing stale is ever read, and old ones may be deleted at any time.
     Of several processes one decodes and the others wait. What a killed one leaves is never taken for an
-    array: the name is given last.
+    array: the name is given last. One that is cut, or of another form, is decoded again, aloud; altered
+    pixels are not looked for, which would mean to read all of them at every start.
 
     Args:
         images: Whatever is slow to read.
@@ -93,24 +94,53 @@ def cached(images: Images, folder: Path, *, progress: bool = False) -> CachedIma
     path = folder / f"{images.revision()[:32]}-{images.size}px-v{_FORMAT}.npy"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
+        unreadable = _check(path, images)
+        if unreadable is None:
             with _alone(path.with_suffix(".lock")):
-                if not path.is_file():
-                    _decode_to(path, images, progress)
-        unreadable = json.loads(path.with_suffix(".json").read_text())
+                unreadable = _check(path, images)  # another process may have made it meanwhile
+                if unreadable is None:
+                    if path.exists():
+                        logger.warning("%s, or the .json beside it, is damaged: decoded again", path)
+                    unreadable = _decode_to(path, images, progress)
     except OSError as error:
         raise UserError(
             f"data.cache={folder}: {error.strerror or error}; it needs {num_bytes(images) / 2**30:.1f} GiB "
             "that can be written; choose another folder, or data.cache=null"
         ) from error
-    return CachedImages(images, path, {int(row): reason for row, reason in unreadable.items()})
+    return CachedImages(images, path, unreadable)
 
 
-def _decode_to(path: Path, images: Images, progress: bool) -> None:
+def _check(path: Path, images: Images) -> dict[int, str] | None:
+    """What _decode_to returned for ``path``; None if that is missing, or not of the form it writes."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            header = np.lib.format.read_array_header_1_0(file)
+            num_pixels = path.stat().st_size - file.tell()
+        reasons = json.loads(path.with_suffix(".json").read_text())
+    except FileNotFoundError:
+        return None
+    except OSError:
+        raise
+    except Exception:  # parsers of damaged bytes raise a dozen kinds
+        return None
+    if header != (_shape(images), False, np.dtype(np.uint8)) or num_pixels != num_bytes(images):
+        return None
+    if not isinstance(reasons, dict) or not all(map(str.isdecimal, reasons)):
+        return None
+    return {int(row): str(reason) for row, reason in reasons.items()}
+
+
+def _shape(images: Images) -> tuple[int, int, int, int]:
+    return len(images), 3, images.size, images.size
+
+
+def _decode_to(path: Path, images: Images, progress: bool) -> dict[int, str]:
+    """Write the array, and beside it the reason of each row that could not be decoded, which it returns."""
     logger.info("decoding %d images into %s, once", len(images), path)
     unreadable: dict[int, str] = {}
     partial = path.with_suffix(".partial")
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), 3, images.size, images.size)}
+    header = {"descr": "|u1", "fortran_order": False, "shape": _shape(images)}
     # Written, not mapped: a disk that is full then raises, where a store into a mapped page would kill.
     with partial.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -121,6 +151,7 @@ def _decode_to(path: Path, images: Images, progress: bool) -> None:
         os.fsync(file.fileno())
     path.with_suffix(".json").write_text(json.dumps(unreadable))
     os.replace(partial, path)
+    return unreadable
 
 
 @contextmanager

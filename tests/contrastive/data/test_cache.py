@@ -1,5 +1,6 @@
 """Decoded once: the cache holds what the files hold, and nothing stale, torn or double."""
 
+import io
 import os
 import pickle
 import shutil
@@ -132,3 +133,31 @@ def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tree, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"data\.cache=.*file.*another folder"):
         cached(tree(), tmp_path / "file")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".json"])
+def test_what_is_damaged_is_decoded_again(tree, tmp_path, suffix):
+    images = tree(4)
+    expected = cached(images, tmp_path / "cache")
+    pixels = np.array(expected._pixels)
+    path = expected._path.with_suffix(suffix)
+    whole = path.read_bytes()
+    odd = {".npy": [], ".json": [b"[1, 2]", b"[]", b"3", b"null", b'{"a": "b"}', b"[" * 100_000]}
+    for other in (
+        pixels.astype(np.float32),
+        pixels[1:],
+        pixels[:, :1].repeat(3, 2),
+        np.asfortranarray(pixels),
+    ):
+        file = io.BytesIO()
+        np.save(file, other)
+        odd[".npy"].append(file.getvalue())
+    for damage in (b"", b"junk", b"\xff\xfe", whole[:-1], whole[:50], whole + b"0", *odd[suffix]):
+        path.write_bytes(damage)
+        again = cached(images, tmp_path / "cache")
+        assert path.read_bytes() == whole, damage[:20]
+        assert np.array_equal(again._pixels, pixels)
+        assert again._unreadable.keys() == {3, 66}
+    path.unlink()
+    assert cached(images, tmp_path / "cache")._unreadable.keys() == {3, 66}
+    assert path.read_bytes() == whole
