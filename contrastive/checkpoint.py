@@ -601,6 +601,11 @@ class SaveCheckpoint(Checkpoint):
             )
 
 
+def is_preempted(trainer: Trainer) -> bool:
+    """Whether training stopped for a signal, so that what can be left out now should be."""
+    return any(isinstance(each, Preemption) and each.stopped_by for each in trainer.callbacks)  # type: ignore[attr-defined]
+
+
 class Preemption(Checkpoint):
     """Saves and stops at the end of the optimizer step in which any rank gets SIGTERM, SIGUSR1 or SIGINT.
 

@@ -1,6 +1,7 @@
 """How good the features are, while they are made."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 
 import pytorch_lightning as pl
@@ -9,11 +10,14 @@ from torch import Tensor
 
 from contrastive.augment.views import center_view
 from contrastive.callbacks.steps import StepCallback
+from contrastive.checkpoint import is_preempted
 from contrastive.data.sources import Images, Unreadable
 from contrastive.logging.rows import log_row
 from contrastive.logging.throughput import off_the_clock
 from contrastive.module import ContrastiveModule
 from eval.online import OnlineKnn, OnlineProbe
+
+logger = logging.getLogger(__name__)
 
 
 def monitor_split(images: Images, most: int = 12_000) -> tuple[Tensor, Tensor]:
@@ -61,9 +65,10 @@ class OnlineScores(StepCallback):
         )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Score the last weights."""
+        """Score the last weights, unless a signal ended it: a cluster does not wait for that."""
         assert isinstance(pl_module, ContrastiveModule)
-        self._score(trainer, pl_module, [name for name, every in self._every.items() if every])
+        if not is_preempted(trainer):
+            self._score(trainer, pl_module, [name for name, every in self._every.items() if every])
 
     def _score(self, trainer: pl.Trainer, module: ContrastiveModule, wanted: list[str]) -> None:
         """Those of ``wanted`` that this step does not have yet."""
@@ -72,10 +77,25 @@ class OnlineScores(StepCallback):
         if not due or not trainer.is_global_zero:
             return
         with off_the_clock(trainer):
+            if self._lacks_images():
+                return
             fit = self._features(module, "fit", self.fit_rows)
             scored = self._features(module, "score", self.score_rows)
             row = {f"{name}/top1": self._score_of[name](*fit, *scored) for name in due}
         log_row(trainer, row | module.progress())
+
+    def _lacks_images(self) -> bool:
+        """Whether nothing can be fitted on or scored; said once, for a monitor must not stop a run."""
+        parts = [self._decode("fit", self.fit_rows), self._decode("score", self.score_rows)]
+        if all(len(kept) for _, kept in parts):
+            return False
+        logger.warning(
+            "no online scores: of %d labelled images %d can be read to fit on and %d to be scored",
+            len(self.images),
+            *(len(kept) for _, kept in parts),
+        )
+        self._every = dict.fromkeys(self._every, 0)
+        return True
 
     @torch.inference_mode()
     def _features(self, module: ContrastiveModule, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,5 +122,6 @@ class OnlineScores(StepCallback):
                     kept.append(row)
                 except Unreadable:
                     continue
-            self._decoded[part] = torch.stack(images), torch.tensor(kept)
+            pixels = torch.stack(images) if images else torch.empty(0, 3, self.images.size, self.images.size)
+            self._decoded[part] = pixels, torch.tensor(kept, dtype=torch.long)
         return self._decoded[part]

@@ -640,3 +640,31 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(run, monkeypatch):
     monkeypatch.setattr(ContrastiveModule, "training_step", impatient)
     code, _, err = run()
     assert (code, err.splitlines()[-1][:17]) == (75, "stopped by SIGINT")
+
+
+def test_too_few_images_for_online_scores_do_not_stop_the_run(run, folder, tmp_path):
+    for number in range(3):
+        path = tmp_path / "few" / f"class-{number}" / "2.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes((folder / "red" / f"{number}.png").read_bytes())
+    code, result, err = run(
+        f"data.root={tmp_path / 'few'}", "data.global_batch=2", "logging.knn_every_epochs=1"
+    )
+    assert code == 0, err
+    assert err.count("no online scores: of ") == 1
+    assert "knn/top1" not in result["metrics"]
+
+
+def test_a_preempted_run_spends_no_time_on_scores(run, monkeypatch):
+    from contrastive.module import ContrastiveModule
+
+    step = ContrastiveModule.training_step
+
+    def interrupted(self, *args):
+        signal.raise_signal(signal.SIGTERM)
+        return step(self, *args)
+
+    monkeypatch.setattr(ContrastiveModule, "training_step", interrupted)
+    code, result, _ = run("logging.knn_every_epochs=1")
+    assert (code, result["steps"]) == (75, 1)
+    assert not {"knn/top1", "probe/top1"} & set(result["metrics"])
