@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from contrastive.config import ViewConfig
 from memory_bank.config import check_above_zero, check_choice, check_range
 
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+"""What is trained computes in float32; torch refuses a rate that is more, in the midst of the work."""
+
 
 @dataclass
 class EvalDataConfig:
@@ -112,7 +115,8 @@ class KnnConfig:
     """Weighted nearest-neighbour vote (InstDisc, arXiv:1805.01978, section 3.4).
 
     Attributes:
-        k: Neighbours that vote; each value is scored, the first is the headline.
+        k: Neighbours that vote; each value is scored, the first is the headline. One of more neighbours than
+            there are training images is left out, with a warning.
         temperature: A neighbour votes with exp(cosine / temperature).
     """
 
@@ -150,6 +154,7 @@ class LowshotConfig:
             if not 0 < fraction <= 1:
                 raise ValueError(f"lowshot.fractions={self.fractions}: allowed are shares above 0, up to 1")
         check_above_zero("lowshot.weight_decay", self.weight_decay)
+        check_range("lowshot.weight_decay", self.weight_decay, 0, FLOAT32_MAX)
 
 
 @dataclass
@@ -177,7 +182,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_grid("finetune.learning_rates", self.learning_rates)
-        check_range("finetune.weight_decay", self.weight_decay, 0)
+        check_range("finetune.weight_decay", self.weight_decay, 0, FLOAT32_MAX)
         for name in ("epochs", "batch_size"):
             check_range(f"finetune.{name}", getattr(self, name), 1)
         if not 0 < self.fraction <= 1:
@@ -215,9 +220,11 @@ def weak_view() -> ViewConfig:
 
 
 def check_grid(name: str, values: list[float]) -> None:
-    """Raise ValueError unless ``values`` are positive and ascending."""
-    if not values or min(values) <= 0 or sorted(set(values)) != values:
-        raise ValueError(f"{name}={values}: one or more values above 0 are needed, ascending")
+    """Raise ValueError unless ``values`` are positive, ascending, and numbers in float32."""
+    if not values or not all(0 < value <= FLOAT32_MAX for value in values) or sorted(set(values)) != values:
+        raise ValueError(
+            f"{name}={values}: one or more values above 0 are needed, ascending, up to {FLOAT32_MAX:.2g}"
+        )
 
 
 @dataclass

@@ -131,7 +131,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)))
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # device=meta computes shapes, no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device={name}: cannot be used ({reason}); try device=auto or device=cpu") from error

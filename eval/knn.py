@@ -19,15 +19,17 @@ _BATCH = 1024
 def score(features: Features, config: EvalConfig) -> Scored:
     """Top-1 for each ``knn.k``, the first is the headline; nothing is chosen.
 
+    A k of more neighbours than there are training rows is left out, with a warning.
+
     Raises:
-        UserError: more neighbours wanted than there are training rows.
+        UserError: no k is left.
     """
-    train, test, ks = features.train, features.test, config.knn.k
-    if max(ks) > len(train):
-        raise UserError(
-            f"knn.k={max(ks)}: the training part has {len(train)} readable images; "
-            f"set knn.k=[{min(20, len(train))}] or smaller"
-        )
+    train, test = features.train, features.test
+    ks = [k for k in config.knn.k if k <= len(train)]
+    few = f"the training part has {len(train)} readable images"
+    if not ks:
+        raise UserError(f"knn.k={min(config.knn.k)}: {few}; set knn.k=[{min(20, len(train))}] or smaller")
+    warnings = [f"knn.k={k}: left out, {few}" for k in config.knn.k if k not in ks]
     votes = knn_votes(
         train.features,
         train.labels,
@@ -39,7 +41,8 @@ def score(features: Features, config: EvalConfig) -> Scored:
     predicted = votes.argmax(2)
     lines = [line(f"top1 k={k}", hits[None]) for k, hits in zip(ks, predicted == test.labels, strict=True)]
     counts = confusion(predicted[0], test.labels, len(features.classes))
-    return Scored(lines, {"per_class": per_class(counts, features.classes), "confusion": counts.tolist()})
+    details = {"per_class": per_class(counts, features.classes), "confusion": counts.tolist()}
+    return Scored(lines, details, warnings)
 
 
 def knn_votes(

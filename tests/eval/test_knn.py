@@ -56,5 +56,9 @@ def test_more_neighbours_than_rows(clusters):
     from eval.knn import score
 
     few = replace(clusters, train=clusters.train.take(torch.arange(50)))
-    with pytest.raises(UserError, match=r"knn\.k=200: the training part has 50 .*knn\.k=\[20\]"):
+    assert score(few, EvalConfig(checkpoint="x")).warnings == [
+        "knn.k=200: left out, the training part has 50 readable images"
+    ]
+    few = replace(clusters, train=clusters.train.take(torch.arange(15)))
+    with pytest.raises(UserError, match=r"knn\.k=20: the training part has 15 .*knn\.k=\[15\]"):
         score(few, EvalConfig(checkpoint="x"))

@@ -91,6 +91,12 @@ def test_overall_numbers_make_sense(shared_run, capsys):
         (["knn", "checkpoint=RUN", "data.image_size=64"], ["64", "the encoder takes 16"]),
         (["knn", "checkpoint=RUN", "data.name=images", "data.root=TMP"], ["no labels", "imagefolder"]),
         (["knn", "checkpoint=RUN", "device=tpu9"], ["device=tpu9", "device=cpu"]),
+        (["knn", "checkpoint=RUN", "device=meta"], ["device=meta", "device=cpu"]),
+        (["linear", "checkpoint=RUN", "linear.weight_decays=[inf]"], ["weight_decays=[inf]", "3.4e+38"]),
+        (["linear", "checkpoint=RUN", "linear.learning_rates=[nan]"], ["learning_rates=[nan]", "above 0"]),
+        (["finetune", "checkpoint=RUN", "finetune.learning_rates=[1e300]"], ["=[1e+300]", "3.4e+38"]),
+        (["finetune", "checkpoint=RUN", "finetune.weight_decay=1e300"], ["weight_decay=1e+300", "e+38"]),
+        (["lowshot", "checkpoint=RUN", "lowshot.weight_decay=1e300"], ["weight_decay=1e+300", "e+38"]),
         (["linear", "checkpoint=RUN", "protocol=sgd"], ["linear.protocol='sgd'", "sgd_augmented"]),
         (["stats", "checkpoint=RUN", "finetune.epochs=3"], ["finetune.epochs=3", "setting of finetune"]),
         (["finetune", "checkpoint=RUN", "finetune.learning_rates=[1,0.1]"], ["ascending"]),
@@ -185,7 +191,12 @@ def test_one_class_few_rows_and_nan(new_run, tiny_folder, capsys):
     run = new_run(name="imagefolder", root=str(tiny_folder))
     few = [f"checkpoint={run}", "device=cpu"]
     code, _, err = run_main(capsys, "knn", *few)
-    assert (code, "knn.k=200: the training part has 6" in err) == (2, True)
+    assert (code, "knn.k=20: the training part has 6" in err) == (2, True)
+    code, out, err = run_main(capsys, "knn", *few, "knn.k=[200,5]")
+    told = "knn.k=200: left out, the training part has 6 readable images"
+    assert (code, json.loads(out)["warnings"], f"warning: {told}" in err) == (0, [told], True)
+    assert list(json.loads(out)["scores"]) == ["top1 k=5"]
+    (run / "eval" / "knn.json").unlink()
     code, _, err = run_main(capsys, "lowshot", *few)
     assert (code, "lowshot.labels_per_class=[1]" in err) == (2, True)
 
