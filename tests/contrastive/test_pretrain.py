@@ -642,17 +642,14 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(run, monkeypatch):
     assert (code, err.splitlines()[-1][:17]) == (75, "stopped by SIGINT")
 
 
-def test_too_few_images_for_online_scores_do_not_stop_the_run(run, folder, tmp_path):
-    for number in range(3):
-        path = tmp_path / "few" / f"class-{number}" / "2.png"
-        path.parent.mkdir(parents=True)
-        path.write_bytes((folder / "red" / f"{number}.png").read_bytes())
-    code, result, err = run(
-        f"data.root={tmp_path / 'few'}", "data.global_batch=2", "logging.knn_every_epochs=1"
-    )
+@pytest.mark.parametrize("taken", [0, 36], ids=["nothing to fit on", "nothing to score"])
+def test_too_few_images_for_online_scores_do_not_stop_the_run(run, monkeypatch, taken):
+    parts = torch.arange(taken), torch.arange(taken, 36)
+    monkeypatch.setattr("contrastive.callbacks.online.monitor_split", lambda images: parts)
+    code, result, err = run("logging.knn_every_epochs=1", "logging.probe_every_epochs=1")
     assert code == 0, err
     assert err.count("no online scores: of ") == 1
-    assert "knn/top1" not in result["metrics"]
+    assert not {"knn/top1", "probe/top1"} & set(result["metrics"])
 
 
 def test_a_preempted_run_spends_no_time_on_scores(run, monkeypatch):
