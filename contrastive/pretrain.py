@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import math
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
@@ -75,8 +77,16 @@ RESERVED = {
 """Trainer settings that belong to us, and what to use instead."""
 
 
-PRECISIONS = ("32-true", "32", "bf16-mixed", "16-mixed")
-"""Of the networks; views, similarities and the loss are float32 in each."""
+ALLOWED: dict[str, tuple[Any, ...]] = {
+    # Of the networks; views, similarities and the loss are float32 in each.
+    "precision": ("32-true", "32", "bf16-mixed", "16-mixed", 32),
+    # One process a device, started from the command line: the bank and the checkpoints know no other way.
+    "strategy": ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"),
+    "deterministic": (False, True, "warn", None),
+    "detect_anomaly": (False, True),
+    "gradient_clip_algorithm": ("norm", "value", None),
+}
+"""Of settings that Lightning takes as they come, to fail on them late or not to mind them."""
 
 
 def pretrain(
@@ -164,12 +174,28 @@ def _check_trainer(given: dict[str, Any], profile: bool) -> None:
             raise UserError(f"unknown key 'trainer.{key}'; {nearest(key, sorted(allowed))}")
     if profile and "profiler" in given:
         raise UserError("profile=true is a profiler of its own: drop it or trainer.profiler")
-    for key in ("max_steps", "accumulate_grad_batches", "num_nodes"):
+    for key in ("max_steps", "min_steps", "accumulate_grad_batches", "num_nodes"):
         if key in given and not (type(given[key]) is int and given[key] >= 1):
             raise UserError(f"trainer.{key}={given[key]!r}: a whole number, 1 or more, is needed")
-    precision = str(given.get("precision", "32-true"))
-    if precision not in PRECISIONS:
-        raise UserError(f"trainer.precision={precision}: allowed are {', '.join(PRECISIONS)}")
+    clip = given.get("gradient_clip_val")
+    if clip is not None and not (type(clip) in (int, float) and 0 <= clip < math.inf):
+        raise UserError(
+            f"trainer.gradient_clip_val={clip!r}: a number, 0 or more, is needed; 0 clips nothing"
+        )
+    for key, allowed_values in ALLOWED.items():
+        if key in given and given[key] not in allowed_values:
+            raise UserError(f"trainer.{key}={given[key]}: allowed are {', '.join(map(str, allowed_values))}")
+    _check_launcher(given.get("num_nodes", 1))
+
+
+def _check_launcher(num_nodes: int) -> None:
+    """Without one a process would wait for ever for those of the other nodes."""
+    launched = SLURMEnvironment.detect() or TorchElasticEnvironment.detect() or "NODE_RANK" in os.environ
+    if num_nodes > 1 and not launched:
+        raise UserError(
+            f"trainer.num_nodes={num_nodes}: nothing says which node this is; start it on each by SLURM "
+            "(scripts/slurm.sbatch), by torchrun, or with NODE_RANK, MASTER_ADDR and MASTER_PORT set"
+        )
 
 
 def _build_module(config: PretrainConfig, plan: Plan, images: Images, run_dir: Path) -> ContrastiveModule:
