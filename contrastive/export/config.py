@@ -57,3 +57,5 @@ class ExportConfig:
                 f"{given}: format={self.format} is written to a file that ends in {' or '.join(suffixes)}, "
                 f"e.g. out=encoder{suffixes[0]}"
             )
+        if "\0" in self.out:
+            raise ValueError(f"out={self.out!r}: no name of a file has a NUL; leave it out")

@@ -29,7 +29,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
     Raises:
         UserError: no encoder there, a format its network does not have, a package that is missing, a place
-            that cannot be written.
+            that cannot be written, or the encoder itself as that place.
     """
     checkpoint = resolve(config.checkpoint)
     file = checkpoint.encoder
@@ -42,6 +42,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     source = Source(encoder, meta, file, sha256, checkpoint.run)
     out = Path(config.out).expanduser()
+    if out.resolve() == file.resolve():
+        raise UserError(f"out={config.out}: is the encoder itself; give another name")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         for path in (out, card_of(out)):

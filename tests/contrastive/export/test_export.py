@@ -257,6 +257,11 @@ def test_a_copy_that_computes_something_else_is_never_written(command, tmp_path,
         (["checkpoint=RUN", "format=embeddings", "out=/proc/x/e.npz"], ["/proc/x", "cannot be written"]),
         (["checkpoint=RUN", "format=embeddings", "out=TMP/e.npz", "part=all"], ["part", "all", "train"]),
         (["checkpoint=timm:resnet18", "format=onnx", "out=e.onnx"], ["timm:resnet18", "a run directory"]),
+        (["checkpoint=RUN", "format=onnx", 'out="a\\0b.onnx"'], ["a\\x00b.onnx", "NUL"]),
+        (
+            ["checkpoint=RUN", "format=torchvision", "out=RUN/../run/encoder.safetensors"],
+            ["is the encoder itself"],
+        ),
         (["RUN"], ["key=value"]),
     ],
 )
