@@ -127,6 +127,7 @@ class KnnConfig:
         if not self.k or min(self.k) < 1:
             raise ValueError(f"knn.k={self.k}: one or more numbers of neighbours are needed, each 1 or more")
         check_above_zero("knn.temperature", self.temperature, "; 0.07 is usual")
+        check_range("knn.temperature", self.temperature, 1e-6)  # float32 has few numbers below
 
 
 @dataclass

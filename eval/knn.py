@@ -67,7 +67,7 @@ def knn_votes(
         temperature: Above 0.
 
     Returns:
-        Votes scaled by exp(-1 / temperature), so that none overflows.
+        Votes, scaled so that the nearest row's is 1: at no temperature all of them vanish, or one overflows.
 
     Raises:
         ValueError: a k outside [1, n].
@@ -81,7 +81,7 @@ def knn_votes(
     for query in torch.split(F.normalize(test), _BATCH):
         outside = labels.new_full((len(query),), -1)  # a query is no row of the bank
         found = search.search(query, outside, max(ks), admissible=admissible)
-        weight = ((found.similarity - 1) / temperature).exp()
+        weight = ((found.similarity - found.similarity[:, :1]) / temperature).exp()
         votes = weight.new_zeros(len(ks), len(query), num_classes)
         for vote, k in zip(votes, ks, strict=True):
             vote.scatter_add_(1, labels[found.slots[:, :k]], weight[:, :k])

@@ -33,6 +33,18 @@ def test_temperature_decides_between_near_and_many():
     assert (sharp, flat) == (0, 1)
 
 
+def test_at_the_lowest_temperature_the_nearest_decides(clusters):
+    """Where the votes of all neighbours would vanish in float32, and the first class win."""
+    from eval.knn import knn_votes
+
+    train, test = clusters.train.take(torch.arange(150)), clusters.test.take(torch.arange(60))
+    votes = knn_votes(train.features, train.labels, test.features, 6, ks=[5], temperature=1e-6)
+    wanted = knn_predict(
+        train.features.double().numpy(), train.labels.numpy(), test.features.double().numpy(), 1, 1.0
+    )
+    assert votes[0].argmax(1).tolist() == wanted
+
+
 def test_online_equals_offline_exactly(clusters):
     from eval.config import EvalConfig
     from eval.knn import score
