@@ -44,6 +44,8 @@ def _enter(rank, function, world, folder, arguments):
         world_size=world,
         timeout=timedelta(seconds=60),
     )
+    # A rank that ends while another still connects would be reported in place of what went wrong.
+    dist.barrier()
     result = function(rank, *arguments)
     torch.save(result, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
