@@ -331,9 +331,9 @@ class WandbConfig:
 
     Attributes:
         mode: ``auto`` (online when logged in, otherwise off), ``online``, ``offline`` or ``disabled``.
-        project: Project name.
+        project: Project name; at most 128 characters, none of ``/\\#?%:`` (W&B's rule).
         entity: Team or user; None is the account's default.
-        tags: Shown beside the run.
+        tags: Shown beside the run; of 1 to 64 characters each (W&B's rule).
     """
 
     mode: str = "auto"
@@ -343,6 +343,15 @@ class WandbConfig:
 
     def __post_init__(self) -> None:
         check_choice("logging.wandb.mode", self.mode, ("auto", "online", "offline", "disabled"))
+        if len(self.project) > 128 or set(self.project) & set("/\\#?%:"):
+            raise ValueError(
+                f"logging.wandb.project={self.project!r}: allowed are up to 128 characters, none of /\\#?%:"
+            )
+        for tag in self.tags:
+            if not 1 <= len(tag) <= 64:
+                raise ValueError(
+                    f"logging.wandb.tags: {tag!r} has {len(tag)} characters; allowed are 1 to 64"
+                )
 
 
 @dataclass
@@ -439,7 +448,7 @@ def load_saved(schema: type[Schema], path: Path) -> Schema:
     layer.pop("provenance", None)
     try:
         return _checked(schema, layer)
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         message = _explain(error, schema) if isinstance(error, OmegaConfBaseException) else str(error)
         raise UserError(f"{path}: {message}") from error
 

@@ -73,6 +73,8 @@ def test_a_users_file_builds_on_a_shipped_recipe_and_on_its_neighbours(config, t
         ("data.mean=[1,2]", ["data.mean=[1.0, 2.0]", "three"]),
         ("bank.kind=queue", ["bank.capacity", "65536"]),
         ("mining.overlap=true", ["mining.query=stored"]),
+        ("logging.wandb.project='a/b?c'", ["logging.wandb.project='a/b?c'", "none of"]),
+        (f"logging.wandb.tags=[ok,{'t' * 65}]", ["logging.wandb.tags", "65 characters", "1 to 64"]),
     ],
 )
 def test_wrong_input_is_refused_with_the_remedy(config, override, parts):
