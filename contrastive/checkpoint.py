@@ -166,9 +166,15 @@ def remove_stale(checkpoints: Path) -> None:
 
 def _steps(checkpoints: Path) -> list[tuple[int, Path]]:
     """Step and path of every checkpoint, oldest first; nothing is verified."""
-    if not checkpoints.is_dir():
+    try:
+        entries = list(os.scandir(checkpoints))
+    except FileNotFoundError:
         return []
-    matches = [(_STEP.fullmatch(entry.name), Path(entry.path)) for entry in os.scandir(checkpoints)]
+    except OSError as error:
+        raise UserError(
+            f"{checkpoints}: the folder of checkpoints cannot be read ({error.strerror}); mend that first"
+        ) from error
+    matches = [(_STEP.fullmatch(entry.name), Path(entry.path)) for entry in entries]
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 

@@ -40,6 +40,18 @@ MAY_CHANGE = (
 )
 """Settings that may differ when a run goes on; any other would make it another run."""
 
+FILES = (
+    "metrics.csv",
+    "encoder.safetensors",
+    "mined.csv",
+    "views.png",
+    "bank.png",
+    "corrupt.csv",
+    "summary.json",
+    "checkpoints/last",
+)
+"""What a run writes beside its config, manifest and checkpoints."""
+
 
 def look_at(
     run_dir: Path, config: PretrainConfig, images: Images, steps: int
@@ -62,6 +74,7 @@ def look_at(
         summary = _read_summary(run_dir / "summary.json")
         if summary.get("steps", -1) >= steps:
             return summary, None
+    _check_entries(run_dir)
     checkpoint = latest_valid(run_dir / "checkpoints")
     if checkpoint is None and any((run_dir / "checkpoints").glob("step-*")):
         raise UserError(
@@ -93,6 +106,17 @@ def _check_writable(run_dir: Path) -> None:
         raise UserError(
             f"run directory {run_dir}: {parent} is not a writable folder; set run.root or run.name"
         )
+
+
+def _check_entries(run_dir: Path) -> None:
+    """What the run is going to write must not be there as something that it cannot take the place of."""
+    for name in FILES:
+        path = run_dir / name
+        if os.path.lexists(path) and not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
+            raise UserError(
+                f"{path}: the run writes this file; what is there is none, or lacks the right to be read "
+                "and written; move it away, or choose another run.name"
+            )
 
 
 def _check_same_run(run_dir: Path, config: PretrainConfig, images: Images) -> None:

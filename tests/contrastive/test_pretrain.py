@@ -671,3 +671,41 @@ def test_a_preempted_run_spends_no_time_on_scores(run, monkeypatch):
     code, result, _ = run("logging.knn_every_epochs=1")
     assert (code, result["steps"]) == (75, 1)
     assert not {"knn/top1", "probe/top1"} & set(result["metrics"])
+
+
+def test_odd_entries_of_a_run_are_refused_by_name_before_a_step_is_taken(run, tmp_path):
+    run("trainer.max_steps=2")
+    run_dir = tmp_path / "runs" / "tiny"
+    for name in (
+        "metrics.csv",
+        "encoder.safetensors",
+        "mined.csv",
+        "bank.png",
+        "corrupt.csv",
+        "checkpoints/last",
+    ):
+        path, kept = run_dir / name, tmp_path / "kept"
+        if path.exists():
+            path.rename(kept)
+        path.mkdir()
+        code, _, err = run()
+        assert (code, f"{path}: the run writes this file" in err) == (2, True), err
+        path.rmdir()
+        if kept.exists():
+            kept.rename(path)
+    (run_dir / "views.png").unlink()
+    (run_dir / "views.png").symlink_to(tmp_path / "nowhere" / "views.png")
+    assert "views.png: the run writes this file" in run()[2]
+    (run_dir / "views.png").unlink()
+    (run_dir / "checkpoints").rename(tmp_path / "moved")
+    (run_dir / "checkpoints").write_text("")
+    code, _, err = run()
+    assert (code, "checkpoints: the folder of checkpoints cannot be read" in err) == (2, True), err
+    (run_dir / "checkpoints").unlink()
+    (tmp_path / "moved").rename(run_dir / "checkpoints")
+    text = (run_dir / "config.yaml").read_text()
+    (run_dir / "config.yaml").write_text(re.sub(r"(?m)^trainer:\n(  .*\n)+", "trainer: [1]\n", text))
+    code, _, err = run()
+    assert (code, "config.yaml: Cannot merge" in err) == (2, True), err
+    (run_dir / "config.yaml").write_text(text)
+    assert run("trainer.max_steps=3")[0] == 0
