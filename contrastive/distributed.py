@@ -77,8 +77,8 @@ def gather_with_grad(rows: Float[Tensor, "b d"], sizes: Sequence[int] | None = N
     return gathered
 
 
-def all_true(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
-    """Whether ``flag`` holds on every rank; the same answer everywhere, on the flag's device."""
+def all_true(flag: Bool[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    """Whether ``flag`` holds on every rank, each of several by itself; the same everywhere, on its device."""
     if world_size() == 1:
         return flag
     note_entry()

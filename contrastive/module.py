@@ -44,13 +44,17 @@ class Diverged(RuntimeError):
     Args:
         reason: What was seen.
         since: Optimizer steps done when the weights were still good; they were not after one step more.
+        remedy: What to do.
     """
 
-    def __init__(self, reason: str, since: int) -> None:
-        super().__init__(
-            f"{reason}. Lower optimizer.base_lr, lengthen schedule.warmup_epochs, or set "
-            "trainer.gradient_clip_val=1"
-        )
+    def __init__(
+        self,
+        reason: str,
+        since: int,
+        remedy: str = "Lower optimizer.base_lr, lengthen schedule.warmup_epochs, or set "
+        "trainer.gradient_clip_val=1",
+    ) -> None:
+        super().__init__(f"{reason}. {remedy}")
         self.since = since
 
 
@@ -88,6 +92,9 @@ class ContrastiveModule(pl.LightningModule):
     patience = 3
     """Optimizer steps in a row with a loss that is not finite before the run stops."""
 
+    idle_patience = 100
+    """Likewise, without a negative for any query; in a run of shorter epochs, those of one."""
+
     def __init__(
         self,
         config: PretrainConfig,
@@ -124,8 +131,9 @@ class ContrastiveModule(pl.LightningModule):
         self.diagnostics: dict[str, Tensor] = {}
         self.last: Mined | None = None
         self._unwritten: list[tuple[Tensor, Tensor]] = []
-        self._finite: list[Arriving] = []
-        self._skipped_in_a_row = 0
+        self._flags: list[Arriving] = []
+        self._skipped_in_a_row = self._idle_in_a_row = 0
+        self._said_idle = False
         self.skipped_steps = 0
         self._saved_miner: dict[str, Any] | None = None
         self._loader: Any = None
@@ -204,7 +212,8 @@ class ContrastiveModule(pl.LightningModule):
             loss = (loss + self._compare(query_2, key_1, negatives, batch.ids)[0]) / 2
         self.last = Mined(batch.ids, query.detach(), negatives)
         self._unwritten.append((batch_keys, batch_ids))
-        self._finite.append(Arriving(all_true(torch.isfinite(loss.detach()))))
+        idle = diagnostics["effective_negatives"] == 0
+        self._flags.append(Arriving(all_true(torch.stack([torch.isfinite(loss.detach()), idle]))))
         self.diagnostics = {"loss": loss.detach(), **diagnostics}
         return loss
 
@@ -220,7 +229,7 @@ class ContrastiveModule(pl.LightningModule):
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         nothing = torch.zeros(0, self.config.encoder.projector_dim, device=self.device)
         self._unwritten.append((nothing, batch.ids[:0]))
-        self._finite.append(Arriving(torch.ones((), dtype=torch.bool, device=self.device)))
+        self._flags.append(Arriving(torch.tensor([True, False], device=self.device)))
         return torch.stack([weight.sum() * 0 for weight in weights]).sum()
 
     def _compare(
@@ -262,7 +271,8 @@ class ContrastiveModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Skip the step on every rank if any rank's loss is not finite: weights without a gradient stay."""
-        self._step_is_sound = all(map(bool, self._finite))
+        finite, idle = zip(*(flags.read() for flags in self._flags), strict=True)
+        self._step_is_sound, self._step_is_idle = all(finite), all(idle)
         if not self._step_is_sound:
             optimizer.zero_grad(set_to_none=True)
 
@@ -270,11 +280,12 @@ class ContrastiveModule(pl.LightningModule):
         """The optimizer's step, then the key network's, then the bank's."""
         step = self.global_step
         super().optimizer_step(*args, **kwargs)
-        unwritten, self._unwritten, self._finite = self._unwritten, [], []
+        unwritten, self._unwritten, self._flags = self._unwritten, [], []
         if not self._step_is_sound:
             self._count_skipped(step)
             return
         self._skipped_in_a_row = 0
+        self._count_idle(step)
         sizes = self.config.encoder
         momentum = momentum_at(step, self.plan.total_steps, sizes.momentum, sizes.momentum_end)
         for follow in self._follow:
@@ -290,6 +301,32 @@ class ContrastiveModule(pl.LightningModule):
                 f"the loss was not finite {self.patience} optimizer steps in a row, the last is step {step}",
                 since=step - self.patience,
             )
+
+    def _count_idle(self, step: int) -> None:
+        """Without negatives nothing is learnt: said when first seen, and a reason to stop if it stays so."""
+        self._idle_in_a_row = self._idle_in_a_row + 1 if self._step_is_idle else 0
+        patience = min(self.idle_patience, self.plan.steps_per_epoch)
+        if self._idle_in_a_row == patience:
+            raise Diverged(
+                f"no query had a negative for {patience} optimizer steps, the last is step {step}",
+                since=step - patience + 1,
+                remedy=self._what_drops(),
+            )
+        if self._step_is_idle and not self._said_idle:
+            self._said_idle = True
+            logger.warning(
+                "no query of step %d has a negative: nothing is learnt. %s", step, self._what_drops()
+            )
+
+    def _what_drops(self) -> str:
+        """Which filters leave no negatives."""
+        shares = {name: float(share) for name, share in self.miner.metrics().items() if "/drop_" in name}
+        drops = [
+            f"mining.{name.partition('drop_')[2]} drops {share:.1%}"
+            for name, share in shares.items()
+            if share
+        ]
+        return f"Of the bank's rows {', '.join(drops) or 'none is another image'}; loosen that, in a new run"
 
     @property
     def in_doubt(self) -> bool:
@@ -337,20 +374,21 @@ class ContrastiveModule(pl.LightningModule):
 
 
 class Arriving:
-    """A flag on its way from the device; reading it waits for what the device was given before it alone.
+    """Flags on their way from the device; reading them waits for what the device was given before them alone.
 
-    Made right after the loss and read after the backward pass was started, it never leaves a GPU idle:
+    Made right after the loss and read after the backward pass was started, they never leave a GPU idle:
     while the host learns that it may take the step, the device still has the backward pass to do.
     """
 
-    def __init__(self, flag: Bool[Tensor, ""]) -> None:
-        self._flag = flag.to("cpu", non_blocking=True)
-        self._arrival = torch.cuda.current_stream(flag.device).record_event() if flag.is_cuda else None
+    def __init__(self, flags: Bool[Tensor, " f"]) -> None:
+        self._flags = flags.to("cpu", non_blocking=True)
+        self._arrival = torch.cuda.current_stream(flags.device).record_event() if flags.is_cuda else None
 
-    def __bool__(self) -> bool:
+    def read(self) -> list[bool]:
+        """The flags, once they are here."""
         if self._arrival is not None:
             self._arrival.synchronize()
-        return bool(self._flag)
+        return list(map(bool, self._flags))
 
 
 def compiler(setting: str, device: torch.device) -> str | None:

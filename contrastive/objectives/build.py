@@ -35,7 +35,8 @@ class Objective:
 
     Attributes:
         name: As in the config.
-        loss: ``(query, key, negatives) -> (loss, diagnostics)``, and what ``inputs`` adds.
+        loss: ``(query, key, negatives) -> (loss, diagnostics)``, and what ``inputs`` adds; diagnostics are
+            those of ``Logits`` and others.
         inputs: Further arguments of ``loss`` for the images and the step at hand.
         in_batch: The batch makes its own negatives (``nt_xent``): the key must carry gradient, come from the
             query's network, and there is nothing to mine.

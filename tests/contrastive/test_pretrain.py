@@ -125,6 +125,17 @@ def test_a_run_shorter_than_the_interval_still_says_how_it_ended(run, tmp_path):
     assert "interval" not in err
 
 
+def test_a_run_without_negatives_says_which_filter_drops_them_and_stops(run):
+    code, result, err = run("mining.relative_margin=50")
+    assert code == 3
+    assert not result["finished"]
+    assert (
+        err.count("has a negative: nothing is learnt. Of the bank's rows mining.relative_margin drops 100")
+        == 1
+    )
+    assert "stopped: no query had a negative for 4 optimizer steps" in err
+
+
 def test_a_finished_run_is_not_repeated(run, tmp_path):
     _, first, _ = run()
     before = (tmp_path / "runs/tiny/encoder.safetensors").stat().st_mtime_ns
@@ -598,7 +609,8 @@ def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
             in_batch = neighbour = False
 
             def __call__(self, query, key, negatives, **_):
-                return (query - key).square().sum(1).mean(), {}
+                loss = (query - key).square().sum(1).mean()
+                return loss, {"effective_negatives": torch.ones(())}
 
         return Alignment()
 
