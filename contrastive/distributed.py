@@ -45,7 +45,7 @@ def gather_sizes(rows: int, device: torch.device) -> list[int]:
         return [rows]
     note_entry()
     sizes = torch.empty(world_size(), dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(sizes, torch.tensor([rows], dtype=torch.int64, device=device))
+    _gather_single(sizes, torch.tensor([rows], dtype=torch.int64, device=device))
     return [int(size) for size in sizes.tolist()]
 
 
@@ -148,13 +148,19 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def _gather_single(gathered: Tensor, rows: Tensor) -> None:
+    # The name in later releases of torch, which warn of the one in earlier ones.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(gathered, rows)
+
+
 def _gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     note_entry()
     longest = max(sizes)
     boolean = rows.dtype == torch.bool  # not every backend moves booleans
     padded = _pad(rows.to(torch.uint8) if boolean else rows, longest)
     gathered = padded.new_empty(len(sizes) * longest, *rows.shape[1:])
-    dist.all_gather_into_tensor(gathered, padded)
+    _gather_single(gathered, padded)
     if min(sizes) < longest:
         gathered = gathered[_occupied(sizes, longest, rows.device)]
     return gathered.bool() if boolean else gathered

@@ -1,6 +1,7 @@
 """Run a function in several gloo processes; a time-out or a failure in any of them fails the test."""
 
 import time
+import warnings
 from datetime import timedelta
 
 import torch
@@ -37,6 +38,7 @@ def run_ranks(function, tmp_path, *arguments, world=2, limit_s=90):
 
 def _enter(rank, function, world, folder, arguments):
     torch.set_num_threads(1)
+    warnings.simplefilter("error", FutureWarning)  # as in the tests' own process
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",
