@@ -7,7 +7,8 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,7 +50,15 @@ from contrastive.logging.progress import progress_bar
 from contrastive.logging.throughput import Throughput
 from contrastive.logging.wandb_logger import alert, build_wandb, finish_wandb
 from contrastive.module import ContrastiveModule, Diverged
-from contrastive.run_dir import hold, is_first_rank, look_at, note_unreadable, prepare, write_atomically
+from contrastive.run_dir import (
+    check_writable,
+    hold,
+    is_first_rank,
+    look_at,
+    note_unreadable,
+    prepare,
+    write_atomically,
+)
 from contrastive.slurm import requeue
 from memory_bank.miner import build_miner
 
@@ -131,10 +140,12 @@ def pretrain(
         wait_for_all()
         return code, None
     with hold(run_dir):
-        prepare(run_dir, config, images)
+        with _room_for(run_dir):
+            prepare(run_dir, config, images)
         trainer.loggers = _build_loggers(config, run_dir)
         code, seconds = _fit(trainer, module, checkpoint, saving, preemption)
-        summary = _finish(config, module, trainer, run_dir, seconds, code, steps)
+        with _room_for(run_dir):
+            summary = _finish(config, module, trainer, run_dir, seconds, code, steps)
         if preemption.stopped_by == "SIGUSR1" and config.run.requeue:
             requeue()
         wait_for_all()
@@ -199,11 +210,6 @@ def _check_launcher(num_nodes: int) -> None:
 
 
 def _build_module(config: PretrainConfig, plan: Plan, images: Images, run_dir: Path) -> ContrastiveModule:
-    torch.manual_seed(config.run.seed)
-    encoder = build_encoder(config.encoder, config.data.image_size)
-    if config.encoder.weights is not None:
-        load_weights(encoder, Path(config.encoder.weights))
-
     def note_corrupt(row: int, reason: str) -> None:
         note_unreadable(run_dir / "corrupt.csv", row, images.key(row), reason)
 
@@ -223,7 +229,17 @@ def _build_module(config: PretrainConfig, plan: Plan, images: Images, run_dir: P
         )
 
     labels = images.labels if config.objective.name == "supcon" else None
-    return ContrastiveModule(config, plan, encoder, loader, labels, numbering=images.numbering())
+    torch.manual_seed(config.run.seed)
+    try:
+        encoder = build_encoder(config.encoder, config.data.image_size)
+        if config.encoder.weights is not None:
+            load_weights(encoder, Path(config.encoder.weights))
+        return ContrastiveModule(config, plan, encoder, loader, labels, numbering=images.numbering())
+    except RuntimeError as error:  # torch's word for too little memory, and for sizes beyond counting
+        raise UserError(
+            f"encoder: the networks cannot be made ({str(error).splitlines()[0]}); lower encoder.width, "
+            "encoder.projector_hidden or encoder.predictor_hidden"
+        ) from error
 
 
 def _build_saving(config: PretrainConfig, module: ContrastiveModule, run_dir: Path) -> SaveCheckpoint:
@@ -371,6 +387,18 @@ def _fit(
     return code, time.monotonic() - started
 
 
+@contextmanager
+def _room_for(run_dir: Path) -> Iterator[None]:
+    """Where the run's own files are written: a disk that is full is for the user to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{run_dir}: cannot be written ({error.strerror or error}); free some space, then the same "
+            "command goes on from the last checkpoint"
+        ) from error
+
+
 def _finish(
     config: PretrainConfig,
     module: ContrastiveModule,
@@ -414,6 +442,7 @@ def _peak_memory(device: torch.device) -> int:
 
 def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
     """Two steps in a folder that is thrown away; the second step's time stands for all."""
+    check_writable(Path(config.run.root) / config.run.name)
     with tempfile.TemporaryDirectory(prefix="contrastive-dry-run-") as scratch:
         images, plan = _open(config)
         run_dir = Path(scratch)

@@ -62,7 +62,7 @@ def look_at(
         UserError: not writable, not a run directory, another run's, or changed data.
     """
     refuse_unsafe_loading()
-    _check_writable(run_dir)
+    check_writable(run_dir)
     if not is_first_rank():
         # The first judges the directory; the others must not wait for it where nothing is left to do.
         summary = _read_summary(run_dir / "summary.json")
@@ -98,7 +98,8 @@ def is_first_rank() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _check_writable(run_dir: Path) -> None:
+def check_writable(run_dir: Path) -> None:
+    """Raise UserError where the run's directory could not be made or written."""
     parent = run_dir
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent

@@ -499,6 +499,19 @@ def test_settings_that_fail_late_are_refused_early(run, tmp_path, override):
     assert not (tmp_path / "runs").exists()
 
 
+def test_networks_that_do_not_fit_into_memory_are_refused(run, tmp_path, monkeypatch):
+    from contrastive import pretrain
+
+    def build(config, image_size):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nmore")
+
+    monkeypatch.setattr(pretrain, "build_encoder", build)
+    code, _, err = run()
+    assert code == 2
+    assert "can't allocate memory); lower encoder.width" in err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_damaged_files_of_a_run_are_named_or_done_without(run, tmp_path):
     run("trainer.max_steps=4", "run.checkpoint_every=2")
     run_dir = tmp_path / "runs" / "tiny"
@@ -578,7 +591,9 @@ def test_files_added_or_removed_are_gone_on_with_without_the_old_bank(run, folde
     assert "restore the images" in err
 
 
-@pytest.mark.parametrize("override", ["mining.index=garbage", "bank.device=accelerator"])
+@pytest.mark.parametrize(
+    "override", ["mining.index=garbage", "bank.device=accelerator", "run.root=/dev/null"]
+)
 def test_a_dry_run_refuses_what_a_run_would(run, override):
     code, _, err = run("--dry-run", "mining.backend=faiss", override)
     assert code == 2

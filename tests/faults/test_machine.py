@@ -22,8 +22,9 @@ def test_disk_that_stays_full_leaves_the_checkpoint_before(lab, whole):
     from contrastive.checkpoint import latest_valid
 
     ended = lab.run("full", faults=[["limit_files", 20_000, 6, 99]])
-    assert ended.codes == [1]
-    assert "File too large" in ended.err[0]
+    assert ended.codes == [2]
+    assert "cannot be written (File too large); free some space" in ended.err[0]
+    assert "Traceback" not in ended.err[0]
     newest = latest_valid(lab.folder / "runs" / "full" / "checkpoints")
     assert newest is not None
     assert newest.name == "step-4"
