@@ -53,7 +53,11 @@ class RunConfig:
         check_range("run.checkpoint_every", self.checkpoint_every, 1)
         check_range("run.keep_last", self.keep_last, 1)
         check_range("run.hang_s", self.hang_s, 1)
-        if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+        if (
+            not self.name
+            or Path(self.name).is_absolute()
+            or {"..", "\0"} & {*Path(self.name).parts, *self.name}
+        ):
             raise ValueError(f"run.name={self.name!r}: a relative name inside run.root is needed")
 
 
@@ -232,7 +236,7 @@ class EncoderConfig:
         for name in ("width", "projector_hidden", "projector_dim"):
             check_range(f"encoder.{name}", getattr(self, name), 1, 65_536)
         check_range("encoder.projector_layers", self.projector_layers, 1, 16)
-        check_range("encoder.predictor_hidden", self.predictor_hidden, 0)
+        check_range("encoder.predictor_hidden", self.predictor_hidden, 0, 65_536)
         check_range("encoder.momentum", self.momentum, 0, 1)
         check_range("encoder.momentum_end", self.momentum_end, 0, 1)
         if self.name == "resnet50" and self.width != 64:
@@ -424,9 +428,10 @@ def load_config(schema: type[Schema], folder: str, recipe: str, overrides: Seque
     try:
         layers.append(_from_dotlist(values))
         return _checked(schema, *layers)
-    except OmegaConfBaseException as error:
-        raise UserError(_explain(error, schema)) from error
-    except (ValueError, TypeError) as error:
+    except (OmegaConfBaseException, TypeError) as error:
+        where = "" if getattr(error, "full_key", None) else f"{_culprit(schema, values) or recipe}: "
+        raise UserError(where + _explain(error, schema)) from error
+    except ValueError as error:
         raise UserError(str(error)) from error
 
 
@@ -476,6 +481,16 @@ def _checked(schema: type[Schema], *layers: DictConfig) -> Schema:
     OmegaConf.resolve(given)
     config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
     return config  # type: ignore[no-any-return]
+
+
+def _culprit(schema: type, values: list[str]) -> str | None:
+    """The override that the schema refuses by itself, for errors that do not say where they come from."""
+    for value in values:
+        try:
+            OmegaConf.merge(OmegaConf.structured(schema), _from_dotlist([value]))
+        except (OmegaConfBaseException, TypeError):
+            return value
+    return None
 
 
 def _from_dotlist(values: list[str]) -> DictConfig:
@@ -578,12 +593,14 @@ def _keys(schema: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def _explain(error: OmegaConfBaseException, schema: type) -> str:
-    key = error.full_key or ""
-    reason = str(error.msg or error).splitlines()[0]
+def _explain(error: OmegaConfBaseException | TypeError, schema: type) -> str:
+    key = getattr(error, "full_key", None) or ""
+    reason = str(getattr(error, "msg", None) or error).splitlines()[0]
     if key and key not in _keys(schema):
         group = key.rpartition(".")[0]
         return f"unknown key {key!r}; " + nearest(key, _keys(schema), group)
+    if "is not a ListConfig" in reason:
+        reason = f"a list is needed, e.g. {key}=[1,2]"
     return f"{key}: {reason}" if key else reason
 
 

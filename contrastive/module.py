@@ -52,7 +52,7 @@ class Diverged(RuntimeError):
         reason: str,
         since: int,
         remedy: str = "Lower optimizer.base_lr, lengthen schedule.warmup_epochs, or set "
-        "trainer.gradient_clip_val=1",
+        "trainer.gradient_clip_val=1; where strengths of augment are unusual, lower those",
     ) -> None:
         super().__init__(f"{reason}. {remedy}")
         self.since = since

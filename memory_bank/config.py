@@ -88,7 +88,7 @@ class MiningConfig:
         num_hard: Hard negatives per query.
         num_uniform: Uniformly drawn rows, shared by the batch.
         skip_top: Fraction of the closest rows left out; None takes ``class_prior``: the closest rows
-            are mostly the same class. 0 is off.
+            are mostly the same class. 0 is off; no more than leaves ``num_hard``.
         band: ``[low, high]``: hard negatives come from these ranks, as fractions.
         band_end: Where ``band`` has moved by ``band_steps`` (linear; Ring, arXiv:2010.02037); None stays.
         band_steps: Optimizer steps of that move.

@@ -146,5 +146,8 @@ def _source(data: DataConfig) -> Source:
 
 def _root(data: DataConfig) -> Path:
     if not data.root:
-        raise UserError(f"data.root is not set, data.name={data.name} needs a folder; add data.root=PATH")
+        raise UserError(
+            f"data.root is not set (~ alone is yaml for that), data.name={data.name} needs a folder; "
+            "add data.root=PATH"
+        )
     return Path(data.root).expanduser()

@@ -138,7 +138,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: it lets a weight file run code; unset it, or convert "
             f"{path} to safetensors"
         )
-    if path.suffix not in (".pth", ".pt", ".bin", ".tar"):
+    if path.exists() and path.suffix not in (".pth", ".pt", ".bin", ".tar"):
         raise UserError(f"{path}: allowed are files in .safetensors, .pth, .pt, .bin or .tar")
     try:
         body = torch.load(path, map_location="cpu", weights_only=True)

@@ -106,6 +106,11 @@ def build_objective(
     if config.name in ("debiased", "hcl"):
         return _build_debiased(config, mining)
     if config.name == "nt_xent":
+        if mining.query == "stored":
+            raise UserError(
+                "mining.query=stored looks up what objective.name=nt_xent does not use, its batch being its "
+                "negatives; use mining.query=fresh"
+            )
         return Objective("nt_xent", partial(nt_xent, temperature=temperature), in_batch=True)
     if config.name == "nnclr":
         return Objective("nnclr", partial(nnclr, temperature=temperature), neighbour=True)

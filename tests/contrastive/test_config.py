@@ -70,6 +70,10 @@ def test_a_users_file_builds_on_a_shipped_recipe_and_on_its_neighbours(config, t
         ("epochs", ["'epochs'", "key=value"]),
         ("encoder.batch_norm=splitt", ["encoder.batch_norm='splitt'", "plain, split, shuffle, sync"]),
         ("run.name=../elsewhere", ["../elsewhere", "run.root"]),
+        ('run.name="a\\0b"', ["run.name='a\\x00b'", "run.root"]),
+        ("data.mean[0]=1", ["data.mean[0]=1: Cannot merge"]),
+        ("data.mean=5", ["data.mean: a list is needed, e.g. data.mean=[1,2]"]),
+        ("encoder.predictor_hidden=2000000000", ["predictor_hidden=2000000000", "0 to 65536"]),
         ("data.mean=[1,2]", ["data.mean=[1.0, 2.0]", "three"]),
         ("bank.kind=queue", ["bank.capacity", "65536"]),
         ("mining.overlap=true", ["mining.query=stored"]),
@@ -82,6 +86,12 @@ def test_wrong_input_is_refused_with_the_remedy(config, override, parts):
         load(config, override)
     for part in parts:
         assert part in str(error.value)
+
+
+def test_a_yaml_file_with_a_number_for_a_group_is_named(config, tmp_path):
+    (tmp_path / "five.yaml").write_text("data: 5\n")
+    with pytest.raises(config.UserError, match=r"five.yaml: .*DataConfig"):
+        load(config, "schedule.epochs=9", recipe=str(tmp_path / "five.yaml"))
 
 
 def test_an_unknown_recipe_names_the_nearest(config):

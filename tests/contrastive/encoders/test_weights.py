@@ -263,7 +263,7 @@ def test_a_broken_pth(content, tmp_path):
         load_weights(fresh("resnet10", width=8), tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("name", ["missing.safetensors", "missing.pth"])
+@pytest.mark.parametrize("name", ["missing.safetensors", "missing.pth", "missing"])
 def test_a_missing_file(name, tmp_path):
     from contrastive.config import UserError
     from contrastive.encoders.weights import load_weights
@@ -276,6 +276,7 @@ def test_another_suffix(tmp_path):
     from contrastive.config import UserError
     from contrastive.encoders.weights import load_weights
 
+    (tmp_path / "w.ckpt").touch()
     with pytest.raises(UserError, match=r"allowed are files in \.safetensors, \.pth"):
         load_weights(fresh("resnet10", width=8), tmp_path / "w.ckpt")
 

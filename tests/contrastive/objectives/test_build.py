@@ -53,6 +53,13 @@ def test_flags():
     assert not build("info_nce").neighbour
 
 
+def test_a_look_up_ahead_for_negatives_of_the_batch_is_refused():
+    from memory_bank.config import MiningConfig
+
+    with pytest.raises(ValueError, match=r"nt_xent does not use.*mining\.query=fresh"):
+        build("nt_xent", MiningConfig(query="stored"))
+
+
 @pytest.mark.parametrize("name", ["debiased", "hcl"])
 def test_corrections_refuse_hard_mining(name):
     from contrastive.config import UserError
