@@ -53,11 +53,9 @@ class RunConfig:
         check_range("run.checkpoint_every", self.checkpoint_every, 1)
         check_range("run.keep_last", self.keep_last, 1)
         check_range("run.hang_s", self.hang_s, 1)
-        if (
-            not self.name
-            or Path(self.name).is_absolute()
-            or {"..", "\0"} & {*Path(self.name).parts, *self.name}
-        ):
+        if "\0" in self.name + self.root:
+            raise ValueError(f"run.root={self.root!r}, run.name={self.name!r}: no file's name can hold \\0")
+        if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             raise ValueError(f"run.name={self.name!r}: a relative name inside run.root is needed")
 
 
@@ -408,6 +406,9 @@ class PretrainConfig:
 
 Schema = TypeVar("Schema")
 
+REFUSALS = (OmegaConfBaseException, TypeError, OverflowError)
+"""What OmegaConf raises on values that do not fit the schema; the checks in it raise ValueError."""
+
 
 def load_config(schema: type[Schema], folder: str, recipe: str, overrides: Sequence[str]) -> Schema:
     """Compose ``recipe`` with ``overrides`` and check the result.
@@ -428,7 +429,7 @@ def load_config(schema: type[Schema], folder: str, recipe: str, overrides: Seque
     try:
         layers.append(_from_dotlist(values))
         return _checked(schema, *layers)
-    except (OmegaConfBaseException, TypeError) as error:
+    except REFUSALS as error:
         where = "" if getattr(error, "full_key", None) else f"{_culprit(schema, values) or recipe}: "
         raise UserError(where + _explain(error, schema)) from error
     except ValueError as error:
@@ -453,9 +454,10 @@ def load_saved(schema: type[Schema], path: Path) -> Schema:
     layer.pop("provenance", None)
     try:
         return _checked(schema, layer)
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        message = _explain(error, schema) if isinstance(error, OmegaConfBaseException) else str(error)
-        raise UserError(f"{path}: {message}") from error
+    except REFUSALS as error:
+        raise UserError(f"{path}: {_explain(error, schema)}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def to_yaml(config: Any) -> str:
@@ -488,7 +490,7 @@ def _culprit(schema: type, values: list[str]) -> str | None:
     for value in values:
         try:
             OmegaConf.merge(OmegaConf.structured(schema), _from_dotlist([value]))
-        except (OmegaConfBaseException, TypeError):
+        except REFUSALS:
             return value
     return None
 
@@ -593,7 +595,7 @@ def _keys(schema: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def _explain(error: OmegaConfBaseException | TypeError, schema: type) -> str:
+def _explain(error: Exception, schema: type) -> str:
     key = getattr(error, "full_key", None) or ""
     reason = str(getattr(error, "msg", None) or error).splitlines()[0]
     if key and key not in _keys(schema):

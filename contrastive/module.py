@@ -93,7 +93,7 @@ class ContrastiveModule(pl.LightningModule):
     """Optimizer steps in a row with a loss that is not finite before the run stops."""
 
     idle_patience = 100
-    """Likewise, without a negative for any query; in a run of shorter epochs, those of one."""
+    """Likewise, without a negative for any query; in a run of fewer than twice as many, half of them."""
 
     def __init__(
         self,
@@ -305,7 +305,7 @@ class ContrastiveModule(pl.LightningModule):
     def _count_idle(self, step: int) -> None:
         """Without negatives nothing is learnt: said when first seen, and a reason to stop if it stays so."""
         self._idle_in_a_row = self._idle_in_a_row + 1 if self._step_is_idle else 0
-        patience = min(self.idle_patience, self.plan.steps_per_epoch)
+        patience = min(self.idle_patience, -(-self.plan.total_steps // 2))
         if self._idle_in_a_row == patience:
             raise Diverged(
                 f"no query had a negative for {patience} optimizer steps, the last is step {step}",

@@ -70,9 +70,10 @@ def test_a_users_file_builds_on_a_shipped_recipe_and_on_its_neighbours(config, t
         ("epochs", ["'epochs'", "key=value"]),
         ("encoder.batch_norm=splitt", ["encoder.batch_norm='splitt'", "plain, split, shuffle, sync"]),
         ("run.name=../elsewhere", ["../elsewhere", "run.root"]),
-        ('run.name="a\\0b"', ["run.name='a\\x00b'", "run.root"]),
+        ('run.name="a\\0b"', ["run.name='a\\x00b'", "no file's name"]),
         ("data.mean[0]=1", ["data.mean[0]=1: Cannot merge"]),
         ("data.mean=5", ["data.mean: a list is needed, e.g. data.mean=[1,2]"]),
+        (f"optimizer.base_lr={'1' * 400}", ["optimizer.base_lr=111", "too large to convert"]),
         ("encoder.predictor_hidden=2000000000", ["predictor_hidden=2000000000", "0 to 65536"]),
         ("data.mean=[1,2]", ["data.mean=[1.0, 2.0]", "three"]),
         ("bank.kind=queue", ["bank.capacity", "65536"]),
@@ -106,6 +107,13 @@ def test_a_saved_config_with_an_interpolation_is_refused(config, tmp_path: Path,
     text = config.to_yaml(load(config)).replace("name: digits", "name: ${oc.env:SECRET}", 1)
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(config.UserError, match="interpolation"):
+        config.load_saved(config.PretrainConfig, tmp_path / "config.yaml")
+
+
+def test_a_saved_number_that_no_float_holds_is_refused(config, tmp_path):
+    text = config.to_yaml(load(config)).replace("min_fill: ", f"min_fill: {'9' * 400} #", 1)
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(config.UserError, match=r"config.yaml: .*too large to convert"):
         config.load_saved(config.PretrainConfig, tmp_path / "config.yaml")
 
 

@@ -133,7 +133,7 @@ def test_a_run_without_negatives_says_which_filter_drops_them_and_stops(run):
         err.count("has a negative: nothing is learnt. Of the bank's rows mining.relative_margin drops 100")
         == 1
     )
-    assert "stopped: no query had a negative for 4 optimizer steps" in err
+    assert "stopped: no query had a negative for 6 optimizer steps" in err
 
 
 def test_a_finished_run_is_not_repeated(run, tmp_path):
