@@ -312,7 +312,7 @@ class ContrastiveModule(pl.LightningModule):
                 since=step - patience + 1,
                 remedy=self._what_drops(),
             )
-        if self._step_is_idle and not self._said_idle:
+        if self._step_is_idle and not self._said_idle and rank() == 0:
             self._said_idle = True
             logger.warning(
                 "no query of step %d has a negative: nothing is learnt. %s", step, self._what_drops()

@@ -80,6 +80,8 @@ class MiningConfig:
 
     Fractions are of the rows admissible for that query (valid, not its own, not too old), rounded up.
     Order: own row and age -> ``false_negative`` -> ``relative_margin`` -> ``skip_top`` -> ``band`` -> draw.
+    The first two filters may leave a query fewer rows than asked for, or none; training that has no negative
+    left for any query says so, and stops (exit code 3) when it stays so.
 
     Attributes:
         method: ``ranked`` draws ``num_hard`` per query from the band and ``num_uniform`` shared by the
