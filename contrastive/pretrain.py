@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,16 +135,17 @@ def pretrain(
     _check_batch_norm(config, trainer)
     _check_mining(config, plan, trainer)
     if not is_first_rank():
-        code, _ = _fit(trainer, module, checkpoint, saving, preemption)
+        code = _fit(trainer, module, checkpoint, saving, preemption)
         wait_for_all()
         return code, None
     with hold(run_dir):
         with _room_for(run_dir):
             prepare(run_dir, config, images)
-        trainer.loggers = _build_loggers(config, run_dir)
-        code, seconds = _fit(trainer, module, checkpoint, saving, preemption)
+        table = MetricsCsv(run_dir)
+        trainer.loggers = [table, *_build_wandb(config, run_dir)]
+        code = _fit(trainer, module, checkpoint, saving, preemption)
         with _room_for(run_dir):
-            summary = _finish(config, module, trainer, run_dir, seconds, code, steps)
+            summary = _finish(config, module, trainer, run_dir, table.seconds, code, steps)
         if preemption.stopped_by == "SIGUSR1" and config.run.requeue:
             requeue()
         wait_for_all()
@@ -346,7 +346,7 @@ def _check_mining(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> No
         raise UserError(f"bank and mining: {error}") from error
 
 
-def _build_loggers(config: PretrainConfig, run_dir: Path) -> list[Logger]:
+def _build_wandb(config: PretrainConfig, run_dir: Path) -> list[Logger]:
     saved = OmegaConf.load(run_dir / "config.yaml")
     wandb = build_wandb(
         config.logging.wandb,
@@ -355,7 +355,7 @@ def _build_loggers(config: PretrainConfig, run_dir: Path) -> list[Logger]:
         OmegaConf.select(saved, "provenance.wandb_id"),
         cast(dict[str, Any], OmegaConf.to_container(saved)),
     )
-    return [MetricsCsv(run_dir), *([wandb] if wandb is not None else [])]
+    return [wandb] if wandb is not None else []
 
 
 def _fit(
@@ -364,8 +364,7 @@ def _fit(
     checkpoint: Path | None,
     saving: SaveCheckpoint,
     preemption: Preemption,
-) -> tuple[int, float]:
-    started = time.monotonic()
+) -> int:
     code = 0
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
@@ -384,7 +383,7 @@ def _fit(
         logger.info("%s", text)
         alert(trainer, "preemption", text)
         code = 75
-    return code, time.monotonic() - started
+    return code
 
 
 @contextmanager

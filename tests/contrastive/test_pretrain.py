@@ -158,6 +158,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, tmp_path):
     assert len(metrics(parts)) == 12  # none twice
 
 
+def test_the_seconds_of_a_resumed_run_are_those_of_all_its_parts(run, tmp_path, monkeypatch):
+    from contrastive.logging.metrics_csv import MetricsCsv
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsCsv, "state_dict", lambda self: {"seconds": 1000.0})  # spent by a first part
+        run("trainer.max_steps=11", "run.checkpoint_every=1")
+    _, result, _ = run()
+    assert result["steps"] == 12
+    assert 1000 < result["metrics"]["seconds"] <= result["seconds"] + 0.05 < 1100
+
+
 def test_a_kill_between_the_last_save_and_its_pointer_is_mended(run, tmp_path):
     run()
     checkpoints = tmp_path / "runs/tiny/checkpoints"
