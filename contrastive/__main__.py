@@ -18,7 +18,7 @@ Without arguments: the digits recipe, which trains in minutes on a laptop.
 
   --config NAME|FILE  a shipped recipe ({recipes}) or a yaml file
   --print-config      print the resolved config and stop
-  --dry-run           build everything, run two steps, estimate time and memory, keep nothing
+  --dry-run           build everything, run a few steps, estimate time and memory, keep nothing
   key=value           change any setting, e.g. data.name=images data.root=photos schedule.epochs=100
   group=option        take a group from configs/pretrain/<group>/, e.g. augment=moco_v2 mining=band
 

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,6 +97,9 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
 }
 """Of settings that Lightning takes as they come, to fail on them late or not to mind them."""
 
+DRY_STEPS, DRY_SECONDS = 12, 20.0
+"""A dry run ends after so many optimizer steps, or after so long if it then has two."""
+
 
 def pretrain(
     config: PretrainConfig, *, dry_run: bool = False, callbacks: Sequence[pl.Callback] = ()
@@ -106,7 +110,7 @@ def pretrain(
 
     Args:
         config: The run.
-        dry_run: Two steps in a folder that is thrown away.
+        dry_run: A few steps in a folder that is thrown away.
         callbacks: Your own, called after the run's.
 
     Raises:
@@ -440,14 +444,14 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
-    """Two steps in a folder that is thrown away; the second step's time stands for all."""
+    """A few steps in a folder that is thrown away; their median time stands for all."""
     check_writable(Path(config.run.root) / config.run.name)
     with tempfile.TemporaryDirectory(prefix="contrastive-dry-run-") as scratch:
         images, plan = _open(config)
         run_dir = Path(scratch)
         module = _build_module(config, plan, images, run_dir)
-        timer = StepTimer()
-        trainer = _build_trainer(config, [timer], max_steps=min(2, plan.total_steps))
+        timer = StepTimer(DRY_SECONDS)
+        trainer = _build_trainer(config, [timer], max_steps=min(DRY_STEPS, plan.total_steps))
         _check_batch(config, trainer)
         _check_batch_norm(config, trainer)
         _check_mining(config, plan, trainer)
@@ -460,11 +464,19 @@ def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
             module.close()
         if not trainer.is_global_zero:
             return 0, None
+        seconds = round(timer.typical * plan.total_steps)
+        logger.info(
+            "%d steps take about %s (h:min:s) at this machine's speed, the median of %d steps after the "
+            "first, which is slower; scores, checkpoints and the search of a bank that fills later come on top",
+            plan.total_steps,
+            timedelta(seconds=seconds),
+            len(timer.seconds[1:]),
+        )
         return 0, {
             "dry_run": True,
             "rows": len(images),
             "steps": plan.total_steps,
-            "estimated_seconds": round(timer.seconds[-1] * plan.total_steps),
+            "estimated_seconds": seconds,
             "peak_memory_mib": _peak_memory(module.device),
             "parameters": sum(weight.numel() for weight in module.encoder.parameters()),
         }

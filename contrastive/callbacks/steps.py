@@ -1,5 +1,7 @@
 """Hooks by optimizer step and by epoch of the plan; Lightning sees the whole plan as one pass."""
 
+import logging
+import statistics
 import time
 from typing import Any
 
@@ -8,6 +10,8 @@ import torch
 from pytorch_lightning import Callback
 
 from contrastive.module import ContrastiveModule
+
+logger = logging.getLogger(__name__)
 
 
 class StepCallback(Callback):
@@ -41,10 +45,23 @@ class StepCallback(Callback):
 
 
 class StepTimer(StepCallback):
-    """Seconds of each optimizer step, waiting for the device; for the dry run, which may wait."""
+    """Tells the seconds of each optimizer step, waiting for the device; for the dry run, which may wait.
 
-    def __init__(self) -> None:
+    Args:
+        most_s: Seconds after which training ends; a second step is always taken, as the first sets things up.
+
+    Attributes:
+        seconds: Of each step.
+    """
+
+    def __init__(self, most_s: float) -> None:
+        self.most_s = most_s
         self.seconds: list[float] = []
+
+    @property
+    def typical(self) -> float:
+        """Median of the seconds of all steps but the first."""
+        return statistics.median(self.seconds[1:] or self.seconds)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -52,9 +69,13 @@ class StepTimer(StepCallback):
         self._since = time.monotonic()
 
     def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
-        """Stop and start it."""
+        """Stop and start it; all ranks end at the same step."""
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)
         now = time.monotonic()
         self.seconds.append(now - self._since)
         self._since = now
+        if trainer.is_global_zero:
+            logger.info("step %d: %.2f s", step, self.seconds[-1])
+        enough = len(self.seconds) >= 2 and sum(self.seconds) > self.most_s
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(enough, all=False)

@@ -8,6 +8,7 @@ import signal
 import threading
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -620,6 +621,21 @@ def test_a_dry_run_estimates_and_keeps_nothing(run, tmp_path):
     assert result["estimated_seconds"] >= 0
     assert not (tmp_path / "runs").exists()
     assert main(["--dry-rn"]) == 2
+
+
+@pytest.mark.parametrize(("most_s", "taken"), [(1000.0, 4), (20.0, 2)])
+def test_a_dry_run_estimates_from_the_steps_after_the_first_in_bounded_time(run, monkeypatch, most_s, taken):
+    from contrastive.callbacks import steps
+
+    clock = iter([0.0, 50.0, 50.5, 51.0, 60.0])  # of the start and of the end of each step
+    monkeypatch.setattr("contrastive.pretrain.DRY_STEPS", 4)
+    monkeypatch.setattr("contrastive.pretrain.DRY_SECONDS", most_s)
+    monkeypatch.setattr(steps, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    code, result, err = run("--dry-run")
+    assert code == 0
+    assert result["estimated_seconds"] == 12 * 0.5
+    assert re.findall(r"^step (\d+): (\S+) s$", err, re.MULTILINE)[:2] == [("1", "50.00"), ("2", "0.50")]
+    assert f"12 steps take about 0:00:06 (h:min:s) at this machine's speed, the median of {taken - 1}" in err
 
 
 def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
