@@ -466,8 +466,8 @@ def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
             return 0, None
         seconds = round(timer.typical * plan.total_steps)
         logger.info(
-            "%d steps take about %s (h:min:s) at this machine's speed, the median of %d steps after the "
-            "first, which is slower; scores, checkpoints and the search of a bank that fills later come on top",
+            "%d steps take about %s (h:min:s) at this machine's speed, the median of %d steps after "
+            "the first, slower one; scores, checkpoints and the search of a bank that fills later are on top",
             plan.total_steps,
             timedelta(seconds=seconds),
             len(timer.seconds[1:]),
