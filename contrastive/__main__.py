@@ -55,16 +55,18 @@ def parse(arguments: Sequence[str]) -> tuple[str, set[str], list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
     log_to_stderr()
     _quieten()
     try:
         with stopping():
-            return _run(sys.argv[1:] if arguments is None else arguments)
+            return _run(given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stop:
-        print(f"stopped by {stop}; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = "the same command goes on from the last checkpoint"
+        print(f"stopped by {stop}; {'nothing is kept' if '--dry-run' in given else goes_on}", file=sys.stderr)
         return 75
 
 
@@ -82,7 +84,8 @@ def _run(arguments: Sequence[str]) -> int:
 
         code, result = pretrain(config, dry_run="--dry-run" in flags)
     except Stopped as stop:  # before the first step, e.g. while images are decoded
-        if str(stop) == "SIGUSR1" and config.run.requeue and is_first_task():
+        wanted = config.run.requeue and "--dry-run" not in flags
+        if str(stop) == "SIGUSR1" and wanted and is_first_task():
             requeue()
         raise
     if result is not None:

@@ -135,9 +135,7 @@ def pretrain(
     preemption = Preemption(saving)
     own = _build_callbacks(config, images, run_dir)
     trainer = _build_trainer(config, [*own, saving, preemption, *callbacks])
-    _check_batch(config, trainer)
-    _check_batch_norm(config, trainer)
-    _check_mining(config, plan, trainer)
+    _check_fit(config, plan, trainer)
     if not is_first_rank():
         code = _fit(trainer, module, checkpoint, saving, preemption)
         wait_for_all()
@@ -304,6 +302,20 @@ def _build_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more:
         raise UserError(f"trainer: {error}; settings given: {config.trainer}") from error
 
 
+def _check_fit(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> None:
+    """What shows once the devices are known."""
+    _check_batch(config, trainer)
+    _check_batch_norm(config, trainer)
+    _check_mining(config, plan, trainer)
+    mixed = str(config.trainer.get("precision", "")).endswith("mixed")
+    if mixed and trainer.strategy.root_device.type == "cpu" and trainer.is_global_zero:
+        logger.warning(
+            "trainer.precision=%s is of a recipe for a GPU, and this is a CPU: a step may take minutes; "
+            "encoder.name=resnet18, a smaller data.image_size and data.global_batch make it faster",
+            config.trainer["precision"],
+        )
+
+
 def _check_batch(config: PretrainConfig, trainer: pl.Trainer) -> None:
     parts = trainer.world_size * trainer.accumulate_grad_batches
     given = (
@@ -452,9 +464,7 @@ def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
         module = _build_module(config, plan, images, run_dir)
         timer = StepTimer(DRY_SECONDS)
         trainer = _build_trainer(config, [timer], max_steps=min(DRY_STEPS, plan.total_steps))
-        _check_batch(config, trainer)
-        _check_batch_norm(config, trainer)
-        _check_mining(config, plan, trainer)
+        _check_fit(config, plan, trainer)
         try:
             trainer.fit(module)
         except (Diverged, TooManyCorrupt) as error:

@@ -638,6 +638,15 @@ def test_a_dry_run_estimates_from_the_steps_after_the_first_in_bounded_time(run,
     assert f"12 steps take about 0:00:06 (h:min:s) at this machine's speed, the median of {taken - 1}" in err
 
 
+def test_a_recipe_for_a_gpu_on_a_cpu_is_told_what_makes_it_faster(run):
+    few = ("--dry-run", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    assert "recipe for a GPU" not in run(*few)[2]
+    code, _, err = run(*few, "trainer.precision=bf16-mixed")
+    assert code == 0
+    assert err.count("trainer.precision=bf16-mixed is of a recipe for a GPU, and this is a CPU") == 1
+    assert err.index("recipe for a GPU") < err.index("step 1")
+
+
 def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
     """An alignment-only loss has nothing to push away from."""
     from contrastive import module
@@ -670,6 +679,16 @@ def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
     assert rank < 2 or result["metrics"]["stats/std"] < 0.1
     ((title, text),) = alerts  # once, not every epoch
     assert (title, "collapse of the embeddings" in text) == ("collapse", True)
+
+
+@pytest.mark.parametrize("when", ["open_train", "build_loader"])  # outside of Lightning's fit, and within
+def test_a_signal_ends_a_dry_run_without_a_promise(run, tmp_path, monkeypatch, when):
+    asked = []
+    monkeypatch.setattr("contrastive.__main__.requeue", lambda: asked.append("requeue"))
+    monkeypatch.setattr(f"contrastive.pretrain.{when}", lambda *_, **__: signal.raise_signal(signal.SIGUSR1))
+    code, _, err = run("--dry-run")
+    assert (code, err.splitlines()[-1]) == (75, "stopped by SIGUSR1; nothing is kept")
+    assert (asked, (tmp_path / "runs").exists()) == ([], False)
 
 
 @pytest.mark.parametrize("when", ["open_train", "build_loader"])  # outside of Lightning's fit, and within
