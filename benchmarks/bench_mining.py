@@ -127,7 +127,11 @@ def _random_negatives(batch: int, device: torch.device) -> Negatives:
     empty = Negatives.none(rows[:, 0])
     ids = torch.zeros(batch, NUM_HARD, dtype=torch.int64, device=device)
     hard = replace(
-        empty, hard=rows[:, 1:], hard_log_weight=torch.zeros(ids.shape, device=device), hard_ids=ids
+        empty,
+        hard=rows[:, 1:].flatten(0, 1),
+        hard_index=torch.arange(batch * NUM_HARD, device=device).view(batch, NUM_HARD),
+        hard_log_weight=torch.zeros(ids.shape, device=device),
+        hard_ids=ids,
     )
     return hard.with_shared(shared, ids.new_zeros(NUM_UNIFORM), rows.new_zeros(batch, NUM_UNIFORM))
 

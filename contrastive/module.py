@@ -154,7 +154,6 @@ class ContrastiveModule(pl.LightningModule):
             upcoming=lambda step: self.plan.ids(step) if step < self.plan.total_steps else None,
             exchange=Collectives(),
         )
-        logger.info("%s", self.miner.describe())
         if self._saved_miner is not None:
             self.miner.load_state_dict(self._saved_miner)
             self._saved_miner = None

@@ -130,7 +130,7 @@ class MiningConfig:
     lag: int = 1
     overlap: bool = False
     backend: str = "auto"
-    sample: int = 16384
+    sample: int = 4096
     index: str = "auto"
     nprobe: int = 16
     min_recall: float = 0.9

@@ -1,6 +1,7 @@
 """The miner: a bank, a way to search it, and a policy, behind two calls a step."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +24,8 @@ from memory_bank.shapes import Bool, Float, Int
 from memory_bank.sharded import Exchange, build_sharded
 from memory_bank.storage import build_storage
 from memory_bank.worker import Inline, Worker
+
+logger = logging.getLogger(__name__)
 
 # Queries whose similarities are kept for the metrics where every row is a negative.
 _SHOWN = 32
@@ -261,9 +264,7 @@ class Miner:
             excluded |= similarity > limit[:, None]
         self._mined = Mined(positive, chosen.similarity, chosen.slots, step, chosen.dropped)
         negatives = Negatives(
-            hard=bank.read(chosen.slots),
-            hard_log_weight=unless(chosen.slots < 0),
-            hard_ids=bank.ids_of(chosen.slots),
+            **self._hard(chosen.slots),
             shared=shared,
             shared_log_weight=unless(excluded),
             shared_ids=shared_ids,
@@ -309,12 +310,20 @@ class Miner:
             self._note(query, key, negatives.shared, negatives.shared_log_weight, step)
             return negatives
         self._mined = Mined((query * key).sum(1), near.similarity, near.slots, step)
-        return dataclasses.replace(
-            negatives,
-            hard=bank.read(near.slots),
-            hard_log_weight=unless(near.slots < 0),
-            hard_ids=bank.ids_of(near.slots),
-        )
+        return dataclasses.replace(negatives, **self._hard(near.slots))
+
+    def _hard(self, slots: Int[Tensor, "b k"]) -> dict[str, Tensor]:
+        """The fields of ``Negatives`` for each query's own; -1 is none."""
+        if slots.device.type == "cpu":
+            read, index = torch.unique(slots, return_inverse=True)
+        else:  # how many differ is a wait
+            read, index = slots.flatten(), torch.arange(slots.numel(), device=slots.device).view_as(slots)
+        return {
+            "hard": self.bank.read(read),
+            "hard_index": index,
+            "hard_log_weight": unless(slots < 0),
+            "hard_ids": self.bank.ids_of(slots),
+        }
 
     def _note(self, query: Tensor, key: Tensor, shared: Tensor, log_weight: Tensor, step: int) -> None:
         """Keep for the metrics what a few queries see, where negatives are not listed per query."""
@@ -363,7 +372,9 @@ def build_miner(
     else:
         storage = build_storage(bank, rows=rows, dim=dim, device=device)
         retrieval = choose(mining, storage, seed=seed)
-    return Miner(storage, retrieval, mining, seed=seed, upcoming=upcoming if ahead else None)
+    miner = Miner(storage, retrieval, mining, seed=seed, upcoming=upcoming if ahead else None)
+    logger.info("%s", miner.describe())
+    return miner
 
 
 @contextmanager

@@ -13,10 +13,11 @@ class Negatives:
     """Rows to push away from, detached, unit norm, on the query's device.
 
     A negative j of query i enters the loss with ``exp(similarity / temperature) * exp(log_weight)``;
-    a log-weight of -inf excludes it. Sizes k, m and p may be 0.
+    a log-weight of -inf excludes it. Sizes u, k, m and p may be 0.
 
     Attributes:
-        hard: Each query's own negatives.
+        hard: Rows that are negatives of single queries.
+        hard_index: Which of them are each query's own.
         hard_log_weight: 0 for a plain negative, -inf where there is none.
         hard_ids: Their data set rows, -1 where there is none.
         shared: Negatives that all queries share.
@@ -26,7 +27,8 @@ class Negatives:
         extra_positive_weight: In [0, 1], 0 where there is none.
     """
 
-    hard: Float[Tensor, "b k d"]
+    hard: Float[Tensor, "u d"]
+    hard_index: Int[Tensor, "b k"]
     hard_log_weight: Float[Tensor, "b k"]
     hard_ids: Int[Tensor, "b k"]
     shared: Float[Tensor, "m d"]
@@ -41,7 +43,8 @@ class Negatives:
         b, d = query.shape
         ids = torch.zeros(0, dtype=torch.int64, device=query.device)
         return cls(
-            hard=query.new_zeros(b, 0, d),
+            hard=query.new_zeros(0, d),
+            hard_index=ids.expand(b, 0),
             hard_log_weight=query.new_zeros(b, 0),
             hard_ids=ids.expand(b, 0),
             shared=query.new_zeros(0, d),

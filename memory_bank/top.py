@@ -21,7 +21,7 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Int[Tensor, "..."]]:
     """The ``k`` largest values along the last axis and their places, as ``topk``; ties in any order.
 
     On a CPU, where k is many, NumPy selects and sorts with vector instructions: 2,458 of 16,384 in 256 rows
-    take 14 ms of one core against torch's 58, 801 of 1,335 in 128 rows 1.4 against 4.9.
+    take 20 ms of one core against torch's 57, 768 of 5,120 in as many 4 against 17.
 
     Args:
         values: float32 or int64, one or two axes.

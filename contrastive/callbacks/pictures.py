@@ -17,6 +17,7 @@ from contrastive.logging.drawing import draw_map, principal_plane
 from contrastive.logging.rows import log_row
 from contrastive.logging.throughput import off_the_clock
 from contrastive.module import ContrastiveModule, Mined
+from contrastive.objectives.logits import own_similarity
 
 _TIMES = 20  # maps of the bank in a run: enough to see it unfold
 _MOST_POINTS = 2000
@@ -127,7 +128,7 @@ def picture_due(trainer: pl.Trainer, module: ContrastiveModule, step: int) -> bo
 def hardest(mined: Mined, anchors: int, negatives: int) -> list[tuple[int, int, int, float]]:
     """(anchor row, rank, negative row, similarity) of the most similar negatives of the first queries."""
     query, used = mined.query[:anchors], mined.negatives
-    similarity = torch.einsum("bd,bkd->bk", query, used.hard[:anchors]) + used.hard_log_weight[:anchors]
+    similarity = own_similarity(query, used.hard, used.hard_index[:anchors]) + used.hard_log_weight[:anchors]
     ids = used.hard_ids[:anchors]
     if not ids.shape[1]:
         # Every row is a negative: the listed ones are the closest of them. A log-weight is a mask here.

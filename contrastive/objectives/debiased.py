@@ -77,9 +77,9 @@ def hcl(
     """
     if not 0 <= tau_plus < 1 or not beta >= 0:
         raise ValueError(f"tau_plus={tau_plus}, beta={beta}: 0 <= tau_plus < 1 and beta >= 0 are needed")
-    if negatives.hard.shape[1] and not hard_weighted:
+    if negatives.hard_index.shape[1] and not hard_weighted:
         raise ValueError(
-            f"{negatives.hard.shape[1]} hard-mined negatives per query: debiased and hcl need a fair "
+            f"{negatives.hard_index.shape[1]} hard-mined negatives per query: debiased and hcl need a fair "
             "sample of the data; use uniform ones (mining.num_hard=0), mining.method=all_rows, or weighted "
             "ones (full_bank)"
         )

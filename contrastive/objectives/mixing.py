@@ -64,7 +64,7 @@ def _mix(
     query: Tensor, negatives: Negatives, hardest: int, num_pairs: int, num_query: int, uniforms: Tensor
 ) -> Negatives:
     """``negatives`` with the synthetic rows appended to the hard ones."""
-    hard, shared = _as_float(negatives.hard), _as_float(negatives.shared)
+    hard, shared = _as_float(negatives.hard)[negatives.hard_index], _as_float(negatives.shared)
     columns, admitted = _hardest(query, hard, shared, negatives, hardest)
     if columns.shape[1] == 0:
         return negatives
@@ -79,9 +79,11 @@ def _mix(
     synthetic = F.normalize(torch.cat([pairs, with_query], 1), dim=2)
     none = torch.where(admitted.any(1), 0.0, -torch.inf)[:, None].expand(-1, synthetic.shape[1])
     ids = negatives.hard_ids.new_full(synthetic.shape[:2], -1)
+    own = torch.cat([hard, synthetic.to(hard.dtype)], 1)
     return replace(
         negatives,
-        hard=torch.cat([hard, synthetic.to(hard.dtype)], 1),
+        hard=own.flatten(0, 1),
+        hard_index=torch.arange(own.shape[0] * own.shape[1], device=own.device).view(own.shape[:2]),
         hard_log_weight=torch.cat([negatives.hard_log_weight, none.to(negatives.hard_log_weight)], 1),
         hard_ids=torch.cat([negatives.hard_ids, ids], 1),
     )

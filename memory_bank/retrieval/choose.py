@@ -100,7 +100,7 @@ def _needed(config: MiningConfig, bank: Bank) -> int:
 
 
 def sample_size(config: MiningConfig) -> int:
-    """Rows so that the narrowest band holds twice ``num_hard`` of them: the draw stays one."""
+    """Rows so that the narrowest band holds ``num_hard`` of them: to be in the sample is then the draw."""
     bands = [config.band] if config.band_end is None else [config.band, config.band_end]
-    width = min(high - low for low, high in bands) * (1 - skip_top(config))
-    return max(config.sample, int(2 * config.num_hard / max(width, 1e-6)))
+    width = min(min(high, 1 - skip_top(config)) - low for low, high in bands)
+    return max(config.sample, math.ceil(config.num_hard / max(width, 1e-6)))

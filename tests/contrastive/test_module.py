@@ -88,7 +88,7 @@ def test_the_loss_is_info_nce_of_the_queries_keys_and_mined_rows(parts):
     for row in range(8):
         positive = (query[row] @ key[row] / temperature).exp()
         used = [
-            *negatives.hard[row][negatives.hard_log_weight[row] == 0],
+            *negatives.hard[negatives.hard_index[row]][negatives.hard_log_weight[row] == 0],
             *negatives.shared[negatives.shared_log_weight[row] == 0],
         ]
         others = [(query[row] @ vector.double() / temperature).exp() for vector in used]

@@ -14,7 +14,7 @@ TEMPERATURE = 0.5
 
 def partition(found, query):
     """The weighted sum over the negatives, one a query."""
-    hard = (found.hard * query[:, None]).sum(2) / TEMPERATURE + found.hard_log_weight
+    hard = (found.hard[found.hard_index] * query[:, None]).sum(2) / TEMPERATURE + found.hard_log_weight
     shared = query @ found.shared.T / TEMPERATURE + found.shared_log_weight
     return torch.cat([hard, shared], 1).double().exp().sum(1)
 

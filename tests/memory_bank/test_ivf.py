@@ -265,8 +265,8 @@ def chosen(rows, device=CPU, **mining):
         (20_000, "cpu", {"backend": "faiss"}, Flat, "FAISS flat search of 20000 rows"),
         (1_000_000, "meta", {}, Exact, "(auto: the bank is on a GPU)"),
         # Bands that are deeper than an index reaches.
-        (16_000, "cpu", {"band": [0.0, 0.2]}, Exact, "16384 rows or fewer"),
-        (20_000, "cpu", {"band": [0.0, 0.2]}, Exact, "(auto: the band reaches rank 4000)"),
+        (8_192, "cpu", {"band": [0.0, 0.3]}, Exact, "16384 rows or fewer"),
+        (8_193, "cpu", {"band": [0.0, 0.3]}, Subsample, "(auto: the band reaches rank 2458)"),
         (200_000, "cpu", {"band": [0.0, 0.05]}, Subsample, "(auto: the band reaches rank 10000)"),
         (50_000, "meta", {"band": [0.0, 0.05]}, Exact, "on a GPU"),
         (200_000, "meta", {"band": [0.0, 0.05]}, Subsample, "(auto: the band reaches rank 10000)"),
@@ -280,7 +280,7 @@ def test_auto_goes_by_rows_ranks_and_device_and_says_so(rows, device, policy, ba
 
 
 def test_a_sample_is_large_enough_for_the_band():
-    assert chosen(200_000, num_hard=400, band=[0.01, 0.02]).size == 80_000
+    assert chosen(200_000, num_hard=400, band=[0.01, 0.02]).size == 40_000
     assert chosen(200_000, num_hard=4, band=[0.0, 0.5], sample=1000).size == 1000
 
 

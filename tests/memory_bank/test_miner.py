@@ -94,7 +94,10 @@ def check(found, ids, allowed, twice):
     torch.testing.assert_close(attracted.norm(dim=-1), torch.ones(len(attracted)), atol=2e-3, rtol=0)
     assert ((found.hard_ids == -1) == (found.hard_log_weight == -torch.inf)).all()
     assert (found.shared_log_weight[:, found.shared_ids == -1] == -torch.inf).all()
-    for rows in (found.hard[found.hard_log_weight > -torch.inf], found.shared[found.shared_ids >= 0]):
+    for rows in (
+        found.hard[found.hard_index][found.hard_log_weight > -torch.inf],
+        found.shared[found.shared_ids >= 0],
+    ):
         torch.testing.assert_close(rows.norm(dim=-1), torch.ones(len(rows)), atol=2e-3, rtol=0)
     for row in range(len(ids)):  # no row counts twice
         hard = found.hard_ids[row][found.hard_log_weight[row] > -torch.inf].tolist()
@@ -126,7 +129,7 @@ def test_all_rows_is_every_row_once_with_fresh_keys_for_the_batch(bank):
     ids, query, key = world.step(11)
     found = subject.negatives(query, key, ids, 11)
     held = set(subject.bank.id[subject.bank.id >= 0].tolist())
-    assert found.hard.shape == (BATCH, 0, DIM)
+    assert found.hard_index.shape == (BATCH, 0)
     for at in range(BATCH):
         used = found.shared_log_weight[at] == 0
         expected = (held | set(ids.tolist())) - {int(ids[at])}
@@ -144,12 +147,12 @@ def test_until_min_fill_the_other_keys_of_the_batch_are_the_negatives():
         ids, query, key = world.step(step)
         found = subject.negatives(query[:4], key[:4], ids[:4], step, batch_keys=key, batch_ids=ids)
         if step < 2:  # 24 of 96 rows are written after two steps
-            assert found.hard.shape[1] == 0
+            assert found.hard_index.shape[1] == 0
             assert torch.equal(found.shared, key)
             own = torch.eye(BATCH, dtype=torch.bool)[:4]
             assert (found.shared_log_weight == torch.where(own, -torch.inf, 0.0)).all()
         subject.write(key, ids, step)
-    assert found.hard.shape == (4, 6, DIM)
+    assert found.hard_index.shape == (4, 6)
 
 
 def test_a_bank_grown_too_old_falls_back_to_the_batch():
@@ -178,7 +181,11 @@ def test_attract_hands_out_capped_positives_and_takes_them_from_the_negatives():
     assert (similarity[present] > 0.85).all()
     assert (found.extra_positive_weight.sum(1) <= 1 + 1e-6).all()
     floor = similarity.masked_fill(~present, torch.inf).amin(1)
-    hard = (found.hard * query[:, None]).sum(2).masked_fill(found.hard_log_weight == -torch.inf, -1)
+    hard = (
+        (found.hard[found.hard_index] * query[:, None])
+        .sum(2)
+        .masked_fill(found.hard_log_weight == -torch.inf, -1)
+    )
     shared = (query @ found.shared.T).masked_fill(found.shared_log_weight == -torch.inf, -1)
     assert (hard.amax(1) < floor).all()
     assert (shared.amax(1) < floor).all()
@@ -195,7 +202,11 @@ def test_no_negative_is_closer_than_the_relative_margin(extra):
     found = subject.negatives(query, key, ids, 9)
     positive = (query * key).sum(1)
     limit = positive - 0.3 * positive.abs()
-    hard = (found.hard * query[:, None]).sum(2).masked_fill(found.hard_log_weight == -torch.inf, -1)
+    hard = (
+        (found.hard[found.hard_index] * query[:, None])
+        .sum(2)
+        .masked_fill(found.hard_log_weight == -torch.inf, -1)
+    )
     shared = (query @ found.shared.T).masked_fill(found.shared_log_weight == -torch.inf, -1)
     assert (hard <= limit[:, None] + 1e-6).all()
     assert (shared <= limit[:, None] + 1e-6).all()
@@ -277,7 +288,7 @@ def test_metrics_say_what_was_mined():
     ids, query, key = world.step(9)
     found = subject.negatives(query, key, ids, 9)
     metrics = {name: float(value) for name, value in subject.metrics().items()}
-    similarity = (found.hard * query[:, None]).sum(2)
+    similarity = (found.hard[found.hard_index] * query[:, None]).sum(2)
     age = 9 - subject.bank.written_at[found.hard_ids]
     expected = {
         "mining/positive_similarity": (query * key).sum(1).mean(),

@@ -44,4 +44,4 @@ def test_hardest_is_the_closest_rows_and_uniform_has_none_of_its_own():
     found = subject.negatives(query, key, ids, 10)
     nearest, _ = subject.nearest(query, ids, 10, 5)
     assert torch.equal(found.hard_ids, nearest)
-    assert run(miner(**keys_of("uniform.yaml")), world, 10)[-1].hard.shape[1] == 0
+    assert run(miner(**keys_of("uniform.yaml")), world, 10)[-1].hard_index.shape[1] == 0

@@ -84,7 +84,9 @@ def assert_equal(whole, parts):
     """Negatives of one process against those of the ranks, put together."""
     for step, one in enumerate(whole):
         shares = [part[step] for part in parts]
-        for name in ("hard", "hard_log_weight", "hard_ids", "shared_log_weight", "extra_positives"):
+        hard = torch.cat([share.hard[share.hard_index] for share in shares])
+        torch.testing.assert_close(hard, one.hard[one.hard_index], rtol=1e-6, atol=1e-6)
+        for name in ("hard_log_weight", "hard_ids", "shared_log_weight", "extra_positives"):
             joined = torch.cat([getattr(share, name) for share in shares])
             torch.testing.assert_close(joined, getattr(one, name), rtol=1e-6, atol=1e-6)
         for share in shares:

@@ -30,7 +30,7 @@ class Case:
     def others(self):
         n = self.negatives
         weight = torch.cat([n.hard_log_weight, n.shared_log_weight], 1).double().exp().numpy()
-        hard, shared = n.hard.double().numpy(), n.shared.double().numpy()
+        hard, shared = n.hard[n.hard_index].double().numpy(), n.shared.double().numpy()
         return [([*hard[i], *shared], list(weight[i])) for i in range(len(hard))]
 
 
@@ -57,7 +57,8 @@ def make_case(b=5, d=7, k=4, m=6, p=2, *, weighted=True, seed=0, dtype=torch.flo
         return values
 
     negatives = Negatives(
-        hard=unit(b, k, d, seed=seed + 2, dtype=dtype),
+        hard=unit(b, k, d, seed=seed + 2, dtype=dtype).flatten(0, 1),
+        hard_index=torch.arange(b * k).reshape(b, k),
         hard_log_weight=log_weight(k),
         hard_ids=torch.arange(b * k).reshape(b, k),
         shared=unit(m, d, seed=seed + 3, dtype=dtype),

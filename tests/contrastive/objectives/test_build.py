@@ -114,7 +114,7 @@ def test_mixing_is_a_pure_function_of_seed_step_and_row():
         n = case.negatives
         part = replace(
             n,
-            hard=n.hard[rows],
+            hard_index=n.hard_index[rows],
             hard_log_weight=n.hard_log_weight[rows],
             hard_ids=n.hard_ids[rows],
             shared_log_weight=n.shared_log_weight[rows],

@@ -24,11 +24,11 @@ def value(loss, case):
 
 def permuted(negatives, seed=3):
     generator = torch.Generator().manual_seed(seed)
-    hard = torch.randperm(negatives.hard.shape[1], generator=generator)
+    hard = torch.randperm(negatives.hard_index.shape[1], generator=generator)
     shared = torch.randperm(len(negatives.shared), generator=generator)
     return replace(
         negatives,
-        hard=negatives.hard[:, hard],
+        hard_index=negatives.hard_index[:, hard],
         hard_log_weight=negatives.hard_log_weight[:, hard],
         hard_ids=negatives.hard_ids[:, hard],
         shared=negatives.shared[shared],
@@ -91,7 +91,9 @@ def test_an_excluded_row_counts_as_absent(loss):
     negatives = case.negatives
     noisy = replace(
         negatives,
-        hard=torch.where(torch.isinf(negatives.hard_log_weight)[..., None], unit(7, seed=77), negatives.hard),
+        hard=torch.where(
+            torch.isinf(negatives.hard_log_weight).flatten()[:, None], unit(7, seed=77), negatives.hard
+        ),
     )
     torch.testing.assert_close(value(loss, case), value(loss, replace(case, negatives=noisy)))
 
@@ -107,6 +109,23 @@ def test_a_positive_of_weight_zero_counts_as_absent(loss):
     torch.testing.assert_close(value(loss, case), value(loss, replace(case, negatives=noisy)))
 
 
+@pytest.mark.parametrize("shared", [0, 32])
+def test_own_rows_are_compared_by_a_copy_or_by_a_product_with_all(monkeypatch, shared):
+    from contrastive.objectives import logits
+
+    monkeypatch.setattr(logits, "_SHARED", shared)
+    query, rows = unit(5, 7, seed=1).requires_grad_(), unit(6, 7, seed=2)
+    index = torch.tensor([[0, 5, 2]] * 4 + [[1, 1, 1]])
+    found = logits.own_similarity(query, rows, index)
+    (found * torch.arange(1.0, 4)).sum().backward()
+    for i in range(5):
+        own = rows[index[i]]
+        torch.testing.assert_close(found[i], own @ query[i])
+        torch.testing.assert_close(query.grad[i], torch.arange(1.0, 4, dtype=torch.float64) @ own)
+    assert logits.own_similarity(query, rows, index[:, :0]).shape == (5, 0)
+    assert logits.own_similarity(query, rows[:0], index[:, :0]).shape == (5, 0)
+
+
 def test_hard_and_shared_negatives_are_one_vocabulary(loss):
     """The same rows, handed over per query or shared, give the same loss."""
     case = make_case(k=0)
@@ -114,7 +133,8 @@ def test_hard_and_shared_negatives_are_one_vocabulary(loss):
     b, m = negatives.shared_log_weight.shape
     moved = replace(
         negatives,
-        hard=negatives.shared.expand(b, m, -1).clone(),
+        hard=negatives.shared,
+        hard_index=torch.arange(m).expand(b, m),
         hard_log_weight=negatives.shared_log_weight,
         hard_ids=negatives.shared_ids.expand(b, m).clone(),
         shared=negatives.shared[:0],

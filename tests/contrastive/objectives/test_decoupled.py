@@ -51,7 +51,7 @@ def make_row(case, i):
         key=case.key[rows],
         negatives=replace(
             n,
-            hard=n.hard[rows],
+            hard_index=n.hard_index[rows],
             hard_log_weight=n.hard_log_weight[rows],
             hard_ids=n.hard_ids[rows],
             shared_log_weight=n.shared_log_weight[rows],

@@ -37,7 +37,7 @@ def test_an_attached_neighbour_is_the_positive_and_no_negative():
     negatives = case.negatives
     ids = torch.tensor([int(negatives.hard_ids[0, 0]), int(negatives.shared_ids[2]), -1, 999, 0])
     neighbour = unit(5, 7, seed=50)
-    neighbour[0], neighbour[1] = negatives.hard[0, 0], negatives.shared[2]
+    neighbour[0], neighbour[1] = negatives.hard[0], negatives.shared[2]
     attached = attach_neighbour(negatives, neighbour, ids)
     got, _ = nnclr(case.query, case.key, attached, temperature=0.5)
 
