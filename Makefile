@@ -21,7 +21,8 @@ help:
 # The stamp holds the extras asked for; a changed setup.cfg installs again.
 $(VENV)/.installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@echo "installing PyTorch and the rest into $(VENV): 6 GB, some minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
@@ -38,6 +39,7 @@ demo: $(VENV)/.installed
 	@echo "report:  runs/demo/report.html   (open it in a browser)"
 	@echo "encoder: runs/demo/encoder.safetensors"
 	@echo "metrics: runs/demo/metrics.csv, scores: runs/demo/eval/"
+	@echo "go on:   . $(BIN)/activate   (then contrastive-pretrain and the README's other commands)"
 
 test: $(VENV)/.installed-test
 	$(MAKE) check
