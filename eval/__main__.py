@@ -4,6 +4,7 @@ import difflib
 import json
 import sys
 from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
 from contrastive.config import UserError, load_config
@@ -31,6 +32,7 @@ torchvision:MODEL[:WEIGHTS] or timm:MODEL[:WEIGHTS], WEIGHTS being a file, `rand
 Features are computed once, under torchrun by several processes, and kept in RUN/eval/cache. Results are
 in RUN/eval/PROTOCOL.json; the last line of stdout is one JSON object.
 Exit codes: 0 done, 2 wrong input, 130 interrupted, 1 a fault of the program.
+contrastive-eval PROTOCOL --help shows its settings.
 """
 
 PROTOCOLS = ("linear", "knn", "lowshot", "finetune", "stats", "report")
@@ -73,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     if not given or {"--help", "-h"} & {*given}:
         print(USAGE, end="")
+        for protocol in {*given} & {*PROTOCOLS}:
+            shipped = resources.files("configs") / "eval" / f"{protocol}.yaml"
+            print(f"\nSettings of {protocol}:\n\n{shipped.read_text()}", end="")
         return 0
     log_to_stderr()
     try:

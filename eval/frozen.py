@@ -93,7 +93,7 @@ def resolve(path: str, out: str | None = None) -> Checkpoint:
 
 
 def _results(folder: Path, out: str | None) -> Path:
-    return Path(out).expanduser() if out else folder
+    return (Path(out).expanduser() if out else folder).absolute()
 
 
 def _inside(given: Path) -> Path:

@@ -180,7 +180,7 @@ def test_another_librarys_network_by_the_same_command(tmp_path, monkeypatch, cap
     code, out, _ = run_main(capsys, "knn", *given, "device=cpu", "knn.k=[5]")
     assert code == 0
     found = json.loads(out)
-    assert found["file"] == "runs/torchvision-resnet18-random/eval/knn.json"
+    assert found["file"] == str(tmp_path / "runs/torchvision-resnet18-random/eval/knn.json")
     scores = found["scores"]["top1 k=5"]
     assert scores["encoder"] == scores["random_encoder"] > 0.8
     result = json.loads((tmp_path / found["file"]).read_text())
@@ -251,6 +251,14 @@ def test_help_is_quick_and_imports_no_torch():
     )
     assert done.returncode == 0, done.stderr
     assert "usage: contrastive-eval" in done.stdout
+
+
+def test_help_of_a_protocol_shows_its_settings(capsys):
+    code, out, _ = run_main(capsys, "knn", "--help")
+    assert code == 0
+    assert out.startswith("usage: contrastive-eval")
+    assert "Settings of knn:" in out
+    assert out.endswith("knn:\n  k: [20, 200]\n  temperature: 0.07\n")
 
 
 @pytest.mark.parametrize("protocol", ["linear", "knn", "lowshot", "finetune", "stats", "report"])
