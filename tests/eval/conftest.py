@@ -73,7 +73,8 @@ def add_pictures(run: Path) -> None:
     with (run / "metrics.csv").open("w", newline="") as file:
         csv.writer(file).writerows([names, *rows])
     header = ["anchor_row", "anchor_key", "rank", "negative_row", "negative_key", "similarity"]
-    mined = [[0, "<b>&a.png", 0, 1, "b.png", 0.91], [0, "<b>&a.png", 1, 2, "c.png", 0.42]]
+    far = "photos/of/a/long/summer/c.png"
+    mined = [[0, "<b>&a.png", 0, 1, "b.png", 0.91], [0, "<b>&a.png", 1, 2, far, 0.42]]
     with (run / "mined.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *mined])
     Image.new("RGB", (48, 48), (200, 80, 20)).save(run / "views.png")

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(
 STATE = """({
     images: [...document.images].map(image => [image.alt, image.complete && image.naturalWidth > 0]),
     width: [document.documentElement.scrollWidth, window.innerWidth],
+    mined: [...document.querySelectorAll('.mined figure:not(:first-child)')].map(cell => cell.offsetWidth),
     paper: getComputedStyle(document.body).backgroundColor,
     ink: getComputedStyle(document.body).color,
     resources: performance.getEntriesByType('resource').map(entry => entry.name),
@@ -65,6 +66,7 @@ def test_a_page_as_a_reader_sees_it(name, width, dark, pages, chromium):
     assert bool(seen["images"]) == (name == "report")
     page, window = seen["width"]
     assert page <= window == width
+    assert seen["mined"] == ([84, 84] if name == "report" else [])  # whatever the length of a path
     assert [url for url in seen["resources"] if not url.startswith("data:")] == []
     asked = [
         event["params"]["request"]["url"]
