@@ -54,9 +54,9 @@ svg text.count { fill: var(--ink); } svg text.count.strong { fill: var(--on); }
 img { display: block; max-width: 100%; image-rendering: pixelated; border-radius: 3px; }
 .views img { width: 100%; max-width: 1040px; }
 .mined { display: flex; gap: 8px; padding: 10px 0; border-bottom: 1px solid var(--line); overflow-x: auto; }
-.mined figure { margin: 0; flex: 0 0 84px; min-width: 0; } .mined figure:first-child { flex-basis: 116px; padding-right:
-  14px;
-  margin-right: 6px; border-right: 1px solid var(--line); }
+.mined figure { margin: 0; flex: 0 0 84px; min-width: 0; }
+.mined figure:first-child { flex-basis: 116px; padding-right: 14px; margin-right: 6px;
+  border-right: 1px solid var(--line); }
 .mined img, .mined .none { width: 84px; height: 84px; } .mined .none { background: var(--line);
   border-radius: 3px; }
 .mined figure:first-child img, .mined figure:first-child .none { width: 100px; height: 100px; }
