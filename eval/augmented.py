@@ -1,8 +1,10 @@
 """Random views of labelled images, for the protocols that train on more than centre views."""
 
+import sys
 from collections.abc import Iterator
 
 from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from contrastive.augment.noise import uniforms
 from contrastive.augment.views import Chain
@@ -16,7 +18,14 @@ from memory_bank.shapes import Int
 
 
 def augmented_batches(
-    network: Network, rows: Int[Tensor, " n"], view: ViewConfig, *, batch_size: int, epochs: int, seed: int
+    network: Network,
+    rows: Int[Tensor, " n"],
+    view: ViewConfig,
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    title: str = "",
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
     """Views (b, 3, s, s), their labels (b), and the share of the peak learning rate, step by step.
 
@@ -29,6 +38,7 @@ def augmented_batches(
         batch_size: Images of a step; all of them where there are fewer.
         epochs: Passes.
         seed: Of order and views.
+        title: Of the progress bar, behind the network's.
     """
     images = SomeImages(network.images, rows.cpu())
     assert images.labels is not None
@@ -38,7 +48,16 @@ def augmented_batches(
     loader = build_loader(
         images, plan, network.data, device=network.device, whole_plan=True, on_corrupt=lambda *_: None
     )
-    for step, batch in enumerate(loader):
+    bar = tqdm(
+        loader,
+        total=plan.total_steps,
+        desc=f"{network.title}, {title}",
+        unit="step",
+        file=sys.stderr,
+        leave=False,
+        disable=not network.title,
+    )
+    for step, batch in enumerate(bar):
         ids = batch.ids.to(network.device)
         numbers = uniforms(seed, plan.epoch_of(step), ids, 0, chain.num_uniforms)
         views = chain(batch.images.to(network.device, non_blocking=True), numbers)

@@ -149,6 +149,7 @@ class Network:
         test: The test images, likewise.
         data: How views are cut and normalised.
         device: Where to compute.
+        title: Of progress bars; empty shows none.
     """
 
     module: nn.Module
@@ -157,6 +158,7 @@ class Network:
     test: Images
     data: DataConfig
     device: torch.device
+    title: str = ""
 
 
 class Extractor:
@@ -218,6 +220,7 @@ class Extractor:
             self.parts["test"],
             self.data,
             self.device,
+            name.replace("_", " ") if self.config.progress else "",
         )
 
     @cached_property

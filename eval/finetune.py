@@ -78,7 +78,13 @@ def tune(network: Network, train: Split, config: EvalConfig, learning_rate: floa
         parameter_groups(model, settings.weight_decay), lr=learning_rate, momentum=SGD_MOMENTUM
     )
     batches = augmented_batches(
-        network, train.rows, config.view, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed
+        network,
+        train.rows,
+        config.view,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        seed=seed,
+        title=f"fine-tuning at rate {learning_rate:g}",
     )
     for views, labels, share in batches:
         for group in optimizer.param_groups:

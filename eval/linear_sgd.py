@@ -50,7 +50,13 @@ def train(network: Network, part: Split, config: EvalConfig, learning_rates: lis
     weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
     settings = config.linear.sgd
     batches = augmented_batches(
-        network, part.rows, config.view, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed
+        network,
+        part.rows,
+        config.view,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        seed=seed,
+        title="linear probe on random views",
     )
     for views, labels, share in batches:
         x = standardise(network.module(views).float())

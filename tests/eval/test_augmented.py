@@ -1,5 +1,7 @@
 """The two protocols that train on random views: the papers' linear probe, and fine-tuning."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -58,6 +60,19 @@ def test_without_randomness_the_views_are_the_centre_views(networks):
         assert truth.tolist() == labels[rows][place].tolist()
         shares.append(share)
     assert shares == [1.0, 0.5]
+
+
+def test_a_bar_counts_the_steps_on_stderr(networks, capsys):
+    from eval.augmented import augmented_batches
+
+    network = replace(networks["encoder"], title="encoder")
+    given = {"batch_size": 2, "epochs": 3, "seed": 0, "title": "fine-tuning"}
+    for _ in augmented_batches(network, torch.arange(4), settings().view, **given):
+        pass
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "encoder, fine-tuning:   0%" in shown.err
+    assert "/6 [" in shown.err
 
 
 def test_views_differ_by_epoch_and_seed_but_not_by_call(networks):
