@@ -1,4 +1,4 @@
-"""Images that a data set holds twice, or nearly: pairs whose features point the same way."""
+"""Images that a data set holds twice, or nearly: pairs alike to the encoder and in their pixels too."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ COLUMNS = (
     "second_key",
     "same_label",
 )
-# Queries looked up at once.
+# Queries looked up, or pairs compared, at once.
 _BATCH = 1024
 
 
@@ -64,11 +64,20 @@ def closest_pairs(
     return every[order].cpu(), best[order].cpu()
 
 
+def alike(pixels: Float[Tensor, "n d"], pairs: Int[Tensor, "p 2"]) -> Float[Tensor, " p"]:
+    """Cosine of each pair of rows after the mean is taken off: an opinion that owes nothing to an encoder.
+
+    An encoder calls any two images of one class similar; copies are so pixel by pixel as well.
+    """
+    unit = F.normalize(pixels - pixels.mean(0))
+    return torch.cat([unit[part].prod(1).sum(1) for part in torch.split(pairs, _BATCH)])
+
+
 def write_duplicates(
     path: Path,
     pairs: Int[Tensor, "p 2"],
     similarity: Float[Tensor, " p"],
-    pixels: Float[Tensor, "n d"],
+    pixel_similarity: Float[Tensor, " p"],
     places: Sequence[tuple[str, Images, Split]],
 ) -> None:
     """A row for each pair, with what a person needs to find and to judge both images.
@@ -77,10 +86,9 @@ def write_duplicates(
         path: A csv file; replaced.
         pairs: Rows of the features of all parts, one part after the other.
         similarity: Of each pair.
-        pixels: The same rows' raw pixels, a second opinion that owes nothing to the encoder.
+        pixel_similarity: Of each pair.
         places: Name, images and features of each part, in that order.
     """
-    shown = F.normalize(pixels - pixels.mean(0))
     known = [
         (part, int(row), images.key(int(row)), int(label))
         for part, images, split in places
@@ -89,9 +97,9 @@ def write_duplicates(
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
-    for (first, second), value in zip(pairs.tolist(), similarity.tolist(), strict=True):
+    values = zip(pairs.tolist(), similarity.tolist(), pixel_similarity.tolist(), strict=True)
+    for (first, second), *both in values:
         (*one, label), (*other, its_label) = known[first], known[second]
         same = "" if min(label, its_label) < 0 else str(label == its_label).lower()
-        cosine = float(shown[first] @ shown[second])
-        table.writerow([f"{value:.4f}", f"{cosine:.4f}", *one, *other, same])
+        table.writerow([*(f"{value:.4f}" for value in both), *one, *other, same])
     write_text(path, text.getvalue())

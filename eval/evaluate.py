@@ -18,7 +18,7 @@ from contrastive.config import AugmentConfig, PretrainConfig, UserError, load_sa
 from contrastive.data.images import SomeImages
 from contrastive.data.reading import decode_all
 from eval.config import EvalConfig
-from eval.duplicates import closest_pairs, write_duplicates
+from eval.duplicates import alike, closest_pairs, write_duplicates
 from eval.features import Extractor, Split, open_results, write_text
 from eval.frozen import Checkpoint, resolve
 from eval.processes import is_first, joined
@@ -139,10 +139,12 @@ def _duplicates(
     features = torch.cat([split.features for split in parts.values()]).to(extractor.device)
     pairs, similarity = closest_pairs(features, neighbours=settings.neighbours, least=settings.min_similarity)
     pixels = torch.cat([split.features for split in splits["raw_pixels"].values()])
+    pixel_similarity = alike(pixels, pairs)
+    kept = (pixel_similarity >= settings.min_pixel_similarity).nonzero()[:, 0]
+    listed = kept[: settings.most_pairs]
     places = [(part, extractor.parts[part], split) for part, split in parts.items()]
-    most = settings.most_pairs
-    write_duplicates(file, pairs[:most], similarity[:most], pixels, places)
-    return min(most, len(pairs)), len(pairs)
+    write_duplicates(file, pairs[listed], similarity[listed], pixel_similarity[listed], places)
+    return len(listed), len(kept)
 
 
 def compare(lines: dict[str, list[Line]]) -> list[dict[str, Any]]:

@@ -38,17 +38,17 @@ def test_fewer_neighbours_keep_the_closest_pair():
 
 
 def test_no_pair_at_all(tmp_path):
-    from eval.duplicates import COLUMNS, closest_pairs, write_duplicates
+    from eval.duplicates import COLUMNS, alike, closest_pairs, write_duplicates
 
     pairs, similarity = closest_pairs(torch.eye(4), neighbours=3, least=0.99)
     assert pairs.shape == (0, 2)
-    write_duplicates(tmp_path / "pairs.csv", pairs, similarity, torch.eye(4), [])
+    write_duplicates(tmp_path / "pairs.csv", pairs, similarity, alike(torch.eye(4), pairs), [])
     assert (tmp_path / "pairs.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
 def test_the_table_names_both_files(tmp_path):
     from contrastive.data.images import ArrayImages
-    from eval.duplicates import write_duplicates
+    from eval.duplicates import alike, write_duplicates
     from eval.features import Split
 
     pixels = np.zeros((5, 8, 8, 3), np.uint8)
@@ -60,7 +60,7 @@ def test_the_table_names_both_files(tmp_path):
     raw = torch.eye(5)
     raw[4] = raw[1]
     pairs, similarity = torch.tensor([[1, 4], [0, 3], [2, 3]]), torch.tensor([0.99, 0.98, 0.97])
-    write_duplicates(tmp_path / "pairs.csv", pairs, similarity, raw, places)
+    write_duplicates(tmp_path / "pairs.csv", pairs, similarity, alike(raw, pairs), places)
     table = list(csv.DictReader((tmp_path / "pairs.csv").read_text().splitlines()))
     assert [(row["first_key"], row["second_key"]) for row in table] == [
         ("train/1", "test/1"),

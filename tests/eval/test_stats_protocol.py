@@ -63,12 +63,28 @@ def test_labelled_parts_are_searched_together(shared_run, capsys):
     from eval.__main__ import main
 
     arguments = ["stats", f"checkpoint={shared_run}", "device=cpu", "stats.rows=64", "stats.most_pairs=40"]
-    assert main([*arguments, "stats.min_similarity=0.5", f"out={shared_run}/twice"]) == 0
+    loose = ["stats.min_similarity=0.5", "stats.min_pixel_similarity=0.5"]
+    assert main([*arguments, *loose, f"out={shared_run}/twice"]) == 0
     assert json.loads(capsys.readouterr().out)["near_duplicates"]["listed"] == 40
     with (shared_run / "twice" / "near_duplicates.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert {row["first_part"] for row in table} | {row["second_part"] for row in table} == {"train", "test"}
     assert [row["similarity"] for row in table] == sorted((row["similarity"] for row in table), reverse=True)
+
+
+def test_images_of_one_class_are_no_duplicates(shared_run, capsys):
+    """An encoder finds hundreds of pairs of digits alike; those that are in their pixels too are few."""
+    from eval.__main__ import main
+
+    arguments = ["stats", f"checkpoint={shared_run}", "device=cpu", "progress=false", "stats.rows=64"]
+    found = []
+    for least in (-1, 0.97):
+        assert main([*arguments, f"stats.min_pixel_similarity={least}", f"out={shared_run}/few"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["near_duplicates"]["pairs"])
+    assert found[0] > 500
+    assert 0 < found[1] < 100
+    with (shared_run / "few" / "near_duplicates.csv").open(newline="") as file:
+        assert min(float(row["pixel_similarity"]) for row in csv.DictReader(file)) >= 0.97
 
 
 def test_a_collapse_is_a_warning(new_run, photos, capsys):
