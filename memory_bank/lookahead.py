@@ -10,6 +10,7 @@ from torch import Tensor
 from memory_bank.bank import Bank
 from memory_bank.retrieval.base import Candidates, refine
 from memory_bank.shapes import Bool, Float, Int
+from memory_bank.transfer import send
 
 
 @dataclass
@@ -52,7 +53,7 @@ class LookAhead:
         """Look up the rows of the coming step ``step``; nothing past the end of the plan."""
         ids = self._upcoming(step)
         if ids is not None and len(ids):
-            self._issued[step] = self.look_up(ids.to(self._bank.device), step)
+            self._issued[step] = self.look_up(send(ids, self._bank.device), step)
 
     def look_up(self, ids: Int[Tensor, " g"], step: int) -> Issued:
         """Search with the stored keys of ``ids``."""

@@ -121,7 +121,7 @@ class Storage(Bank):
         source = _last_equal(slots)
         self._key[slots] = rounded[source]
         self._id[slots] = ids[source]
-        self._written_at[slots] = step
+        self._written_at.index_fill_(0, slots, step)
         self._clear_spare()
         self.refused += (~finite).sum()
         return torch.where(slots == self.capacity, -1, slots)
@@ -149,9 +149,9 @@ class Storage(Bank):
         self.refused.copy_(state["refused"])
 
     def _clear_spare(self) -> None:
-        self._key[-1] = 0
-        self._id[-1] = -1
-        self._written_at[-1] = -1
+        # Filled, not assigned: a number that is assigned is copied from the host, which waits.
+        for held, nothing in ((self._key, 0), (self._id, -1), (self._written_at, -1)):
+            held[-1:].fill_(nothing)
 
     @abstractmethod
     def hide_own(self, similarity: Float[Tensor, "b c"], ids: Int[Tensor, " b"], start: int) -> None:

@@ -25,6 +25,7 @@ from contrastive.data.reading import (
 )
 from contrastive.data.tally import Tally
 from memory_bank.shapes import Int
+from memory_bank.transfer import send
 
 RESIDENT_BYTES = 2**30  # sets up to this size stay on the device under data.resident=auto
 
@@ -144,7 +145,7 @@ class ResidentLoader(Loader):
 
     def _next(self) -> Batch:
         ids = self._ids(self._delivered)
-        ids = ids[self._readable[ids]].to(self._pixels.device)
+        ids = send(ids[self._readable[ids]], self._pixels.device)
         return Batch(self._pixels.index_select(0, ids), ids)
 
 
