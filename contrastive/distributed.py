@@ -91,7 +91,13 @@ class Collectives:
     """The memory_bank.sharded.Exchange of the default process group; alone without one.
 
     NCCL moves nothing of the host: what lives there travels by the device.
+
+    Args:
+        world: Processes that there will be, to plan for them; None are those there are.
     """
+
+    def __init__(self, world: int | None = None) -> None:
+        self._world = world
 
     @property
     def rank(self) -> int:
@@ -101,7 +107,7 @@ class Collectives:
     @property
     def world(self) -> int:
         """Processes in all."""
-        return world_size()
+        return self._world or world_size()
 
     def gather(self, rows: Tensor) -> list[Tensor]:
         """See Exchange."""

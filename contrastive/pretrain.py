@@ -356,7 +356,7 @@ def _check_mining(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> No
             seed=config.run.seed,
             device=trainer.strategy.root_device,
             upcoming=plan.ids,
-            exchange=Collectives(),
+            exchange=Collectives(trainer.world_size),
         ).close()
     except (ValueError, RuntimeError, MemoryError) as error:
         raise UserError(f"bank and mining: {error}") from error

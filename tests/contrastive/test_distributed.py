@@ -134,6 +134,23 @@ def test_one_process_is_the_identity():
     assert not bool(all_true(torch.tensor(False)))
 
 
+def test_a_part_of_the_bank_can_be_planned_before_the_ranks_are_there():
+    from contrastive.distributed import Collectives
+    from memory_bank.config import BankConfig, MiningConfig
+    from memory_bank.miner import build_miner
+
+    miner = build_miner(
+        BankConfig(placement="sharded"),
+        MiningConfig(),
+        rows=10,
+        dim=4,
+        seed=0,
+        device=torch.device("cpu"),
+        exchange=Collectives(4),
+    )
+    assert miner.bank.local.capacity == 3
+
+
 def fail_on_rank_one(rank):
     if rank == 1:
         raise RuntimeError("rank one fails on purpose")
