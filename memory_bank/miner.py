@@ -119,7 +119,7 @@ class Miner:
         self._worker.wait()
         with _plain(place):
             query, admissible = query.detach().float().to(place), self.bank.admissible(step)
-            found = self._search(query, ids.to(place), k, step, admissible & self.ready())
+            found = self.retrieval.whole.search(query, ids.to(place), k, admissible=admissible & self.ready())
         missing = max(0, k - found.slots.shape[1])
         rows = torch.nn.functional.pad(self.bank.ids_of(found.slots), (0, missing), value=-1)
         return rows.to(home), torch.nn.functional.pad(found.similarity, (0, missing), value=-torch.inf).to(
@@ -149,7 +149,7 @@ class Miner:
         return self._ready
 
     def metrics(self) -> Metrics:
-        """``mining/...`` of the last ``negatives`` and ``bank/...``; tensors, so nothing waits."""
+        """``mining/...`` of the last ``negatives`` and ``bank/...``. Waits for the worker."""
         self._worker.wait()
         found = bank_metrics(self.bank, self._step) | self.retrieval.metrics()
         return found if self._mined is None else found | mining_metrics(self._mined, self.bank)

@@ -254,7 +254,8 @@ def build_sharded(
         rows, dim, dtype=DTYPES[bank.dtype], device=place, max_age=bank.max_age, exchange=exchange
     )
     if is_sampled(mining, whole):
-        return whole, Subsample(whole, sample_size(mining))
+        every = ShardedSearch(whole, Exact(whole.local), exchange)
+        return whole, Subsample(whole, sample_size(mining), every)
     indexed = place.type == "cpu" and whole.local.capacity > EXACT_ROWS_CPU
     flat = mining.backend == "faiss" or (mining.backend == "auto" and indexed)
     search = Flat(whole.local) if flat else Exact(whole.local)

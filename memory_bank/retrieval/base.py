@@ -69,6 +69,11 @@ class Retrieval(ABC):
             key: Decides the sample, where the backend draws one (draw.mix of seed and step).
         """
 
+    @property
+    def whole(self) -> "Retrieval":
+        """What searches every row of the bank for its very closest."""
+        return self
+
     @abstractmethod
     def describe(self) -> str:
         """What this backend does and why it was taken, in one line for the log."""

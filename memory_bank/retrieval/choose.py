@@ -36,12 +36,12 @@ def choose(config: MiningConfig, bank: Storage, *, seed: int) -> Retrieval:
     if config.backend == "exact":
         return Exact(bank)
     if config.backend == "subsample":
-        return Subsample(bank, sample_size(config))
+        return Subsample(bank, sample_size(config), Exact(bank))
     if config.backend == "faiss":
         return _faiss(config, bank, needed, seed)
     on_cpu = bank.device.type == "cpu"
     if is_sampled(config, bank):
-        return Subsample(bank, sample_size(config), f" (auto: the band reaches rank {needed})")
+        return Subsample(bank, sample_size(config), Exact(bank), f" (auto: the band reaches rank {needed})")
     if not on_cpu:
         return Exact(bank, " (auto: the bank is on a GPU)")
     if bank.capacity <= EXACT_ROWS_CPU:

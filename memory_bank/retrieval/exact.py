@@ -60,12 +60,15 @@ class Subsample(Retrieval):
     rows between two of *its* quantiles are a uniform draw from the bank's rows between the same quantiles
     (a sample quantile at level p of s rows is unbiased up to 1/s, with standard error
     sqrt(p (1 - p) / s) in level), which is just what the policy draws from the band anyway.
+
+    Args:
+        whole: Searches all rows, for the closest ones, which a sample hardly holds.
     """
 
     hides_above = True
 
-    def __init__(self, bank: Bank, size: int, reason: str = "") -> None:
-        self._bank, self._reason = bank, reason
+    def __init__(self, bank: Bank, size: int, whole: Retrieval, reason: str = "") -> None:
+        self._bank, self._whole, self._reason = bank, whole, reason
         self.size: int = min(size, bank.capacity)
 
     def search(
@@ -88,6 +91,11 @@ class Subsample(Retrieval):
         slots = sample[column].masked_fill(best == -torch.inf, -1)
         rows = self.size - _count(hidden)
         return Candidates(slots, best, rows, above, share=self.size / bank.capacity)
+
+    @property
+    def whole(self) -> Retrieval:
+        """See Retrieval.whole."""
+        return self._whole
 
     def describe(self) -> str:
         """One line for the log."""

@@ -254,8 +254,10 @@ def test_autocast_and_gradients_of_the_caller_do_not_reach_the_search():
     assert_equal(found, expected)
 
 
-def test_nearest_equals_brute_force_and_pads():
-    world, subject = World(), miner()
+@pytest.mark.parametrize("policy", [{}, {"backend": "subsample", "sample": 10}])
+def test_nearest_equals_brute_force_and_pads(policy):
+    """Also where the policy is served by a sample, which hardly holds the very closest."""
+    world, subject = World(), miner(**policy)
     run(subject, world, 4)
     ids, query, _ = world.step(4)
     rows, similarity = subject.nearest(query, ids, 4, 60)

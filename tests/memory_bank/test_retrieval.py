@@ -25,12 +25,12 @@ def inverted(code):
 EXACT = {
     "exact": Exact,
     "flat": Flat,
-    "whole sample": lambda bank: Subsample(bank, bank.capacity),
+    "whole sample": lambda bank: Subsample(bank, bank.capacity, Exact(bank)),
     "IVF Flat": inverted("Flat"),
     "IVF SQfp16": inverted("SQfp16"),
 }
 EVERY = EXACT | {
-    "sample": lambda bank: Subsample(bank, 30),
+    "sample": lambda bank: Subsample(bank, 30, Exact(bank)),
     "IVF SQ8": inverted("SQ8"),
     "IVF PQ": inverted("PQ4x4"),
     "IVF RaBitQ": inverted("RaBitQ"),
@@ -189,7 +189,7 @@ def test_sampled_quantiles_are_unbiased(key):
     query, ids = unit(1, 8, 11), torch.tensor([-1])
     shares = []
     for offset in range(40):
-        found = Subsample(bank, 80).search(
+        found = Subsample(bank, 80, Exact(bank)).search(
             query, ids, 41, admissible=bank.admissible(3), key=key * 64 + offset
         )
         shares.append(
@@ -201,7 +201,7 @@ def test_sampled_quantiles_are_unbiased(key):
 
 def test_a_sample_knows_its_share_and_changes_with_the_key():
     bank = filled()
-    backend = Subsample(bank, 30)
+    backend = Subsample(bank, 30, Exact(bank))
     drawn = [
         backend.search(unit(1, 8, 0), torch.tensor([-1]), 30, admissible=bank.admissible(3), key=key)
         for key in (1, 1, 2)
