@@ -194,7 +194,8 @@ def _health(runs: list[Run]) -> str:
     rows = []
     for key, title in STATISTICS.items():
         rows.append([title, *(statistic(run.stats["scores"]["encoder"][key]) for run in known)])
-    return section("Are the features healthy?", "Of training images.", _table(known, rows))
+    note = "Features of training images, before the projector."
+    return section("Are the features healthy?", note, _table(known, rows))
 
 
 def _differences(runs: list[Run]) -> str:

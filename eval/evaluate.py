@@ -105,6 +105,8 @@ def _stats(kind: str, config: EvalConfig, checkpoint: Checkpoint, extractor: Ext
         }
         details[name] = {"dimension_std": dimension_std(F.normalize(features)).tolist()}
         seconds[name] = round(time.perf_counter() - before, 3)
+    for name in _NAMES[1:]:  # pixels, or what was never trained, are no embedding that could have collapsed
+        del scores[name]["verdict"]
     verdict = scores["encoder"]["verdict"]
     file = checkpoint.results / "near_duplicates.csv"
     listed, found = _duplicates(file, config, extractor, splits)
@@ -239,7 +241,7 @@ def _score_rows(result: Result) -> list[tuple[str, ...]]:
 def _stats_rows(result: Result) -> list[tuple[str, ...]]:
     rows = [("", *(name.replace("_", " ") for name in _NAMES))]
     for number in ("rankme", "dimensions", "alignment", "uniformity", "std", "dead", "verdict"):
-        values = [result["scores"][name][number] for name in _NAMES]
+        values = [result["scores"][name].get(number, "") for name in _NAMES]
         rows.append((number, *(value if isinstance(value, str) else f"{value:.4g}" for value in values)))
     return rows
 

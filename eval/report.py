@@ -125,8 +125,8 @@ def _header(run: Path, settings: PretrainConfig, results: dict[str, Any], plane:
     ]
     if plane is not None:
         rank, dim = plane.health.rankme, plane.split.features.shape[1]
-        facts.append(("features", plane.health.verdict))
-        facts.append(("effective rank", f"{rank:.0f} of {min(dim, len(plane.split))}"))
+        facts.append(("test features", plane.health.verdict))
+        facts.append(("their effective rank", f"{rank:.0f} of {min(dim, len(plane.split))}"))
     if isinstance(seconds := summary.get("seconds"), int | float):
         facts.append(("training time", f"{seconds / 60:.1f} min"))
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
@@ -225,7 +225,7 @@ def _health(run: Path) -> str:
         + "</tr>"
     ]
     for key, title in STATISTICS.items():
-        cells = (statistic(scores[name][key]) for name, _ in names)
+        cells = (statistic(scores[name].get(key, "")) for name, _ in names)
         rows.append(f"<tr><td>{title}</td>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     found = result["near_duplicates"]
     told = (
@@ -233,7 +233,9 @@ def _health(run: Path) -> str:
     )
     table = f'<div class="scroll"><table>{"".join(rows)}</table></div>'
     return section(
-        "Are the features healthy?", "Of training images.", f'{table}<p class="note">{escape(told)}</p>'
+        "Are the features healthy?",
+        "Features of training images, before the projector.",
+        f'{table}<p class="note">{escape(told)}</p>',
     )
 
 

@@ -49,7 +49,11 @@ CHARTS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], str], ...] = (
         (("same label", ("mining/same_label_rate",)),),
         "labels only watch",
     ),
-    ("RankMe", (("RankMe", ("stats/rankme",)),), "effective rank; a fall is a collapse"),
+    (
+        "Effective rank of the bank's keys",
+        (("RankMe", ("stats/rankme",)),),
+        "behind the projector; a fall early on is usual, below 5% of their dimensions is a collapse",
+    ),
     ("Learning rate", (("learning rate", ("train/lr",)),), ""),
     ("Images per second", (("images/s", ("perf/images_per_s",)),), ""),
 )
@@ -73,9 +77,9 @@ _RESULT: dict[str, Any] = {
     },
 }
 _CONFUSION = {"details": {"encoder": {"confusion": [[int]]}}}
-_STATISTICS = dict.fromkeys(STATISTICS, (*_NUMBER, type(None))) | {"verdict": str}
+_STATISTICS = dict.fromkeys(STATISTICS.keys() - {"verdict"}, (*_NUMBER, type(None)))
 _STATS = {
-    "scores": dict.fromkeys(("encoder", *BASELINES), _STATISTICS),
+    "scores": {"encoder": _STATISTICS | {"verdict": str}} | dict.fromkeys(BASELINES, _STATISTICS),
     "near_duplicates": {"pairs": int, "listed": int, "file": str},
 }
 _MINED = ("anchor_row", "anchor_key", "negative_row", "negative_key", "similarity")

@@ -36,6 +36,7 @@ def test_unlabelled_images_from_end_to_end(new_run, photos, capsys):
     short = json.loads(capsys.readouterr().out.splitlines()[-1])
     result = json.loads((run / "eval" / "stats.json").read_text())
     assert short["verdict"] == result["scores"]["encoder"]["verdict"]
+    assert [name for name, found in result["scores"].items() if "verdict" in found] == ["encoder"]
     assert [*result["scores"]] == ["encoder", "raw_pixels", "random_encoder"]
     assert result["data"]["rows"] == {"train": 13}
 
