@@ -337,7 +337,6 @@ def main() -> None:
         parser.error(f"--networks {options.networks}: of {[s.name for s in SCENES[options.device]]}")
     if options.rounds is not None and options.rounds < 2:
         parser.error(f"--rounds {options.rounds}: a spread needs 2 or more")
-    torch.set_float32_matmul_precision("high")  # for all arms
     print(
         f"{'network':18} {'px':>4} {'b':>4} {'arm':8} {'ms':>9} {'images/s':>9} {'quartiles':>19}   ours over"
     )

@@ -11,7 +11,9 @@ from torch import Tensor
 from contrastive.augment.views import center_view
 from contrastive.callbacks.steps import StepCallback
 from contrastive.checkpoint import is_preempted
-from contrastive.data.sources import Images, Unreadable
+from contrastive.data.images import SomeImages
+from contrastive.data.reading import decode_all
+from contrastive.data.sources import Images
 from contrastive.logging.rows import log_row
 from contrastive.logging.throughput import off_the_clock
 from contrastive.module import ContrastiveModule
@@ -115,13 +117,8 @@ class OnlineScores(StepCallback):
     def _decode(self, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Read once; unreadable rows are left out (the training path counts them)."""
         if part not in self._decoded:
-            images, kept = [], []
-            for row in rows.tolist():
-                try:
-                    images.append(self.images.read(row))
-                    kept.append(row)
-                except Unreadable:
-                    continue
-            pixels = torch.stack(images) if images else torch.empty(0, 3, self.images.size, self.images.size)
-            self._decoded[part] = pixels, torch.tensor(kept, dtype=torch.long)
+            pixels, bad = decode_all(SomeImages(self.images, rows))
+            readable = torch.ones(len(rows), dtype=torch.bool)
+            readable[list(bad)] = False
+            self._decoded[part] = pixels[readable], rows[readable]
         return self._decoded[part]
