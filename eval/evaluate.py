@@ -180,13 +180,19 @@ def describe(protocol: str, config: EvalConfig, checkpoint: Checkpoint, extracto
             "rows": {part: len(images) for part, images in extractor.parts.items()},
             "unreadable": extractor.unreadable,
             "fingerprint": extractor.fingerprints,
-            "test_part": "held out by a hash of the path" if extractor.held_out else "the data set's own",
+            "test_part": _test_part(extractor),
         },
         "settings": settings,
         "device": str(extractor.device),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},
     }
+
+
+def _test_part(extractor: Extractor) -> str:
+    if "test" not in extractor.parts:
+        return "none"
+    return "held out by a hash of the path" if extractor.held_out else "the data set's own"
 
 
 def headline(result: Result) -> Result:
@@ -218,10 +224,10 @@ def table(result: Result) -> str:
     if "near_duplicates" in result:
         found = result["near_duplicates"]
         notes.append(
-            f"{found['pairs']} pairs of near-duplicates, {found['listed']} listed in {found['file']}"
+            f"pairs of near-duplicates: {found['pairs']}, {found['listed']} listed in {found['file']}"
         )
     if missing := sum(data["unreadable"].values()):
-        notes.append(f"{missing} unreadable images were left out")
+        notes.append(f"unreadable images left out: {missing}")
     return "\n".join([*lines, *notes, *(f"warning: {text}" for text in result["warnings"])])
 
 

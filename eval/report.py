@@ -228,9 +228,7 @@ def _health(run: Path) -> str:
         cells = (statistic(scores[name].get(key, "")) for name, _ in names)
         rows.append(f"<tr><td>{title}</td>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     found = result["near_duplicates"]
-    told = (
-        f"{found['pairs']} pairs of near-duplicates in the data, {found['listed']} listed in {found['file']}."
-    )
+    told = f"Pairs of near-duplicates: {found['pairs']}, {found['listed']} listed in {found['file']}."
     table = f'<div class="scroll"><table>{"".join(rows)}</table></div>'
     return section(
         "Are the features healthy?",

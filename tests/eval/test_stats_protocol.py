@@ -31,14 +31,18 @@ def test_unlabelled_images_from_end_to_end(new_run, photos, capsys):
     from contrastive.encoders.weights import load_encoder
     from eval.__main__ import main
 
+    (photos / "torn.png").write_bytes(b"no picture")
     run = new_run(name="images", root=str(photos))
     assert main(["stats", f"checkpoint={run}", "device=cpu", "progress=false"]) == 0
-    short = json.loads(capsys.readouterr().out.splitlines()[-1])
+    told = capsys.readouterr()
+    assert "14 train images of images; test part: none;" in told.err
+    assert "unreadable images left out: 1" in told.err
+    short = json.loads(told.out.splitlines()[-1])
     result = json.loads((run / "eval" / "stats.json").read_text())
     assert short["verdict"] == result["scores"]["encoder"]["verdict"]
     assert [name for name, found in result["scores"].items() if "verdict" in found] == ["encoder"]
     assert [*result["scores"]] == ["encoder", "raw_pixels", "random_encoder"]
-    assert result["data"]["rows"] == {"train": 13}
+    assert result["data"]["rows"] == {"train": 14}
 
     with (run / "eval" / "near_duplicates.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
