@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 _MOST_ANCHORS = 10  # of the gallery
 _MOST_POINTS = 1500  # of the map
 _MOST_CLASSES = 40  # of a readable confusion matrix
+_MOST_UNREADABLE = 10  # of the files shown
 _THUMBNAIL = 96
 
 
@@ -106,6 +107,7 @@ def build(run: Path, config: EvalConfig, missing: list[str]) -> str:
         _views(run),
         _gallery(run, settings, missing),
         _pictures(results, plane),
+        _unreadable(run),
         _settings(run, results),
     ]
     if missing:
@@ -357,6 +359,21 @@ def _confused(counts: list[list[int]], classes: list[str]) -> str:
         if row != column and count
     ]
     return ", ".join(text for _, text in sorted(pairs, key=lambda pair: -pair[0])[:3]) or "none"
+
+
+def _unreadable(run: Path) -> str:
+    """The first files of corrupt.csv, and how many there are."""
+    rows = read_csv(run / "corrupt.csv")
+    if not rows:
+        return ""
+    cells = [[row.get(name) or "" for name in ("key", "reason")] for row in rows[:_MOST_UNREADABLE]]
+    lines = ["".join(f"<td>{escape(text)}</td>" for text in line) for line in cells]
+    body = "".join(f"<tr>{line}</tr>" for line in ("<th>file</th><th>reason</th>", *lines))
+    return section(
+        "What could not be read?",
+        f"Files that training left out: {len(rows)}, {len(cells)} of them here, all in corrupt.csv.",
+        f'<div class="scroll"><table class="set">{body}</table></div>',
+    )
 
 
 def _settings(run: Path, results: dict[str, Any]) -> str:

@@ -118,6 +118,18 @@ def test_names_from_files_are_text_not_markup(scored_run):
     assert "<b>&a.png" in page.text
 
 
+def test_unreadable_files_are_counted_and_the_first_are_shown(new_run):
+    run = new_run(name="imagefolder", root="/nowhere/at/all")  # no map: quick
+    assert "could not be read" not in " ".join(report(run)[2].text)
+    lines = [f"{row},cats/<{row}>.jpg,OSError: truncated\n" for row in range(12)]
+    (run / "corrupt.csv").write_text("row,key,reason\n" + "".join(lines))
+    words = " ".join(report(run)[2].text)
+    assert "Files that training left out: 12, 10 of them here" in words
+    assert "cats/<9>.jpg" in words
+    assert "cats/<10>.jpg" not in words
+    assert "OSError: truncated" in words
+
+
 def test_a_run_whose_data_is_gone(new_run):
     """The page says what it lacks; curves and the numbers are still there."""
     run = new_run(name="imagefolder", root="/nowhere/at/all")
