@@ -123,7 +123,7 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], bool]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if not given or {"--help", "-h"} & {*given}:
+    if {"--help", "-h"} & {*given}:
         print(USAGE, end="")
         return 0
     try:

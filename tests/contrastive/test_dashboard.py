@@ -77,6 +77,7 @@ def test_creating_it_reports_where_it_is(dashboard, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        ([], ["--entity is not given", "--entity E"]),
         (["--project", "vision", "--json"], ["--entity is not given", "--entity E"]),
         (["--entity", "acme", "--json"], ["--project is not given"]),
         (["--entity", "--json"], ["--entity: a value is needed"]),
