@@ -78,7 +78,7 @@ ul.runs { list-style: none; padding: 0; margin: 18px 0 0; } ul.runs li { margin:
   overflow-wrap: anywhere; }
 @media (max-width: 560px) { main { padding: 24px 14px 60px; } th, td { padding-right: 10px; }
   td:first-child, th { white-space: normal; } td small { display: block; }
-  td.picture, th.picture { display: none; }
+  td.picture, th.picture, p.picture { display: none; }
   table.runs td small { display: inline; } table.runs td.picture { display: block; } }
 summary { cursor: pointer; margin: 12px 0; } footer { margin-top: 60px; font-size: 14px; color:
   var(--muted); }

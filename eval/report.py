@@ -181,7 +181,9 @@ def _scores(results: dict[str, Any]) -> str:
         f"brackets what the encoder gains over that baseline on the same splits. "
         f"Test part: {data['test_part']}."
     )
-    return section("How good are the features?", note, f"{table}<p class='note'>{legend(names)}</p>{told}")
+    return section(
+        "How good are the features?", note, f"{table}<p class='note picture'>{legend(names)}</p>{told}"
+    )
 
 
 def _score_row(row: dict[str, Any], floor: float) -> str:

@@ -18,6 +18,8 @@ STATE = """({
     mined: [...document.querySelectorAll('.mined figure:not(:first-child)')].map(cell => cell.offsetWidth),
     paper: getComputedStyle(document.body).backgroundColor,
     ink: getComputedStyle(document.body).color,
+    bars: Boolean(document.querySelector('td.picture')?.offsetParent),
+    legend: Boolean(document.querySelector('p.picture')?.offsetParent),
     resources: performance.getEntriesByType('resource').map(entry => entry.name),
 })"""
 
@@ -67,6 +69,8 @@ def test_a_page_as_a_reader_sees_it(name, width, dark, pages, chromium):
     page, window = seen["width"]
     assert page <= window == width
     assert seen["mined"] == ([84, 84] if name == "report" else [])  # whatever the length of a path
+    assert seen["bars"] == (name == "comparison" or width > 560)
+    assert seen["legend"] == (name == "report" and width > 560)  # of the bars
     assert [url for url in seen["resources"] if not url.startswith("data:")] == []
     asked = [
         event["params"]["request"]["url"]
