@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -360,10 +360,10 @@ def extract(
     features: list[Tensor] = []
     rows: list[Tensor] = []
 
-    def report(row: int, reason: str) -> None:
-        log.warning("%s: left out (%s)", images.key(row), reason)
-
-    batches = read_in_order(images, batch_size, num_workers=num_workers, device=device, on_corrupt=report)
+    bad: dict[int, str] = {}
+    batches = read_in_order(
+        images, batch_size, num_workers=num_workers, device=device, on_corrupt=bad.__setitem__
+    )
     with (
         torch.inference_mode(),
         tqdm(
@@ -382,9 +382,17 @@ def extract(
                 features.append(found.float().cpu())
                 rows.append(batch.ids)
             bar.update(min(batch_size, len(images) - bar.n))
+    for row, reason in bad.items():  # once the bar is gone, or the first would stand in its line
+        _tell(images.key(row), reason)
     if not rows:
         return torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)
     return torch.cat(features), torch.cat(rows)
+
+
+@cache
+def _tell(key: str, reason: str) -> None:
+    """Once a file: the encoder and its baselines all read the same ones."""
+    log.warning("%s: left out (%s)", key, reason)
 
 
 class _Pixels(nn.Module):

@@ -129,7 +129,7 @@ def test_random_encoder_leaves_the_global_generator_alone(shared_run):
     assert torch.equal(torch.rand(1), wanted)
 
 
-def test_unreadable_images_are_left_out_and_counted(tmp_path):
+def test_unreadable_images_are_left_out_and_counted(tmp_path, caplog):
     from PIL import Image
 
     generator = np.random.default_rng(0)
@@ -146,6 +146,8 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path):
     assert at.unreadable == {"train": 1, "test": 0}
     assert found.train.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
     assert found.train.labels.tolist() == [0] * 5 + [1] * 6
+    at.features("raw_pixels")
+    assert sum("3.png: left out" in text for text in caplog.messages) == 1
 
 
 def test_paths(new_run):
