@@ -52,6 +52,8 @@ def draw_levels(
 ) -> list[tuple[str, list[Int[Tensor, "..."]]]]:
     """Rows that are labelled, for each level and seed; the levels of one seed are nested.
 
+    Of levels with the same counts the first is kept: 1% of a small data set is 1 a class.
+
     Raises:
         UserError: a class has fewer images than labels are asked for.
     """
@@ -69,7 +71,10 @@ def draw_levels(
     levels += [
         (f"{share:.4g}%", _shares(share / 100, sizes)) for share in (100 * f for f in config.fractions)
     ]
-    return [(name, _draws(orders, counts, sizes, labels)) for name, counts in levels]
+    names: dict[tuple[int, ...], str] = {}
+    for name, counts in levels:
+        names.setdefault(tuple(counts), name)
+    return [(name, _draws(orders, list(counts), sizes, labels)) for counts, name in names.items()]
 
 
 def weight_decay(num_labels: int, config: LowshotConfig) -> float:
