@@ -114,7 +114,20 @@ def _header(runs: list[Run]) -> str:
         f'<span class="muted">{escape(str(run.folder))}</span></li>'
         for place, run in enumerate(runs)
     )
-    return f'<header><h1>{len(runs)} runs compared</h1><ul class="runs">{items}</ul></header>'
+    return f'<header><h1>{len(runs)} runs compared</h1><ul class="runs">{items}</ul></header>{_told(runs)}'
+
+
+def _told(runs: list[Run]) -> str:
+    """Warnings: runs that trained on other data, and those without scores."""
+    data = [f"{run.name} on {json.loads(run.settings['data.name'])}" for run in runs if run.settings]
+    told = []
+    if len({run.settings["data.name"] for run in runs if run.settings}) > 1:
+        told.append(
+            f"Not all runs trained on the same data, so their curves do not compare: {', '.join(data)}."
+        )
+    if bare := [run.name for run in runs if not run.results]:
+        told.append(f"Not evaluated yet, so without scores: {', '.join(bare)}.")
+    return "".join(f'<p class="note warning">{escape(text)}</p>' for text in told)
 
 
 def _key(place: int) -> str:

@@ -91,6 +91,15 @@ def test_another_librarys_network_has_scores_only(runs, tmp_path, compared, monk
     assert {"curve s1", "curve s2"} <= {*classes}
 
 
+def test_other_data_and_a_run_without_scores_are_told(runs, tmp_path, compared):
+    _, _, page = compared(*runs)
+    assert "Not " not in " ".join(page.text)
+    _, _, page = compared(*runs, make_run(tmp_path / "bare", name="images", root=str(tmp_path)))
+    words = " ".join(page.text)
+    assert "curves do not compare: one on digits, <two> on digits, bare on images." in words
+    assert "without scores: bare." in words
+
+
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path, compared):
     made = [make_run(tmp_path / place / "run") for place in ("a", "b")]
     result, _, page = compared(*made)
