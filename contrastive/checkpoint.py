@@ -44,6 +44,7 @@ from contrastive.config import UserError
 from contrastive.distributed import note_entry
 from contrastive.logging.throughput import off_the_clock
 from contrastive.signals import SIGNALS, hand_back, take_over
+from memory_bank.replacing import sync
 from memory_bank.state import BANK, read_state, save_state
 
 FORMAT = 2
@@ -280,7 +281,7 @@ def _write(path: Path, checkpoint: dict[str, Any], bank_key: str, extra_files: E
         if path.exists():  # a damaged one, or a run that went back: the new save takes its place
             _remove(path)
         os.rename(partial, path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -299,12 +300,12 @@ def _seal(directory: Path, step: int) -> None:
                 f"extra_files wrote {entry.name!r}: only regular files with plain names are allowed"
             )
         path = Path(entry.path)
-        _sync(path)
+        sync(path)
         size, digest = _digest(path)
         files[entry.name] = {"bytes": size, "sha256": digest}
     (directory / MANIFEST).write_text(_manifest_text(step, files))
-    _sync(directory / MANIFEST)
-    _sync(directory)
+    sync(directory / MANIFEST)
+    sync(directory)
 
 
 def _point(path: Path) -> None:
@@ -312,9 +313,9 @@ def _point(path: Path) -> None:
     partial = _hidden(path.parent / LAST, "partial")
     try:
         partial.write_text(path.name + "\n")
-        _sync(partial)
+        sync(partial)
         os.replace(partial, path.parent / LAST)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -350,17 +351,6 @@ def _delete(path: Path) -> None:
 
 def _hidden(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or the entries of a directory, to the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open directories, and writes their entries through
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Output:

@@ -17,6 +17,7 @@ from contrastive.checkpoint import latest_valid, refuse_unsafe_loading
 from contrastive.config import PretrainConfig, UserError, differences, load_saved
 from contrastive.data.manifest import describe_changes, read_manifest, write_manifest
 from contrastive.data.sources import Images
+from memory_bank.replacing import replacing
 
 fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
 
@@ -219,9 +220,8 @@ def provenance() -> dict[str, str]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file in one step, so that a kill leaves the old one or the new one."""
-    staged = path.with_name(f".{path.name}.part")
-    staged.write_text(text)
-    os.replace(staged, path)
+    with replacing(path) as partial:
+        partial.write_text(text)
 
 
 def count_unreadable(path: Path) -> int:

@@ -29,6 +29,7 @@ from contrastive.distributed import all_true, gather_rows, gather_sizes, rank, w
 from contrastive.encoders.foreign import Feed
 from eval.config import EvalConfig
 from eval.frozen import Checkpoint, open_frozen, seeded, tensor_hash
+from memory_bank.replacing import replacing
 from memory_bank.shapes import Float, Int
 
 log = logging.getLogger(__name__)
@@ -481,20 +482,5 @@ def _unwritable(path: Path, error: OSError | ValueError) -> UserError:
 def write_file(path: Path, save: Callable[[Any], None]) -> None:
     """Let ``save`` write a binary file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            save(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with replacing(path) as partial, partial.open("wb") as file:
+        save(file)

@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from memory_bank.replacing import replacing
+
 #: The reference library's bound on the header.
 MAX_HEADER_BYTES = 100_000_000
 MAX_FILE_BYTES = 2**34
@@ -64,22 +66,14 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
     header = _header(ordered, dict(metadata) | {SEAL: _UNSEALED})
     digest = hashlib.sha256(header)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.seek(len(header))
-            for tensor in ordered.values():
-                data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-                digest.update(data)
-                file.write(data)
-            file.seek(0)
-            file.write(_with_seal(header, _UNSEALED, digest.hexdigest()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.seek(len(header))
+        for tensor in ordered.values():
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            digest.update(data)
+            file.write(data)
+        file.seek(0)
+        file.write(_with_seal(header, _UNSEALED, digest.hexdigest()))
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -224,14 +218,3 @@ def _read_tensor(file: BinaryIO, start: int, entry: dict[str, Any]) -> Tensor:
 def _require_little_endian() -> None:
     if sys.byteorder != "little":
         raise NotImplementedError("safetensors files are little-endian; this machine is not")
-
-
-def _sync_folder(folder: Path) -> None:
-    """The rename itself must reach the disk too."""
-    if os.name != "posix":  # other systems cannot open a folder
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,6 +18,7 @@ from contrastive.logging.rows import log_row
 from contrastive.logging.throughput import off_the_clock
 from contrastive.module import ContrastiveModule, Mined
 from contrastive.objectives.logits import own_similarity
+from memory_bank.replacing import replacing
 
 _TIMES = 20  # maps of the bank in a run: enough to see it unfold
 _MOST_POINTS = 2000
@@ -100,21 +101,18 @@ class Pictures(StepCallback):
         ids, labels = bank.id[slots].cpu(), self.images.labels
         points = principal_plane(bank.local.read(slots).float().cpu())
         drawn = draw_map(points, None if labels is None else labels[ids], self.images.classes or ())
-        staged = self.run_dir / ".bank.png.part"
-        Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(staged, format="png")
-        staged.replace(self.run_dir / "bank.png")
+        with replacing(self.run_dir / "bank.png") as partial:
+            Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(partial, format="png")
 
     def _write_mined(self, mined: Mined) -> None:
         found = hardest(mined, self.anchors, self.negatives)
-        staged = self.run_dir / ".mined.csv.part"
-        with staged.open("w", newline="") as file:
+        with replacing(self.run_dir / "mined.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
             header = ["anchor_row", "anchor_key", "rank", "negative_row", "negative_key", "similarity"]
             writer.writerow(header)
             for anchor, rank, row, similarity in found:
                 keys = self.images.key(anchor), self.images.key(row)
                 writer.writerow([anchor, keys[0], rank, row, keys[1], f"{similarity:.4f}"])
-        staged.replace(self.run_dir / "mined.csv")
 
 
 def picture_due(trainer: pl.Trainer, module: ContrastiveModule, step: int) -> bool:

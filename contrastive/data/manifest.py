@@ -1,13 +1,13 @@
 """The list of images a run was trained on, so that a resume on other images is refused and explained."""
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive.config import UserError
 from contrastive.data.images import Images, fingerprint
+from memory_bank.replacing import replacing
 
 _COLUMNS = ["row", "key", "size"]
 _NAMED = 3
@@ -38,12 +38,10 @@ def write_manifest(path: Path, images: Images) -> str:
             writer.writerow((row, key, size))
             yield key, size
 
-    staged = path.with_name(f".{path.name}.part")
-    with open(staged, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
         written = fingerprint(noted())
-    os.replace(staged, path)
     return written
 
 

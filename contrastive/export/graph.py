@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import importlib.util
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from contrastive.config import UserError
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import Source
+from memory_bank.replacing import replacing
 
 _OPSET = 18
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -44,13 +44,9 @@ def write_onnx(config: ExportConfig, source: Source, out: Path) -> dict[str, Any
         raise UserError(
             f"format=onnx: {', '.join(missing)} not installed; run pip install 'contrastive-pretrain[onnx]'"
         )
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
+    with replacing(out) as partial:
         _trace(source, partial)
         difference = source.compare(lambda pixels: _run(partial, pixels))
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
     lines = [
         "import onnxruntime",
         f'session = onnxruntime.InferenceSession("{out.name}")',

@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from contrastive.config import UserError
+from memory_bank.replacing import replacing
 
 _FIXED = ("step", "epoch", "seconds")
 
@@ -133,13 +134,9 @@ class MetricsCsv(Logger):
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         assert self._columns is not None
         lines = [",".join(self._columns).encode() + b"\n", *map(self._format, rows)]
-        partial = self.path.with_name(f".{self.path.name}.partial")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with replacing(self.path) as partial, partial.open("wb") as file:
             file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
         self._row = rows[-1] if rows else {}
         self._line = lines[-1] if rows else b""
         self._offset = sum(map(len, lines)) - len(self._line)

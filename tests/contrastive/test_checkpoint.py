@@ -813,11 +813,11 @@ count = 0
 def send(step):
     global count
     count += 1
-    ck._sync = full if rank == 0 and step == 1 else sync
+    ck.sync = full if rank == 0 and step == 1 else sync
     if rank == 1 and count == 4:
         os.kill(os.getpid(), signal.SIGTERM)
 
-sync = ck._sync
+sync = ck.sync
 def full(path):
     raise OSError(28, "No space left on device")
 
