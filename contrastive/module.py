@@ -273,6 +273,7 @@ class ContrastiveModule(pl.LightningModule):
         """Skip the step on every rank if any rank's loss is not finite: weights without a gradient stay."""
         finite, idle = zip(*(flags.read() for flags in self._flags), strict=True)
         self._step_is_sound, self._step_is_idle = all(finite), all(idle)
+        self._loss_scale = self._read_loss_scale()
         if not self._step_is_sound:
             optimizer.zero_grad(set_to_none=True)
 
@@ -285,6 +286,9 @@ class ContrastiveModule(pl.LightningModule):
             self._count_skipped(step)
             return
         self._skipped_in_a_row = 0
+        if self._read_loss_scale() < self._loss_scale:  # the gradients overflowed, and no weight moved
+            self.skipped_steps += 1
+            return
         self._count_idle(step)
         sizes = self.config.encoder
         momentum = momentum_at(step, self.plan.total_steps, sizes.momentum, sizes.momentum_end)
@@ -292,6 +296,16 @@ class ContrastiveModule(pl.LightningModule):
             follow(momentum)
         keys, ids = (torch.cat(parts) for parts in zip(*unwritten, strict=True))
         self.miner.write(keys, ids, step)
+
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        """Of trainer.precision=16-mixed alone."""
+        found: torch.amp.GradScaler | None = getattr(self.trainer.precision_plugin, "scaler", None)
+        return found
+
+    def _read_loss_scale(self) -> float:
+        """It falls when the scaler leaves a step out. Waits for the device, as the scaler itself does."""
+        return 1.0 if self._scaler is None else self._scaler.get_scale()
 
     def _count_skipped(self, step: int) -> None:
         self.skipped_steps += 1
@@ -345,7 +359,10 @@ class ContrastiveModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the learning rate as a function of the optimizer step."""
-        optimizer = build_optimizer(self, self.config.optimizer, self.config.data.global_batch)
+        looked_at = self._scaler is not None or bool(self.trainer.gradient_clip_val)
+        optimizer = build_optimizer(
+            self, self.config.optimizer, self.config.data.global_batch, fuse=not looked_at
+        )
         schedule = self.config.schedule
         warmup = round(schedule.warmup_epochs * self.plan.steps_per_epoch)
 

@@ -14,16 +14,25 @@ from contrastive.config import OptimizerConfig
 LARS_TRUST = 0.001
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig, global_batch: int) -> Optimizer:
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig, global_batch: int, *, fuse: bool = True
+) -> Optimizer:
     """The optimizer of ``config`` over the trainable parameters of ``module``.
 
     The peak learning rate is ``base_lr * global_batch / 256`` (arXiv:1706.02677). The module must be on
     its training device already: on CUDA the step is one fused kernel per group, elsewhere torch decides.
+
+    Args:
+        module: On its training device.
+        config: Which, and its settings.
+        global_batch: Images of a step.
+        fuse: False where somebody looks at the gradients between the backward pass and the step: with a
+            loss scale (16-mixed) a fused kernel unscales them itself, and they cannot be clipped.
     """
     groups = parameter_groups(module, config.weight_decay)
     peak = config.base_lr * global_batch / 256
     # None leaves the choice to torch; it would take foreach on CUDA, which reads and writes more often.
-    fused = True if all(p.is_cuda for group in groups for p in group["params"]) else None
+    fused = True if fuse and _on_cuda(groups) else None
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=peak, momentum=config.sgd_momentum, fused=fused)
     if config.name == "adamw":
@@ -46,6 +55,10 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         {"params": plain, "weight_decay": 0.0, "adapt": False},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _on_cuda(groups: list[dict[str, Any]]) -> bool:
+    return all(parameter.is_cuda for group in groups for parameter in group["params"])
 
 
 def learning_rate(step: int, *, total_steps: int, warmup_steps: int) -> float:

@@ -57,6 +57,17 @@ def test_build(name, kind):
         assert all(group["momentum"] == 0.8 for group in optimizer.param_groups)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_gradients_that_somebody_looks_at_are_not_left_to_a_fused_kernel(monkeypatch, name):
+    """Lightning's clipping and torch's loss scale go by what the optimizer says of itself."""
+    from contrastive import optim
+
+    monkeypatch.setattr(optim, "_on_cuda", lambda groups: True)
+    for fuse in (True, False):
+        built = optim.build_optimizer(network(), config(name=name), 256, fuse=fuse)
+        assert getattr(built, "_step_supports_amp_scaling", False) == fuse
+
+
 def test_decay_shrinks_weights_only():
     """With gradients of zero a step is decay alone."""
     from contrastive.optim import build_optimizer

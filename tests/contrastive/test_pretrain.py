@@ -356,6 +356,45 @@ def test_a_loss_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(
     assert saved(tmp_path / "runs/diverged") == ["step-5"]
 
 
+@pytest.mark.parametrize("scaled", [False, True], ids=["bf16-mixed", "16-mixed"])
+def test_mixed_precision_clips_and_skips_where_optimizers_can_be_fused(run, monkeypatch, scaled):
+    """Lightning has no 16-mixed on a CPU: it is bf16-mixed with a loss scale. The loss of step 1 is NaN."""
+    from pytorch_lightning.plugins.precision import MixedPrecision
+
+    from contrastive import optim
+    from contrastive.module import ContrastiveModule
+
+    made, embed, seen = MixedPrecision.__init__, ContrastiveModule.embed, {}
+
+    def make(self, *args):
+        made(self, *args)
+        self.scaler = torch.amp.GradScaler("cpu") if scaled else None
+
+    def altered(self, view):
+        query = embed(self, view)
+        if self.global_step == 2 and scaled:  # more than the scale allows for
+            query.register_hook(lambda gradient: gradient * float("inf"))
+        return query * float("nan") if self.global_step == 1 else query
+
+    step = ContrastiveModule.optimizer_step
+
+    def watched(self, *args, **kwargs):
+        number, before = self.global_step, [weight.clone() for weight in self.parameters()]
+        step(self, *args, **kwargs)
+        moved = not all(map(torch.equal, before, self.parameters()))
+        assert moved == (number in self.miner.bank.written_at)
+        seen[number] = moved
+
+    monkeypatch.setattr(optim, "_on_cuda", lambda groups: True)
+    monkeypatch.setattr(MixedPrecision, "__init__", make)
+    monkeypatch.setattr(ContrastiveModule, "embed", altered)
+    monkeypatch.setattr(ContrastiveModule, "optimizer_step", watched)
+    few = ["schedule.epochs=1", "logging.knn_every_epochs=0", "logging.probe_every_epochs=0"]
+    code, result, _ = run("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1", *few)
+    assert (code, seen) == (0, {0: True, 1: False, 2: not scaled, 3: True})
+    assert result["metrics"]["train/skipped_steps"] == 1 + scaled
+
+
 @pytest.mark.parametrize("ruined_by", [5, 12], ids=["in the middle", "by the last step"])
 def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatch, ruined_by):
     from contrastive.checkpoint import verify
