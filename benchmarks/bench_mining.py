@@ -38,6 +38,7 @@ from memory_bank.negatives import Negatives
 
 DIM = 128
 NUM_HARD = NUM_UNIFORM = 256
+SAMPLE = 5120
 CENTRES = 4096
 LAG = 2  # steps ahead: a look-up has a whole step's time
 POOL = 1024  # images, used again and again
@@ -122,18 +123,17 @@ class Loop:
 
 
 def _random_negatives(batch: int, device: torch.device) -> Negatives:
-    rows = F.normalize(torch.randn(batch, NUM_HARD + 1, DIM, device=device), dim=2)
-    shared = F.normalize(torch.randn(NUM_UNIFORM, DIM, device=device), dim=1)
-    empty = Negatives.none(rows[:, 0])
-    ids = torch.zeros(batch, NUM_HARD, dtype=torch.int64, device=device)
+    """Of the shape that a sample serves: queries share the rows that are theirs."""
+    rows = F.normalize(torch.randn(SAMPLE + NUM_UNIFORM, DIM, device=device), dim=1)
+    index = torch.randint(SAMPLE, (batch, NUM_HARD), device=device)
     hard = replace(
-        empty,
-        hard=rows[:, 1:].flatten(0, 1),
-        hard_index=torch.arange(batch * NUM_HARD, device=device).view(batch, NUM_HARD),
-        hard_log_weight=torch.zeros(ids.shape, device=device),
-        hard_ids=ids,
+        Negatives.none(rows[:batch]),
+        hard=rows[:SAMPLE],
+        hard_index=index,
+        hard_log_weight=torch.zeros(index.shape, device=device),
+        hard_ids=index,
     )
-    return hard.with_shared(shared, ids.new_zeros(NUM_UNIFORM), rows.new_zeros(batch, NUM_UNIFORM))
+    return hard.with_shared(rows[SAMPLE:], index.new_zeros(NUM_UNIFORM), rows.new_zeros(batch, NUM_UNIFORM))
 
 
 def make_rows(rows: int) -> Tensor:
