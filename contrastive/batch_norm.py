@@ -61,6 +61,33 @@ class SplitBatchNorm(_BatchNorm):
         return torch.cat(parts)
 
 
+class Statistics:
+    """The buffers of ``module``, so that what a forward pass did to them can be undone.
+
+    Training never reads running statistics, so one batch that is not finite would stay in them unseen.
+
+    Args:
+        module: On its training device; moving it would replace its buffers.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in module.buffers():
+            by_dtype.setdefault(buffer.dtype, []).append(buffer)
+        # Apart by type: a list of several would be copied by a kernel for each tensor.
+        self._lists = [(held, [buffer.clone() for buffer in held]) for held in by_dtype.values()]
+
+    def keep(self) -> None:
+        """Remember the buffers as they are."""
+        for held, kept in self._lists:
+            torch._foreach_copy_(kept, held)
+
+    def restore(self) -> None:
+        """Make them again what they were when last kept, or at the start."""
+        for held, kept in self._lists:
+            torch._foreach_copy_(held, kept)
+
+
 def convert(module: nn.Module, kind: str, num_splits: int) -> None:
     """Replace, in place, the batch norms inside ``module``; names and values in its state dict stay.
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from contrastive.augment.views import Views
-from contrastive.batch_norm import convert, shuffled
+from contrastive.batch_norm import Statistics, convert, shuffled
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.batch import Batch
 from contrastive.data.plan import Plan
@@ -141,6 +141,7 @@ class ContrastiveModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Make the bank where the network lives, and give it what a checkpoint saved of it; compile."""
         self._follow = Ema(self.encoder, self.key_encoder), Ema(self.projector, self.key_projector)
+        self._statistics = Statistics(self)
         if backend := compiler(self.config.run.compile, self.device):
             self.views = Views(self.config.augment, self.config.data, self.config.run.seed, compile=backend)
             self._query, self._key = (torch.compile(f, backend=backend) for f in (self._query, self._key))
@@ -282,12 +283,8 @@ class ContrastiveModule(pl.LightningModule):
         step = self.global_step
         super().optimizer_step(*args, **kwargs)
         unwritten, self._unwritten, self._flags = self._unwritten, [], []
-        if not self._step_is_sound:
-            self._count_skipped(step)
-            return
-        self._skipped_in_a_row = 0
-        if self._read_loss_scale() < self._loss_scale:  # the gradients overflowed, and no weight moved
-            self.skipped_steps += 1
+        if not self._is_taken(step):
+            self._statistics.restore()
             return
         self._count_idle(step)
         sizes = self.config.encoder
@@ -296,6 +293,7 @@ class ContrastiveModule(pl.LightningModule):
             follow(momentum)
         keys, ids = (torch.cat(parts) for parts in zip(*unwritten, strict=True))
         self.miner.write(keys, ids, step)
+        self._statistics.keep()
 
     @property
     def _scaler(self) -> torch.amp.GradScaler | None:
@@ -307,14 +305,17 @@ class ContrastiveModule(pl.LightningModule):
         """It falls when the scaler leaves a step out. Waits for the device, as the scaler itself does."""
         return 1.0 if self._scaler is None else self._scaler.get_scale()
 
-    def _count_skipped(self, step: int) -> None:
-        self.skipped_steps += 1
-        self._skipped_in_a_row += 1
+    def _is_taken(self, step: int) -> bool:
+        """Whether the weights moved; steps that they did not are counted."""
+        overflowed = self._read_loss_scale() < self._loss_scale
+        self.skipped_steps += overflowed or not self._step_is_sound
+        self._skipped_in_a_row = 0 if self._step_is_sound else self._skipped_in_a_row + 1
         if self._skipped_in_a_row >= self.patience:
             raise Diverged(
                 f"the loss was not finite {self.patience} optimizer steps in a row, the last is step {step}",
                 since=step - self.patience,
             )
+        return self._step_is_sound and not overflowed
 
     def _count_idle(self, step: int) -> None:
         """Without negatives nothing is learnt: said when first seen, and a reason to stop if it stays so."""
@@ -348,12 +349,17 @@ class ContrastiveModule(pl.LightningModule):
         return self._skipped_in_a_row > 0
 
     def on_train_epoch_end(self) -> None:
-        """The end of the plan: no loss follows that would tell what the last step did to the weights."""
-        norms = torch._foreach_norm([weight for weight in self.parameters() if weight.requires_grad])
+        """The end of the plan: no loss follows that would tell what the last step did to the weights.
+
+        Of batch norm's running statistics no loss tells ever.
+        """
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        statistics = [buffer for buffer in self.buffers() if buffer.is_floating_point()]
+        norms = torch._foreach_norm(weights + statistics)
         if not torch.stack(list(norms)).isfinite().all():
             step = self.global_step
             raise Diverged(
-                f"weights are not finite after {step} optimizer steps",
+                f"weights or running statistics are not finite after {step} optimizer steps",
                 since=step - 1 - self._skipped_in_a_row,
             )
 

@@ -379,9 +379,9 @@ def test_mixed_precision_clips_and_skips_where_optimizers_can_be_fused(run, monk
     step = ContrastiveModule.optimizer_step
 
     def watched(self, *args, **kwargs):
-        number, before = self.global_step, [weight.clone() for weight in self.parameters()]
+        number, before = self.global_step, [value.clone() for value in self.state_dict().values()]
         step(self, *args, **kwargs)
-        moved = not all(map(torch.equal, before, self.parameters()))
+        moved = not all(map(torch.equal, before, self.state_dict().values()))
         assert moved == (number in self.miner.bank.written_at)
         seen[number] = moved
 
@@ -395,8 +395,12 @@ def test_mixed_precision_clips_and_skips_where_optimizers_can_be_fused(run, monk
     assert result["metrics"]["train/skipped_steps"] == 1 + scaled
 
 
-@pytest.mark.parametrize("ruined_by", [5, 12], ids=["in the middle", "by the last step"])
-def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatch, ruined_by):
+@pytest.mark.parametrize(
+    ("ruined_by", "what"),
+    [(5, "conv1.weight"), (12, "conv1.weight"), (12, "bn1.running_var")],
+    ids=["in the middle", "by the last step", "in what evaluation alone reads"],
+)
+def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatch, ruined_by, what):
     from contrastive.checkpoint import verify
     from contrastive.encoders.weights import load_encoder
     from contrastive.module import ContrastiveModule
@@ -408,7 +412,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatc
         step = self.global_step + 1
         update(self, *args, **kwargs)
         if step == ruined_by:
-            self.encoder.conv1.weight.data.fill_(float("nan"))
+            self.encoder.state_dict()[what].fill_(float("nan"))
 
     with monkeypatch.context() as patch:
         patch.setattr(ContrastiveModule, "optimizer_step", ruin)

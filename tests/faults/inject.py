@@ -129,15 +129,17 @@ def set_clock_back() -> None:
 
 
 def poison(*steps: int) -> None:
-    """Make the queries of these optimizer steps, and so the loss, NaN, on rank 0 alone."""
+    """Let the first convolution of queries overflow in these optimizer steps, on rank 0 alone.
+
+    Batch norm sees it before the loss does.
+    """
     from contrastive.module import ContrastiveModule
 
     embed = ContrastiveModule.embed
 
     def poisoned(self: Any, view: Any) -> Any:
-        query = embed(self, view)
         bad = self.global_step in steps and self.global_rank == 0
-        return query * float("nan") if bad else query
+        return embed(self, view * float("inf") if bad else view)
 
     ContrastiveModule.embed = poisoned  # type: ignore[method-assign]
 

@@ -9,11 +9,15 @@ from tests.faults.harness import load_bank
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.faults)])
 def test_nonfinite_loss_is_skipped_and_three_in_a_row_stop(lab, ranks):
     from contrastive.checkpoint import latest_valid, verify
+    from contrastive.encoders.weights import load_encoder
 
     # Of two ranks only the first has it; both must skip.
     ended = lab.run("once", "trainer.max_steps=6", ranks=ranks, faults=[["poison", 3]])
     assert ended.codes == [0] * ranks
     assert ended.result["metrics"]["train/skipped_steps"] == 1
+    # Evaluation, which reads batch norm's running statistics, must not find a trace of it.
+    encoder, _ = load_encoder(lab.folder / "runs" / "once" / "encoder.safetensors")
+    assert encoder(torch.rand(2, 3, 16, 16)).isfinite().all()
     bank = load_bank(lab.folder / "runs" / "once")
     assert sorted(set(bank["written_at"].tolist())) == [-1, 0, 1, 2, 4, 5]  # 6 of 6 batches, less one
     assert bank["key"].isfinite().all()
