@@ -133,7 +133,8 @@ class ContrastiveModule(pl.LightningModule):
         self._unwritten: list[tuple[Tensor, Tensor]] = []
         self._flags: list[Arriving] = []
         self._skipped_in_a_row = self._idle_in_a_row = 0
-        self._said_idle = False
+        self._last_finite = -1
+        self._said_idle = self._said_left_out = False
         self.skipped_steps = 0
         self._saved_miner: dict[str, Any] | None = None
         self._loader: Any = None
@@ -231,7 +232,15 @@ class ContrastiveModule(pl.LightningModule):
         nothing = torch.zeros(0, self.config.encoder.projector_dim, device=self.device)
         self._unwritten.append((nothing, batch.ids[:0]))
         self._flags.append(Arriving(torch.tensor([True, False], device=self.device)))
-        return torch.stack([weight.sum() * 0 for weight in weights]).sum()
+        if not self._said_left_out and rank() == 0:
+            self._said_left_out = True
+            logger.warning(
+                "a rank could read fewer than 2 of its images of step %d (corrupt.csv lists the others), so "
+                "the micro-batch is left out; a step of no other counts in train/skipped_steps",
+                self.global_step,
+            )
+        # A gradient of 0 for each, which DDP waits for; 0 times a weight would not be 0 for all weights.
+        return torch.stack([weight[:0].sum() for weight in weights]).sum()
 
     def _compare(
         self, query: Tensor, key: Tensor, negatives: Negatives, ids: Tensor
@@ -271,11 +280,15 @@ class ContrastiveModule(pl.LightningModule):
         return torch.split(torch.empty_like(found).index_copy_(0, order, found), sizes)[rank()]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Skip the step on every rank if any rank's loss is not finite: weights without a gradient stay."""
+        """Skip the step on every rank if any rank's loss is not finite: weights without a gradient stay.
+
+        So too where no image entered: momentum and weight decay act on gradients of 0.
+        """
         finite, idle = zip(*(flags.read() for flags in self._flags), strict=True)
         self._step_is_sound, self._step_is_idle = all(finite), all(idle)
+        self._step_is_empty = not any(len(ids) for _, ids in self._unwritten)
         self._loss_scale = self._read_loss_scale()
-        if not self._step_is_sound:
+        if self._step_is_empty or not self._step_is_sound:
             optimizer.zero_grad(set_to_none=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -307,15 +320,21 @@ class ContrastiveModule(pl.LightningModule):
 
     def _is_taken(self, step: int) -> bool:
         """Whether the weights moved; steps that they did not are counted."""
-        overflowed = self._read_loss_scale() < self._loss_scale
-        self.skipped_steps += overflowed or not self._step_is_sound
-        self._skipped_in_a_row = 0 if self._step_is_sound else self._skipped_in_a_row + 1
+        taken = self._step_is_sound and not self._step_is_empty
+        taken = taken and self._read_loss_scale() >= self._loss_scale  # else gradients overflowed in 16-mixed
+        self.skipped_steps += not taken
+        if self._step_is_empty:  # it had no loss
+            return False
+        if self._step_is_sound:
+            self._skipped_in_a_row, self._last_finite = 0, step
+            return taken
+        self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= self.patience:
             raise Diverged(
                 f"the loss was not finite {self.patience} optimizer steps in a row, the last is step {step}",
-                since=step - self.patience,
+                since=self._last_finite,
             )
-        return self._step_is_sound and not overflowed
+        return False
 
     def _count_idle(self, step: int) -> None:
         """Without negatives nothing is learnt: said when first seen, and a reason to stop if it stays so."""
@@ -357,10 +376,9 @@ class ContrastiveModule(pl.LightningModule):
         statistics = [buffer for buffer in self.buffers() if buffer.is_floating_point()]
         norms = torch._foreach_norm(weights + statistics)
         if not torch.stack(list(norms)).isfinite().all():
-            step = self.global_step
             raise Diverged(
-                f"weights or running statistics are not finite after {step} optimizer steps",
-                since=step - 1 - self._skipped_in_a_row,
+                f"weights or running statistics are not finite after {self.global_step} optimizer steps",
+                since=self._last_finite,
             )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -394,6 +412,7 @@ class ContrastiveModule(pl.LightningModule):
         else:
             logger.warning("files were added or removed, so rows are numbered anew: the bank starts empty")
         self.skipped_steps, self._skipped_in_a_row = checkpoint["skipped"]
+        self._last_finite = checkpoint["global_step"] - 1 - self._skipped_in_a_row
 
 
 class Arriving:

@@ -33,7 +33,7 @@ METRICS = {
     "train/effective_negatives": "how many negatives carry a query's gradient: 1 / sum of squared shares",
     "train/neighbours": "nnclr: share of queries whose neighbour became a positive",
     "train/positives": "supcon: positives of a query",
-    "train/skipped_steps": "optimizer steps skipped so far: a loss (in 16-mixed, a gradient) was not finite",
+    "train/skipped_steps": "steps skipped so far: a loss (16-mixed: gradient) was not finite, or no images",
     "mining/positive_similarity": "cosine of query and key, to read the mined ones against",
     "mining/similarity_mean": "cosine of query and mined negatives, mean",
     "mining/similarity_q*": "likewise, its 10%, 50% and 90% quantiles",

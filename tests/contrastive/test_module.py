@@ -151,6 +151,17 @@ def test_keys_carry_no_gradient_and_queries_do(parts):
     )
 
 
+def test_a_micro_batch_left_out_has_gradients_of_0_whatever_the_weights(parts):
+    from contrastive.data.batch import Batch
+
+    module, batch = parts()
+    module.projector[0].weight.data[0, 0] = float("inf")
+    loss = module.training_step(Batch(batch.images[:1], batch.ids[:1]), 0)
+    loss.backward()
+    assert loss == 0
+    assert all((w.grad == 0).all() for w in module.parameters() if w.requires_grad)
+
+
 def test_an_image_has_the_same_views_in_any_batch(parts):
     module, batch = parts("augment=moco_v2", "data.image_size=16")
     whole = module.views(batch.images, batch.ids, 3)

@@ -356,15 +356,32 @@ def test_a_loss_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(
     assert saved(tmp_path / "runs/diverged") == ["step-5"]
 
 
+@pytest.fixture
+def moves(monkeypatch):
+    """Of each step, whether weights or statistics moved; then, and only then, must the bank be written."""
+    from contrastive.module import ContrastiveModule
+
+    step, seen = ContrastiveModule.optimizer_step, []
+
+    def watched(self, *args, **kwargs):
+        before = [value.clone() for value in self.state_dict().values()]
+        step(self, *args, **kwargs)
+        seen.append(not all(map(torch.equal, before, self.state_dict().values())))
+        assert seen[-1] == (len(seen) - 1 in self.miner.bank.written_at)
+
+    monkeypatch.setattr(ContrastiveModule, "optimizer_step", watched)
+    return seen
+
+
 @pytest.mark.parametrize("scaled", [False, True], ids=["bf16-mixed", "16-mixed"])
-def test_mixed_precision_clips_and_skips_where_optimizers_can_be_fused(run, monkeypatch, scaled):
+def test_mixed_precision_clips_and_skips_where_optimizers_can_be_fused(run, monkeypatch, moves, scaled):
     """Lightning has no 16-mixed on a CPU: it is bf16-mixed with a loss scale. The loss of step 1 is NaN."""
     from pytorch_lightning.plugins.precision import MixedPrecision
 
     from contrastive import optim
     from contrastive.module import ContrastiveModule
 
-    made, embed, seen = MixedPrecision.__init__, ContrastiveModule.embed, {}
+    made, embed = MixedPrecision.__init__, ContrastiveModule.embed
 
     def make(self, *args):
         made(self, *args)
@@ -376,23 +393,32 @@ def test_mixed_precision_clips_and_skips_where_optimizers_can_be_fused(run, monk
             query.register_hook(lambda gradient: gradient * float("inf"))
         return query * float("nan") if self.global_step == 1 else query
 
-    step = ContrastiveModule.optimizer_step
-
-    def watched(self, *args, **kwargs):
-        number, before = self.global_step, [value.clone() for value in self.state_dict().values()]
-        step(self, *args, **kwargs)
-        moved = not all(map(torch.equal, before, self.state_dict().values()))
-        assert moved == (number in self.miner.bank.written_at)
-        seen[number] = moved
-
     monkeypatch.setattr(optim, "_on_cuda", lambda groups: True)
     monkeypatch.setattr(MixedPrecision, "__init__", make)
     monkeypatch.setattr(ContrastiveModule, "embed", altered)
-    monkeypatch.setattr(ContrastiveModule, "optimizer_step", watched)
     few = ["schedule.epochs=1", "logging.knn_every_epochs=0", "logging.probe_every_epochs=0"]
     code, result, _ = run("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1", *few)
-    assert (code, seen) == (0, {0: True, 1: False, 2: not scaled, 3: True})
+    assert (code, moves) == (0, [True, False, not scaled, True])
     assert result["metrics"]["train/skipped_steps"] == 1 + scaled
+
+
+def test_a_step_of_fewer_than_two_images_moves_nothing_and_stops_nothing(run, monkeypatch, moves):
+    """However many in a row; momentum and weight decay have no part in them."""
+    from contrastive.data.batch import Batch
+    from contrastive.module import ContrastiveModule
+
+    step = ContrastiveModule.training_step
+
+    def halved(self, batch, batch_idx):
+        kept = slice(1) if 1 <= self.global_step <= 4 else slice(None)
+        return step(self, Batch(batch.images[kept], batch.ids[kept]), batch_idx)
+
+    monkeypatch.setattr(ContrastiveModule, "training_step", halved)
+    few = ["schedule.epochs=2", "logging.knn_every_epochs=0", "logging.probe_every_epochs=0"]
+    code, result, err = run("data.max_corrupt=0.99", *few)
+    assert (code, moves) == (0, [True, *[False] * 4, True, True, True])
+    assert result["metrics"]["train/skipped_steps"] == 4
+    assert err.count("fewer than 2 of its images of step 1 (corrupt.csv") == 1
 
 
 @pytest.mark.parametrize(
