@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import save_image
 
-from contrastive.augment.views import center_view
+from contrastive.augment.views import Views, center_view
 from contrastive.callbacks.steps import StepCallback
 from contrastive.data.sources import Images, Unreadable
 from contrastive.logging.drawing import draw_map, principal_plane
@@ -65,7 +65,7 @@ class Pictures(StepCallback):
             return
         data, device = module.config.data, module.device
         images, ids = self._batch(device)
-        views = torch.cat([center_view(images, data), *module.views(images, ids, 0)])
+        views = torch.cat([center_view(images, data), *_views_of(module)(images, ids, 0)])
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (data.mean, data.std))
         save_image((views * std + mean).clamp(0, 1).cpu(), self.run_dir / "views.png", nrow=len(ids))
 
@@ -74,7 +74,7 @@ class Pictures(StepCallback):
         if len(self._sample()) < 2:
             return {}
         images, ids = self._batch(module.device)
-        first, second = module.views(images, ids, module.plan.epoch_of(step - 1))
+        first, second = _views_of(module)(images, ids, module.plan.epoch_of(step - 1))
         own = (first - second).square().mean()
         others = (first - second.roll(1, 0)).square().mean()
         return {"views/distance": own / others, "views/std": torch.cat([first, second]).std()}
@@ -113,6 +113,14 @@ class Pictures(StepCallback):
             for anchor, rank, row, similarity in found:
                 keys = self.images.key(anchor), self.images.key(row)
                 writer.writerow([anchor, keys[0], rank, row, keys[1], f"{similarity:.4f}"])
+
+
+def _views_of(module: ContrastiveModule) -> Views:
+    """The module's own, not compiled: that is done for the batch of the first call, which must be the step's.
+
+    A second size of batch has torch compile anew, for any size, and that is slower in every step.
+    """
+    return Views(module.config.augment, module.config.data, module.config.run.seed)
 
 
 def picture_due(trainer: pl.Trainer, module: ContrastiveModule, step: int) -> bool:

@@ -52,7 +52,7 @@ def test_pictures_are_due_about_twenty_times_and_at_the_end(pictures, epochs, ma
     assert [step for step in range(1, last + 1) if pictures.picture_due(trainer, module, step)] == expected
 
 
-def test_views_are_measured_against_those_of_other_images(pictures, four_images, tmp_path):
+def test_views_are_measured_against_those_of_other_images(pictures, four_images, tmp_path, monkeypatch):
     first, second = torch.randn(2, 4, 3, 6, 6, generator=torch.Generator().manual_seed(1)).unbind()
     asked = []
 
@@ -61,7 +61,8 @@ def test_views_are_measured_against_those_of_other_images(pictures, four_images,
         return first, second
 
     plan = SimpleNamespace(epoch_of=lambda step: step // 10)
-    module = module_with(views=views, plan=plan, device=torch.device("cpu"))
+    monkeypatch.setattr(pictures, "_views_of", lambda module: views)
+    module = module_with(plan=plan, device=torch.device("cpu"))
     found = pictures.Pictures(four_images, tmp_path, 16)._measure_views(module, 30)
     assert asked == [([0, 1, 2, 3], 2)]  # step 30 was the last of epoch 2, counted from 0
     own = np.mean([np.mean((first[i] - second[i]).numpy() ** 2) for i in range(4)])
@@ -69,6 +70,32 @@ def test_views_are_measured_against_those_of_other_images(pictures, four_images,
     assert float(found["views/distance"]) == pytest.approx(own / others, rel=1e-5)
     values = np.concatenate([first.numpy().ravel(), second.numpy().ravel()])
     assert float(found["views/std"]) == pytest.approx(values.std(ddof=1), rel=1e-5)
+
+
+def test_what_the_step_compiles_meets_no_batch_but_the_steps(pictures, four_images, tmp_path):
+    """Pictures are of other sizes, and made before the first step: their views are the same, uncompiled."""
+    from contrastive.augment.views import Views, center_view
+    from contrastive.config import AugmentConfig, DataConfig
+
+    config = SimpleNamespace(
+        augment=AugmentConfig(), data=DataConfig(image_size=8), run=SimpleNamespace(seed=3)
+    )
+    plan = SimpleNamespace(epoch_of=lambda step: 0)
+    module = module_with(config=config, plan=plan, device=torch.device("cpu"))  # it has no views to call
+    shown = pictures.Pictures(four_images, tmp_path, 4)
+    assert shown._measure_views(module, 1)["views/distance"] > 0
+    shown._draw_views(module)
+    images = torch.stack([four_images.read(row) for row in range(4)])
+    first, second = Views(config.augment, config.data, 3)(images, torch.arange(4), 0)
+    rows = torch.cat([center_view(images, config.data), first, second]).unflatten(0, (3, 4))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.data.mean, config.data.std))
+    pixels = ((rows * std + mean).clamp(0, 1) * 255).round()
+    drawn = torch.tensor(np.array(Image.open(tmp_path / "views.png"))).permute(2, 0, 1)
+    for row in range(3):
+        for column in range(4):
+            top, left = 2 + 10 * row, 2 + 10 * column  # images of 8 px, 2 px apart
+            part = drawn[:, top : top + 8, left : left + 8]
+            torch.testing.assert_close(part.float(), pixels[row, column], rtol=0, atol=1)
 
 
 def test_the_map_of_a_sharded_bank_waits_for_no_other_rank(pictures, four_images, tmp_path):
