@@ -276,7 +276,9 @@ class ContrastiveModule(pl.LightningModule):
             return self.embed_key(view)
         order = shuffled(batch_ids, self.config.run.seed, self.global_step)
         mine = torch.split(order, sizes)[rank()]
-        found = gather_rows(self.embed_key(gather_rows(view, sizes)[mine]), sizes)
+        # Channels go last over the wire, as they lie in memory: rows are gathered in the order of their axes.
+        views = gather_rows(view.permute(0, 2, 3, 1), sizes)[mine].permute(0, 3, 1, 2)
+        found = gather_rows(self.embed_key(views), sizes)
         return torch.split(torch.empty_like(found).index_copy_(0, order, found), sizes)[rank()]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -151,7 +151,16 @@ def two_ranks(rank):
     module, images, ids = module_of("encoder.batch_norm=shuffle")
     view, _ = module.views(images, ids, 0)
     own = slice(0, 7) if rank == 0 else slice(7, 12)
+    embed, met = module.embed_key, []
+
+    def watched(view):
+        met.append(view.is_contiguous(memory_format=torch.channels_last))
+        return embed(view)
+
+    module.embed_key = watched
     result = {"keys": module.keys(view[own], ids, [7, 5])}
+    module.keys(view[6 * rank :][:6], ids, [6, 6])
+    result["channels last"] = met
     for name in ("info_nce", "nt_xent"):
         module, images, ids = module_of("encoder.batch_norm=shuffle", f"objective.name={name}")
         own = slice(0, 7) if rank == 0 else slice(7, 8)
@@ -171,6 +180,8 @@ def test_keys_are_exchanged_between_ranks_and_come_back_in_place(tmp_path):
     expected = keys_in_groups(module, view, [order[:7], order[7:]])
     torch.testing.assert_close(torch.cat([rank["keys"] for rank in ranks]), expected)
     assert [len(rank["keys"]) for rank in ranks] == [7, 5]
+    # As the weights lie, with the padding of unequal ranks and without.
+    assert all(rank["channels last"] == [True, True] for rank in ranks)
     for rank in ranks:  # all of them leave out a micro-batch of which one has a single image
         for name in ("info_nce", "nt_xent"):
             loss, gradients = rank[name]
