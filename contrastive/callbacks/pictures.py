@@ -123,14 +123,6 @@ def _views_of(module: ContrastiveModule) -> Views:
     return Views(module.config.augment, module.config.data, module.config.run.seed)
 
 
-def _views_of(module: ContrastiveModule) -> Views:
-    """The module's own, not compiled: that is done for the batch of the first call, which must be the step's.
-
-    A second size of batch has torch compile anew, for any size, and that is slower in every step.
-    """
-    return Views(module.config.augment, module.config.data, module.config.run.seed)
-
-
 def picture_due(trainer: pl.Trainer, module: ContrastiveModule, step: int) -> bool:
     """Whether ``step`` ends one of about twenty parts of the run (whole epochs), or the run."""
     plan = module.plan
