@@ -39,6 +39,7 @@ from contrastive.data.files import list_images
 from contrastive.data.plan import Plan
 from contrastive.encoders.build import build_encoder
 from contrastive.module import ContrastiveModule
+from contrastive.optim import build_optimizer
 from contrastive.pretrain import pretrain
 
 DIM, HIDDEN = 128, 2048
@@ -171,7 +172,7 @@ class Limit:
         self.module = ContrastiveModule(config, plan, encoder, lambda module: None).to(device)
         self.module.on_fit_start()  # pairs the averages, compiles where the run does
         self.module.train()
-        self.optimizer: Any = self.module.configure_optimizers()["optimizer"]
+        self.optimizer = build_optimizer(self.module, config.optimizer, config.data.global_batch)
         self.scene, self.device = scene, device
         self.views = [
             torch.randn(scene.batch, 3, scene.side, scene.side, device=device).contiguous(
