@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from contrastive.config import PretrainConfig, UserError, load_config, recipes, to_yaml
-from contrastive.console import log_to_stderr
+from contrastive.console import answer, log_to_stderr
 from contrastive.signals import Stopped, stopping
 from contrastive.slurm import is_first_task, requeue
 
@@ -73,11 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     recipe, flags, overrides = parse(arguments)
     if flags & {"--help", "-h"}:
-        print(USAGE.format(recipes=", ".join(recipes("pretrain"))), end="")
+        answer(USAGE.format(recipes=", ".join(recipes("pretrain"))).rstrip())
         return 0
     config = load_config(PretrainConfig, "pretrain", recipe, overrides)
     if "--print-config" in flags:
-        print(to_yaml(config), end="")
+        answer(to_yaml(config).rstrip())
         return 0
     try:
         from contrastive.pretrain import pretrain
@@ -89,7 +89,7 @@ def _run(arguments: Sequence[str]) -> int:
             requeue()
         raise
     if result is not None:
-        print(json.dumps(result), flush=True)
+        answer(json.dumps(result))
     return code
 
 

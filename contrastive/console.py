@@ -1,10 +1,23 @@
 """How the command lines speak: results on stdout, everything else on stderr."""
 
 import logging
+import os
+import sys
+
+
+def answer(text: str) -> None:
+    """Print a result; a reader that has left (``| head -1``) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is left in the buffer would fail once more when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def log_to_stderr() -> None:
     """Send our packages' log to stderr at INFO; other libraries keep their own settings."""
+    if sys.stderr is None:  # closed by who called us: bars and logs of all libraries count on one
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("contrastive", "memory_bank", "eval"):

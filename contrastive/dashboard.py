@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from contrastive.config import UserError
+from contrastive.console import answer
 from contrastive.logging.names import STEP_AXIS
 from contrastive.logging.wandb_run import wandb_problem
 
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if {"--help", "-h"} & {*given}:
-        print(USAGE, end="")
+        answer(USAGE.rstrip())
         return 0
     try:
         where, printed = parse(given)
@@ -133,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result), flush=True)
+    answer(json.dumps(result))
     return 0
 
 

@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from contrastive.config import UserError, load_config
-from contrastive.console import log_to_stderr
+from contrastive.console import answer, log_to_stderr
 from eval.config import EvalConfig
 
 USAGE = """\
@@ -74,10 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if not given or {"--help", "-h"} & {*given}:
-        print(USAGE, end="")
+        answer(USAGE.rstrip())
         for protocol in {*given} & {*PROTOCOLS}:
             shipped = resources.files("configs") / "eval" / f"{protocol}.yaml"
-            print(f"\nSettings of {protocol}:\n\n{shipped.read_text()}", end="")
+            answer(f"\nSettings of {protocol}:\n\n{shipped.read_text().rstrip()}")
         return 0
     log_to_stderr()
     try:
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 130
     if result is not None:
-        print(json.dumps(result), flush=True)
+        answer(json.dumps(result))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(render(found))
-    print(json.dumps(found, allow_nan=False))
+    try:
+        print(render(found))
+        print(json.dumps(found, allow_nan=False), flush=True)
+    except BrokenPipeError:  # the reader has left, as head does; what is buffered must not fail once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

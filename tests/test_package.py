@@ -1,6 +1,7 @@
 """The package as users get it: what a wheel holds, what is imported when, what may be missing."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -65,6 +66,33 @@ def test_help_and_wrong_input_answer_without_the_heavy_libraries(tmp_path):
         result = python(code, tmp_path)
         assert result.returncode == 0, result.stderr
         assert "usage: contrastive-" in result.stdout
+
+
+@pytest.mark.parametrize("package", ["contrastive", "eval", "contrastive.export", "contrastive.dashboard"])
+def test_a_reader_that_has_left_is_no_error(tmp_path, package):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", package, "--help"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        check=False,
+        timeout=300,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_what_goes_to_a_closed_stderr_is_lost_and_no_more(monkeypatch):
+    from contrastive.console import log_to_stderr
+
+    monkeypatch.setattr(sys, "stderr", None)
+    log_to_stderr()
+    print("nowhere", file=sys.stderr)
+    logging.getLogger("contrastive").info("nowhere")
+    sys.stderr.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from contrastive.config import UserError, load_config
-from contrastive.console import log_to_stderr
+from contrastive.console import answer, log_to_stderr
 from contrastive.export.config import SUFFIXES, ExportConfig
 
 USAGE = """\
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if not given or {"--help", "-h"} & {*given}:
-        print(USAGE, end="")
+        answer(USAGE.rstrip())
         return 0
     log_to_stderr()
     try:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again", file=sys.stderr)
         return 130
-    print(json.dumps(result), flush=True)
+    answer(json.dumps(result))
     return 0
 
 
