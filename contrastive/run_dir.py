@@ -189,9 +189,12 @@ def hold(run_dir: Path) -> IO[str]:
 
 def prepare(run_dir: Path, config: PretrainConfig, images: Images) -> None:
     """Write the manifest that guards every resume, and last config.yaml, which makes the folder a run."""
-    begun = (run_dir / "config.yaml").is_file() and is_begun(run_dir)
+    begun, manifest = (run_dir / "config.yaml").is_file() and is_begun(run_dir), run_dir / "manifest.csv"
     if not begun or config.data.allow_changed:
-        write_manifest(run_dir / "manifest.csv", images)
+        before = manifest.read_bytes() if begun and manifest.is_file() else None
+        write_manifest(manifest, images)
+        if manifest.read_bytes() != before:  # rows of corrupt.csv are numbered by it
+            (run_dir / "corrupt.csv").unlink(missing_ok=True)
     if begun:
         return
     document = OmegaConf.structured(config)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from contrastive.config import UserError
-from contrastive.data.images import FileImages
+from contrastive.data.images import FileImages, printable
 
 EXTENSIONS = (
     ".jpg",
@@ -171,7 +171,7 @@ def _class(key: bytes, depth: int, root: Path) -> str:
             f"data.root={root}: {os.fsdecode(key)} lies in no class folder; data.name=imagefolder needs one "
             f"folder a class, move the file, or use data.name=images for a tree without classes"
         )
-    return parts[depth].decode("utf-8", "backslashreplace")
+    return printable(parts[depth])
 
 
 def _labelled(root: Path, keys: list[bytes], size: int, classes: list[str], depth: int) -> FileImages:

@@ -87,6 +87,17 @@ def fingerprint(rows: Iterable[tuple[str, str]]) -> str:
     return digest.hexdigest()
 
 
+def printable(name: bytes) -> str:
+    r"""A file's name that any log can take, different for each name.
+
+    What is not UTF-8 or not printable appears as ``\xNN``, ``\n`` and the like, a backslash as two.
+    """
+    text = name.replace(b"\\", rb"\\").decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class FileImages(Images):
     """Image files below one root, decoded when read.
 
@@ -129,8 +140,8 @@ class FileImages(Images):
         return read_file(self.path(row), self.size)
 
     def key(self, row: int) -> str:
-        """Relative path; bytes that are not UTF-8 appear as ``\\xNN``, so that any log can take it."""
-        return self._raw(row).decode("utf-8", "backslashreplace")
+        """Relative path, as ``printable`` has it."""
+        return printable(self._raw(row))
 
     def stamp(self, row: int) -> str:
         """Size in bytes, or ``unreadable``."""

@@ -97,10 +97,11 @@ def metrics(run_dir: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_leaves_the_directory_that_the_readme_describes(run, tmp_path):
-    code, result, _ = run()
+    code, result, err = run()
     run_dir = tmp_path / "runs" / "tiny"
     assert code == 0
     assert result["finished"]
+    assert err.count("dataset bank of 38 x 8; exact search") == 1
     names = {path.name for path in run_dir.iterdir()}
     expected = {"config.yaml", "manifest.csv", "metrics.csv", "mined.csv", "views.png", "summary.json"}
     assert expected | {"encoder.safetensors", "checkpoints"} <= names
@@ -624,6 +625,21 @@ def test_too_many_unreadable_files_stop_the_run(run, folder, tmp_path):
     assert listed
     code, result, _ = run("data.max_corrupt=0.5")
     assert (code, result["finished"]) == (0, True)
+
+
+def test_unreadable_files_are_listed_anew_where_the_data_changed(run, folder, tmp_path):
+    listed = tmp_path / "runs/tiny/corrupt.csv"
+    for number in range(3):
+        (folder / "red" / f"broken-{number}.png").write_bytes(b"no image")
+    assert run("data.max_corrupt=0.01")[0] == 3
+    (folder / "red" / "broken-0.png").unlink()
+    assert run("data.max_corrupt=0.5", "trainer.max_steps=2", "run.checkpoint_every=1")[0] == 0
+    if listed.exists():  # two steps do not meet every file
+        assert {Path(row["key"]).name for row in table(listed)} <= {"broken-1.png", "broken-2.png"}
+    (folder / "red" / "broken-1.png").unlink()
+    (folder / "red" / "a.png").write_bytes(b"no image")
+    assert run("data.max_corrupt=0.5", "data.allow_changed=true")[0] == 0
+    assert {Path(row["key"]).name for row in table(listed)} == {"a.png", "broken-2.png"}
 
 
 def test_another_runs_directory_names_the_fields_that_differ(run):

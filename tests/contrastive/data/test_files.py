@@ -87,6 +87,16 @@ def test_names_that_are_not_utf8(tmp_path, write_image):
     assert (images.read(1) == 7).all()
 
 
+def test_no_two_names_share_a_key_and_none_moves_the_cursor(tmp_path, write_image):
+    source = write_image("a.png", 7)
+    for name in (b"\xff.png", b"\\xff.png", b"\x1b[31mred.png", b"two\nlines.png"):
+        (tmp_path / os.fsdecode(name)).write_bytes(source.read_bytes())
+    found = keys(open_tree(tmp_path, 8))
+    assert sorted(found) == sorted(
+        ["a.png", r"\xff.png", r"\\xff.png", r"\x1b[31mred.png", r"two\nlines.png"]
+    )
+
+
 def test_missing_file_and_empty_roots(tmp_path, write_image):
     with pytest.raises(UserError, match=r"nowhere: no such folder; set data.root"):
         open_tree(tmp_path / "nowhere", 8)
