@@ -156,6 +156,7 @@ class ContrastiveModule(pl.LightningModule):
             upcoming=lambda step: self.plan.ids(step) if step < self.plan.total_steps else None,
             exchange=Collectives(),
         )
+        logger.info("%s", self.miner.describe())
         if self._saved_miner is not None:
             self.miner.load_state_dict(self._saved_miner)
             self._saved_miner = None
@@ -362,7 +363,9 @@ class ContrastiveModule(pl.LightningModule):
             for name, share in shares.items()
             if share
         ]
-        return f"Of the bank's rows {', '.join(drops) or 'none is another image'}; loosen that, in a new run"
+        if not drops:
+            return "The bank holds no other image; a higher mining.min_fill lets it fill first"
+        return f"Of the bank's rows {', '.join(drops)}; loosen that, in a new run"
 
     @property
     def in_doubt(self) -> bool:

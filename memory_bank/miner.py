@@ -1,7 +1,6 @@
 """The miner: a bank, a way to search it, and a policy, behind two calls a step."""
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,8 +23,6 @@ from memory_bank.shapes import Bool, Float, Int
 from memory_bank.sharded import Exchange, build_sharded
 from memory_bank.storage import build_storage
 from memory_bank.worker import Inline, Worker
-
-logger = logging.getLogger(__name__)
 
 # Queries whose similarities are kept for the metrics where every row is a negative.
 _SHOWN = 32
@@ -372,9 +369,7 @@ def build_miner(
     else:
         storage = build_storage(bank, rows=rows, dim=dim, device=device)
         retrieval = choose(mining, storage, seed=seed)
-    miner = Miner(storage, retrieval, mining, seed=seed, upcoming=upcoming if ahead else None)
-    logger.info("%s", miner.describe())
-    return miner
+    return Miner(storage, retrieval, mining, seed=seed, upcoming=upcoming if ahead else None)
 
 
 @contextmanager
