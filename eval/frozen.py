@@ -82,6 +82,11 @@ def resolve(path: str, out: str | None = None) -> Checkpoint:
             f"checkpoint={path}: holds no {_ENCODER_FILE}; give a run directory (runs/NAME), "
             f"a checkpoint directory (runs/NAME/checkpoints/step-N) or the file"
         )
+    if encoder.suffix != ".safetensors":
+        raise UserError(
+            f"checkpoint={path}: not a .safetensors file; weights of another library are given as "
+            "torchvision:MODEL:FILE or timm:MODEL:FILE"
+        )
     folder = encoder.absolute().parent
     if (folder / "config.yaml").is_file():
         return Checkpoint(encoder, folder, folder, _results(folder / "eval", out))

@@ -190,5 +190,9 @@ def _fill(
     for name, tensor in wanted.items():
         if name.endswith(".num_batches_tracked"):  # missing in files of old torchvision releases
             body.setdefault(name, tensor)
-    require_fit(wanted, body, source, "MODEL in LIBRARY:MODEL:FILE must be the one the file was made with")
+    remedy = (
+        "MODEL in LIBRARY:MODEL:FILE must be the one the file was made with; where that had the stem for "
+        "small images, give the run that it was exported from"
+    )
+    require_fit(wanted, body, source, remedy)
     module.load_state_dict(body)

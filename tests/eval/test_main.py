@@ -82,7 +82,10 @@ def test_overall_numbers_make_sense(shared_run, capsys):
         (["linear", "RUN"], ["key=value", "checkpoint="]),
         (["linear", "checkpoint=/nowhere"], ["/nowhere", "does not exist", "runs/NAME"]),
         (["linear", "checkpoint=TMP"], ["holds no encoder.safetensors", "checkpoints/step-N"]),
-        (["linear", "checkpoint=RUN/config.yaml"], ["config.yaml", "safetensors"]),
+        (
+            ["linear", "checkpoint=RUN/config.yaml"],
+            ["config.yaml", "not a .safetensors", "torchvision:MODEL:FILE"],
+        ),
         (["linear", "checkpoint=RUN", "linear.heldout=0.2"], ["linear.heldout", "'linear.held_out'"]),
         (["linear", "checkpoint=RUN", "linear.held_out=2"], ["held_out=2", "below 1"]),
         (["linear", "checkpoint=RUN", "seeds=many"], ["seeds"]),
