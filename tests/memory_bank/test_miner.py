@@ -254,7 +254,9 @@ def test_autocast_and_gradients_of_the_caller_do_not_reach_the_search():
     assert_equal(found, expected)
 
 
-@pytest.mark.parametrize("policy", [{}, {"backend": "subsample", "sample": 10}])
+@pytest.mark.parametrize(
+    "policy", [{}, {"backend": "subsample", "sample": 10, "num_hard": 1, "band": [0.0, 1.0]}]
+)
 def test_nearest_equals_brute_force_and_pads(policy):
     """Also where the policy is served by a sample, which hardly holds the very closest."""
     world, subject = World(), miner(**policy)
