@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memory_bank import safetensors
+from memory_bank import sealed
 from memory_bank.storage import DatasetBank, QueueBank, Storage
 
 BANK = "bank.safetensors"
@@ -28,7 +28,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     plain = _take_tensors(state, "", tensors)
-    safetensors.write(path, tensors, {_PLAIN: json.dumps(plain, sort_keys=True)})
+    sealed.write(path, tensors, {_PLAIN: json.dumps(plain, sort_keys=True)})
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def read_state(path: Path) -> dict[str, Any]:
         ValueError: missing, damaged, or another file.
     """
     try:
-        tensors, metadata = safetensors.read(path)
+        tensors, metadata = sealed.read(path)
         state = json.loads(metadata[_PLAIN])
         for name, tensor in tensors.items():
             *folders, last = name.split("/")

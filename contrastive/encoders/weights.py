@@ -13,11 +13,11 @@ from torch import Tensor
 from contrastive.config import DataConfig, EncoderConfig, UserError
 from contrastive.encoders.build import build_encoder, resolve_stem
 from contrastive.encoders.encoder import Encoder
-from memory_bank import safetensors
+from memory_bank import sealed
 
 FORMAT = "contrastive-encoder"
 FORMAT_VERSION = 2
-"""2 is sealed (see safetensors.py); 1 need not be, e.g. what another tool saved anew."""
+"""2 is sealed (see sealed.py); 1 need not be, e.g. what another tool saved anew."""
 
 
 @dataclass
@@ -67,9 +67,9 @@ def save_encoder(
         "mean": json.dumps(list(data.mean)),
         "std": json.dumps(list(data.std)),
     }
-    if reused := sorted({*metadata, safetensors.SEAL} & {*extra}):
+    if reused := sorted({*metadata, sealed.SEAL} & {*extra}):
         raise ValueError(f"extra={reused}: these names are taken; allowed is any but {', '.join(metadata)}")
-    safetensors.write(path, encoder.state_dict(), metadata | dict(extra))
+    sealed.write(path, encoder.state_dict(), metadata | dict(extra))
 
 
 def load_encoder(path: Path) -> tuple[Encoder, EncoderMeta]:
@@ -124,10 +124,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        return safetensors.read(path)
+        return sealed.read(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give an encoder.safetensors") from error
-    except safetensors.FormatError as error:
+    except sealed.FormatError as error:
         raise UserError(f"{error}; download or write it again") from error
 
 
@@ -203,8 +203,8 @@ def _parse_meta(path: Path, metadata: dict[str, str]) -> EncoderMeta:
             raise UserError(
                 f"{path}: format version {version}, this release reads up to {FORMAT_VERSION}; upgrade"
             )
-        if rest.pop(safetensors.SEAL, None) is None and version >= 2:
-            raise UserError(f"{path}: damaged metadata (no {safetensors.SEAL}); export the encoder again")
+        if rest.pop(sealed.SEAL, None) is None and version >= 2:
+            raise UserError(f"{path}: damaged metadata (no {sealed.SEAL}); export the encoder again")
         del rest["format"]
         encoder = EncoderConfig(name=rest.pop("name"), width=int(rest.pop("width")), stem=rest.pop("stem"))
         data = DataConfig(

@@ -14,7 +14,7 @@ from contrastive.config import UserError
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import Source
 from eval.features import write_file
-from memory_bank import safetensors
+from memory_bank import sealed
 
 
 def write_torchvision(config: ExportConfig, source: Source, out: Path) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _write(source: Source, out: Path, model: Any, lines: list[str]) -> dict[str,
 def _save(source: Source, out: Path, model: nn.Module) -> None:
     weights = dict(model.state_dict())
     if out.suffix == ".safetensors":
-        safetensors.write(out, weights, {"format": "pt", "source_sha256": source.sha256})
+        sealed.write(out, weights, {"format": "pt", "source_sha256": source.sha256})
     else:
         write_file(out, lambda file: torch.save(weights, file))
 

@@ -67,7 +67,7 @@ def run(folder, tmp_path, capsys):
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    from memory_bank.safetensors import read
+    from memory_bank.sealed import read
 
     return read(run_dir / "encoder.safetensors")[0]
 

@@ -203,11 +203,11 @@ def test_one_class_few_rows_and_nan(new_run, tiny_folder, capsys):
     code, _, err = run_main(capsys, "lowshot", *few)
     assert (code, "lowshot.labels_per_class=[1]" in err) == (2, True)
 
-    from memory_bank import safetensors
+    from memory_bank import sealed
 
-    tensors, meta = safetensors.read(run / "encoder.safetensors")
+    tensors, meta = sealed.read(run / "encoder.safetensors")
     tensors["conv1.weight"][0] = torch.nan
-    safetensors.write(run / "encoder.safetensors", tensors, meta)
+    sealed.write(run / "encoder.safetensors", tensors, meta)
     code, _, err = run_main(capsys, "knn", *few, "knn.k=[1]")
     assert (code, "features of 6 of 6 train images are NaN" in err) == (2, True)
     assert not (run / "eval" / "knn.json").exists()

@@ -94,12 +94,12 @@ def test_images_of_one_class_are_no_duplicates(shared_run, capsys):
 
 def test_a_collapse_is_a_warning(new_run, photos, capsys):
     from eval.__main__ import main
-    from memory_bank import safetensors
+    from memory_bank import sealed
 
     run = new_run(name="images", root=str(photos))
-    tensors, meta = safetensors.read(run / "encoder.safetensors")
+    tensors, meta = sealed.read(run / "encoder.safetensors")
     tensors["conv1.weight"] *= 0
-    safetensors.write(run / "encoder.safetensors", tensors, meta)
+    sealed.write(run / "encoder.safetensors", tensors, meta)
     assert main(["stats", f"checkpoint={run}", "device=cpu"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["verdict"] == "complete collapse"

@@ -4,7 +4,7 @@ import pickle
 import pytest
 import torch
 
-from memory_bank import safetensors
+from memory_bank import sealed
 from memory_bank.__main__ import main
 from memory_bank.state import find_state, load_state, open_bank, read_state, save_state
 from tests.memory_bank.worlds import DIM, ROWS, World, assert_equal, miner, run
@@ -58,7 +58,7 @@ def test_pickled_code_damage_and_other_files_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="cannot be read"):
         load_state(tmp_path / "none.safetensors")
     for plain in ("3", "{", '{"bank": 3}', "[" * 100_000):
-        safetensors.write(path, {"bank/key": torch.ones(1)}, {"state": plain})
+        sealed.write(path, {"bank/key": torch.ones(1)}, {"state": plain})
         with pytest.raises(ValueError, match="damaged"):
             load_state(path)
 

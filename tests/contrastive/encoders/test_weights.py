@@ -145,12 +145,12 @@ def test_half_precision_weights_are_widened(tmp_path):
 
 def test_an_encoder_file_in_half_precision_is_widened(tmp_path):
     from contrastive.encoders.weights import load_encoder
-    from memory_bank import safetensors as ours
+    from memory_bank import sealed
 
     encoder, config, data = make("resnet10", 32, width=8)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data)
-    tensors, metadata = ours.read(path)
-    ours.write(
+    tensors, metadata = sealed.read(path)
+    sealed.write(
         path, {name: v.half() if v.is_floating_point() else v for name, v in tensors.items()}, metadata
     )
     loaded, _ = load_encoder(path)
@@ -301,13 +301,13 @@ def test_another_suffix(tmp_path):
 def test_damaged_metadata(changed, message, tmp_path):
     from contrastive.config import UserError
     from contrastive.encoders.weights import load_encoder
-    from memory_bank import safetensors as ours
+    from memory_bank import sealed
 
     encoder, config, data = make("resnet10", 32, width=8)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data)
-    tensors, metadata = ours.read(path)
+    tensors, metadata = sealed.read(path)
     metadata = {name: value for name, value in (metadata | changed).items() if value is not None}
-    ours.write(path, tensors, metadata)
+    sealed.write(path, tensors, metadata)
     with pytest.raises(UserError, match=message):
         load_encoder(path)
 
@@ -331,13 +331,13 @@ def test_another_tool_may_save_it_anew_as_version_1_only(tmp_path):
 def test_a_width_from_a_file_cannot_ask_for_a_huge_network(tmp_path):
     from contrastive.config import UserError
     from contrastive.encoders.weights import load_encoder
-    from memory_bank import safetensors as ours
+    from memory_bank import sealed
 
     encoder, config, data = make("resnet10", 32, width=8)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data)
-    tensors, metadata = ours.read(path)
+    tensors, metadata = sealed.read(path)
     for width, message in (("65536", r"the network has \[65536"), ("65537", "damaged metadata")):
-        ours.write(path, tensors, metadata | {"width": width})
+        sealed.write(path, tensors, metadata | {"width": width})
         with pytest.raises(UserError, match=message):
             load_encoder(path)
 

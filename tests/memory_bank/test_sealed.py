@@ -40,7 +40,7 @@ def assert_same(got, expected):
 
 
 def test_the_library_reads_what_we_write(tensors, tmp_path):
-    from memory_bank.safetensors import write
+    from memory_bank.sealed import write
 
     path = tmp_path / "a.safetensors"
     write(path, tensors, {"step": "3", "ключ": "значение"})
@@ -53,18 +53,19 @@ def test_the_library_reads_what_we_write(tensors, tmp_path):
 
 
 def test_we_read_what_the_library_writes(tensors, tmp_path):
-    from memory_bank.safetensors import read
+    from memory_bank.sealed import read
 
     path = tmp_path / "a.safetensors"
     whole = {name: value.contiguous() for name, value in tensors.items()}
-    safetensors.torch.save_file(whole, path, {"step": "3"})
+    given = {letter: letter.upper() for letter in "stepname"}
+    safetensors.torch.save_file(whole, path, given)
     got, metadata = read(path)
     assert_same(got, tensors)
-    assert metadata == {"step": "3"}
+    assert list(metadata.items()) == sorted(given.items())
 
 
 def test_no_tensors_and_no_metadata(tmp_path):
-    from memory_bank.safetensors import read, write
+    from memory_bank.sealed import read, write
 
     write(tmp_path / "a.safetensors", {}, {})
     tensors, metadata = read(tmp_path / "a.safetensors")
@@ -73,7 +74,7 @@ def test_no_tensors_and_no_metadata(tmp_path):
 
 
 def test_equal_contents_give_equal_bytes(tensors, tmp_path):
-    from memory_bank.safetensors import write
+    from memory_bank.sealed import write
 
     write(tmp_path / "a", tensors, {"x": "y"})
     write(tmp_path / "b", dict(reversed(tensors.items())), {"x": "y"})
@@ -81,20 +82,35 @@ def test_equal_contents_give_equal_bytes(tensors, tmp_path):
 
 
 def test_tensors_are_writable_and_their_own(tensors, tmp_path):
-    from memory_bank.safetensors import read, write
+    from memory_bank.sealed import read, write
 
     path = tmp_path / "a.safetensors"
     write(path, tensors, {})
-    before = path.read_bytes()
-    read(path)[0]["f32"].zero_()
-    assert path.read_bytes() == before
+    got = read(path)[0]
+    other = bytes(path.stat().st_size)
+    with path.open("r+b") as file:  # not anew, which would end a process that has it mapped
+        file.write(other)
+    assert_same(got, tensors)
+    got["f32"].zero_()
+    assert path.read_bytes() == other
+
+
+def test_the_umask_decides_who_may_read(tmp_path):
+    from memory_bank.sealed import write
+
+    usual = os.umask(0o027)
+    try:
+        write(tmp_path / "a.safetensors", {}, {})
+    finally:
+        os.umask(usual)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize(
     "tensor", [torch.zeros(2, dtype=torch.complex64), torch.zeros(2, dtype=torch.uint16)]
 )
 def test_an_unknown_dtype_is_refused(tensor, tmp_path):
-    from memory_bank.safetensors import write
+    from memory_bank.sealed import write
 
     with pytest.raises(ValueError, match=r"'x' \(torch\..*allowed are torch\.float64"):
         write(tmp_path / "a.safetensors", {"x": tensor}, {})
@@ -103,7 +119,7 @@ def test_an_unknown_dtype_is_refused(tensor, tmp_path):
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_failed_write_leaves_the_old_file(tensors, tmp_path, monkeypatch, call):
-    from memory_bank.safetensors import write
+    from memory_bank.sealed import write
 
     path = tmp_path / "a.safetensors"
     write(path, tensors, {})
@@ -120,7 +136,7 @@ def test_a_failed_write_leaves_the_old_file(tensors, tmp_path, monkeypatch, call
 
 
 def test_data_reach_the_disk_before_the_name(tensors, tmp_path, monkeypatch):
-    from memory_bank.safetensors import write
+    from memory_bank.sealed import write
 
     calls = []
     sync, replace = os.fsync, os.replace
@@ -135,62 +151,35 @@ def pack(header, data=b"", length=None):
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-def entry(dtype="F32", shape=(2,), offsets=(0, 8), **more):
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets), **more}
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
 
 EIGHT = bytes(8)
 BROKEN = {
     "empty file": b"",
-    "no header": bytes(7),
-    "header of nothing": pack(b""),
     "header beyond the end": pack({"a": entry()}, EIGHT, length=10_000),
     "header of 2**64 - 1 bytes": pack({"a": entry()}, EIGHT, length=2**64 - 1),
-    "header over the limit": pack({"a": entry()}, EIGHT, length=100_000_001),
     "not json": pack(b"{'a': 1}"),
-    "not utf-8": pack(b'{"\xff\xfe": {}}'),
     "deep nesting": pack(b"[" * 100_000 + b"]" * 100_000),
-    "a list": pack([]),
-    "nan": pack(b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}', EIGHT),
-    "a name twice": pack(
-        b'{"a": {"dtype":"F32","shape":[2],"data_offsets":[0,8]}, '
-        b'"a": {"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
-        EIGHT,
-    ),
-    "entry is a number": pack({"a": 3}),
-    "a field is missing": pack({"a": {"dtype": "F32", "shape": [2]}}, EIGHT),
-    "a field too many": pack({"a": entry(code="print(1)")}, EIGHT),
     "unknown dtype": pack({"a": entry(dtype="O8")}, EIGHT),
-    "dtype is a list": pack({"a": entry(dtype=["F32"])}, EIGHT),
-    "negative shape": pack({"a": entry(shape=(-1, -2))}, EIGHT),
-    "shape is text": pack({"a": {"dtype": "F32", "shape": "2", "data_offsets": [0, 8]}}, EIGHT),
-    "shape of booleans": pack({"a": entry(shape=(True, 2))}, EIGHT),
-    "shape of floats": pack({"a": entry(shape=(2.0,))}, EIGHT),
-    "shape overflows": pack({"a": entry(shape=(0, 2**62, 2**62), offsets=(0, 0))}),
-    "too many axes": pack({"a": entry(shape=(1,) * 17, offsets=(0, 4))}, bytes(4)),
+    "dtype that torch has not": pack({"a": entry(dtype="F6_E2M3", shape=(4,), offsets=(0, 3))}, bytes(3)),
+    "shape that torch has not": pack({"a": entry(shape=(0, 2**63), offsets=(0, 0))}),
+    "shape whose strides overflow": pack({"a": entry(shape=(0, 2**62, 2**62, 2**62), offsets=(0, 0))}),
     "shape and bytes differ": pack({"a": entry(shape=(3,))}, EIGHT),
-    "one offset": pack({"a": entry(offsets=(0,))}, EIGHT),
-    "three offsets": pack({"a": entry(offsets=(0, 4, 8))}, EIGHT),
-    "end before begin": pack({"a": entry(offsets=(8, 0))}, EIGHT),
-    "negative offset": pack({"a": entry(offsets=(-8, 0))}, EIGHT),
     "beyond the data": pack({"a": entry()}, bytes(4)),
     "data left over": pack({"a": entry()}, bytes(12)),
-    "data without tensors": pack({}, EIGHT),
-    "a hole": pack({"a": entry(), "b": entry(offsets=(12, 20))}, bytes(20)),
-    "a hole at the start": pack({"a": entry(offsets=(4, 12))}, bytes(12)),
     "an overlap": pack({"a": entry(), "b": entry(offsets=(4, 12))}, bytes(12)),
-    "metadata is a list": pack({"__metadata__": ["x"]}),
     "metadata of numbers": pack({"__metadata__": {"x": 3}}),
-    "a boolean of 2": pack({"a": entry(dtype="BOOL", shape=(1,), offsets=(0, 1))}, b"\x02"),
+    "a seal that does not hold": pack({"__metadata__": {"seal": "0" * 64}}),
     "a pickle": b"\x80\x04\x95" + bytes(40),
     "a zip": b"PK\x03\x04" + bytes(40),
-    "a long number": pack(b'{"a": ' + b"9" * 5000 + b"}"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_is_refused_by_name(name, tmp_path):
-    from memory_bank.safetensors import FormatError, read
+    from memory_bank.sealed import FormatError, read
 
     path = tmp_path / "broken.safetensors"
     path.write_bytes(BROKEN[name])
@@ -198,16 +187,8 @@ def test_a_broken_file_is_refused_by_name(name, tmp_path):
         read(path)
 
 
-def test_the_good_form_of_the_broken_files_is_read(tmp_path):
-    from memory_bank.safetensors import read
-
-    path = tmp_path / "good.safetensors"
-    path.write_bytes(pack({"b": entry(offsets=(8, 16)), "a": entry()}, EIGHT + struct.pack("<2f", 1, 2)))
-    assert read(path)[0]["b"].tolist() == [1.0, 2.0]
-
-
 def test_no_truncation_and_no_altered_byte_gets_through(tmp_path):
-    from memory_bank.safetensors import FormatError, read, write
+    from memory_bank.sealed import FormatError, read, write
 
     path = tmp_path / "a.safetensors"
     write(path, {"x": torch.arange(6.0), "y": torch.arange(3)}, {"k": "v"})
@@ -228,7 +209,7 @@ def test_no_truncation_and_no_altered_byte_gets_through(tmp_path):
 
 
 def test_a_missing_file_is_the_systems_error(tmp_path):
-    from memory_bank.safetensors import read
+    from memory_bank.sealed import read
 
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "nothing.safetensors")
