@@ -73,13 +73,15 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if not given or {"--help", "-h"} & {*given}:
+    if {"--help", "-h"} & {*given}:
         answer(USAGE.rstrip())
         for protocol in {*given} & {*PROTOCOLS}:
             shipped = resources.files("configs") / "eval" / f"{protocol}.yaml"
             answer(f"\nSettings of {protocol}:\n\n{shipped.read_text().rstrip()}")
         return 0
     log_to_stderr()
+    if not given:
+        print(USAGE, file=sys.stderr)
     try:
         protocol, overrides = parse(given)
         result = _run(protocol, load_config(EvalConfig, "eval", protocol, overrides))

@@ -30,10 +30,12 @@ of stdout is one JSON object. Exit codes: 0 done, 2 wrong input, 130 interrupted
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if not given or {"--help", "-h"} & {*given}:
+    if {"--help", "-h"} & {*given}:
         answer(USAGE.rstrip())
         return 0
     log_to_stderr()
+    if not given:
+        print(USAGE, file=sys.stderr)
     try:
         result = _export(load_config(ExportConfig, "export", "export", given))
     except UserError as error:

@@ -256,6 +256,13 @@ def test_help_is_quick_and_imports_no_torch():
     assert "usage: contrastive-eval" in done.stdout
 
 
+def test_nothing_given_is_wrong_input_and_shows_the_help(capsys):
+    code, out, err = run_main(capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith("usage: contrastive-eval PROTOCOL")
+    assert err.splitlines()[-1].startswith("error: no protocol given; ")
+
+
 def test_help_of_a_protocol_shows_its_settings(capsys):
     code, out, _ = run_main(capsys, "knn", "--help")
     assert code == 0

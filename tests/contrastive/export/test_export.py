@@ -277,6 +277,13 @@ def test_wrong_input(command, tmp_path, arguments, parts):
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
+def test_nothing_given_is_wrong_input_and_shows_the_help(command):
+    code, _, err = command()
+    assert code == 2
+    assert err.startswith("usage: contrastive-export checkpoint=PATH")
+    assert err.splitlines()[-1].startswith("error: checkpoint is not set; ")
+
+
 @pytest.mark.parametrize(
     ("form", "out", "module"), [("onnx", "e.onnx", "graph"), ("timm", "e.pth", "networks")]
 )
