@@ -4,14 +4,24 @@ import logging
 import os
 import sys
 
+from contrastive.config import UserError
+
 
 def answer(text: str) -> None:
-    """Print a result; a reader that has left (``| head -1``) is no error."""
+    """Print a result; a reader that has left (``| head -1``) is no error.
+
+    Raises:
+        UserError: stdout takes nothing, e.g. a file on a full disk.
+    """
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         # What is left in the buffer would fail once more when the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise UserError(
+                f"stdout cannot be written ({error.strerror}); free some space, or send it elsewhere"
+            ) from error
 
 
 def log_to_stderr() -> None:

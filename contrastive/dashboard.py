@@ -124,17 +124,16 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], bool]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if {"--help", "-h"} & {*given}:
-        answer(USAGE.rstrip())
-        return 0
     try:
+        if {"--help", "-h"} & {*given}:
+            answer(USAGE.rstrip())
+            return 0
         where, printed = parse(given)
         workspace = build(**where)
-        result = to_json(workspace) if printed else _create(workspace)
+        answer(json.dumps(to_json(workspace) if printed else _create(workspace)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    answer(json.dumps(result))
     return 0
 
 

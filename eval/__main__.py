@@ -73,18 +73,17 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if {"--help", "-h"} & {*given}:
-        answer(USAGE.rstrip())
-        for protocol in {*given} & {*PROTOCOLS}:
-            shipped = resources.files("configs") / "eval" / f"{protocol}.yaml"
-            answer(f"\nSettings of {protocol}:\n\n{shipped.read_text().rstrip()}")
-        return 0
     log_to_stderr()
     if not given:
         print(USAGE, file=sys.stderr)
     try:
+        if {"--help", "-h"} & {*given}:
+            _help(given)
+            return 0
         protocol, overrides = parse(given)
         result = _run(protocol, load_config(EvalConfig, "eval", protocol, overrides))
+        if result is not None:
+            answer(json.dumps(result))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -93,9 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "interrupted; the same command starts again, with the features that were cached", file=sys.stderr
         )
         return 130
-    if result is not None:
-        answer(json.dumps(result))
     return 0
+
+
+def _help(given: list[str]) -> None:
+    answer(USAGE.rstrip())
+    for protocol in {*given} & {*PROTOCOLS}:
+        shipped = resources.files("configs") / "eval" / f"{protocol}.yaml"
+        answer(f"\nSettings of {protocol}:\n\n{shipped.read_text().rstrip()}")
 
 
 def _run(protocol: str, config: EvalConfig) -> dict[str, Any] | None:

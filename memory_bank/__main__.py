@@ -38,8 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(render(found))
         print(json.dumps(found, allow_nan=False), flush=True)
-    except BrokenPipeError:  # the reader has left, as head does; what is buffered must not fail once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail again
+        if not isinstance(error, BrokenPipeError):  # which is a reader that has left, as head does
+            print(f"stdout cannot be written ({error.strerror}); free some space", file=sys.stderr)
+            return 2
     return 0
 
 

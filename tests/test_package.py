@@ -85,6 +85,38 @@ def test_a_reader_that_has_left_is_no_error(tmp_path, package):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "contrastive --help",
+        "eval --help",
+        "contrastive.export --help",
+        "contrastive.dashboard --help",
+        "memory_bank inspect bank.safetensors",
+    ],
+)
+def test_a_stdout_that_takes_nothing_is_named(tmp_path, command):
+    """As that of a full disk; open for reading it takes nothing anywhere."""
+    from memory_bank.state import save_state
+    from tests.memory_bank.worlds import miner
+
+    save_state(tmp_path / "bank.safetensors", miner().state_dict())
+    with open(os.devnull) as unwritable:
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()],
+            stdout=unwritable,
+            stderr=subprocess.PIPE,
+            # Buffered, what could not be written must not fail once more when the process ends.
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
+            cwd=tmp_path,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+    (said,) = done.stderr.splitlines()
+    assert (done.returncode, "stdout cannot be written (Bad file descriptor)" in said) == (2, True)
+
+
 def test_what_goes_to_a_closed_stderr_is_lost_and_no_more(monkeypatch):
     from contrastive.console import log_to_stderr
 

@@ -30,21 +30,20 @@ of stdout is one JSON object. Exit codes: 0 done, 2 wrong input, 130 interrupted
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if {"--help", "-h"} & {*given}:
-        answer(USAGE.rstrip())
-        return 0
     log_to_stderr()
     if not given:
         print(USAGE, file=sys.stderr)
     try:
-        result = _export(load_config(ExportConfig, "export", "export", given))
+        if {"--help", "-h"} & {*given}:
+            answer(USAGE.rstrip())
+        else:
+            answer(json.dumps(_export(load_config(ExportConfig, "export", "export", given))))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again", file=sys.stderr)
         return 130
-    answer(json.dumps(result))
     return 0
 
 
