@@ -99,6 +99,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_choice("data.resident", str(self.resident).lower(), ("auto", "true", "false"))
         self.resident = str(self.resident).lower()
+        for name in ("root", "cache"):
+            if "\0" in (getattr(self, name) or ""):
+                raise ValueError(f"data.{name}={getattr(self, name)!r}: no file's name can hold \\0")
         check_range("data.image_size", self.image_size, 8, 4096)
         check_range("data.decode_size", self.decode_size, 8, 4096)
         check_range("data.global_batch", self.global_batch, 2)
@@ -512,6 +515,12 @@ def _split_override(text: str) -> tuple[str, str]:
     key, equals, value = text.removeprefix("--").partition("=")
     if not equals or not key:
         raise UserError(f"{text!r}: an override is key=value, e.g. schedule.epochs=10; --help lists the rest")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{text!r}: not UTF-8, as settings must be; where it is a path, use a link whose name is"
+        ) from error
     return key, value
 
 
@@ -598,11 +607,15 @@ def _keys(schema: Any, prefix: str = "") -> list[str]:
 def _explain(error: Exception, schema: type) -> str:
     key = getattr(error, "full_key", None) or ""
     reason = str(getattr(error, "msg", None) or error).splitlines()[0]
-    if key and key not in _keys(schema):
+    if key and key.partition("[")[0] not in _keys(schema):
         group = key.rpartition(".")[0]
         return f"unknown key {key!r}; " + nearest(key, _keys(schema), group)
     if "is not a ListConfig" in reason:
         reason = f"a list is needed, e.g. {key}=[1,2]"
+    elif key and "DictConfig" in reason:
+        reason = f"a value is needed, {key}=VALUE; there are no keys below it"
+    elif "value 'None'" in reason or "is not Optional" in reason:
+        reason = "nothing given, which is null in yaml; a value is needed"
     return f"{key}: {reason}" if key else reason
 
 

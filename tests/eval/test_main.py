@@ -93,6 +93,7 @@ def test_overall_numbers_make_sense(shared_run, capsys):
         (["knn", "checkpoint=RUN", "knn.k=[5000]"], ["knn.k=5000", "1335", "knn.k=[20]"]),
         (["knn", "checkpoint=RUN", "data.image_size=64"], ["64", "the encoder takes 16"]),
         (["knn", "checkpoint=RUN", "data.name=images", "data.root=TMP"], ["no labels", "imagefolder"]),
+        (["knn", "checkpoint=RUN", "wandb.mode="], ["wandb=VALUE", "no keys below"]),
         (["knn", "checkpoint=RUN", "device=tpu9"], ["device=tpu9", "device=cpu"]),
         (["knn", "checkpoint=RUN", "device=meta"], ["device=meta", "device=cpu"]),
         (["linear", "checkpoint=RUN", "linear.weight_decays=[inf]"], ["weight_decays=[inf]", "3.4e+38"]),
