@@ -57,8 +57,10 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
         raise UserError(f"protocol {protocol!r}: unknown; {hint}allowed are {', '.join(PROTOCOLS)}")
     if protocol == "report":
         paths = [text for text in overrides if "=" not in text and not text.startswith("-")]
-        given = [f"checkpoint={paths[0]}", f"compare={json.dumps(paths[1:])}"] if paths else []
-        overrides = given + [text for text in overrides if text not in paths]
+        overrides = [text for text in overrides if text not in paths]
+        if paths:
+            compare = json.dumps(paths[1:], ensure_ascii=False)  # yaml has no surrogate pairs
+            overrides = [f"checkpoint={paths[0]}", f"compare={compare}", *overrides]
     if protocol == "linear":
         overrides = [f"linear.{text}" if text.startswith("protocol=") else text for text in overrides]
     for text in overrides:

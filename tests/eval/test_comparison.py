@@ -55,6 +55,11 @@ def runs(tmp_path):
     return made
 
 
+def test_a_path_may_hold_any_character(runs, compared, tmp_path):
+    named = runs[1].rename(tmp_path / "zwei 😀")
+    assert compared(runs[0], named)[0]["runs"] == ["one", "zwei 😀"]
+
+
 def test_scores_curves_and_differences_of_all_runs(runs, compared):
     result, text, page = compared(*runs)
     assert result["runs"] == ["one", "<two>"]
