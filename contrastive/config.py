@@ -169,11 +169,13 @@ class ViewConfig:
     erase_scale: list[float] = field(default_factory=lambda: [0.02, 0.2])
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grayscale", "blur", "solarize", "noise", "erase", "translate"):
+        shares = ("flip", "jitter", "grayscale", "blur", "solarize", "noise", "erase", "translate")
+        for name in (*shares, "noise_std"):  # beyond 1 no image is left under the noise
             check_range(f"augment view: {name}", getattr(self, name), 0, 1)
-        for name in ("brightness", "contrast", "saturation", "noise_std", "rotate", "shear"):
+        for name in ("brightness", "contrast", "saturation"):
             check_range(f"augment view: {name}", getattr(self, name), 0)
-        check_range("augment view: hue", self.hue, 0, 0.5)
+        for name, most in (("hue", 0.5), ("rotate", 180), ("shear", 89)):  # beyond, they come round again
+            check_range(f"augment view: {name}", getattr(self, name), 0, most)
         for name, high in (
             ("crop_scale", 1.0),
             ("crop_ratio", 100.0),
