@@ -95,6 +95,9 @@ class ContrastiveModule(pl.LightningModule):
     idle_patience = 100
     """Likewise, without a negative for any query; in a run of fewer than twice as many, half of them."""
 
+    least_loss_scale = 1.0
+    """Of 16-mixed, whose scaler starts far above and halves; below, gradients overflow without a scale."""
+
     def __init__(
         self,
         config: PretrainConfig,
@@ -133,7 +136,7 @@ class ContrastiveModule(pl.LightningModule):
         self._unwritten: list[tuple[Tensor, Tensor]] = []
         self._flags: list[Arriving] = []
         self._skipped_in_a_row = self._idle_in_a_row = 0
-        self._last_finite = -1
+        self._overflowed, self._last_finite = False, -1
         self._said_idle = self._said_left_out = False
         self.skipped_steps = 0
         self._saved_miner: dict[str, Any] | None = None
@@ -323,21 +326,27 @@ class ContrastiveModule(pl.LightningModule):
 
     def _is_taken(self, step: int) -> bool:
         """Whether the weights moved; steps that they did not are counted."""
-        taken = self._step_is_sound and not self._step_is_empty
-        taken = taken and self._read_loss_scale() >= self._loss_scale  # else gradients overflowed in 16-mixed
+        loss_scale = self._read_loss_scale()
+        self._overflowed = loss_scale < self._loss_scale  # gradients, in 16-mixed
+        taken = self._step_is_sound and not self._step_is_empty and not self._overflowed
         self.skipped_steps += not taken
         if self._step_is_empty:  # it had no loss
             return False
-        if self._step_is_sound:
-            self._skipped_in_a_row, self._last_finite = 0, step
-            return taken
-        self._skipped_in_a_row += 1
+        self._skipped_in_a_row = 0 if self._step_is_sound else self._skipped_in_a_row + 1
         if self._skipped_in_a_row >= self.patience:
             raise Diverged(
                 f"the loss was not finite {self.patience} optimizer steps in a row, the last is step {step}",
                 since=self._last_finite,
             )
-        return False
+        if self._step_is_sound and self._overflowed and loss_scale < self.least_loss_scale:
+            raise Diverged(
+                f"gradients overflow float16 at a loss scale of {loss_scale:g}, the last at step {step}",
+                since=self._last_finite,
+                remedy="Set trainer.precision=bf16-mixed, which has float32's range, or 32-true",
+            )
+        if taken:
+            self._last_finite = step
+        return taken
 
     def _count_idle(self, step: int) -> None:
         """Without negatives nothing is learnt: said when first seen, and a reason to stop if it stays so."""
@@ -369,8 +378,8 @@ class ContrastiveModule(pl.LightningModule):
 
     @property
     def in_doubt(self) -> bool:
-        """Whether the last loss was not finite: the weights may be why."""
-        return self._skipped_in_a_row > 0
+        """Whether the last loss was not finite, or its gradients: the weights may be why."""
+        return self._skipped_in_a_row > 0 or self._overflowed
 
     def on_train_epoch_end(self) -> None:
         """The end of the plan: no loss follows that would tell what the last step did to the weights.

@@ -374,19 +374,32 @@ def moves(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("scaled", [False, True], ids=["bf16-mixed", "16-mixed"])
-def test_mixed_precision_clips_and_skips_where_optimizers_can_be_fused(run, monkeypatch, moves, scaled):
-    """Lightning has no 16-mixed on a CPU: it is bf16-mixed with a loss scale. The loss of step 1 is NaN."""
+@pytest.fixture
+def scale_loss(monkeypatch):
+    """Lightning has no 16-mixed on a CPU: it is bf16-mixed with a loss scale."""
     from pytorch_lightning.plugins.precision import MixedPrecision
 
+    made = MixedPrecision.__init__
+
+    def by(scaler):
+        def make(self, *args):
+            made(self, *args)
+            self.scaler = scaler
+
+        monkeypatch.setattr(MixedPrecision, "__init__", make)
+
+    return by
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["bf16-mixed", "16-mixed"])
+def test_mixed_precision_clips_and_skips_where_optimizers_can_be_fused(
+    run, monkeypatch, moves, scale_loss, scaled
+):
+    """The loss of step 1 is NaN."""
     from contrastive import optim
     from contrastive.module import ContrastiveModule
 
-    made, embed = MixedPrecision.__init__, ContrastiveModule.embed
-
-    def make(self, *args):
-        made(self, *args)
-        self.scaler = torch.amp.GradScaler("cpu") if scaled else None
+    embed = ContrastiveModule.embed
 
     def altered(self, view):
         query = embed(self, view)
@@ -394,13 +407,34 @@ def test_mixed_precision_clips_and_skips_where_optimizers_can_be_fused(run, monk
             query.register_hook(lambda gradient: gradient * float("inf"))
         return query * float("nan") if self.global_step == 1 else query
 
+    scale_loss(torch.amp.GradScaler("cpu") if scaled else None)
     monkeypatch.setattr(optim, "_on_cuda", lambda groups: True)
-    monkeypatch.setattr(MixedPrecision, "__init__", make)
     monkeypatch.setattr(ContrastiveModule, "embed", altered)
     few = ["schedule.epochs=1", "logging.knn_every_epochs=0", "logging.probe_every_epochs=0"]
     code, result, _ = run("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1", *few)
     assert (code, moves) == (0, [True, False, not scaled, True])
     assert result["metrics"]["train/skipped_steps"] == 1 + scaled
+
+
+def test_gradients_that_overflow_at_every_loss_scale_stop_the_run(run, tmp_path, monkeypatch, scale_loss):
+    """From step 2 on; the third brings the scale below 1. Saves wait meanwhile, or good ones would go."""
+    from contrastive.module import ContrastiveModule
+
+    embed = ContrastiveModule.embed
+
+    def overflowing(self, view):
+        query = embed(self, view)
+        if self.global_step >= 2:
+            query.register_hook(lambda gradient: gradient * float("inf"))
+        return query
+
+    monkeypatch.setattr(ContrastiveModule, "embed", overflowing)
+    scale_loss(torch.amp.GradScaler("cpu", init_scale=4.0))
+    code, result, err = run("trainer.precision=bf16-mixed", "run.checkpoint_every=1")
+    assert (code, result["steps"]) == (3, 4)
+    assert "float16 at a loss scale of 0.5, the last at step 4. Set trainer.precision=bf16-mixed" in err
+    assert "step-1 is the last good checkpoint" in err
+    assert saved(tmp_path / "runs/tiny") == ["step-1"]
 
 
 def test_a_step_of_fewer_than_two_images_moves_nothing_and_stops_nothing(run, monkeypatch, moves):
