@@ -359,7 +359,8 @@ def _check_mining(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> No
             exchange=Collectives(trainer.world_size),
         ).close()
     except (ValueError, RuntimeError, MemoryError) as error:
-        raise UserError(f"bank and mining: {error}") from error
+        remedy = "; lower bank.capacity or encoder.projector_dim" if _is_out_of_memory(error) else ""
+        raise UserError(f"bank and mining: {error}{remedy}") from error
 
 
 def _build_wandb(config: PretrainConfig, run_dir: Path) -> list[Logger]:
@@ -383,7 +384,8 @@ def _fit(
 ) -> int:
     code = 0
     try:
-        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+        with _memory_for_steps():
+            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except (Diverged, TooManyCorrupt) as error:
         text = f"stopped: {error}"
         if isinstance(error, Diverged) and trainer.is_global_zero:
@@ -400,6 +402,28 @@ def _fit(
         alert(trainer, "preemption", text)
         code = 75
     return code
+
+
+@contextmanager
+def _memory_for_steps() -> Iterator[None]:
+    """Around the training: sizes that do not fit are for the user to change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"training does not fit into memory ({reason}); raise trainer.accumulate_grad_batches, which "
+            "goes on from the last checkpoint, or start a new run with a lower data.global_batch"
+        ) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Devices have exceptions of their own for this, or none."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "allocate memory")
+    )
 
 
 @contextmanager
@@ -466,7 +490,8 @@ def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
         trainer = _build_trainer(config, [timer], max_steps=min(DRY_STEPS, plan.total_steps))
         _check_fit(config, plan, trainer)
         try:
-            trainer.fit(module)
+            with _memory_for_steps():
+                trainer.fit(module)
         except (Diverged, TooManyCorrupt) as error:
             logger.error("stopped: %s", error)
             return 3, None

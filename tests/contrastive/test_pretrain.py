@@ -628,6 +628,48 @@ def test_networks_that_do_not_fit_into_memory_are_refused(run, tmp_path, monkeyp
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]], ids=["run", "dry run"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes"),
+        MemoryError(),
+    ],
+    ids=["GPU", "CPU", "Python"],
+)
+def test_steps_that_do_not_fit_into_memory_are_refused(run, monkeypatch, flags, error):
+    fail(monkeypatch, error)
+    code, _, err = run(*flags)
+    assert code == 2
+    said = err.splitlines()[-1]
+    assert said.startswith(f"error: training does not fit into memory ({str(error).partition(chr(10))[0]}")
+    assert "raise trainer.accumulate_grad_batches" in said
+
+
+def test_another_error_of_a_step_is_a_fault_of_the_program(run, monkeypatch):
+    fail(monkeypatch, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        run()
+
+
+def fail(monkeypatch, error):
+    """Let every step raise ``error``."""
+    from contrastive.module import ContrastiveModule
+
+    def step(self, batch, batch_idx):
+        raise error
+
+    monkeypatch.setattr(ContrastiveModule, "training_step", step)
+
+
+def test_a_bank_that_does_not_fit_into_memory_is_refused(run, tmp_path):
+    code, _, err = run("bank.kind=queue", "bank.capacity=2147483647", "encoder.projector_dim=65536")
+    assert code == 2
+    assert err.splitlines()[-1].endswith("; lower bank.capacity or encoder.projector_dim")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_damaged_files_of_a_run_are_named_or_done_without(run, tmp_path):
     run("trainer.max_steps=4", "run.checkpoint_every=2")
     run_dir = tmp_path / "runs" / "tiny"
