@@ -1,14 +1,13 @@
 """What all augmentations share: Kornia modules whose parameters are a function of given uniforms."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from kornia.augmentation import GeometricAugmentationBase2D, IntensityAugmentationBase2D
 from torch import Tensor
 
-from memory_bank.shapes import Bool, Float
+from memory_bank.shapes import Float
 
 Params = dict[str, Tensor]
 
@@ -51,14 +50,28 @@ class Intensity(IntensityAugmentationBase2D, ABC):
     ) -> Tensor:
         """Kornia's hook around ``apply_transform``, with the choice made before the work."""
         self.validate_tensor(input)
-        strengths = {
-            name: value.to(input.device) for name, value in params.items() if name not in _KORNIA_OWN
-        }
+        held = {name: value.to(input.device) for name, value in params.items() if name not in _KORNIA_OWN}
         with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
-            if self.p == 1.0:
-                return self.change(input.float(), **strengths).to(input.dtype)
-            chosen = params["batch_prob"].to(input.device) > 0.5
-            return on_chosen(self.change, input.float(), chosen, strengths).to(input.dtype)
+            return self.overwrite(input.to(torch.float32, copy=True), held).to(input.dtype)
+
+    def overwrite(self, images: Float[Tensor, "b 3 h w"], params: Params) -> Float[Tensor, "b 3 h w"]:
+        """The images, the chosen ones changed; may be ``images`` itself, with new values.
+
+        Args:
+            images: float32.
+            params: As ``draw`` gives them, on the device of ``images``.
+        """
+        strengths = {name: value for name, value in params.items() if name != "batch_prob"}
+        if self.p == 1.0:
+            return self.change(images, **strengths)
+        chosen = params["batch_prob"] > 0.5
+        if images.device.type != "cpu" or torch.compiler.is_compiling():
+            return torch.where(chosen[:, None, None, None], self.change(images, **strengths), images)
+        rows = chosen.nonzero().squeeze(1)
+        if not len(rows):
+            return images
+        chosen_strengths = {name: value.index_select(0, rows) for name, value in strengths.items()}
+        return images.index_copy_(0, rows, self.change(images.index_select(0, rows), **chosen_strengths))
 
 
 class Geometric(GeometricAugmentationBase2D):
@@ -70,21 +83,4 @@ class Geometric(GeometricAugmentationBase2D):
         super().__init__(p=1.0, p_batch=1.0, same_on_batch=False, keepdim=False)
 
 
-_KORNIA_OWN = ("batch_prob", "forward_input_shape", "data_keys")
-
-
-def on_chosen(
-    change: Callable[..., Tensor],
-    images: Float[Tensor, "b 3 h w"],
-    chosen: Bool[Tensor, " b"],
-    strengths: Params,
-) -> Float[Tensor, "b 3 h w"]:
-    """``change`` of the chosen images beside the others as they were."""
-    if images.device.type != "cpu" or torch.compiler.is_compiling():
-        return torch.where(chosen[:, None, None, None], change(images, **strengths), images)
-    rows = chosen.nonzero().squeeze(1)
-    if len(rows) == 0:
-        return images
-    chosen_strengths = {name: value.index_select(0, rows) for name, value in strengths.items()}
-    changed = change(images.index_select(0, rows), **chosen_strengths)
-    return changed if len(rows) == len(images) else images.index_copy(0, rows, changed)
+_KORNIA_OWN = ("forward_input_shape", "data_keys")

@@ -3,7 +3,7 @@ import torch
 from kornia.augmentation import AugmentationSequential, ImageSequential
 from torch import Tensor
 
-from contrastive.augment.base import on_chosen
+from contrastive.augment.base import Intensity
 from contrastive.augment.blur import GaussianBlur
 from contrastive.augment.color import ColorJitter, Grayscale, Solarize
 from contrastive.augment.corrupt import Erase, GaussianNoise
@@ -83,17 +83,26 @@ def test_composes_in_kornias_containers_and_replays(container, images):
     assert torch.equal(chain(images, params=chain._params), views)
 
 
-def test_on_chosen_computes_only_what_was_chosen(images):
-    seen = []
+class Shift(Intensity):
+    num_uniforms = 2
 
-    def change(batch, *, strength):
-        seen.append(len(batch))
-        return batch + strength[:, None, None, None]
+    def __init__(self, p):
+        super().__init__(p=p)
+        self.seen = []
 
-    strength = torch.arange(32.0)
-    chosen = strength % 4 == 1
-    views = on_chosen(change, images, chosen, {"strength": strength})
-    assert seen == [8]
-    assert torch.equal(
-        views, torch.where(chosen[:, None, None, None], images + strength[:, None, None, None], images)
-    )
+    def strengths(self, uniforms):
+        return {"by": uniforms[:, 0]}
+
+    def change(self, images, **strengths):
+        self.seen.append(len(images))
+        return images + strengths["by"][:, None, None, None]
+
+
+def test_only_what_was_chosen_is_computed_and_overwritten(images):
+    op, before = Shift(0.5), images.clone()
+    params = draw(op, 32)
+    shifted = before + params["by"][:, None, None, None]
+    views = op.overwrite(images, params)
+    assert op.seen == [int(params["batch_prob"].sum())]
+    assert views is images
+    assert torch.equal(views, torch.where(params["batch_prob"][:, None, None, None], shifted, before))
