@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from memory_bank.bank import Bank
 from memory_bank.config import BankConfig, MiningConfig
-from memory_bank.draw import noise
+from memory_bank.draw import domain, first, shuffled
 from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.retrieval.choose import EXACT_ROWS_CPU, is_sampled, sample_size
 from memory_bank.retrieval.exact import Exact, Subsample
@@ -121,12 +121,13 @@ class ShardedBank(Bank):
 
     def draw(self, admissible: Bool[Tensor, " n"], count: int, key: int) -> Int[Tensor, " m"]:
         """As draw_slots over all ranks' slots: the same for every rank that has the same key. Collective."""
-        own = self.outside(torch.arange(len(admissible), device=self.device))
-        value, place = noise(own, key).masked_fill_(~admissible, -1).topk(min(count, len(own)))
-        values = torch.cat(self._exchange.gather(value))
-        slots = torch.cat(self._exchange.gather(own[place]))
-        value, place = values.topk(min(count, len(values)))
-        return slots[place].masked_fill(value < 0, -1)
+        n, whole = self.capacity, domain(self.capacity)
+        count = min(count, n)
+        slots = shuffled(torch.arange(whole, device=self.device), n, key)
+        inside = self.inside(slots.masked_fill_(slots >= n, -1))
+        found = first((inside >= 0) & admissible[inside], count)
+        place = torch.cat(self._exchange.gather(found)).sort().values[:count]
+        return shuffled(place, n, key).masked_fill_(place == whole, -1)
 
     def read(self, slots: Int[Tensor, "..."]) -> Float[Tensor, "... d"]:
         """Stored keys of ``slots`` as float32, from the ranks that hold them; zero for -1. Collective."""

@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from memory_bank.draw import draw_slots, mix, noise
+from memory_bank.draw import domain, draw_slots, mix, noise, shuffled
 
 
 def test_noise_is_splitmix64():
@@ -37,3 +38,18 @@ def test_every_slot_is_drawn_equally_often():
     # And pairs too: neighbours in the counter are not drawn together more often than others.
     both = ((drawn == 3).any(1) & (drawn == 4).any(1)).double().mean()
     assert abs(float(both) - 5 / 20 * 4 / 19) < 0.02
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 65, 1000])
+def test_the_order_holds_every_place_once_and_depends_on_the_key(n):
+    orders = [shuffled(torch.arange(domain(n)), n, key).tolist() for key in range(5)]
+    assert all(sorted(order) == list(range(domain(n))) for order in orders)
+    assert n < 7 or len(set(map(tuple, orders))) == 5
+
+
+@pytest.mark.parametrize("every", [1, 3, 250])
+def test_a_short_look_finds_what_a_look_at_all_would(every):
+    admissible = torch.arange(1000) % every == 0
+    order = shuffled(torch.arange(domain(1000)), 1000, 7).tolist()
+    wanted = [slot for slot in order if slot < 1000 and admissible[slot]][:40]
+    assert draw_slots(admissible, 40, key=7).tolist() == wanted + [-1] * (40 - len(wanted))
