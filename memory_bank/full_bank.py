@@ -20,25 +20,19 @@ Top-k plus a uniform tail: Rastogi, Van Durme 2015, "Sublinear partition estimat
 import torch
 from torch import Tensor
 
-from memory_bank.policy import contains
 from memory_bank.shapes import Bool, Float, Int
 
 
 def tail_log_weight(
-    retrieved: Int[Tensor, "b k"],
-    drawn: Int[Tensor, " m"],
-    own: Bool[Tensor, "b m"],
-    rows: Int[Tensor, " b"],
+    drawn: Int[Tensor, " m"], apart: Bool[Tensor, "b m"], tail: Int[Tensor, " b"]
 ) -> Float[Tensor, "b m"]:
     """log(|tail| / m_q) for the drawn rows in each query's tail, -inf for the others.
 
     Args:
-        retrieved: Slots that enter with weight 1; -1 is none.
         drawn: Slots of the shared sample; -1 is none.
-        own: True where a drawn row is the query's own.
-        rows: |A|: admissible rows of each query.
+        apart: True where a drawn row is the query's own, or was retrieved for it.
+        tail: |A \\ R|: admissible rows of each query that were not retrieved.
     """
-    in_tail = (drawn >= 0)[None] & ~own & ~contains(retrieved, drawn)
-    tail = rows - (retrieved >= 0).sum(1)
+    in_tail = (drawn >= 0)[None] & ~apart
     log_weight = (tail / in_tail.sum(1)).log().float()
     return log_weight[:, None].expand(in_tail.shape).masked_fill(~in_tail, -torch.inf)

@@ -252,16 +252,17 @@ class Miner:
         found = self._look_up(query, ids, step, admissible, hidden)
         chosen = policy.select(found, positive, ids, config, step=step, key=mix(self.seed, step, 2))
 
+        slots, index = _distinct(chosen.slots)
         drawn = bank.draw(admissible, config.num_uniform, mix(self.seed, step, 3))
         shared, shared_ids = bank.read(drawn), bank.ids_of(drawn)
         similarity = query @ shared.T
         excluded = (drawn < 0)[None] | (shared_ids[None] == ids[:, None])
-        excluded |= policy.contains(chosen.slots, drawn) | (similarity >= chosen.floor[:, None])
+        excluded |= policy.contains(slots, index, drawn) | (similarity >= chosen.floor[:, None])
         if limit is not None:
             excluded |= similarity > limit[:, None]
         self._mined = Mined(positive, chosen.similarity, chosen.slots, step, chosen.dropped)
         negatives = Negatives(
-            **self._hard(chosen.slots),
+            **self._hard(slots, index),
             shared=shared,
             shared_log_weight=unless(excluded),
             shared_ids=shared_ids,
@@ -291,11 +292,14 @@ class Miner:
         fresh = unless(batch_ids[None] == ids[:, None])
         if estimated:
             near = self._look_up(query, ids, step, rest)
+            slots, index = _distinct(near.slots)
             drawn = bank.draw(rest, self.config.num_uniform, mix(self.seed, step, 3))
             own = bank.ids_of(drawn)[None] == ids[:, None]
             # Counted here: what the look-up counted may be a sample's rows, or those of an earlier step.
             total = bank.count(rest) - bank.num_own(rest, ids)
-            log_weight = tail_log_weight(near.slots, drawn, own, total)
+            log_weight = tail_log_weight(
+                drawn, own | policy.contains(slots, index, drawn), total - (near.slots >= 0).sum(1)
+            )
             rows, row_ids = bank.read(drawn), bank.ids_of(drawn)
         else:
             rows, row_ids = bank.key.float(), bank.id
@@ -307,19 +311,15 @@ class Miner:
             self._note(query, key, negatives.shared, negatives.shared_log_weight, step)
             return negatives
         self._mined = Mined((query * key).sum(1), near.similarity, near.slots, step)
-        return dataclasses.replace(negatives, **self._hard(near.slots))
+        return dataclasses.replace(negatives, **self._hard(slots, index))
 
-    def _hard(self, slots: Int[Tensor, "b k"]) -> dict[str, Tensor]:
-        """The fields of ``Negatives`` for each query's own; -1 is none."""
-        if slots.device.type == "cpu":
-            read, index = torch.unique(slots, return_inverse=True)
-        else:  # how many differ is a wait
-            read, index = slots.flatten(), torch.arange(slots.numel(), device=slots.device).view_as(slots)
+    def _hard(self, slots: Int[Tensor, " u"], index: Int[Tensor, "b k"]) -> dict[str, Tensor]:
+        """The fields of ``Negatives`` for each query's own ``slots[index]``; -1 is none."""
         return {
-            "hard": self.bank.read(read),
+            "hard": self.bank.read(slots),
             "hard_index": index,
-            "hard_log_weight": unless(slots < 0),
-            "hard_ids": self.bank.ids_of(slots),
+            "hard_log_weight": unless(slots < 0)[index],
+            "hard_ids": self.bank.ids_of(slots)[index],
         }
 
     def _note(self, query: Tensor, key: Tensor, shared: Tensor, log_weight: Tensor, step: int) -> None:
@@ -370,6 +370,14 @@ def build_miner(
         storage = build_storage(bank, rows=rows, dim=dim, device=device)
         retrieval = choose(mining, storage, seed=seed)
     return Miner(storage, retrieval, mining, seed=seed, upcoming=upcoming if ahead else None)
+
+
+def _distinct(slots: Int[Tensor, "b k"]) -> tuple[Int[Tensor, " u"], Int[Tensor, "b k"]]:
+    """Slots, and the place of each query's own among them; each once where to count them is no wait."""
+    if slots.device.type == "cpu":
+        different, index = torch.unique(slots, return_inverse=True)
+        return different, index
+    return slots.flatten(), torch.arange(slots.numel(), device=slots.device).view_as(slots)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from memory_bank.config import MiningConfig
 from memory_bank.draw import noise
 from memory_bank.retrieval.base import Candidates
 from memory_bank.shapes import Bool, Float, Int
-from memory_bank.top import largest
+from memory_bank.top import count, largest
 
 
 @dataclass
@@ -88,17 +88,17 @@ def select(
         key: draw.mix of seed and step.
     """
     present = found.slots >= 0
-    rank = found.above[:, None] + torch.arange(found.slots.shape[1], device=found.slots.device)
-    alike = _alike(found, rank, config)
+    alike = _alike(found, config)
     limit = ceiling(config, positive)
     over = (
         torch.zeros_like(present) if limit is None else present & ~alike & (found.similarity > limit[:, None])
     )
     present = present & ~alike & ~over
 
-    gone = found.above + alike.sum(1) + over.sum(1)
+    num_alike, num_over = count(alike), found.above + count(over)
+    gone = num_alike + num_over
     # A list cut short (an index that missed, a margin deeper than the look-up) counts as all there is.
-    left = torch.minimum(found.rows - gone, present.sum(1))
+    left = torch.minimum(found.rows - gone, count(present))
     skip = torch.minimum(_fraction(skip_top(config), found.rows), (left - config.num_hard).clamp_min(0))
     first, last = _window(band_at(config, step), found.rows, left - skip, config.num_hard)
 
@@ -108,8 +108,8 @@ def select(
     alike_slots, floor = _alike_slots(found, alike, config)
     rows = found.rows.clamp_min(1)
     dropped = {
-        "false_negative": (alike.sum(1) / rows).mean(),
-        "relative_margin": ((found.above + over.sum(1)) / rows).mean(),
+        "false_negative": (num_alike / rows).mean(),
+        "relative_margin": (num_over / rows).mean(),
         "skip_top": (skip / rows).mean(),
         "band": ((found.rows - gone - skip - (last - first)).clamp_min(0) / rows).mean(),
     }
@@ -125,14 +125,16 @@ def attract_weight(alike: Int[Tensor, "b p"]) -> Float[Tensor, "b p"]:
     return present / present.sum(1, keepdim=True).clamp_min(1)
 
 
-def contains(slots: Int[Tensor, "b k"], wanted: Int[Tensor, " m"]) -> Bool[Tensor, "b m"]:
-    """Whether each query's ``slots`` hold each of the ``wanted``, which differ; -1 is in none."""
-    held = torch.zeros(len(slots), len(wanted) + 1, dtype=torch.bool, device=slots.device)
+def contains(
+    slots: Int[Tensor, " u"], index: Int[Tensor, "b k"], wanted: Int[Tensor, " m"]
+) -> Bool[Tensor, "b m"]:
+    """Whether each query's ``slots[index]`` hold each of the ``wanted``, which differ; -1 is in none."""
+    held = torch.zeros(len(index), len(wanted) + 1, dtype=torch.bool, device=slots.device)
     if len(wanted):
         ordered, order = wanted.sort()
-        place = torch.searchsorted(ordered, slots.contiguous()).clamp_max(len(wanted) - 1)
+        place = torch.searchsorted(ordered, slots).clamp_max(len(wanted) - 1)
         found = (ordered[place] == slots) & (slots >= 0)
-        held.scatter_(1, torch.where(found, order[place], len(wanted)), True)
+        held.scatter_(1, torch.where(found, order[place], len(wanted))[index], True)
     return held[:, :-1]
 
 
@@ -146,16 +148,19 @@ def _fraction(share: float, rows: Tensor) -> Tensor:
     return (rows.double() * share - 1e-9).ceil().long().clamp_min(0)
 
 
-def _alike(found: Candidates, rank: Tensor, config: MiningConfig) -> Tensor:
+def _alike(found: Candidates, config: MiningConfig) -> Tensor:
     """Rank *and* threshold. In a sample, rank r stands for about r / share rows of the bank."""
     if config.false_negative == "off":
         return torch.zeros_like(found.slots, dtype=torch.bool)
+    rank = found.above[:, None] + torch.arange(found.slots.shape[1], device=found.slots.device)
     limit = _ceil(config.false_negative_rank * found.share)
     return (found.slots >= 0) & (rank < limit) & (found.similarity > config.false_negative_threshold)
 
 
 def _alike_slots(found: Candidates, alike: Tensor, config: MiningConfig) -> tuple[Tensor, Tensor]:
-    width = min(config.false_negative_rank, alike.shape[1]) if config.false_negative != "off" else 0
+    if config.false_negative == "off":
+        return found.slots[:, :0], found.similarity.new_full((len(found.slots),), torch.inf)
+    width = min(config.false_negative_rank, alike.shape[1])
     # Candidates are in order, so what is alike comes first.
     slots = found.slots[:, :width].masked_fill(~alike[:, :width], -1)
     similarity = found.similarity.masked_fill(~alike, torch.inf)
@@ -170,15 +175,15 @@ def _window(band: tuple[float, float], rows: Tensor, left: Tensor, num_hard: int
     return torch.minimum(first, (left - num_hard).clamp_min(0)), last
 
 
-def _draw(found: Candidates, window: Tensor, ids: Tensor, count: int, key: int) -> tuple[Tensor, Tensor]:
-    """``count`` of each query's window, uniformly, without repeats, kept in order of similarity."""
-    count = min(count, window.shape[1])
-    columns = _occupied(window, count)
+def _draw(found: Candidates, window: Tensor, ids: Tensor, number: int, key: int) -> tuple[Tensor, Tensor]:
+    """``number`` of each query's window, uniformly, without repeats, kept in order of similarity."""
+    number = min(number, window.shape[1])
+    columns = _occupied(window, number)
     slots, similarity, window = found.slots[:, columns], found.similarity[:, columns], window[:, columns]
-    if window.shape[1] == count and window.device.type == "cpu" and bool(window.all()):
+    if window.shape[1] == number and window.device.type == "cpu" and bool(window.all()):
         return slots, similarity  # the draw was the sample's; elsewhere asking would be a wait
     chance = noise(slots ^ noise(ids, key)[:, None], key).masked_fill_(~window, -1)
-    chosen, column = largest(chance, count)
+    chosen, column = largest(chance, number)
     column = column.masked_fill(chosen < 0, window.shape[1]).sort(1).values
     missing = column == window.shape[1]
     column = column.clamp_max(max(0, window.shape[1] - 1))

@@ -90,13 +90,13 @@ class Logits:
         """
         admitted = self.log_weight > -torch.inf
         similarity = self.negative.masked_fill(~admitted, 0.0)
-        weighted = self.negative + self.log_weight
-        effective = torch.exp(2 * torch.logsumexp(weighted, 1) - torch.logsumexp(2 * weighted, 1))
+        shares = torch.softmax(self.negative + self.log_weight, 1)  # nan, or none, without a negative
+        effective = 1 / shares.square().sum(1)
         return {
             "accuracy": self._wins(admitted).to(self.positive.dtype).mean(),
             "positive_similarity": self.positive[:, 0].mean() * self.temperature,
             "negative_similarity": similarity.sum() / admitted.sum().clamp(min=1) * self.temperature,
-            "effective_negatives": effective.nan_to_num(nan=0.0).mean(),
+            "effective_negatives": effective.nan_to_num(nan=0.0, posinf=0.0).mean(),
         }
 
     def _wins(self, admitted: Bool[Tensor, "b n"]) -> Bool[Tensor, " b"]:

@@ -8,7 +8,7 @@ from memory_bank.draw import mix
 from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.shapes import Bool, Float, Int
 from memory_bank.storage import Storage
-from memory_bank.top import largest
+from memory_bank.top import count, largest
 
 # Similarities held at once: 128 MiB of float32. Larger pieces were not faster on the CPU.
 _PIECE = 1 << 25
@@ -88,8 +88,8 @@ class Subsample(Retrieval):
         similarity = (query @ bank.read(sample).T).masked_fill_(hidden, -torch.inf)
         above = hide_above(similarity, ceiling)
         best, column = largest(similarity, min(k, self.size))
-        slots = sample[column].masked_fill(best == -torch.inf, -1)
-        rows = self.size - _count(hidden)
+        slots = sample.take(column).masked_fill_(best == -torch.inf, -1)
+        rows = self.size - count(hidden)
         return Candidates(slots, best, rows, above, share=self.size / bank.capacity)
 
     @property
@@ -108,12 +108,7 @@ def hide_above(similarity: Float[Tensor, "b c"], ceiling: Float[Tensor, " b"] | 
         return similarity.new_zeros(len(similarity), dtype=torch.int64)
     over = similarity > ceiling[:, None]
     similarity.masked_fill_(over, -torch.inf)
-    return _count(over)
-
-
-def _count(flags: Bool[Tensor, "b c"]) -> Int[Tensor, " b"]:
-    """How many a row; a sum in int64 would widen all of them first, which takes a CPU five times as long."""
-    return flags.sum(1, dtype=torch.int32).long()
+    return count(over)
 
 
 def _merge(best: Tensor, slots: Tensor, found: Tensor, where: Tensor, k: int) -> tuple[Tensor, Tensor]:

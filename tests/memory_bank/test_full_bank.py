@@ -101,10 +101,9 @@ def test_weights_stand_for_the_tail(num_retrieved, num_drawn, seed):
     retrieved = rng.permutation(admissible)[:num_retrieved]
     drawn = rng.permutation(20)[:num_drawn]
     weight = tail_log_weight(
-        torch.from_numpy(np.r_[retrieved, -1].astype(np.int64))[None],
         torch.from_numpy(np.r_[drawn, -1].astype(np.int64)),
-        torch.from_numpy(np.r_[drawn, -1] == own)[None],
-        torch.tensor([rows]),
+        torch.from_numpy((np.r_[drawn, -1] == own) | np.isin(np.r_[drawn, -1], retrieved))[None],
+        torch.tensor([rows - num_retrieved]),
     )[0].exp()
     tail = [row for row in drawn if row != own and row not in retrieved]
     for row, value in zip(np.r_[drawn, -1], weight.tolist(), strict=True):

@@ -142,7 +142,8 @@ def test_attraction_is_capped_at_the_weight_of_one_key():
 
 
 def test_contains_never_finds_minus_one():
-    held = policy.contains(torch.tensor([[3, -1, 7], [-1, -1, 2]]), torch.tensor([7, -1, 2, 3]))
+    slots, index = torch.tensor([-1, 2, 3, 7, 9]), torch.tensor([[2, 0, 3], [0, 0, 1]])
+    held = policy.contains(slots, index, torch.tensor([7, -1, 2, 3]))
     assert held.tolist() == [[True, False, False, True], [False, False, True, False]]
 
 
