@@ -45,7 +45,7 @@ def philox(
 
 
 def uniforms(
-    seed: int, epoch: int | Tensor, ids: Int[Tensor, " b"], view: int, count: int
+    seed: int, epoch: int | Tensor, ids: Int[Tensor, " b"], view: int | Int[Tensor, " b"], count: int
 ) -> Float[Tensor, "b count"]:
     """``count`` uniform numbers for each image.
 
@@ -55,7 +55,7 @@ def uniforms(
         seed: In [0, 2**32).
         epoch: In [0, 2**32); a scalar tensor on the device of ``ids`` is no constant of a compiled graph.
         ids: Data set rows, int64; any value.
-        view: In [0, 2**32).
+        view: In [0, 2**32), for all images or one each.
         count: Numbers for each image.
 
     Returns:
@@ -63,7 +63,8 @@ def uniforms(
     """
     blocks = torch.arange(-(-count // 4), device=ids.device)
     low, high = (ids & _WORD)[:, None], ((ids >> 32) & _WORD)[:, None]
-    words = philox((low, high, torch.full_like(blocks, view & _WORD), blocks), (seed & _WORD, epoch & _WORD))
+    views = view[:, None] if isinstance(view, Tensor) else torch.full_like(blocks, view)
+    words = philox((low, high, views & _WORD, blocks), (seed & _WORD, epoch & _WORD))
     bits = torch.stack(words, dim=-1).flatten(1)[:, :count]
     return (bits >> 8).to(torch.float32) / MANTISSA
 

@@ -63,9 +63,10 @@ class Views:
             return self._views(images, ids, when)
 
     def _all(self, images: Tensor, ids: Tensor, epoch: int | Tensor) -> tuple[Tensor, Tensor]:
+        view = torch.arange(2, device=ids.device).repeat_interleave(len(ids))
+        numbers = uniforms(self.seed, epoch, ids.repeat(2), view, self.chains[0].num_uniforms)
         first, second = (
-            chain(images, uniforms(self.seed, epoch, ids, view, chain.num_uniforms))
-            for view, chain in enumerate(self.chains)
+            chain(images, part) for chain, part in zip(self.chains, numbers.chunk(2), strict=True)
         )
         return first, second
 

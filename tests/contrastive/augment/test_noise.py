@@ -36,6 +36,12 @@ def test_each_argument_changes_the_numbers():
     assert len({tuple(numbers[0].tolist()) for numbers in drawn}) == len(drawn)
 
 
+def test_each_image_may_have_a_view_of_its_own():
+    ids, view = torch.tensor([5, 6, 5]), torch.tensor([0, 1, 1])
+    alone = [uniforms(3, 2, ids[i : i + 1], int(view[i]), 6) for i in range(3)]
+    assert torch.equal(uniforms(3, 2, ids, view, 6), torch.cat(alone))
+
+
 def test_asking_for_more_keeps_the_first():
     ids = torch.arange(3)
     assert torch.equal(uniforms(0, 0, ids, 0, 50)[:, :6], uniforms(0, 0, ids, 0, 6))

@@ -45,6 +45,13 @@ def test_views_do_not_depend_on_the_size_of_the_pieces(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(whole, views(stored(), IDS, 0), strict=True))
 
 
+def test_each_view_is_its_chain_on_its_own_numbers():
+    views = Views(AugmentConfig(FULL, MOVED), DATA, seed=3)(stored(), IDS, 2)
+    for number, config in enumerate((FULL, MOVED)):
+        chain = Chain(config, DATA)
+        assert torch.equal(views[number], chain(stored(), uniforms(3, 2, IDS, number, chain.num_uniforms)))
+
+
 def test_seed_epoch_id_and_view_each_change_the_views():
     images = stored(1).expand(2, -1, -1, -1)
     first, second = Views(AugmentConfig(FULL, FULL), DATA, seed=0)(images, torch.tensor([1, 2]), 0)
