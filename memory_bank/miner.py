@@ -375,9 +375,8 @@ def build_miner(
 def _distinct(slots: Int[Tensor, "b k"]) -> tuple[Int[Tensor, " u"], Int[Tensor, "b k"]]:
     """Slots, and the place of each query's own among them; each once where to count them is no wait."""
     if slots.device.type == "cpu":
-        different, index = torch.unique(
-            slots.int(), return_inverse=True
-        )  # which sorts, half as long in int32
+        # It sorts, which takes half as long in int32.
+        different, index = torch.unique(slots.int(), return_inverse=True)
         return different.long(), index
     return slots.flatten(), torch.arange(slots.numel(), device=slots.device).view_as(slots)
 
