@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from contrastive.augment.noise import uniforms
 from contrastive.augment.views import Chain
-from contrastive.checkpoint import DirectoryCheckpointIO, latest_valid
+from contrastive.checkpoint.folder import latest_valid
+from contrastive.checkpoint.storage import DirectoryCheckpointIO
 from contrastive.config import PretrainConfig, load_config
 from contrastive.data.files import list_images
 from contrastive.data.reading import decode_all

@@ -23,19 +23,15 @@ from pytorch_lightning.loggers import Logger
 from contrastive.callbacks.metrics import LogMetrics
 from contrastive.callbacks.online import OnlineScores
 from contrastive.callbacks.pictures import Pictures
+from contrastive.callbacks.preemption import Preemption
 from contrastive.callbacks.profile import ProfileSteps
+from contrastive.callbacks.saving import SaveCheckpoint
 from contrastive.callbacks.steps import StepTimer
 from contrastive.callbacks.wandb_pictures import WandbPictures
 from contrastive.callbacks.watch_health import WatchHealth
 from contrastive.callbacks.watch_ranks import WatchRanks
-from contrastive.checkpoint import (
-    DirectoryCheckpointIO,
-    Preemption,
-    SaveCheckpoint,
-    forget,
-    read_last,
-    step_of,
-)
+from contrastive.checkpoint.folder import forget, read_last, step_of
+from contrastive.checkpoint.storage import DirectoryCheckpointIO
 from contrastive.config import PretrainConfig, UserError, nearest
 from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan

@@ -13,7 +13,8 @@ from typing import IO, Any
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from contrastive.checkpoint import latest_valid, refuse_unsafe_loading
+from contrastive.checkpoint.folder import latest_valid
+from contrastive.checkpoint.plain import refuse_unsafe_loading
 from contrastive.config import PretrainConfig, UserError, differences, load_saved
 from contrastive.data.manifest import describe_changes, read_manifest, write_manifest
 from contrastive.data.sources import Images

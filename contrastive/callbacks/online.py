@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from contrastive.augment.views import center_view
+from contrastive.callbacks.preemption import is_preempted
 from contrastive.callbacks.steps import StepCallback
-from contrastive.checkpoint import is_preempted
 from contrastive.data.images import SomeImages
 from contrastive.data.reading import decode_all
 from contrastive.data.sources import Images

@@ -462,7 +462,7 @@ def test_a_step_of_fewer_than_two_images_moves_nothing_and_stops_nothing(run, mo
     ids=["in the middle", "by the last step", "in what evaluation alone reads"],
 )
 def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatch, ruined_by, what):
-    from contrastive.checkpoint import verify
+    from contrastive.checkpoint.manifest import verify
     from contrastive.encoders.weights import load_encoder
     from contrastive.module import ContrastiveModule
     from eval.frozen import resolve

@@ -238,7 +238,8 @@ class Outcome:
 
 
 def outcome(run_dir: Path) -> Outcome:
-    from contrastive.checkpoint import read_last, verify
+    from contrastive.checkpoint.folder import read_last
+    from contrastive.checkpoint.manifest import verify
 
     newest = read_last(run_dir / "checkpoints")
     assert newest is not None
@@ -264,7 +265,7 @@ def read_rows(run_dir: Path) -> dict[int, dict[str, str]]:
 
 def load_bank(run_dir: Path) -> dict[str, Any]:
     """The bank of the last checkpoint."""
-    from contrastive.checkpoint import read_last
+    from contrastive.checkpoint.folder import read_last
     from memory_bank.state import load_state
 
     newest = read_last(run_dir / "checkpoints")

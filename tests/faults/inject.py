@@ -33,7 +33,7 @@ def tell_step(fifo: str, step: int) -> None:
 
 def tell_save(fifo: str, number: int) -> None:
     """Write to ``fifo`` when the ``number``-th save of this process begins."""
-    from contrastive.checkpoint import DirectoryCheckpointIO
+    from contrastive.checkpoint.storage import DirectoryCheckpointIO
 
     told, count = _Once(fifo), iter(range(1, 10**9))
     before(DirectoryCheckpointIO, "save_checkpoint", lambda _: told() if next(count) == number else None)

@@ -38,7 +38,8 @@ def test_kill_9_of_two_ranks(lab, whole, kills):
 @pytest.mark.parametrize("kills", [2, long(50)])
 def test_kill_9_while_saving(lab, whole, kills):
     """One run, killed in its saves again and again: each start after it goes on from a whole checkpoint."""
-    from contrastive.checkpoint import latest_valid, verify
+    from contrastive.checkpoint.folder import latest_valid
+    from contrastive.checkpoint.manifest import verify
 
     epochs = max(2, 2 * kills // 6 + 1)
     lab.overrides += [f"schedule.epochs={epochs}", "run.checkpoint_every=1", "run.keep_last=3"]

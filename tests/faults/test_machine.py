@@ -19,7 +19,7 @@ def test_disk_full_while_saving_is_told_once_and_loses_no_checkpoint(lab, whole)
 
 def test_disk_that_stays_full_leaves_the_checkpoint_before(lab, whole):
     """The run cannot end well, but goes on from there once there is space."""
-    from contrastive.checkpoint import latest_valid
+    from contrastive.checkpoint.folder import latest_valid
 
     ended = lab.run("full", faults=[["limit_files", 20_000, 6, 99]])
     assert ended.codes == [2]

@@ -23,7 +23,8 @@ def test_signal_to_one_rank_stops_both(lab, whole):
 
 def stopped_at(lab, ended: Ended) -> int:
     """The step of the newest checkpoint, which is also what the command reports."""
-    from contrastive.checkpoint import latest_valid, verify
+    from contrastive.checkpoint.folder import latest_valid
+    from contrastive.checkpoint.manifest import verify
 
     newest = latest_valid(lab.folder / "runs" / "stopped" / "checkpoints")
     assert newest is not None

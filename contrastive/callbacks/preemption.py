@@ -1,0 +1,96 @@
+"""Saving and stopping when a signal asks for it."""
+
+import signal
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+
+from contrastive.callbacks.saving import SaveCheckpoint
+from contrastive.distributed import note_entry
+from contrastive.signals import SIGNALS, hand_back, take_over
+
+
+def is_preempted(trainer: Trainer) -> bool:
+    """Whether training stopped for a signal, so that what can be left out now should be."""
+    return any(isinstance(each, Preemption) and each.stopped_by for each in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+class Preemption(Checkpoint):
+    """Saves and stops at the end of the optimizer step in which any rank gets SIGTERM, SIGUSR1 or SIGINT.
+
+    A handler only sets a flag: saving inside one can hang in a collective. While training, the handlers
+    replace Lightning's, whose SIGTERM handler broadcasts and whose SLURM requeue saves on the spot; give it
+    ``SLURMEnvironment(auto_requeue=False)`` so that no save happens in the moment before either. Training in
+    another thread than the main one leaves the handlers alone.
+
+    Args:
+        save: Does the saving.
+
+    Attributes:
+        stopped_by: ``"SIGTERM"``, ``"SIGUSR1"`` or ``"SIGINT"`` once training stopped for it, whichever rank
+            got it, else None. The command line then exits with 75.
+    """
+
+    def __init__(self, save: SaveCheckpoint) -> None:
+        self.stopped_by: str | None = None
+        self._save = save
+        self._step = 0
+        self._received: str | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+        self._group: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals; Lightning has installed its own handlers just before."""
+        self.stopped_by, self._received, self._step = None, None, trainer.global_step
+        self._previous = take_over(self._flag)
+        if trainer.received_sigterm:  # in the moment before: Lightning would exit without saving
+            self._received = "SIGTERM"
+            trainer._signal_connector.received_sigterm = False
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # Over the network of the hosts: on the devices, reading the answer would wait for the whole step.
+            self._group = dist.new_group(backend="gloo")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After an optimizer step, save and stop if any rank is flagged."""
+        if trainer.global_step == self._step:
+            return  # gradients accumulate: the step is not complete
+        self._step = trainer.global_step
+        self.stopped_by = self._on_any_rank()
+        if self.stopped_by is not None:
+            self._save.save(trainer)
+            trainer.should_stop = True
+            trainer.fit_loop.min_epochs = None  # either would go on regardless
+            trainer.fit_loop.epoch_loop.min_steps = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hand the signals back."""
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Hand the signals back."""
+        self._restore()
+
+    def _flag(self, number: int, frame: FrameType | None) -> None:
+        self._received = signal.Signals(number).name
+        if number == signal.SIGINT:  # a second Ctrl-C does not wait
+            signal.signal(signal.SIGINT, self._previous[signal.SIGINT] or signal.default_int_handler)
+
+    def _on_any_rank(self) -> str | None:
+        """The signal that some rank got; of several the last of SIGNALS."""
+        if self._group is None:
+            return self._received
+        place = -1 if self._received is None else SIGNALS.index(self._received)
+        flag = torch.tensor([place], dtype=torch.int32)
+        note_entry()
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        return None if flag.item() < 0 else SIGNALS[int(flag.item())]
+
+    def _restore(self) -> None:
+        hand_back(self._previous)
+        self._previous = {}

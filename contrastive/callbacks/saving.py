@@ -1,0 +1,111 @@
+"""Saving while training."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+
+from contrastive.checkpoint.folder import point, read_last, remove_stale
+from contrastive.checkpoint.storage import DirectoryCheckpointIO, ExtraFiles, SaveOptions
+from contrastive.logging.throughput import off_the_clock
+
+
+class SaveCheckpoint(Checkpoint):
+    """Saves ``directory/step-N`` while training, through the trainer's :class:`DirectoryCheckpointIO`.
+
+    As a ``Checkpoint`` it runs after all other callbacks of a hook, but *before* the module's own
+    ``on_train_batch_end``: what must be in the checkpoint of a step (the bank's rows, the row of metrics.csv)
+    is written by then, e.g. in ``optimizer_step`` or another callback. A failing disk is reported once and
+    training goes on. All ranks call the same saves; only rank 0 writes.
+
+    Args:
+        directory: The run's ``checkpoints`` folder.
+        every_steps: Optimizer steps between saves; None saves at the end of each epoch. The end of training
+            is always saved.
+        keep_last: Checkpoints kept, 1 or more.
+        extra_files: Writes further files, e.g. ``encoder.safetensors``.
+        in_doubt: Whether the weights may have diverged; a save that is due then waits for the first step
+            after which they are not, so that no bad checkpoint takes the place of a good one.
+
+    Attributes:
+        step: Optimizer step of the newest save, 0 before the first; survives a resume.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        every_steps: int | None = None,
+        keep_last: int = 2,
+        extra_files: ExtraFiles | None = None,
+        in_doubt: Callable[[], bool] = lambda: False,
+    ) -> None:
+        for name, value in (("every_steps", every_steps), ("keep_last", keep_last)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: allowed is 1 or more")
+        self.directory = Path(directory)
+        self.every_steps = every_steps
+        self.step = 0
+        self._in_doubt, self._postponed = in_doubt, False
+        self._warned = False
+        self._options = SaveOptions(extra_files, keep_last, self._report)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a trainer that would save elsewhere; remove what a killed save left."""
+        if not isinstance(trainer.strategy.checkpoint_io, DirectoryCheckpointIO):
+            raise ValueError("SaveCheckpoint needs Trainer(plugins=[DirectoryCheckpointIO()])")
+        if trainer.is_global_zero:
+            remove_stale(self.directory)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let ``last`` name what was resumed from: a kill may come between a save and its pointer."""
+        resumed = self.directory / f"step-{self.step}"
+        if trainer.is_global_zero and resumed.is_dir() and read_last(self.directory) != resumed:
+            point(resumed)
+
+    def save(self, trainer: Trainer) -> None:
+        """Save now, unless this step already is; call it on all ranks, between optimizer steps."""
+        if trainer.global_step == self.step:
+            return
+        # Set first, as it is saved too, and kept if the save fails: the ranks other than 0 do not hear of a
+        # failure, and a second try at the same step on rank 0 alone would leave it waiting for them.
+        self.step = trainer.global_step
+        with off_the_clock(trainer):
+            trainer.save_checkpoint(self.directory / f"step-{self.step}", storage_options=self._options)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save every ``every_steps`` optimizer steps, or after the last batch of an epoch."""
+        # Not in on_train_epoch_end: Lightning does not give a loader its state back when resumed from there.
+        # While gradients accumulate global_step stands still, and save() does nothing for a step it has.
+        due = (
+            trainer.is_last_batch if self.every_steps is None else trainer.global_step % self.every_steps == 0
+        )
+        wanted = due or self._postponed
+        self._postponed = wanted and self._in_doubt()
+        if wanted and not self._postponed:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of training."""
+        self.save(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step, for the resume."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Know the step that was resumed from as saved."""
+        self.step = int(state_dict["step"])
+
+    def _report(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self.directory}/step-{self.step}: saving failed ({error.strerror or error}); training "
+                "goes on, older checkpoints stay. Free some space: later saves try again, without a word",
+                stacklevel=2,
+            )

@@ -1,0 +1,88 @@
+"""A file of tensors and plain containers, which torch reads without running code."""
+
+import os
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contrastive.checkpoint.manifest import CorruptCheckpoint
+from contrastive.config import UserError
+
+_FORCE_PICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+_PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None), torch.Size, torch.dtype, torch.device)
+_MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
+_SEQUENCES = (list, tuple, set)
+
+
+def refuse_unsafe_loading() -> None:
+    """Raise UserError if the environment tells torch.load to run pickled code."""
+    if os.environ.get(_FORCE_PICKLE, "0") not in ("", "0"):
+        raise UserError(
+            f"{_FORCE_PICKLE}={os.environ[_FORCE_PICKLE]}: torch.load would run code from files; unset it"
+        )
+
+
+def check_plain(value: Any, where: str) -> None:
+    """Raise TypeError for what ``weights_only`` would refuse to read back: better now than at the resume."""
+    kind = type(value)
+    if kind in _PLAIN or isinstance(value, Tensor):
+        return
+    if kind not in _MAPPINGS + _SEQUENCES:
+        raise TypeError(
+            f"{where} is a {kind.__module__}.{kind.__qualname__}, which only pickled code could load; "
+            "save numbers, strings, tensors and plain containers of these"
+        )
+    items: Iterator[tuple[Any, Any]] = iter(value.items() if kind in _MAPPINGS else enumerate(value))
+    for key, item in items:
+        check_plain(key, f"key {key!r} of {where}")
+        check_plain(item, f"{where}[{key!r}]")
+
+
+def save(value: Any, path: Path) -> None:
+    """Write ``value``; a full disk is an OSError."""
+    with path.open("wb", buffering=1 << 20) as file:
+        output = _Output(file)
+        try:
+            torch.save(value, output)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            if output.error is not None:
+                raise output.error from error
+            raise
+
+
+class _Output:
+    """A file that remembers why a write failed: torch.save turns a full disk into a RuntimeError."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            written: int = self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        return written
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def load(path: Path, map_location: Any) -> Any:
+    """What ``save`` wrote.
+
+    Raises:
+        CorruptCheckpoint: it is damaged, or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # on damaged or hostile bytes unpicklers raise a dozen kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CorruptCheckpoint(
+            f"{path}: refused, more than tensors and plain containers ({reason})"
+        ) from error

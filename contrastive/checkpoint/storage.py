@@ -1,0 +1,123 @@
+"""Lightning's way to storage: a checkpoint's dict as a directory, and back."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from contrastive.checkpoint import folder, plain
+from contrastive.checkpoint.manifest import TRAINER, CorruptCheckpoint, seal, verify
+from contrastive.config import UserError
+from memory_bank.replacing import sync
+from memory_bank.state import BANK, read_state, save_state
+
+_MINER = "miner"  # the entry of Lightning's dict that is kept in a file of its own
+
+ExtraFiles = Callable[[dict[str, Any], Path], None]
+"""Writes further files of a checkpoint: gets Lightning's checkpoint dict and the directory being filled."""
+
+
+@dataclass
+class SaveOptions:
+    """What ``Trainer.save_checkpoint(path, storage_options=...)`` hands to :class:`DirectoryCheckpointIO`.
+
+    Attributes:
+        extra_files: Writes further files into the checkpoint.
+        keep_last: Checkpoints kept beside ``path``; None removes none.
+        on_error: Gets the OSError (disk full, quota, lost mount) of a save that failed. Without it the error
+            is raised, which suits one process only: the other ranks wait in a barrier that follows.
+    """
+
+    extra_files: ExtraFiles | None = None
+    keep_last: int | None = None
+    on_error: Callable[[OSError], None] | None = field(default=None, repr=False)
+
+
+class DirectoryCheckpointIO(CheckpointIO):
+    """Lightning's way to storage: ``Trainer(plugins=[DirectoryCheckpointIO()])``.
+
+    Saving and ``Trainer.fit(ckpt_path=directory, weights_only=True)`` then use these directories.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: SaveOptions | None = None
+    ) -> None:
+        """Write ``checkpoint`` as the directory ``path``, point ``last`` at it, remove old ones.
+
+        Raises:
+            TypeError: it holds something ``weights_only`` loading would refuse, or options of another kind.
+            OSError: it cannot be written, and ``storage_options`` has no ``on_error``; nothing half is left.
+        """
+        options = SaveOptions() if storage_options is None else storage_options
+        if not isinstance(options, SaveOptions):
+            raise TypeError(f"storage_options={options!r}: a SaveOptions is needed")
+        try:
+            _write(Path(path), checkpoint, options.extra_files)
+            if folder.STEP.fullmatch(Path(path).name):
+                folder.point(Path(path))
+                if options.keep_last is not None:
+                    folder.prune(Path(path), options.keep_last)
+        except OSError as error:
+            if options.on_error is None:
+                raise
+            options.on_error(error)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Verify the directory ``path``, then read it, to the CPU unless ``map_location`` says else.
+
+        Raises:
+            CorruptCheckpoint: see :func:`verify`; or it holds more than tensors and plain containers.
+            UserError: the caller or the environment asks for unsafe loading.
+        """
+        if weights_only is False:
+            raise UserError("weights_only=False: refused, a checkpoint could run code; drop it")
+        plain.refuse_unsafe_loading()
+        path = Path(path)
+        verify(path)
+        where = "cpu" if map_location is None else map_location
+        checkpoint = plain.load(path / TRAINER, where)
+        if not isinstance(checkpoint, dict):
+            raise CorruptCheckpoint(
+                f"{path / TRAINER}: holds a {type(checkpoint).__name__}, a dict is needed"
+            )
+        if (path / BANK).exists():
+            try:
+                checkpoint[_MINER] = read_state(path / BANK)
+            except ValueError as error:
+                raise CorruptCheckpoint(str(error)) from error
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove the directory ``path`` if it exists."""
+        if Path(path).is_dir():
+            folder.remove(Path(path))
+
+
+def _write(path: Path, checkpoint: dict[str, Any], extra_files: ExtraFiles | None) -> None:
+    """Write ``checkpoint`` as the directory ``path``, all or nothing."""
+    bank = checkpoint.get(_MINER)
+    rest = {key: value for key, value in checkpoint.items() if key != _MINER}
+    plain.check_plain(checkpoint, "checkpoint")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.hidden(path, "partial")
+    try:
+        partial.mkdir()
+        plain.save(rest, partial / TRAINER)
+        if bank is not None:
+            save_state(partial / BANK, bank)
+        if extra_files is not None:
+            extra_files(checkpoint, partial)
+        seal(partial, int(checkpoint["global_step"]))
+        if path.exists():  # a damaged one, or a run that went back: the new save takes its place
+            folder.remove(path)
+        os.rename(partial, path)
+        sync(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

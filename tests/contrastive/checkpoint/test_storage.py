@@ -1,0 +1,230 @@
+"""A checkpoint to disk and back, and what a kill or a full disk leaves."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from contrastive.checkpoint.manifest import verify
+from contrastive.checkpoint.storage import DirectoryCheckpointIO
+from memory_bank.state import read_state
+from tests.contrastive.checkpoint.saves import contents, names, save
+
+
+def test_round_trip_and_files(tmp_path):
+    path = save(tmp_path)
+    assert {file.name for file in path.iterdir()} == {
+        "trainer.pt",
+        "bank.safetensors",
+        "encoder.safetensors",
+        "manifest.json",
+    }
+    assert (tmp_path / "last").read_text() == "step-3\n"
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+    assert verify(path) == 3
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        data = (path / name).read_bytes()
+        assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert manifest["format"] == 2
+
+    loaded, expected = DirectoryCheckpointIO().load_checkpoint(path), contents()
+    assert torch.equal(loaded["state_dict"]["weight"], expected["state_dict"]["weight"])
+    assert torch.equal(loaded["miner"]["keys"], expected["miner"]["keys"])
+    assert loaded["miner"]["keys"].dtype == torch.float16
+    assert loaded["miner"]["lists"] == [1, "a", None]
+    assert loaded["epoch"] == 1
+    assert "miner" not in torch.load(path / "trainer.pt", weights_only=True)
+    assert set(read_state(path / "bank.safetensors")) == {"keys", "fill", "lists"}
+
+
+def test_saving_leaves_the_dict_alone_and_needs_no_bank(tmp_path):
+    checkpoint = {"global_step": 1}
+    DirectoryCheckpointIO().save_checkpoint(checkpoint, tmp_path / "step-1")
+    assert checkpoint == {"global_step": 1}
+    assert DirectoryCheckpointIO().load_checkpoint(tmp_path / "step-1") == {"global_step": 1}
+
+
+def test_every_file_and_directory_is_flushed_before_the_rename(tmp_path, monkeypatch):
+    calls = []
+    real_fsync, real_rename, real_replace = os.fsync, os.rename, os.replace
+
+    def fsync(descriptor):
+        calls.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        real_fsync(descriptor)
+
+    def rename(old, new):
+        calls.append(f"rename {new.name}")
+        real_rename(old, new)
+
+    def replace(old, new):
+        calls.append(f"replace {new.name}")
+        real_replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "replace", replace)
+    save(tmp_path / "checkpoints")
+    bank, partial, pointer = calls[0], calls[2], calls[10]
+    assert calls == [
+        bank,
+        "replace bank.safetensors",
+        partial,
+        "bank.safetensors",
+        "encoder.safetensors",
+        "trainer.pt",
+        "manifest.json",
+        partial,
+        "rename step-3",
+        "checkpoints",
+        pointer,
+        "replace last",
+        "checkpoints",
+    ]
+    assert bank.startswith(".bank.safetensors.")
+    assert partial.startswith(".step-3.")
+    assert pointer.startswith(".last.")
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path):
+    path = save(tmp_path)
+    (path / "bank.safetensors").unlink()
+    assert save(tmp_path) == path
+    assert verify(path) == 3
+    assert names(tmp_path) == ["last", "step-3"]
+
+
+def test_remove_checkpoint(tmp_path):
+    path = save(tmp_path)
+    DirectoryCheckpointIO().remove_checkpoint(path)
+    DirectoryCheckpointIO().remove_checkpoint(path)
+    assert names(tmp_path) == ["last"]
+
+
+@pytest.mark.parametrize("size", [10, 3 << 18])  # noticed when the file is closed; inside torch.save
+def test_without_someone_to_tell_a_full_disk_is_an_error(tmp_path, size):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoint = {"global_step": 1, "weights": torch.zeros(size)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            DirectoryCheckpointIO().save_checkpoint(checkpoint, tmp_path / "step-1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == []
+
+
+KILLER = '''
+"""Children of this process save checkpoints 1, 2, 3, ... and are killed; prints what is left after each."""
+import os, random, signal, sys, time, warnings
+from pathlib import Path
+import torch
+from contrastive.checkpoint.folder import latest_valid, remove_stale
+from contrastive.checkpoint.manifest import verify
+from contrastive.checkpoint.storage import DirectoryCheckpointIO, SaveOptions
+
+root, random_kills = Path(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+FUNCTIONS = [(os, "fsync"), (os, "rename"), (os, "replace"), (os, "mkdir"), (os, "rmdir"), (os, "unlink")]
+
+def extra(checkpoint, directory):
+    (directory / "encoder.safetensors").write_bytes(b"x" * 5000)
+
+def save(directory, step):
+    weights = {"w": torch.full((500,), step)}
+    value = {"global_step": step, "state_dict": weights, "miner": {"k": torch.zeros(9)}}
+    options = SaveOptions(extra, keep_last=2)
+    DirectoryCheckpointIO().save_checkpoint(value, directory / f"step-{step}", options)
+
+def die_at(count):
+    """Make the count-th of the calls that change the disk the last thing this process does not do."""
+    seen = 0
+    def wrap(real):
+        def call(*args, **kwargs):
+            nonlocal seen
+            seen += 1
+            if seen == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+        return call
+    for module, name in FUNCTIONS:
+        setattr(module, name, wrap(getattr(module, name)))
+
+def child(work):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return pid
+
+def outcome(directory, pid):
+    _, status = os.waitpid(pid, 0)
+    killed = os.WIFSIGNALED(status)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        remove_stale(directory)
+        found = latest_valid(directory)
+        for path in directory.glob("step-*"):
+            verify(path)
+    load = DirectoryCheckpointIO().load_checkpoint
+    step = -1 if found is None else int(load(found)["state_dict"]["w"][0])
+    hidden = sum(path.name.startswith(".") for path in directory.iterdir())
+    print(int(killed), step, len(caught), hidden, flush=True)
+    return killed
+
+count = 0
+while True:  # a kill before each call of the third save, until one survives it
+    count += 1
+    directory = root / f"at-{count}"
+    save(directory, 1); save(directory, 2); save(directory, 3)
+    pid = child(lambda: (die_at(count), save(directory, 4)))
+    killed = outcome(directory, pid)
+    if not killed:
+        break
+print("random", flush=True)
+chooser = random.Random(0)
+for trial in range(random_kills):
+    directory = root / f"random-{trial}"
+    save(directory, 1)
+    def forever():
+        for step in range(2, 10**6):
+            save(directory, step)
+    pid = child(forever)
+    time.sleep(chooser.uniform(0.01, 0.2))
+    os.kill(pid, signal.SIGKILL)
+    outcome(directory, pid)
+'''
+
+
+def test_killed_anywhere_in_a_save_a_loadable_checkpoint_is_left(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", KILLER, str(tmp_path), "25"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    systematic, _, randomly = result.stdout.partition("random\n")
+    outcomes = [tuple(map(int, line.split())) for line in systematic.splitlines()]
+    *killed, survived = outcomes
+    assert survived == (0, 4, 0, 0)
+    assert len(killed) >= 18  # mkdir, flushes, renames, and each unlink of the removal of step-2
+    assert all(line in {(1, 3, 0, 0), (1, 4, 0, 0)} for line in killed)
+    # Once the new checkpoint is in place it is the one: never back to the old.
+    assert [step for _, step, _, _ in killed] == sorted(step for _, step, _, _ in killed)
+
+    outcomes = [tuple(map(int, line.split())) for line in randomly.splitlines()]
+    assert len(outcomes) == 25
+    assert all(
+        kill == 1 and step >= 1 and not warned and not hidden for kill, step, warned, hidden in outcomes
+    )
+    assert len({step for _, step, _, _ in outcomes}) > 2  # the kills came at different times
