@@ -25,7 +25,8 @@ import torch
 from common import context, once
 from torch import Tensor
 
-from contrastive.config import PretrainConfig, load_config
+from contrastive.config import PretrainConfig
+from contrastive.config_files import load_config
 from contrastive.data.sources import open_train
 from contrastive.logging.metrics_csv import read_metrics
 from contrastive.pretrain import pretrain

@@ -34,7 +34,8 @@ from common import RESULTS, Clock, Spent, context, median, once, quartiles, rati
 from PIL import Image
 from torch import nn
 
-from contrastive.config import PretrainConfig, load_config
+from contrastive.config import PretrainConfig
+from contrastive.config_files import load_config
 from contrastive.data.files import list_images
 from contrastive.data.plan import Plan
 from contrastive.encoders.build import build_encoder

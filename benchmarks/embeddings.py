@@ -30,7 +30,8 @@ from contrastive.augment.noise import uniforms
 from contrastive.augment.views import Chain
 from contrastive.checkpoint.folder import latest_valid
 from contrastive.checkpoint.storage import DirectoryCheckpointIO
-from contrastive.config import PretrainConfig, load_config
+from contrastive.config import PretrainConfig
+from contrastive.config_files import load_config
 from contrastive.data.files import list_images
 from contrastive.data.reading import decode_all
 from contrastive.data.sources import open_train

@@ -5,7 +5,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from contrastive.config import PretrainConfig, UserError, load_config, recipes, to_yaml
+from contrastive.config import PretrainConfig, UserError
+from contrastive.config_files import load_config, recipes, to_yaml
 from contrastive.console import answer, log_to_stderr
 from contrastive.signals import Stopped, stopping
 from contrastive.slurm import is_first_task, requeue

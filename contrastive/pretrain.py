@@ -32,7 +32,8 @@ from contrastive.callbacks.watch_health import WatchHealth
 from contrastive.callbacks.watch_ranks import WatchRanks
 from contrastive.checkpoint.folder import forget, read_last, step_of
 from contrastive.checkpoint.storage import DirectoryCheckpointIO
-from contrastive.config import PretrainConfig, UserError, nearest
+from contrastive.config import PretrainConfig, UserError
+from contrastive.config_files import nearest
 from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan
 from contrastive.data.sources import Images, Unreadable, open_labelled_train, open_train

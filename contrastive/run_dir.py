@@ -15,7 +15,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from contrastive.checkpoint.folder import latest_valid
 from contrastive.checkpoint.plain import refuse_unsafe_loading
-from contrastive.config import PretrainConfig, UserError, differences, load_saved
+from contrastive.config import PretrainConfig, UserError
+from contrastive.config_files import differences, load_saved
 from contrastive.data.manifest import describe_changes, read_manifest, write_manifest
 from contrastive.data.sources import Images
 from memory_bank.replacing import replacing

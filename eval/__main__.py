@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from contrastive.config import UserError, load_config
+from contrastive.config import UserError
+from contrastive.config_files import load_config
 from contrastive.console import answer, log_to_stderr
 from eval.config import EvalConfig
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from contrastive.config import PretrainConfig, UserError, load_saved
+from contrastive.config import PretrainConfig, UserError
+from contrastive.config_files import load_saved
 from contrastive.encoders.foreign import parse_foreign
 from eval.config import EvalConfig
 from eval.features import open_results, write_text

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrastive.augment.views import Views
-from contrastive.config import AugmentConfig, PretrainConfig, UserError, load_saved
+from contrastive.config import AugmentConfig, PretrainConfig, UserError
+from contrastive.config_files import load_saved
 from contrastive.data.images import SomeImages
 from contrastive.data.reading import decode_all
 from eval.config import EvalConfig

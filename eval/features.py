@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from contrastive.augment.views import center_view
-from contrastive.config import DataConfig, PretrainConfig, UserError, load_saved
+from contrastive.config import DataConfig, PretrainConfig, UserError
+from contrastive.config_files import load_saved
 from contrastive.data.images import ArrayImages, SomeImages
 from contrastive.data.loader import is_resident
 from contrastive.data.reading import decode_all, read_in_order, usable_cpus

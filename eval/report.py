@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastive.config import PretrainConfig, UserError, load_saved
+from contrastive.config import PretrainConfig, UserError
+from contrastive.config_files import load_saved
 from contrastive.data.sources import Images, Unreadable, open_held_out, open_train
 from eval.comparison import write_comparison
 from eval.config import EvalConfig

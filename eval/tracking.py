@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from contrastive.config import PretrainConfig, WandbConfig, load_saved
+from contrastive.config import PretrainConfig, WandbConfig
+from contrastive.config_files import load_saved
 from contrastive.logging.drawing import draw_confusion
 from contrastive.logging.names import STEP_AXIS
 from contrastive.logging.wandb_run import encoder_name, forgiving, start_run, use_encoder

@@ -38,7 +38,8 @@ def command_of(sweep, chosen):
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_value_of_a_sweep_reaches_the_config(path, monkeypatch, capsys):
     from contrastive.__main__ import main, parse
-    from contrastive.config import PretrainConfig, load_config
+    from contrastive.config import PretrainConfig
+    from contrastive.config_files import load_config
 
     sweep = read(path)
     monkeypatch.setenv("WANDB_RUN_ID", "trial7")

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from contrastive.config import UserError, load_config
+from contrastive.config import UserError
+from contrastive.config_files import load_config
 from contrastive.console import answer, log_to_stderr
 from contrastive.export.config import SUFFIXES, ExportConfig
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from contrastive.config import PretrainConfig, UserError, load_saved
+from contrastive.config import PretrainConfig, UserError
+from contrastive.config_files import load_saved
 from contrastive.data.manifest import read_manifest
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import Source

@@ -88,7 +88,8 @@ def test_arms_differ_from_each_other_alone(ablation: Any) -> None:
 
 
 def test_arms_are_valid_configs_that_differ_in_loss_bank_and_mining_alone(load: Any) -> None:
-    from contrastive.config import PretrainConfig, differences, load_config
+    from contrastive.config import PretrainConfig
+    from contrastive.config_files import differences, load_config
 
     ablate = load("ablate")
     for preset in ablate.PRESETS.values():

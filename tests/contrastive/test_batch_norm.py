@@ -99,7 +99,8 @@ def test_the_order_is_a_pure_function_of_rows_seed_and_step():
 
 def module_of(*overrides):
     """A module on 16 px images without a trainer, and 12 images."""
-    from contrastive.config import PretrainConfig, load_config
+    from contrastive.config import PretrainConfig
+    from contrastive.config_files import load_config
     from contrastive.data.plan import Plan
     from contrastive.encoders.build import build_encoder
     from contrastive.module import ContrastiveModule

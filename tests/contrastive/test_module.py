@@ -10,7 +10,8 @@ import torch
 @pytest.fixture
 def parts():
     """A module on 40 rows with a filled bank, and a batch of rows 0 to 7; no trainer."""
-    from contrastive.config import PretrainConfig, load_config
+    from contrastive.config import PretrainConfig
+    from contrastive.config_files import load_config
     from contrastive.data.batch import Batch
     from contrastive.data.plan import Plan
     from contrastive.encoders.build import build_encoder
@@ -196,7 +197,8 @@ def test_compiled_networks_and_views_train_as_plain_ones():
     code = """
 import torch
 import contrastive.module
-from contrastive.config import PretrainConfig, load_config
+from contrastive.config import PretrainConfig
+from contrastive.config_files import load_config
 from contrastive.data.batch import Batch
 from contrastive.data.plan import Plan
 from contrastive.encoders.build import build_encoder

@@ -215,7 +215,8 @@ def test_monitors_and_pictures_leave_the_weights_alone(run, tmp_path):
 def test_online_scores_agree_with_the_offline_protocols(run, tmp_path):
     """On the same rows, features of the written encoder: kNN to the last digit, the probe within 1 point."""
     from contrastive.callbacks.online import monitor_split
-    from contrastive.config import PretrainConfig, load_saved
+    from contrastive.config import PretrainConfig
+    from contrastive.config_files import load_saved
     from contrastive.data.images import SomeImages
     from contrastive.data.sources import open_labelled_train
     from contrastive.encoders.weights import load_encoder

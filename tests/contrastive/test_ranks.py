@@ -21,7 +21,8 @@ def step(rank, world, overrides):
     """One step of a rank's share: what came out, gradients averaged as DDP does, and the bank after it."""
     import torch.distributed as dist
 
-    from contrastive.config import PretrainConfig, load_config
+    from contrastive.config import PretrainConfig
+    from contrastive.config_files import load_config
     from contrastive.data.batch import Batch
     from contrastive.data.plan import Plan
     from contrastive.encoders.build import build_encoder
@@ -82,7 +83,8 @@ def test_two_ranks_step_as_one_process_on_the_joined_batch(ranks, name):
 
 def test_the_bank_is_nothing_that_ddp_would_broadcast():
     """DDP copies rank 0's buffers over the others' before each forward pass: a bank among them is lost."""
-    from contrastive.config import PretrainConfig, load_config
+    from contrastive.config import PretrainConfig
+    from contrastive.config_files import load_config
     from contrastive.data.plan import Plan
     from contrastive.encoders.build import build_encoder
     from contrastive.module import ContrastiveModule

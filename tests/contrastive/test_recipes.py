@@ -27,7 +27,8 @@ SMALL = [
 
 
 def load(name, *overrides):
-    from contrastive.config import PretrainConfig, load_config
+    from contrastive.config import PretrainConfig
+    from contrastive.config_files import load_config
 
     return load_config(PretrainConfig, "pretrain", name, overrides)
 

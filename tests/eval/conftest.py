@@ -42,7 +42,8 @@ def clusters():
 
 def make_run(folder: Path, **changes) -> Path:
     """Config, encoder with moved batch statistics, metrics, views and mined negatives."""
-    from contrastive.config import DataConfig, EncoderConfig, PretrainConfig, to_yaml
+    from contrastive.config import DataConfig, EncoderConfig, PretrainConfig
+    from contrastive.config_files import to_yaml
     from contrastive.encoders.build import build_encoder
     from contrastive.encoders.weights import save_encoder
 

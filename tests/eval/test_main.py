@@ -274,7 +274,7 @@ def test_help_of_a_protocol_shows_its_settings(capsys):
 
 @pytest.mark.parametrize("protocol", ["linear", "knn", "lowshot", "finetune", "stats", "report"])
 def test_shipped_yaml_states_the_defaults(protocol):
-    from contrastive.config import load_config
+    from contrastive.config_files import load_config
     from eval.config import EvalConfig
 
     loaded = load_config(EvalConfig, "eval", protocol, ["checkpoint=x"])
@@ -282,7 +282,8 @@ def test_shipped_yaml_states_the_defaults(protocol):
 
 
 def test_the_default_view_is_the_weak_preset():
-    from contrastive.config import PretrainConfig, load_config
+    from contrastive.config import PretrainConfig
+    from contrastive.config_files import load_config
     from eval.config import weak_view
 
     assert load_config(PretrainConfig, "pretrain", "cifar10", ["augment=weak"]).augment.view_1 == weak_view()

@@ -26,7 +26,8 @@ def photos(tmp_path):
 
 def test_unlabelled_images_from_end_to_end(new_run, photos, capsys):
     from contrastive.augment.views import Views
-    from contrastive.config import PretrainConfig, load_saved
+    from contrastive.config import PretrainConfig
+    from contrastive.config_files import load_saved
     from contrastive.data.sources import open_train
     from contrastive.encoders.weights import load_encoder
     from eval.__main__ import main

@@ -9,7 +9,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from contrastive.augment.noise import uniforms
 from contrastive.augment.views import Chain, Views, center_view
-from contrastive.config import AugmentConfig, DataConfig, PretrainConfig, ViewConfig, load_config
+from contrastive.config import AugmentConfig, DataConfig, PretrainConfig, ViewConfig
+from contrastive.config_files import load_config
 
 OFF = ViewConfig(crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0], flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0)
 FULL = ViewConfig(solarize=0.3, noise=0.5, erase=0.5)

@@ -13,7 +13,8 @@ import torch
 
 def make_run(folder, *, name="resnet10", width=64, size=16, **data):
     """A run directory whose encoder has batch statistics of its own."""
-    from contrastive.config import DataConfig, EncoderConfig, PretrainConfig, to_yaml
+    from contrastive.config import DataConfig, EncoderConfig, PretrainConfig
+    from contrastive.config_files import to_yaml
     from contrastive.encoders.build import build_encoder
     from contrastive.encoders.weights import save_encoder
 

@@ -1,23 +1,17 @@
 """Composition, overrides, and errors that name what was given, what is allowed and what to do."""
 
-from pathlib import Path
-
 import pytest
 
-
-@pytest.fixture
-def config():
-    from contrastive import config
-
-    return config
+from contrastive.config import PretrainConfig, UserError
+from contrastive.config_files import differences, load_config, load_saved, recipes, to_yaml
 
 
-def load(config, *overrides, recipe="digits"):
-    return config.load_config(config.PretrainConfig, "pretrain", recipe, overrides)
+def load(*overrides, recipe="digits"):
+    return load_config(PretrainConfig, "pretrain", recipe, overrides)
 
 
-def test_every_shipped_recipe_loads_and_survives_a_round_trip(config, tmp_path):
-    names = config.recipes("pretrain")
+def test_every_shipped_recipe_loads_and_survives_a_round_trip(tmp_path):
+    names = recipes("pretrain")
     shipped = {
         "cifar10",
         "cifar10_fast",
@@ -29,32 +23,32 @@ def test_every_shipped_recipe_loads_and_survives_a_round_trip(config, tmp_path):
     }
     assert set(names) == shipped
     for name in names:
-        loaded = load(config, recipe=name)
-        (tmp_path / "config.yaml").write_text(config.to_yaml(loaded))
-        assert config.load_saved(config.PretrainConfig, tmp_path / "config.yaml") == loaded
+        loaded = load(recipe=name)
+        (tmp_path / "config.yaml").write_text(to_yaml(loaded))
+        assert load_saved(PretrainConfig, tmp_path / "config.yaml") == loaded
 
 
-def test_overrides_win_over_groups_and_groups_over_the_recipe(config):
-    recipe = load(config)
-    grouped = load(config, "augment.view_1.flip=0.25", "augment=cifar")
+def test_overrides_win_over_groups_and_groups_over_the_recipe():
+    recipe = load()
+    grouped = load("augment.view_1.flip=0.25", "augment=cifar")
     assert grouped.augment.view_1.flip == 0.25
     assert grouped.augment.view_1.jitter == 0.8
     assert recipe.augment.view_1.jitter == 0.0
-    assert load(config, "--optimizer.base_lr=1e-3").optimizer.base_lr == 1e-3
+    assert load("--optimizer.base_lr=1e-3").optimizer.base_lr == 1e-3
 
 
-def test_a_second_view_follows_the_first_until_told_otherwise(config):
-    loaded = load(config, "augment.view_1.blur=0.4", "augment.view_2.noise=0.9")
+def test_a_second_view_follows_the_first_until_told_otherwise():
+    loaded = load("augment.view_1.blur=0.4", "augment.view_2.noise=0.9")
     assert loaded.augment.view_2.blur == 0.4
     assert (loaded.augment.view_1.noise, loaded.augment.view_2.noise) != (0.9, 0.9)
 
 
-def test_a_users_file_builds_on_a_shipped_recipe_and_on_its_neighbours(config, tmp_path):
+def test_a_users_file_builds_on_a_shipped_recipe_and_on_its_neighbours(tmp_path):
     (tmp_path / "base.yaml").write_text("defaults: [cifar10]\nschedule: {epochs: 7, warmup_epochs: 1}\n")
     (tmp_path / "mine.yaml").write_text("defaults: [base]\noptimizer: {base_lr: 0.5}\n")
-    loaded = load(config, recipe=str(tmp_path / "mine.yaml"))
+    loaded = load(recipe=str(tmp_path / "mine.yaml"))
     assert (loaded.schedule.epochs, loaded.optimizer.base_lr) == (7, 0.5)
-    assert loaded.encoder == load(config, recipe="cifar10").encoder
+    assert loaded.encoder == load(recipe="cifar10").encoder
 
 
 @pytest.mark.parametrize(
@@ -90,44 +84,44 @@ def test_a_users_file_builds_on_a_shipped_recipe_and_on_its_neighbours(config, t
         (f"logging.wandb.tags=[ok,{'t' * 65}]", ["logging.wandb.tags", "65 characters", "1 to 64"]),
     ],
 )
-def test_wrong_input_is_refused_with_the_remedy(config, override, parts):
-    with pytest.raises(config.UserError) as error:
-        load(config, override)
+def test_wrong_input_is_refused_with_the_remedy(override, parts):
+    with pytest.raises(UserError) as error:
+        load(override)
     for part in parts:
         assert part in str(error.value)
 
 
-def test_a_yaml_file_with_a_number_for_a_group_is_named(config, tmp_path):
+def test_a_yaml_file_with_a_number_for_a_group_is_named(tmp_path):
     (tmp_path / "five.yaml").write_text("data: 5\n")
-    with pytest.raises(config.UserError, match=r"five.yaml: .*DataConfig"):
-        load(config, "schedule.epochs=9", recipe=str(tmp_path / "five.yaml"))
+    with pytest.raises(UserError, match=r"five.yaml: .*DataConfig"):
+        load("schedule.epochs=9", recipe=str(tmp_path / "five.yaml"))
 
 
-def test_an_unknown_recipe_names_the_nearest(config):
-    with pytest.raises(config.UserError, match="did you mean 'cifar10'"):
-        load(config, recipe="cifar")
-    with pytest.raises(config.UserError, match="no such file"):
-        load(config, recipe="missing.yaml")
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'cifar10'"):
+        load(recipe="cifar")
+    with pytest.raises(UserError, match="no such file"):
+        load(recipe="missing.yaml")
 
 
-def test_a_saved_config_with_an_interpolation_is_refused(config, tmp_path: Path, monkeypatch):
+def test_a_saved_config_with_an_interpolation_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "leaked")
-    text = config.to_yaml(load(config)).replace("name: digits", "name: ${oc.env:SECRET}", 1)
+    text = to_yaml(load()).replace("name: digits", "name: ${oc.env:SECRET}", 1)
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(config.UserError, match="interpolation"):
-        config.load_saved(config.PretrainConfig, tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="interpolation"):
+        load_saved(PretrainConfig, tmp_path / "config.yaml")
 
 
-def test_a_saved_number_that_no_float_holds_is_refused(config, tmp_path):
-    text = config.to_yaml(load(config)).replace("min_fill: ", f"min_fill: {'9' * 400} #", 1)
+def test_a_saved_number_that_no_float_holds_is_refused(tmp_path):
+    text = to_yaml(load()).replace("min_fill: ", f"min_fill: {'9' * 400} #", 1)
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(config.UserError, match=r"config.yaml: .*too large to convert"):
-        config.load_saved(config.PretrainConfig, tmp_path / "config.yaml")
+    with pytest.raises(UserError, match=r"config.yaml: .*too large to convert"):
+        load_saved(PretrainConfig, tmp_path / "config.yaml")
 
 
-def test_differences_are_named_by_their_dotted_path(config):
-    old, new = load(config), load(config, "augment.view_2.hue=0.3", "run.seed=5")
-    assert config.differences(old, new) == {
+def test_differences_are_named_by_their_dotted_path():
+    old, new = load(), load("augment.view_2.hue=0.3", "run.seed=5")
+    assert differences(old, new) == {
         "run.seed": (0, 5),
         "augment.view_2.hue": (old.augment.view_2.hue, 0.3),
     }
