@@ -66,8 +66,8 @@ def first(flags: Bool[Tensor, " m"], count: int) -> Int[Tensor, " k"]:
 
 
 def domain(n: int) -> int:
-    """How many places ``shuffled`` has for n slots: the next power of two."""
-    return 1 << max(1, (n - 1).bit_length())
+    """How many places ``shuffled`` has for n slots: a power of two, and enough to mix well."""
+    return 1 << max(8, (n - 1).bit_length())
 
 
 def shuffled(place: Int[Tensor, " m"], n: int, key: int) -> Int[Tensor, " m"]:

@@ -52,7 +52,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         metadata: Strings; a ``seal`` among them is replaced by the file's own.
 
     Raises:
-        ValueError: a dtype that is not written here, or a tensor named ``__metadata__``.
+        ValueError: a dtype that is not written here, a tensor named ``__metadata__``, metadata or names that
+            UTF-8 cannot hold.
         OSError: from the file system; ``path`` is then unchanged.
     """
     # Wide types first, as the library does: every tensor is then aligned to its own width.
@@ -102,7 +103,7 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
             "data_offsets": [begin, end],
         }
         begin = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

@@ -66,8 +66,8 @@ class Grayscale(Intensity):
         return {}
 
     def change(self, images: Float[Tensor, "n 3 h w"], **strengths: Tensor) -> Float[Tensor, "n 3 h w"]:
-        """The grey images."""
-        return luminance(images).expand_as(images)
+        """The grey images; channels of their own, as what follows may write to them."""
+        return luminance(images).expand_as(images).contiguous()
 
 
 class Solarize(Intensity):

@@ -40,6 +40,18 @@ def test_every_slot_is_drawn_equally_often():
     assert abs(float(both) - 5 / 20 * 4 / 19) < 0.02
 
 
+@pytest.mark.parametrize("n", [4, 16])
+def test_of_few_slots_every_ordered_pair_is_drawn_equally_often(n):
+    admissible, draws = torch.ones(n, dtype=torch.bool), 15_000
+    drawn = torch.stack([draw_slots(admissible, 2, key=mix(0, step, 3)) for step in range(draws)])
+    pairs = n * (n - 1)
+    counts = (drawn[:, 0] * n + drawn[:, 1]).bincount(minlength=n * n).double()
+    counts = counts.view(n, n)[~torch.eye(n, dtype=torch.bool)]
+    squared = ((counts - draws / pairs) ** 2 / (draws / pairs)).sum()
+    # Chi-square with pairs - 1 degrees of freedom: its mean and 5 standard deviations.
+    assert squared < pairs - 1 + 5 * (2 * (pairs - 1)) ** 0.5
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 65, 1000])
 def test_the_order_holds_every_place_once_and_depends_on_the_key(n):
     orders = [shuffled(torch.arange(domain(n)), n, key).tolist() for key in range(5)]

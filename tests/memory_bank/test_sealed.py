@@ -117,6 +117,17 @@ def test_an_unknown_dtype_is_refused(tensor, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("tensors", "metadata"), [({}, {"a": "\ud800"}), ({"\ud800": torch.zeros(1)}, {})], ids=["value", "name"]
+)
+def test_what_utf8_cannot_hold_is_refused(tensors, metadata, tmp_path):
+    from memory_bank.sealed import write
+
+    with pytest.raises(ValueError, match="surrogates"):
+        write(tmp_path / "a.safetensors", tensors, metadata)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_failed_write_leaves_the_old_file(tensors, tmp_path, monkeypatch, call):
     from memory_bank.sealed import write

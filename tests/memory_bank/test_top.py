@@ -34,3 +34,16 @@ def test_ties_name_different_places():
     assert found.tolist() == [[1.0] + 19 * [-torch.inf]] * 2
     assert place[:, 0].tolist() == [7, 7]
     assert all(len(set(row)) == 20 for row in place.tolist())
+
+
+def test_numbers_that_are_not_finite_keep_their_places():
+    from memory_bank.top import largest
+
+    values = torch.arange(20.0).repeat(2, 1)
+    values[0, 3], values[0, 4], values[0, 5] = torch.inf, -torch.inf, torch.nan
+    found, place = largest(values, 20)
+    assert found[0, :2].tolist() == [torch.inf, 19.0]
+    assert found[0, -2:].tolist() == [-torch.inf, -torch.inf]
+    assert place[0, 0] == 3
+    assert [sorted(row) for row in place.tolist()] == [list(range(20))] * 2
+    assert sorted(place[0, -2:].tolist()) == [4, 5]

@@ -53,6 +53,16 @@ def test_each_view_is_its_chain_on_its_own_numbers():
         assert torch.equal(views[number], chain(stored(), uniforms(3, 2, IDS, number, chain.num_uniforms)))
 
 
+@pytest.mark.parametrize("blur", [0.0, 0.5])
+def test_views_that_are_all_grey_have_equal_channels_and_can_be_changed_further(blur):
+    grey = replace(OFF, grayscale=1.0, blur=blur)
+    for view in Views(AugmentConfig(grey, grey), DATA, seed=0)(stored(), IDS, 0):
+        pixels = view * torch.tensor(DATA.std).view(3, 1, 1) + torch.tensor(DATA.mean).view(3, 1, 1)
+        assert pixels.min() > -1e-5
+        assert pixels.max() < 1 + 1e-5
+        torch.testing.assert_close(pixels[:, 0], pixels[:, 2], atol=1e-5, rtol=0)
+
+
 def test_seed_epoch_id_and_view_each_change_the_views():
     images = stored(1).expand(2, -1, -1, -1)
     first, second = Views(AugmentConfig(FULL, FULL), DATA, seed=0)(images, torch.tensor([1, 2]), 0)
