@@ -67,8 +67,8 @@ class Storage(Bank):
 
     def admissible(self, step: int) -> Bool[Tensor, " n"]:
         """Slots that hold a key not older than ``max_age`` steps, seen from ``step``."""
-        valid = self.id >= 0
-        return valid if self.max_age is None else valid & (step - self.written_at <= self.max_age)
+        # One comparison for both, as empty slots were written at -1: every step looks through all of them.
+        return self.written_at >= (0 if self.max_age is None else max(0, step - self.max_age))
 
     def count(self, admissible: Bool[Tensor, " n"]) -> Int[Tensor, ""]:
         """How many slots are admissible."""
