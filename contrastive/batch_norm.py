@@ -61,7 +61,7 @@ class SplitBatchNorm(_BatchNorm):
         return torch.cat(parts)
 
 
-class Statistics:
+class BufferSnapshot:
     """The buffers of ``module``, so that what a forward pass did to them can be undone.
 
     Training never reads running statistics, so one batch that is not finite would stay in them unseen.

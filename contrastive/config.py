@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from contrastive.registry import METHODS
 from memory_bank.config import BankConfig, MiningConfig, check_above_zero, check_choice, check_range
 
 
@@ -185,10 +186,33 @@ class ViewConfig:
 
 @dataclass
 class AugmentConfig:
-    """The two views; presets let ``view_2`` follow ``view_1``."""
+    """The views of an image; presets let ``view_2`` follow ``view_1``.
+
+    Attributes:
+        view_1: First global view.
+        view_2: Second global view.
+        num_local: Smaller views beside the two global ones (multi-crop, SwAV, arXiv:2006.09882): each is
+            matched with the global views. Each costs about ``(local_size / image_size) ** 2`` of a global one.
+        local: Their random changes.
+        local_size: Their side in pixels; None takes 3/7 of ``data.image_size``, 96 of 224, in eights.
+        disjoint: Cut the two global views out of different halves of the image, left and right or top and
+            bottom, so that they share no pixel; ``crop_scale`` is then a share of the half.
+    """
 
     view_1: ViewConfig = field(default_factory=ViewConfig)
     view_2: ViewConfig = field(default_factory=ViewConfig)
+    num_local: int = 0
+    local: ViewConfig = field(default_factory=lambda: ViewConfig(crop_scale=[0.05, 0.4]))
+    local_size: int | None = None
+    disjoint: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("augment.num_local", self.num_local, 0, 64)
+        check_range("augment.local_size", self.local_size, 8, 4096)
+
+    def local_side(self, image_size: int) -> int:
+        """Side of a local view in pixels, for global ones of ``image_size``."""
+        return self.local_size or max(8, 8 * round(image_size * 3 / 56))
 
 
 @dataclass
@@ -386,7 +410,10 @@ class LoggingConfig:
 class PretrainConfig:
     """A whole run; the yaml files under configs/pretrain are merged into this.
 
-    ``profile=true`` prints and logs which part of a step takes what share of its time (``perf/share_*``).
+    Attributes:
+        method: What the views of an image are compared with: ``moco`` (mined rows of the bank), ``simclr`` (the
+            batch). ``auto`` is ``simclr`` for ``objective.name=nt_xent``, else ``moco``.
+        profile: Print and log which part of a step takes what share of its time (``perf/share_*``).
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -400,4 +427,15 @@ class PretrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    method: str = "auto"
     profile: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, ("auto", *METHODS))
+
+    @property
+    def method_name(self) -> str:
+        """The method, ``auto`` resolved."""
+        if self.method != "auto":
+            return self.method
+        return "simclr" if self.objective.name == "nt_xent" else "moco"

@@ -7,13 +7,14 @@ All functions are collective: every rank must call them, in the same order.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from memory_bank.shapes import Bool, Float
+from memory_bank.shapes import Bool, Float, Int
 
 _entered = 0
 
@@ -87,22 +88,48 @@ def all_true(flag: Bool[Tensor, "..."]) -> Bool[Tensor, "..."]:
     return agreed.bool()
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Which images a micro-batch holds, on this rank and on all.
+
+    Attributes:
+        ids: Data set rows of this rank's images.
+        all_ids: Those of all ranks, by rank.
+        sizes: Every rank's b.
+    """
+
+    ids: Int[Tensor, " b"]
+    all_ids: Int[Tensor, " g"]
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, ids: Int[Tensor, " b"]) -> "Rows":
+        """Gather the rows of all ranks. Collective."""
+        sizes = gather_sizes(len(ids), ids.device)
+        return cls(ids, gather_rows(ids, sizes), sizes)
+
+    def own(self, values: Float[Tensor, "g ..."] | Int[Tensor, "g ..."]) -> Tensor:
+        """Return this rank's part of ``values``, one for each row of ``all_ids``."""
+        return torch.split(values, self.sizes)[rank()]
+
+
 class Collectives:
     """The memory_bank.sharded.Exchange of the default process group; alone without one.
 
     NCCL moves nothing of the host: what lives there travels by the device.
 
     Args:
-        world: Processes that there will be, to plan for them; None are those there are.
+        rank: This process, where the process group will exist only later; None asks the group.
+        world: Processes in all, likewise.
     """
 
-    def __init__(self, world: int | None = None) -> None:
-        self._world = world
+    def __init__(self, rank: int | None = None, world: int | None = None) -> None:
+        self._rank, self._world = rank, world
 
     @property
     def rank(self) -> int:
         """This process."""
-        return rank()
+        return rank() if self._rank is None else self._rank
 
     @property
     def world(self) -> int:

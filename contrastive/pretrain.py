@@ -1,23 +1,18 @@
 """Composition root: builds every part of a run from its config, checks all of it, then writes and trains."""
 
-import inspect
 import json
 import logging
 import math
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 
 from contrastive.callbacks.metrics import LogMetrics
@@ -26,27 +21,31 @@ from contrastive.callbacks.pictures import Pictures
 from contrastive.callbacks.preemption import Preemption
 from contrastive.callbacks.profile import ProfileSteps
 from contrastive.callbacks.saving import SaveCheckpoint
-from contrastive.callbacks.steps import StepTimer
 from contrastive.callbacks.wandb_pictures import WandbPictures
 from contrastive.callbacks.watch_health import WatchHealth
 from contrastive.callbacks.watch_ranks import WatchRanks
 from contrastive.checkpoint.folder import forget, read_last, step_of
-from contrastive.checkpoint.storage import DirectoryCheckpointIO
 from contrastive.config import PretrainConfig, UserError
-from contrastive.config_files import nearest
+from contrastive.data.images import Images
 from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan
-from contrastive.data.sources import Images, Unreadable, open_labelled_train, open_train
+from contrastive.data.sources import open_labelled_train, open_train
 from contrastive.data.tally import TooManyCorrupt
 from contrastive.distributed import Collectives, wait_for_all
+from contrastive.dry_run import SECONDS, STEPS, StepTimer, estimate
 from contrastive.encoders.build import build_encoder
+from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.weights import load_weights, save_encoder
-from contrastive.logging.memory import peak_memory_mib
+from contrastive.fit_checks import check_fit, check_readable
+from contrastive.lightning_glue import progress_bar
+from contrastive.logging.memory import peak_memory
 from contrastive.logging.metrics_csv import MetricsCsv, read_metrics
-from contrastive.logging.progress import progress_bar
 from contrastive.logging.throughput import Throughput
 from contrastive.logging.wandb_logger import alert, build_wandb, finish_wandb
-from contrastive.module import ContrastiveModule, Diverged
+from contrastive.methods.build import find_method
+from contrastive.methods.method import BuildMethod, Parts
+from contrastive.module import ContrastiveModule
+from contrastive.networks import Networks
 from contrastive.run_dir import (
     check_writable,
     hold,
@@ -57,49 +56,33 @@ from contrastive.run_dir import (
     write_atomically,
 )
 from contrastive.slurm import requeue
-from memory_bank.miner import build_miner
+from contrastive.step_guard import Diverged
+from contrastive.trainer_settings import build_trainer, check_trainer
+from memory_bank.miner import Miner, build_miner
 
 logger = logging.getLogger(__name__)
-# Set when Lightning is imported: it advertises, and says at INFO what our own lines say. Its warnings stay.
-logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-
-RESERVED = {
-    "logger": "logging.*",
-    "callbacks": "the Python API",
-    "plugins": "the Python API",
-    "max_epochs": "schedule.epochs",
-    "min_epochs": "schedule.epochs",
-    "log_every_n_steps": "logging.every_n_steps",
-    "enable_checkpointing": "run.checkpoint_every",
-    "enable_progress_bar": "logging.progress",
-    "default_root_dir": "run.root",
-    "fast_dev_run": "--dry-run",
-    "sync_batchnorm": "encoder.batch_norm=sync",
-    "use_distributed_sampler": "nothing: the plan deals out the rows",
-    "reload_dataloaders_every_n_epochs": "nothing: the plan deals out the rows",
-    "limit_train_batches": "trainer.max_steps",
-    "overfit_batches": "trainer.max_steps",
-}
-"""Trainer settings that belong to us, and what to use instead."""
 
 
-ALLOWED: dict[str, tuple[Any, ...]] = {
-    # Of the networks; views, similarities and the loss are float32 in each.
-    "precision": ("32-true", "32", "bf16-mixed", "16-mixed", 32),
-    # One process a device, started from the command line: the bank and the checkpoints know no other way.
-    "strategy": ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"),
-    "deterministic": (False, True, "warn", None),
-    "detect_anomaly": (False, True),
-    "gradient_clip_algorithm": ("norm", "value", None),
-}
-"""Of settings that Lightning takes as they come, to fail on them late or not to mind them."""
+@dataclass(frozen=True)
+class Given:
+    """Parts that a program hands to ``pretrain`` in place of those the config names; see there."""
 
-DRY_STEPS, DRY_SECONDS = 12, 20.0
-"""A dry run ends after so many optimizer steps, or after so long if it then has two."""
+    images: Images | None = None
+    encoder: Encoder | None = None
+    method: BuildMethod | None = None
+    miner: Callable[..., Miner] = build_miner
+    callbacks: Sequence[pl.Callback] = field(default=())
 
 
 def pretrain(
-    config: PretrainConfig, *, dry_run: bool = False, callbacks: Sequence[pl.Callback] = ()
+    config: PretrainConfig,
+    *,
+    dry_run: bool = False,
+    images: Images | None = None,
+    encoder: Encoder | None = None,
+    method: BuildMethod | None = None,
+    miner: Callable[..., Miner] = build_miner,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> tuple[int, dict[str, Any] | None]:
     """Train as ``config`` says; return the exit code and the summary (None off rank 0).
 
@@ -107,16 +90,21 @@ def pretrain(
 
     Args:
         config: The run.
-        dry_run: A few steps in a folder that is thrown away.
+        dry_run: Take a few steps in a folder that is thrown away.
+        images: Your own data set, in place of ``config.data.name``.
+        encoder: Your own network, in place of ``config.encoder.name``.
+        method: Your own ``Method`` (its class, or a function from ``Parts``), in place of ``config.method``.
+        miner: Builds the miner; takes what ``build_miner`` takes.
         callbacks: Your own, called after the run's.
 
     Raises:
         UserError: wrong input; exit code 2.
     """
+    given = Given(images, encoder, method, miner, callbacks)
     if dry_run:
-        return _dry_run(config)
+        return _dry_run(config, given)
     run_dir = Path(config.run.root) / config.run.name
-    images, plan = _open(config)
+    images, plan = _open(config, given)
     steps = min(config.trainer.get("max_steps", plan.total_steps), plan.total_steps)
     finished, checkpoint = look_at(run_dir, config, images, steps)
     if finished is not None:
@@ -127,12 +115,11 @@ def pretrain(
             f"{run_dir}: stands at step {step_of(checkpoint)}, and {len(images)} images make a run of "
             f"{plan.total_steps} steps; restore the images, or choose another run.name"
         )
-    module = _build_module(config, plan, images, run_dir)
-    saving = _build_saving(config, module, run_dir)
+    saving = _build_saving(config, plan, run_dir)
     preemption = Preemption(saving)
-    own = _build_callbacks(config, images, run_dir)
-    trainer = _build_trainer(config, [*own, saving, preemption, *callbacks])
-    _check_fit(config, plan, trainer)
+    monitors = _build_callbacks(config, images, run_dir)
+    trainer = build_trainer(config, [*monitors, saving, preemption, *callbacks])
+    module = _build_module(config, given, plan, images, trainer, run_dir)
     if not is_first_rank():
         code = _fit(trainer, module, checkpoint, saving, preemption)
         wait_for_all()
@@ -151,74 +138,25 @@ def pretrain(
         return code, summary
 
 
-def _open(config: PretrainConfig) -> tuple[Images, Plan]:
-    _check_trainer(config.trainer, config.profile)
-    images = open_train(config.data)
-    _check_readable(images)
+def _open(config: PretrainConfig, given: Given) -> tuple[Images, Plan]:
+    check_trainer(config.trainer, config.profile)
+    images = open_train(config.data) if given.images is None else given.images
+    check_readable(images)
     return images, Plan(len(images), config.run.seed, config.data.global_batch, config.schedule.epochs)
 
 
-def _check_readable(images: Images) -> None:
-    """Find one image that can be decoded: a folder without any is refused before anything is written."""
-    reason = ""
-    for row in range(len(images)):
-        try:
-            images.read(row)
-        except Unreadable as error:
-            reason = reason or f"{images.key(row)}: {error}"
-        else:
-            return
-    raise UserError(
-        f"none of the {len(images)} images can be read ({reason}); "
-        "check data.root, the files' rights and format"
-    )
-
-
-def _check_trainer(given: dict[str, Any], profile: bool) -> None:
-    """What Lightning would find out late, or never."""
-    allowed = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"} - set(RESERVED)
-    for key in given:
-        if key in RESERVED:
-            raise UserError(f"trainer.{key} is set by the run itself; use {RESERVED[key]}")
-        if key not in allowed:
-            raise UserError(f"unknown key 'trainer.{key}'; {nearest(key, sorted(allowed))}")
-    if profile and "profiler" in given:
-        raise UserError("profile=true is a profiler of its own: drop it or trainer.profiler")
-    for key in ("max_steps", "min_steps", "accumulate_grad_batches", "num_nodes"):
-        if key in given and not (type(given[key]) is int and given[key] >= 1):
-            raise UserError(f"trainer.{key}={given[key]!r}: a whole number, 1 or more, is needed")
-    clip = given.get("gradient_clip_val")
-    if clip is not None and not (type(clip) in (int, float) and 0 <= clip < math.inf):
-        raise UserError(
-            f"trainer.gradient_clip_val={clip!r}: a number, 0 or more, is needed; 0 clips nothing"
-        )
-    for key, allowed_values in ALLOWED.items():
-        if key in given and given[key] not in allowed_values:
-            raise UserError(f"trainer.{key}={given[key]}: allowed are {', '.join(map(str, allowed_values))}")
-    _check_launcher(given.get("num_nodes", 1))
-
-
-def _check_launcher(num_nodes: int) -> None:
-    """Without one a process would wait for ever for those of the other nodes."""
-    launched = SLURMEnvironment.detect() or TorchElasticEnvironment.detect() or "NODE_RANK" in os.environ
-    if num_nodes > 1 and not launched:
-        raise UserError(
-            f"trainer.num_nodes={num_nodes}: nothing says which node this is; start it on each by SLURM "
-            "(scripts/slurm.sbatch), by torchrun, or with NODE_RANK, MASTER_ADDR and MASTER_PORT set"
-        )
-
-
-def _build_module(config: PretrainConfig, plan: Plan, images: Images, run_dir: Path) -> ContrastiveModule:
+def _build_module(
+    config: PretrainConfig, given: Given, plan: Plan, images: Images, trainer: pl.Trainer, run_dir: Path
+) -> ContrastiveModule:
     def note_corrupt(row: int, reason: str) -> None:
         note_unreadable(run_dir / "corrupt.csv", row, images.key(row), reason)
 
-    def loader(module: ContrastiveModule) -> Any:
-        trainer = module.trainer
+    def loader(trainer: pl.Trainer) -> Any:
         return build_loader(
             images,
             plan,
             config.data,
-            device=module.device,
+            device=trainer.strategy.root_device,
             rank=trainer.global_rank,
             world=trainer.world_size,
             accumulate=trainer.accumulate_grad_batches,
@@ -227,13 +165,23 @@ def _build_module(config: PretrainConfig, plan: Plan, images: Images, run_dir: P
             progress=config.logging.progress,
         )
 
+    check_fit(config, trainer)
+    method = given.method or find_method(config)
+    networks = _build_networks(config, given.encoder, averaged=getattr(method, "averages_keys", True))
+    miner = _build_miner(config, given.miner, plan, trainer)
     labels = images.labels if config.objective.name == "supcon" else None
+    parts = Parts(config, networks, miner, labels)
+    return ContrastiveModule(config, plan, method(parts), loader, row_identity=images.numbering())
+
+
+def _build_networks(config: PretrainConfig, encoder: Encoder | None, *, averaged: bool) -> Networks:
     torch.manual_seed(config.run.seed)
     try:
-        encoder = build_encoder(config.encoder, config.data.image_size)
+        if encoder is None:
+            encoder = build_encoder(config.encoder, config.data.image_size)
         if config.encoder.weights is not None:
             load_weights(encoder, Path(config.encoder.weights))
-        return ContrastiveModule(config, plan, encoder, loader, labels, numbering=images.numbering())
+        return Networks(encoder, config.encoder, seed=config.run.seed, averaged=averaged)
     except RuntimeError as error:  # torch's word for too little memory, and for sizes beyond counting
         raise UserError(
             f"encoder: the networks cannot be made ({str(error).splitlines()[0]}); lower encoder.width, "
@@ -241,14 +189,35 @@ def _build_module(config: PretrainConfig, plan: Plan, images: Images, run_dir: P
         ) from error
 
 
-def _build_saving(config: PretrainConfig, module: ContrastiveModule, run_dir: Path) -> SaveCheckpoint:
-    every = config.run.checkpoint_every or module.plan.steps_per_epoch
+def _build_miner(
+    config: PretrainConfig, build: Callable[..., Miner], plan: Plan, trainer: pl.Trainer
+) -> Miner:
+    try:
+        return build(
+            config.bank,
+            config.mining,
+            rows=plan.rows,
+            dim=config.encoder.projector_dim,
+            seed=config.run.seed,
+            device=trainer.strategy.root_device,
+            upcoming=lambda step: plan.ids(step) if step < plan.total_steps else None,
+            exchange=Collectives(trainer.global_rank, trainer.world_size),
+        )
+    except (ValueError, RuntimeError, MemoryError) as error:
+        remedy = "; lower bank.capacity or encoder.projector_dim" if _is_out_of_memory(error) else ""
+        raise UserError(f"bank and mining: {error}{remedy}") from error
+
+
+def _build_saving(config: PretrainConfig, plan: Plan, run_dir: Path) -> SaveCheckpoint:
+    def write_encoder(trainer: pl.Trainer, folder: Path) -> None:
+        _save_encoder(config, cast(ContrastiveModule, trainer.lightning_module), folder)
+
     return SaveCheckpoint(
         run_dir / "checkpoints",
-        every,
+        config.run.checkpoint_every or plan.steps_per_epoch,
         max(2, config.run.keep_last),
-        extra_files=lambda _, folder: _save_encoder(config, module, folder),
-        in_doubt=lambda: module.in_doubt,
+        extra_files=write_encoder,
+        in_doubt=lambda trainer: cast(ContrastiveModule, trainer.lightning_module).guard.in_doubt,
     )
 
 
@@ -272,92 +241,6 @@ def _build_callbacks(config: PretrainConfig, images: Images, run_dir: Path) -> l
     if (bar := progress_bar(config.logging.progress)) is not None:
         callbacks.append(bar)
     return callbacks
-
-
-def _build_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: Any) -> pl.Trainer:
-    plugins: list[Any] = [DirectoryCheckpointIO()]
-    if SLURMEnvironment.detect():
-        # Lightning's own requeueing saves inside the signal handler, which can hang; we save between steps.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    settings = {"enable_model_summary": False, **config.trainer, **more}
-    for callback in callbacks:
-        if isinstance(callback, ProfileSteps):
-            settings["profiler"] = callback.watch
-    try:
-        return pl.Trainer(
-            **settings,
-            max_epochs=1,  # of Lightning: the loader is the whole plan, so a resume is always within it
-            plugins=plugins,
-            callbacks=callbacks,
-            logger=False,
-            log_every_n_steps=config.logging.every_n_steps,
-            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-            use_distributed_sampler=False,
-        )
-    except Exception as error:  # all it was given are the user's settings, and it raises a dozen kinds
-        raise UserError(f"trainer: {error}; settings given: {config.trainer}") from error
-
-
-def _check_fit(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> None:
-    """What shows once the devices are known."""
-    _check_batch(config, trainer)
-    _check_batch_norm(config, trainer)
-    _check_mining(config, plan, trainer)
-    mixed = str(config.trainer.get("precision", "")).endswith("mixed")
-    if mixed and trainer.strategy.root_device.type == "cpu" and trainer.is_global_zero:
-        logger.warning(
-            "trainer.precision=%s is of a recipe for a GPU, and this is a CPU: a step may take minutes; "
-            "encoder.name=resnet18, a smaller data.image_size and data.global_batch make it faster",
-            config.trainer["precision"],
-        )
-
-
-def _check_batch(config: PretrainConfig, trainer: pl.Trainer) -> None:
-    parts = trainer.world_size * trainer.accumulate_grad_batches
-    given = (
-        f"data.global_batch={config.data.global_batch} over {trainer.world_size} device(s) x "
-        f"{trainer.accumulate_grad_batches} accumulated micro-batch(es)"
-    )
-    if config.data.global_batch % parts:
-        near = math.ceil(config.data.global_batch / parts) * parts
-        raise UserError(f"{given}: does not divide evenly; use {near}")
-    splits = config.encoder.batch_norm_splits if config.encoder.batch_norm == "split" else 1
-    if config.data.global_batch // parts < 2 * splits:
-        groups = f" in each of the {splits} groups (encoder.batch_norm_splits)" if splits > 1 else ""
-        raise UserError(f"{given}: batch norm needs 2 images{groups}; use {2 * splits * parts} or more")
-
-
-def _check_batch_norm(config: PretrainConfig, trainer: pl.Trainer) -> None:
-    kind, ranks, device = config.encoder.batch_norm, trainer.world_size, trainer.strategy.root_device.type
-    if kind == "shuffle" and ranks == 1:
-        raise UserError(
-            "encoder.batch_norm=shuffle computes keys on other devices than their queries, and there is one "
-            "device; use encoder.batch_norm=split, or trainer.devices=2 or more"
-        )
-    if kind == "sync" and ranks > 1 and device == "cpu":
-        raise UserError(
-            f"encoder.batch_norm=sync works between GPUs, these are {ranks} processes on the CPU; use "
-            "encoder.batch_norm=shuffle"
-        )
-
-
-def _check_mining(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> None:
-    """Make the bank once and let it go: settings that do not fit each other or the device show themselves."""
-    try:
-        build_miner(
-            config.bank,
-            config.mining,
-            rows=plan.rows,
-            dim=config.encoder.projector_dim,
-            seed=config.run.seed,
-            device=trainer.strategy.root_device,
-            upcoming=plan.ids,
-            exchange=Collectives(trainer.world_size),
-        ).close()
-    except (ValueError, RuntimeError, MemoryError) as error:
-        remedy = "; lower bank.capacity or encoder.projector_dim" if _is_out_of_memory(error) else ""
-        raise UserError(f"bank and mining: {error}{remedy}") from error
 
 
 def _build_wandb(config: PretrainConfig, run_dir: Path) -> list[Logger]:
@@ -392,7 +275,7 @@ def _fit(
         alert(trainer, "divergence" if isinstance(error, Diverged) else "unreadable files", text)
         code = 3
     finally:
-        module.close()
+        module.miner.close()
     if preemption.stopped_by is not None:
         text = f"stopped by {preemption.stopped_by} after saving; the same command goes on from here"
         logger.info("%s", text)
@@ -454,7 +337,7 @@ def _finish(
         "steps": trainer.global_step,
         "epochs": trainer.global_step / module.plan.steps_per_epoch,
         "seconds": round(seconds, 1),
-        "peak_memory_mib": _peak_memory(module.device),
+        "peak_memory_mib": peak_memory(module.device),
         "metrics": {name: values[-1] for name, values in known.items() if values},
         "finished": code == 0 and trainer.global_step >= steps,
     }
@@ -470,22 +353,14 @@ def _save_encoder(config: PretrainConfig, module: ContrastiveModule, folder: Pat
     save_encoder(folder / "encoder.safetensors", module.encoder, config.encoder, config.data, {})
 
 
-def _peak_memory(device: torch.device) -> int:
-    """MiB: of the accelerator where there is one, else of the process."""
-    found = peak_memory_mib(device)
-    return round(found.get("system/device_memory_mib", found["system/host_memory_mib"]))
-
-
-def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
-    """A few steps in a folder that is thrown away; their median time stands for all."""
+def _dry_run(config: PretrainConfig, given: Given) -> tuple[int, dict[str, Any] | None]:
+    """Take a few steps in a folder that is thrown away."""
     check_writable(Path(config.run.root) / config.run.name)
     with tempfile.TemporaryDirectory(prefix="contrastive-dry-run-") as scratch:
-        images, plan = _open(config)
-        run_dir = Path(scratch)
-        module = _build_module(config, plan, images, run_dir)
-        timer = StepTimer(DRY_SECONDS)
-        trainer = _build_trainer(config, [timer], max_steps=min(DRY_STEPS, plan.total_steps))
-        _check_fit(config, plan, trainer)
+        images, plan = _open(config, given)
+        timer = StepTimer(SECONDS)
+        trainer = build_trainer(config, [timer], max_steps=min(STEPS, plan.total_steps))
+        module = _build_module(config, given, plan, images, trainer, Path(scratch))
         try:
             with _memory_for_steps():
                 trainer.fit(module)
@@ -493,22 +368,5 @@ def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
             logger.error("stopped: %s", error)
             return 3, None
         finally:
-            module.close()
-        if not trainer.is_global_zero:
-            return 0, None
-        seconds = round(timer.typical * plan.total_steps)
-        logger.info(
-            "%d steps take about %s (h:min:s) at this machine's speed, the median of %d steps after "
-            "the first, slower one; scores, checkpoints and the search of a bank that fills later are on top",
-            plan.total_steps,
-            timedelta(seconds=seconds),
-            len(timer.seconds[1:]),
-        )
-        return 0, {
-            "dry_run": True,
-            "rows": len(images),
-            "steps": plan.total_steps,
-            "estimated_seconds": seconds,
-            "peak_memory_mib": _peak_memory(module.device),
-            "parameters": sum(weight.numel() for weight in module.encoder.parameters()),
-        }
+            module.miner.close()
+        return 0, estimate(timer, module) if trainer.is_global_zero else None

@@ -129,7 +129,7 @@ def _two_views(
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
     for images, ids in zip(torch.split(pixels, batch_size), torch.split(rows, batch_size), strict=True):
-        for features, view in zip(found, views(images.to(device), ids.to(device), 0), strict=True):
+        for features, view in zip(found, views(images.to(device), ids.to(device), 0)[:2], strict=True):
             features.append(F.normalize(module(view).float()))
     return torch.cat(found[0]), torch.cat(found[1])
 

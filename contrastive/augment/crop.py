@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contrastive.augment.base import Geometric, Params
-from memory_bank.shapes import Bool, Float
+from memory_bank.shapes import Bool, Float, Int
 
 _ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 _FAR = 1e6  # pixels; outside every filter's support
@@ -54,8 +54,16 @@ class Crop(Geometric):
         self.rotate, self.translate, self.shear = rotate, translate, shear
         self.separable = not (rotate or translate or shear)
 
-    def draw(self, uniforms: Float[Tensor, "b u"], height: int, width: int) -> Params:
-        """Parameters for images of ``height`` x ``width`` pixels from uniforms in [0, 1).
+    def draw(
+        self, uniforms: Float[Tensor, "b u"], height: int, width: int, half: Int[Tensor, " b"] | None = None
+    ) -> Params:
+        """Turn uniforms in [0, 1) into parameters for images of ``height`` x ``width`` pixels.
+
+        Args:
+            uniforms: ``num_uniforms`` for each image.
+            height: Of the images.
+            width: Of the images.
+            half: Part that each box is drawn in: 0 left, 1 right, 2 top, 3 bottom; None is the whole image.
 
         Returns:
             ``box`` (left, top, width, height in pixels), ``flip`` (0 or 1), ``angle`` and ``shear`` in
@@ -64,12 +72,22 @@ class Crop(Geometric):
         boxes, rest = uniforms[:, : 2 * _ATTEMPTS + 2], uniforms[:, 2 * _ATTEMPTS + 2 :]
         signed = 2 * rest - 1
         return {
-            "box": draw_boxes(boxes, height, width, self.scale, self.ratio),
+            "box": self._boxes(boxes, height, width, half),
             "flip": (rest[:, 0] < self.flip).to(torch.float32),
             "angle": signed[:, 1] * math.radians(self.rotate),
             "shift": signed[:, 2:4] * self.translate,
             "shear": signed[:, 4] * math.radians(self.shear),
         }
+
+    def _boxes(self, uniforms: Tensor, height: int, width: int, half: Tensor | None) -> Tensor:
+        if half is None:
+            return draw_boxes(uniforms, height, width, self.scale, self.ratio)
+        beside = draw_boxes(uniforms, height, width // 2, self.scale, self.ratio)
+        above = draw_boxes(uniforms, height // 2, width, self.scale, self.ratio)
+        box = torch.where((half < 2)[:, None], beside, above)
+        box[:, 0] += (half == 1) * (width - width // 2)
+        box[:, 1] += (half == 3) * (height - height // 2)
+        return box
 
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> Params:
         """Kornia's hook: parameters from torch's global generator."""

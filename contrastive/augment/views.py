@@ -15,20 +15,23 @@ from contrastive.augment.noise import uniforms
 from contrastive.config import AugmentConfig, DataConfig, ViewConfig
 from memory_bank.shapes import Float, Int, UInt8
 
+_HALVES_STREAM = 2_000
+"""Number of the noise that says which half of an image each view of ``disjoint`` is cut from; views have small ones."""
+
 # Values of one piece of a batch on a CPU (256 images of 32 px, 3 MiB): few enough for a cache, many enough
 # that starting an operation costs little. With 2 MiB of cache a core, half as many take a sixth longer.
 _CACHED_VALUES = 3 * 2**18
 
 
 class Views:
-    """Two random views of each image.
+    """Random views of each image: two global ones, then the local ones of multi-crop.
 
     A view is a pure function of (seed, epoch, id, view): no global random state is read or changed, and an
     image's views do not depend on the batch it is in. An op that is switched off still owns its random
     numbers, so switching it on changes nothing else.
 
     Args:
-        augment: Strengths of the two views.
+        augment: Strengths of the views, and how many there are.
         data: Gives ``image_size``, ``mean`` and ``std``.
         seed: In [0, 2**32).
         compile: Backend of ``torch.compile(fullgraph=True)`` for the whole chain, e.g. ``inductor``; worth it
@@ -40,14 +43,20 @@ class Views:
     ) -> None:
         self.seed = seed
         self.data = data
-        self.chains = (Chain(augment.view_1, data), Chain(augment.view_2, data))
+        self.disjoint = augment.disjoint
+        local = Chain(augment.local, data, augment.local_side(data.image_size))
+        self.chains = (
+            Chain(augment.view_1, data),
+            Chain(augment.view_2, data),
+            *[local] * augment.num_local,
+        )
         self._compiled = compile is not None
         self._views = torch.compile(self._all, fullgraph=True, backend=compile) if compile else self._all
 
     def __call__(
         self, images: UInt8[Tensor, "b 3 S S"], ids: Int[Tensor, " b"], epoch: int
-    ) -> tuple[Float[Tensor, "b 3 s s"], Float[Tensor, "b 3 s s"]]:
-        """The views of ``images``.
+    ) -> tuple[Float[Tensor, "b 3 _ _"], ...]:
+        """Return the views of ``images``.
 
         Args:
             images: Stored images, at least 1 of them.
@@ -55,20 +64,30 @@ class Views:
             epoch: From 0.
 
         Returns:
-            Two float32 batches of ``data.image_size`` squares, normalised, channels last.
+            Two float32 batches of ``data.image_size`` squares, then ``augment.num_local`` of
+            ``augment.local_size``; normalised, channels last.
         """
         # A number would be compiled in, and the whole chain compiled again for the next epoch.
         when = torch.full((), epoch, device=ids.device) if self._compiled else epoch
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return self._views(images, ids, when)
 
-    def _all(self, images: Tensor, ids: Tensor, epoch: int | Tensor) -> tuple[Tensor, Tensor]:
-        view = torch.arange(2, device=ids.device).repeat_interleave(len(ids))
-        numbers = uniforms(self.seed, epoch, ids.repeat(2), view, self.chains[0].num_uniforms)
-        first, second = (
-            chain(images, part) for chain, part in zip(self.chains, numbers.chunk(2), strict=True)
+    def _all(self, images: Tensor, ids: Tensor, epoch: int | Tensor) -> tuple[Tensor, ...]:
+        count = len(self.chains)
+        view = torch.arange(count, device=ids.device).repeat_interleave(len(ids))
+        numbers = uniforms(self.seed, epoch, ids.repeat(count), view, self.chains[0].num_uniforms)
+        halves = self._halves(ids, epoch)
+        return tuple(
+            chain(images, part, half)
+            for chain, part, half in zip(self.chains, numbers.chunk(count), halves, strict=True)
         )
-        return first, second
+
+    def _halves(self, ids: Tensor, epoch: int | Tensor) -> list[Tensor | None]:
+        """Return the half of each image that each view is cut from, opposite ones for the two global views."""
+        if not self.disjoint:
+            return [None] * len(self.chains)
+        draw = (4 * uniforms(self.seed, epoch, ids, _HALVES_STREAM, 1)[:, 0]).long()
+        return [draw, draw ^ 1, *[None] * (len(self.chains) - 2)]
 
 
 class Chain:
@@ -77,12 +96,13 @@ class Chain:
     Args:
         view: Strengths.
         data: Gives ``image_size``, ``mean`` and ``std``.
+        size: Side of the view in pixels; None is ``data.image_size``.
     """
 
-    def __init__(self, view: ViewConfig, data: DataConfig) -> None:
-        self.data = data
+    def __init__(self, view: ViewConfig, data: DataConfig, size: int | None = None) -> None:
+        self.data, self.size = data, size or data.image_size
         self.crop = Crop(
-            data.image_size,
+            self.size,
             scale=(view.crop_scale[0], view.crop_scale[1]),
             ratio=(view.crop_ratio[0], view.crop_ratio[1]),
             flip=view.flip,
@@ -104,13 +124,16 @@ class Chain:
         self.num_uniforms = sum(counts)
 
     def __call__(
-        self, images: UInt8[Tensor, "b 3 S S"], numbers: Float[Tensor, "b u"]
+        self,
+        images: UInt8[Tensor, "b 3 S S"],
+        numbers: Float[Tensor, "b u"],
+        half: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b 3 s s"]:
-        """The view of each image that ``numbers``, uniform in [0, 1), describe."""
-        params = self.draw(numbers, images.shape[-2], images.shape[-1])
+        """Return the view of each image that ``numbers``, uniform in [0, 1), describe; for ``half`` see Crop."""
+        params = self.draw(numbers, images.shape[-2], images.shape[-1], half)
         if images.device.type != "cpu" or torch.compiler.is_compiling():
             return self._piece(images, params).contiguous(memory_format=torch.channels_last)
-        size = self.data.image_size
+        size = self.size
         views = torch.empty((len(images), 3, size, size), memory_format=torch.channels_last)
         pieces = max(1, _CACHED_VALUES // (3 * size * size))
         for start in range(0, len(images), pieces):
@@ -119,11 +142,13 @@ class Chain:
             views[rows] = self._piece(images[rows], part)
         return views
 
-    def draw(self, numbers: Float[Tensor, "b u"], height: int, width: int) -> list[Params]:
-        """Parameters of the crop and of each op, for images of ``height`` x ``width`` pixels."""
+    def draw(
+        self, numbers: Float[Tensor, "b u"], height: int, width: int, half: Int[Tensor, " b"] | None = None
+    ) -> list[Params]:
+        """Return parameters of the crop and of each op, for images of ``height`` x ``width`` pixels."""
         crop, *rest = (numbers[:, start:end] for start, end in self._slots)
         ops = [op.draw(slot) for op, slot in zip(self.ops, rest, strict=True)]
-        return [self.crop.draw(crop, height, width), *ops]
+        return [self.crop.draw(crop, height, width, half), *ops]
 
     def _piece(self, images: Tensor, params: list[Params]) -> Tensor:
         # Past Kornia's own call, which copies the images and looks at the parameters once for each op.

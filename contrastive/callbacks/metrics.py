@@ -6,11 +6,10 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from contrastive.callbacks.steps import StepCallback
 from contrastive.logging.memory import peak_memory_mib
 from contrastive.logging.metrics_csv import MetricsCsv
-from contrastive.logging.rows import is_logged, log_row
-from contrastive.module import ContrastiveModule, Mined
+from contrastive.lightning_glue import StepCallback, is_logged, log_row
+from contrastive.module import ContrastiveModule, LastBatch
 from contrastive.run_dir import count_unreadable
 
 
@@ -59,7 +58,7 @@ class LogMetrics(StepCallback):
         if self.labels is not None and module.last is not None:
             row["mining/same_label_rate"] = _same_label_rate(module.last, self.labels)
         row["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        row["train/skipped_steps"] = module.skipped_steps
+        row["train/skipped_steps"] = module.guard.skipped_steps
         row["data/unreadable"] = count_unreadable(self.corrupt_csv)
         row |= peak_memory_mib(module.device)
         log_row(trainer, row | module.progress())
@@ -67,7 +66,7 @@ class LogMetrics(StepCallback):
             module.log("loss", module.diagnostics["loss"], prog_bar=True, logger=False)
 
 
-def _same_label_rate(mined: Mined, labels: Tensor) -> Tensor:
+def _same_label_rate(mined: LastBatch, labels: Tensor) -> Tensor:
     """Share of the hard negatives that have their query's label; NaN without any."""
     found = mined.negatives.hard_ids.cpu()
     own, others = labels[mined.ids.cpu()][:, None], labels[found]

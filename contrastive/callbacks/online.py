@@ -10,11 +10,10 @@ from torch import Tensor
 
 from contrastive.augment.views import center_view
 from contrastive.callbacks.preemption import is_preempted
-from contrastive.callbacks.steps import StepCallback
 from contrastive.data.images import SomeImages
 from contrastive.data.reading import decode_all
 from contrastive.data.sources import Images
-from contrastive.logging.rows import log_row
+from contrastive.lightning_glue import StepCallback, log_row
 from contrastive.logging.throughput import off_the_clock
 from contrastive.module import ContrastiveModule
 from eval.online import OnlineKnn, OnlineProbe

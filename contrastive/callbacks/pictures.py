@@ -11,12 +11,11 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from contrastive.augment.views import Views, center_view
-from contrastive.callbacks.steps import StepCallback
 from contrastive.data.sources import Images, Unreadable
 from contrastive.logging.drawing import draw_map, principal_plane
-from contrastive.logging.rows import log_row
+from contrastive.lightning_glue import StepCallback, log_row
 from contrastive.logging.throughput import off_the_clock
-from contrastive.module import ContrastiveModule, Mined
+from contrastive.module import ContrastiveModule, LastBatch
 from contrastive.objectives.logits import own_similarity
 from memory_bank.replacing import replacing
 
@@ -65,7 +64,7 @@ class Pictures(StepCallback):
             return
         data, device = module.config.data, module.device
         images, ids = self._batch(device)
-        views = torch.cat([center_view(images, data), *_views_of(module)(images, ids, 0)])
+        views = torch.cat([center_view(images, data), *_views_of(module)(images, ids, 0)[:2]])
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (data.mean, data.std))
         save_image((views * std + mean).clamp(0, 1).cpu(), self.run_dir / "views.png", nrow=len(ids))
 
@@ -74,7 +73,7 @@ class Pictures(StepCallback):
         if len(self._sample()) < 2:
             return {}
         images, ids = self._batch(module.device)
-        first, second = _views_of(module)(images, ids, module.plan.epoch_of(step - 1))
+        first, second = _views_of(module)(images, ids, module.plan.epoch_of(step - 1))[:2]
         own = (first - second).square().mean()
         others = (first - second.roll(1, 0)).square().mean()
         return {"views/distance": own / others, "views/std": torch.cat([first, second]).std()}
@@ -104,7 +103,7 @@ class Pictures(StepCallback):
         with replacing(self.run_dir / "bank.png") as partial:
             Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(partial, format="png")
 
-    def _write_mined(self, mined: Mined) -> None:
+    def _write_mined(self, mined: LastBatch) -> None:
         found = hardest(mined, self.anchors, self.negatives)
         with replacing(self.run_dir / "mined.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
@@ -131,7 +130,7 @@ def picture_due(trainer: pl.Trainer, module: ContrastiveModule, step: int) -> bo
     return step % (plan.steps_per_epoch * math.ceil(plan.epochs / _TIMES)) == 0
 
 
-def hardest(mined: Mined, anchors: int, negatives: int) -> list[tuple[int, int, int, float]]:
+def hardest(mined: LastBatch, anchors: int, negatives: int) -> list[tuple[int, int, int, float]]:
     """(anchor row, rank, negative row, similarity) of the most similar negatives of the first queries."""
     query, used = mined.query[:anchors], mined.negatives
     similarity = own_similarity(query, used.hard, used.hard_index[:anchors]) + used.hard_log_weight[:anchors]

@@ -1,6 +1,5 @@
 """Where the time of a step goes."""
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -10,8 +9,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.profilers import PassThroughProfiler
 
-from contrastive.callbacks.steps import StepCallback
-from contrastive.logging.rows import log_row
+from contrastive.lightning_glue import StepCallback, log_row
 from contrastive.module import ContrastiveModule
 
 logger = logging.getLogger(__name__)
@@ -154,18 +152,18 @@ class ProfileSteps(StepCallback):
 
     def _time_parts(self, module: ContrastiveModule) -> None:
         """Hide the parts of the step behind timed ones."""
-        miner = module.miner
+        miner, networks, method = module.miner, module.networks, module.method
         for owner, name, part in (
             (module, "views", "augmentation"),
-            (module, "embed", "query"),
-            (module, "embed_key", "key"),
+            (networks, "embed", "query"),
+            (networks, "embed_key", "key"),
             (miner, "negatives", "mining"),
             (miner, "nearest", "mining"),
             (miner, "write", "mining"),
+            (method, "objective", "loss"),
         ):
-            self._replace(owner, name, self.watch.timed(part, getattr(owner, name)))
-        loss = self.watch.timed("loss", module.objective.loss)
-        self._replace(module, "objective", dataclasses.replace(module.objective, loss=loss))
+            if hasattr(owner, name):
+                self._replace(owner, name, self.watch.timed(part, getattr(owner, name)))
 
     def _replace(self, owner: Any, name: str, value: Any) -> None:
         self._replaced.append((owner, name, vars(owner).get(name)))

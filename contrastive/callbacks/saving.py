@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from contrastive.checkpoint.folder import point, read_last, remove_stale
-from contrastive.checkpoint.storage import DirectoryCheckpointIO, ExtraFiles, SaveOptions
+from contrastive.checkpoint.storage import DirectoryCheckpointIO, SaveOptions
 from contrastive.logging.throughput import off_the_clock
 
 
@@ -26,7 +27,7 @@ class SaveCheckpoint(Checkpoint):
         every_steps: Optimizer steps between saves; None saves at the end of each epoch. The end of training
             is always saved.
         keep_last: Checkpoints kept, 1 or more.
-        extra_files: Writes further files, e.g. ``encoder.safetensors``.
+        extra_files: Writes further files into the folder of a checkpoint, e.g. ``encoder.safetensors``.
         in_doubt: Whether the weights may have diverged; a save that is due then waits for the first step
             after which they are not, so that no bad checkpoint takes the place of a good one.
 
@@ -39,8 +40,8 @@ class SaveCheckpoint(Checkpoint):
         directory: Path,
         every_steps: int | None = None,
         keep_last: int = 2,
-        extra_files: ExtraFiles | None = None,
-        in_doubt: Callable[[], bool] = lambda: False,
+        extra_files: Callable[[Trainer, Path], None] | None = None,
+        in_doubt: Callable[[Trainer], bool] = lambda trainer: False,
     ) -> None:
         for name, value in (("every_steps", every_steps), ("keep_last", keep_last)):
             if value is not None and value < 1:
@@ -50,7 +51,7 @@ class SaveCheckpoint(Checkpoint):
         self.step = 0
         self._in_doubt, self._postponed = in_doubt, False
         self._warned = False
-        self._options = SaveOptions(extra_files, keep_last, self._report)
+        self._extra_files, self._keep_last = extra_files, keep_last
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a trainer that would save elsewhere; remove what a killed save left."""
@@ -73,7 +74,8 @@ class SaveCheckpoint(Checkpoint):
         # failure, and a second try at the same step on rank 0 alone would leave it waiting for them.
         self.step = trainer.global_step
         with off_the_clock(trainer):
-            trainer.save_checkpoint(self.directory / f"step-{self.step}", storage_options=self._options)
+            options = SaveOptions(self._files_of(trainer), self._keep_last, self._report)
+            trainer.save_checkpoint(self.directory / f"step-{self.step}", storage_options=options)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -85,7 +87,7 @@ class SaveCheckpoint(Checkpoint):
             trainer.is_last_batch if self.every_steps is None else trainer.global_step % self.every_steps == 0
         )
         wanted = due or self._postponed
-        self._postponed = wanted and self._in_doubt()
+        self._postponed = wanted and self._in_doubt(trainer)
         if wanted and not self._postponed:
             self.save(trainer)
 
@@ -100,6 +102,9 @@ class SaveCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Know the step that was resumed from as saved."""
         self.step = int(state_dict["step"])
+
+    def _files_of(self, trainer: Trainer) -> Callable[[Path], None] | None:
+        return None if self._extra_files is None else partial(self._extra_files, trainer)
 
     def _report(self, error: OSError) -> None:
         if not self._warned:

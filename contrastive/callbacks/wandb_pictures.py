@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 
 from contrastive.callbacks.pictures import picture_due, read_or_none
-from contrastive.callbacks.steps import StepCallback
 from contrastive.data.sources import Images
+from contrastive.lightning_glue import StepCallback
 from contrastive.logging.drawing import strip
 from contrastive.logging.wandb_logger import log_media, wandb_run
 from contrastive.module import ContrastiveModule

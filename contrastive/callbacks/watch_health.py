@@ -4,8 +4,7 @@ import logging
 
 import pytorch_lightning as pl
 
-from contrastive.callbacks.steps import StepCallback
-from contrastive.logging.rows import log_row
+from contrastive.lightning_glue import StepCallback, log_row
 from contrastive.logging.throughput import off_the_clock
 from contrastive.logging.wandb_logger import alert
 from contrastive.module import ContrastiveModule

@@ -13,3 +13,9 @@ def peak_memory_mib(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         found["system/device_memory_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
     return found
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak in MiB, of the accelerator where there is one, else of the process."""
+    found = peak_memory_mib(device)
+    return round(found.get("system/device_memory_mib", found["system/host_memory_mib"]))

@@ -7,7 +7,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from contrastive.logging.rows import is_logged, log_row
+from contrastive.lightning_glue import is_logged, log_row
 
 _FETCH = "[_TrainingEpochLoop].train_dataloader_next"
 """What Lightning tells its profiler it does while it waits for the loader."""

@@ -16,7 +16,6 @@ from contrastive.objectives.info_nce import info_nce
 from contrastive.objectives.logits import Diagnostics
 from contrastive.objectives.mixing import mixing, num_uniforms
 from contrastive.objectives.nnclr import nnclr
-from contrastive.objectives.nt_xent import nt_xent
 from contrastive.objectives.supcon import supcon
 from memory_bank.config import MiningConfig
 from memory_bank.negatives import Negatives
@@ -97,21 +96,14 @@ def build_objective(
     """
     mining = mining or MiningConfig()
     temperature = config.temperature
-    if config.name in ("info_nce", "dcl"):
-        return Objective(
-            config.name, partial({"info_nce": info_nce, "dcl": dcl}[config.name], temperature=temperature)
-        )
+    if config.name in ("info_nce", "nt_xent"):
+        return Objective(config.name, partial(info_nce, temperature=temperature))
+    if config.name == "dcl":
+        return Objective("dcl", partial(dcl, temperature=temperature))
     if config.name == "dclw":
         return Objective("dclw", partial(dclw, temperature=temperature, sigma=config.sigma))
     if config.name in ("debiased", "hcl"):
         return _build_debiased(config, mining)
-    if config.name == "nt_xent":
-        if mining.query == "stored":
-            raise UserError(
-                "mining.query=stored looks up what objective.name=nt_xent does not use, its batch being its "
-                "negatives; use mining.query=fresh"
-            )
-        return Objective("nt_xent", partial(nt_xent, temperature=temperature), in_batch=True)
     if config.name == "nnclr":
         return Objective("nnclr", partial(nnclr, temperature=temperature), neighbour=True)
     if config.name == "mixing":

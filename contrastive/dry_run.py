@@ -1,47 +1,22 @@
-"""Hooks by optimizer step and by epoch of the plan; Lightning sees the whole plan as one pass."""
+"""A dry run: a few steps of a run, to estimate the time and memory of all of them."""
 
 import logging
 import statistics
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning import Callback
 
+from contrastive.lightning_glue import StepCallback
+from contrastive.logging.memory import peak_memory
 from contrastive.module import ContrastiveModule
 
 logger = logging.getLogger(__name__)
 
-
-class StepCallback(Callback):
-    """Calls :meth:`on_step` and :meth:`on_epoch` after the batch that completes an optimizer step."""
-
-    _seen = -1
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note where a resumed run stands."""
-        self._seen = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Tell micro-batches from steps."""
-        assert isinstance(pl_module, ContrastiveModule)
-        step = trainer.global_step
-        if step == self._seen:
-            return
-        self._seen = step
-        self.on_step(trainer, pl_module, step)
-        epochs, rest = divmod(step, pl_module.plan.steps_per_epoch)
-        if rest == 0:
-            self.on_epoch(trainer, pl_module, epochs)
-
-    def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
-        """``step`` optimizer steps are done."""
-
-    def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
-        """``epochs`` epochs are done."""
+STEPS, SECONDS = 12, 20.0
+"""A dry run ends after so many optimizer steps, or after so long if it then has two."""
 
 
 class StepTimer(StepCallback):
@@ -79,3 +54,24 @@ class StepTimer(StepCallback):
             logger.info("step %d: %.2f s", step, self.seconds[-1])
         enough = len(self.seconds) >= 2 and sum(self.seconds) > self.most_s
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(enough, all=False)
+
+
+def estimate(timer: StepTimer, module: ContrastiveModule) -> dict[str, Any]:
+    """Log and return what a dry run says of the whole run."""
+    steps = module.plan.total_steps
+    seconds = round(timer.typical * steps)
+    logger.info(
+        "%d steps take about %s (h:min:s) at this machine's speed, the median of %d steps after "
+        "the first, slower one; scores, checkpoints and the search of a bank that fills later are on top",
+        steps,
+        timedelta(seconds=seconds),
+        len(timer.seconds[1:]),
+    )
+    return {
+        "dry_run": True,
+        "rows": module.plan.rows,
+        "steps": steps,
+        "estimated_seconds": seconds,
+        "peak_memory_mib": peak_memory(module.device),
+        "parameters": sum(weight.numel() for weight in module.encoder.parameters()),
+    }

@@ -1,0 +1,74 @@
+"""Checks of a run that need its images or its devices; all of them come before the first byte is written."""
+
+import logging
+import math
+
+import pytorch_lightning as pl
+
+from contrastive.config import PretrainConfig, UserError
+from contrastive.data.images import Images
+from contrastive.data.decode import Unreadable
+
+logger = logging.getLogger(__name__)
+
+
+def check_readable(images: Images) -> None:
+    """Find one image that can be decoded: a folder without any is refused before anything is written."""
+    reason = ""
+    for row in range(len(images)):
+        try:
+            images.read(row)
+        except Unreadable as error:
+            reason = reason or f"{images.key(row)}: {error}"
+        else:
+            return
+    raise UserError(
+        f"none of the {len(images)} images can be read ({reason}); "
+        "check data.root, the files' rights and format"
+    )
+
+
+def check_fit(config: PretrainConfig, trainer: pl.Trainer) -> None:
+    """Refuse what shows only once the devices are known.
+
+    Raises:
+        UserError: batch, batch norm and devices do not fit each other.
+    """
+    _check_batch(config, trainer)
+    _check_batch_norm(config, trainer)
+    mixed = str(config.trainer.get("precision", "")).endswith("mixed")
+    if mixed and trainer.strategy.root_device.type == "cpu" and trainer.is_global_zero:
+        logger.warning(
+            "trainer.precision=%s is of a recipe for a GPU, and this is a CPU: a step may take minutes; "
+            "encoder.name=resnet18, a smaller data.image_size and data.global_batch make it faster",
+            config.trainer["precision"],
+        )
+
+
+def _check_batch(config: PretrainConfig, trainer: pl.Trainer) -> None:
+    parts = trainer.world_size * trainer.accumulate_grad_batches
+    given = (
+        f"data.global_batch={config.data.global_batch} over {trainer.world_size} device(s) x "
+        f"{trainer.accumulate_grad_batches} accumulated micro-batch(es)"
+    )
+    if config.data.global_batch % parts:
+        near = math.ceil(config.data.global_batch / parts) * parts
+        raise UserError(f"{given}: does not divide evenly; use {near}")
+    splits = config.encoder.batch_norm_splits if config.encoder.batch_norm == "split" else 1
+    if config.data.global_batch // parts < 2 * splits:
+        groups = f" in each of the {splits} groups (encoder.batch_norm_splits)" if splits > 1 else ""
+        raise UserError(f"{given}: batch norm needs 2 images{groups}; use {2 * splits * parts} or more")
+
+
+def _check_batch_norm(config: PretrainConfig, trainer: pl.Trainer) -> None:
+    kind, ranks, device = config.encoder.batch_norm, trainer.world_size, trainer.strategy.root_device.type
+    if kind == "shuffle" and ranks == 1:
+        raise UserError(
+            "encoder.batch_norm=shuffle computes keys on other devices than their queries, and there is one "
+            "device; use encoder.batch_norm=split, or trainer.devices=2 or more"
+        )
+    if kind == "sync" and ranks > 1 and device == "cpu":
+        raise UserError(
+            f"encoder.batch_norm=sync works between GPUs, these are {ranks} processes on the CPU; use "
+            "encoder.batch_norm=shuffle"
+        )

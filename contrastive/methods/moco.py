@@ -1,0 +1,50 @@
+"""MoCo with a bank: negatives are mined rows, keys come from the averaged network."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from contrastive.distributed import Rows, gather_rows
+from contrastive.methods.method import Method, Outcome, Parts, mean_over_pairs
+from contrastive.objectives.build import Objective, build_objective
+from memory_bank.shapes import Float
+
+
+class Moco(Method):
+    """Match the query of one view with the key of another, push it away from negatives of the bank.
+
+    He et al. 2020 (arXiv:1911.05722), algorithm 1. Differs: negatives are chosen by the miner in place of a
+    whole queue, and the loss is any objective on given negatives.
+
+    With more than two views (multi-crop, SwAV, Caron et al. 2020, arXiv:2006.09882, section 3.2) local views
+    are queries only: each is matched with every key of a global view (one, or two if symmetric).
+
+    Args:
+        parts: See Method.
+        objective: ``(query, key, negatives, ids=, step=) -> (loss, diagnostics)``; None builds the one that
+            the config names.
+    """
+
+    def __init__(self, parts: Parts, objective: Objective | None = None) -> None:
+        super().__init__(parts)
+        config = parts.config
+        self.objective = objective or build_objective(
+            config.objective, config.mining, seed=config.run.seed, labels=parts.labels
+        )
+        self.symmetric = config.objective.symmetric
+
+    def step(self, views: Sequence[Float[Tensor, "b ..."]], rows: Rows, step: int) -> Outcome:
+        """See Method. The key of view 2 is what the bank stores; one look-up an image serves all its views."""
+        query = self.networks.embed(views[0])
+        key = self.networks.keys(views[1], rows, step)
+        keys = gather_rows(key, rows.sizes)
+        negatives = self.miner.negatives(
+            query.detach(), key, rows.ids, step, batch_keys=keys, batch_ids=rows.all_ids
+        )
+        pairs = [(query, key)]
+        if self.symmetric:
+            pairs.append((self.networks.embed(views[1]), self.networks.keys(views[0], rows, step)))
+        local = [self.networks.embed(view) for view in views[2:]]
+        pairs += [(crop, global_key) for _, global_key in list(pairs) for crop in local]
+        loss, diagnostics = mean_over_pairs(self.objective, pairs, negatives, rows, step)
+        return Outcome(loss, diagnostics, keys, query.detach(), negatives)

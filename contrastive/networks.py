@@ -1,0 +1,105 @@
+"""The networks of a run: the query network, and the moving average of it that computes keys."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contrastive.batch_norm import convert, shuffled
+from contrastive.config import EncoderConfig
+from contrastive.distributed import Rows, gather_rows
+from contrastive.encoders.encoder import Encoder
+from contrastive.heads import predictor, projector
+from contrastive.momentum import Ema
+from memory_bank.shapes import Float
+
+
+class Networks(nn.Module):
+    """Query network (encoder, projector, predictor) and key network (averages of encoder and projector).
+
+    The key network is an exponential moving average of the query network: MoCo eq. 2 (He et al. 2020,
+    arXiv:1911.05722).
+
+    Args:
+        encoder: The backbone; its weights are the product of the run.
+        config: Heads and batch norm.
+        seed: Decides which keys are normalised together under ``batch_norm=shuffle`` and ``split``.
+        averaged: Whether there is a key network.
+    """
+
+    def __init__(self, encoder: Encoder, config: EncoderConfig, *, seed: int = 0, averaged: bool = True) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+        self.encoder = encoder
+        self.projector = projector(
+            encoder.dim, config.projector_hidden, config.projector_layers, config.projector_dim
+        )
+        self.predictor: nn.Module = nn.Identity()
+        if config.predictor_hidden:
+            self.predictor = predictor(config.projector_dim, config.predictor_hidden)
+        for part in (self.encoder, self.projector, self.predictor):
+            convert(part, config.batch_norm, config.batch_norm_splits)
+        self.key_encoder, self.key_projector = None, None
+        if averaged:
+            self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
+            self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        # Views are channels last; weights that are not would be rearranged in every step.
+        self.to(memory_format=torch.channels_last)
+        self._averages: list[Ema] = []
+        self._query = _unit_rows(self.encoder, self.projector, self.predictor)
+        self._key = _unit_rows(self.key_encoder, self.key_projector)
+
+    def prepare(self, compile: str | None) -> None:
+        """Pair the tensors of both networks, and compile them; call it once, on the training device.
+
+        Args:
+            compile: Backend of ``torch.compile``; None does not compile.
+        """
+        if self.key_encoder is not None and self.key_projector is not None:
+            self._averages = [Ema(self.encoder, self.key_encoder), Ema(self.projector, self.key_projector)]
+        if compile is not None:
+            self._query, self._key = (torch.compile(f, backend=compile) for f in (self._query, self._key))
+
+    def embed(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Compute unit-norm queries, float32, with gradient."""
+        return self._query(view)
+
+    @torch.no_grad()
+    def embed_key(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Compute unit-norm keys with the key network, float32, without gradient."""
+        return self._key(view)
+
+    def keys(self, view: Float[Tensor, "b 3 h w"], rows: Rows, step: int) -> Float[Tensor, "b d"]:
+        """Compute keys; under ``batch_norm=split`` and ``shuffle`` grouped otherwise than the queries.
+
+        Args:
+            view: Of this rank's images.
+            rows: Their data set rows, and those of the other ranks.
+            step: Optimizer step, which with the rows decides the groups.
+        """
+        if self.config.batch_norm not in ("split", "shuffle"):
+            return self.embed_key(view)
+        order = shuffled(rows.all_ids, self.seed, step)
+        # Channels last over the wire too: rows are gathered in the order of their axes in memory.
+        views = gather_rows(view.permute(0, 2, 3, 1), rows.sizes)[rows.own(order)].permute(0, 3, 1, 2)
+        keys = gather_rows(self.embed_key(views), rows.sizes)
+        return rows.own(torch.empty_like(keys).index_copy_(0, order, keys))
+
+    def follow(self, momentum: float) -> None:
+        """Move the key network towards the query network; see ``Ema``."""
+        for average in self._averages:
+            average(momentum)
+
+
+def _unit_rows(*parts: nn.Module | None) -> Callable[[Tensor], Tensor]:
+    """Return the function from images through ``parts`` to unit-norm rows in float32."""
+
+    def forward(view: Tensor) -> Tensor:
+        for part in parts:
+            assert part is not None, "this method has no key network"
+            view = part(view)
+        return F.normalize(view.float(), dim=1)
+
+    return forward

@@ -1,0 +1,124 @@
+"""Which settings of Lightning's Trainer a user may give, and the Trainer that is built from them."""
+
+import inspect
+import logging
+import math
+import os
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+
+from contrastive.callbacks.profile import ProfileSteps
+from contrastive.checkpoint.storage import DirectoryCheckpointIO
+from contrastive.config import PretrainConfig, UserError
+from contrastive.config_files import nearest
+
+# Set when Lightning is imported: it advertises, and says at INFO what our own lines say. Its warnings stay.
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+
+RESERVED = {
+    "logger": "logging.*",
+    "callbacks": "the Python API",
+    "plugins": "the Python API",
+    "max_epochs": "schedule.epochs",
+    "min_epochs": "schedule.epochs",
+    "log_every_n_steps": "logging.every_n_steps",
+    "enable_checkpointing": "run.checkpoint_every",
+    "enable_progress_bar": "logging.progress",
+    "default_root_dir": "run.root",
+    "fast_dev_run": "--dry-run",
+    "sync_batchnorm": "encoder.batch_norm=sync",
+    "use_distributed_sampler": "nothing: the plan deals out the rows",
+    "reload_dataloaders_every_n_epochs": "nothing: the plan deals out the rows",
+    "limit_train_batches": "trainer.max_steps",
+    "overfit_batches": "trainer.max_steps",
+}
+"""Trainer settings that belong to us, and what to use instead."""
+
+
+ALLOWED: dict[str, tuple[Any, ...]] = {
+    # The networks' precision; views, similarities and the loss are float32 in each.
+    "precision": ("32-true", "32", "bf16-mixed", "16-mixed", 32),
+    # One process a device, started from the command line: the bank and the checkpoints know no other way.
+    "strategy": ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"),
+    "deterministic": (False, True, "warn", None),
+    "detect_anomaly": (False, True),
+    "gradient_clip_algorithm": ("norm", "value", None),
+}
+"""Allowed values of Trainer settings that Lightning itself does not validate: it fails late or ignores them."""
+
+
+def check_trainer(given: dict[str, Any], profile: bool) -> None:
+    """Refuse settings of ``trainer`` that Lightning would find out late, or never.
+
+    Raises:
+        UserError: names the setting, what is allowed, and what to do.
+    """
+    allowed = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"} - set(RESERVED)
+    for key in given:
+        if key in RESERVED:
+            raise UserError(f"trainer.{key} is set by the run itself; use {RESERVED[key]}")
+        if key not in allowed:
+            raise UserError(f"unknown key 'trainer.{key}'; {nearest(key, sorted(allowed))}")
+    if profile and "profiler" in given:
+        raise UserError("profile=true is a profiler of its own: drop it or trainer.profiler")
+    for key in ("max_steps", "min_steps", "accumulate_grad_batches", "num_nodes"):
+        if key in given and not (type(given[key]) is int and given[key] >= 1):
+            raise UserError(f"trainer.{key}={given[key]!r}: a whole number, 1 or more, is needed")
+    clip = given.get("gradient_clip_val")
+    if clip is not None and not (type(clip) in (int, float) and 0 <= clip < math.inf):
+        raise UserError(
+            f"trainer.gradient_clip_val={clip!r}: a number, 0 or more, is needed; 0 clips nothing"
+        )
+    for key, allowed_values in ALLOWED.items():
+        if key in given and given[key] not in allowed_values:
+            raise UserError(f"trainer.{key}={given[key]}: allowed are {', '.join(map(str, allowed_values))}")
+    _check_launcher(given.get("num_nodes", 1))
+
+
+def _check_launcher(num_nodes: int) -> None:
+    """Refuse several nodes without a launcher: a process would wait for the others for ever."""
+    launched = SLURMEnvironment.detect() or TorchElasticEnvironment.detect() or "NODE_RANK" in os.environ
+    if num_nodes > 1 and not launched:
+        raise UserError(
+            f"trainer.num_nodes={num_nodes}: nothing says which node this is; start it on each by SLURM "
+            "(scripts/slurm.sbatch), by torchrun, or with NODE_RANK, MASTER_ADDR and MASTER_PORT set"
+        )
+
+
+def build_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: Any) -> pl.Trainer:
+    """Build Lightning's Trainer from the config's settings and ours.
+
+    Args:
+        config: The run.
+        callbacks: In the order they are called.
+        more: Further settings, before the config's.
+
+    Raises:
+        UserError: Lightning refuses the settings.
+    """
+    plugins: list[Any] = [DirectoryCheckpointIO()]
+    if SLURMEnvironment.detect():
+        # Lightning's own requeueing saves inside the signal handler, which can hang; we save between steps.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    settings = {"enable_model_summary": False, **config.trainer, **more}
+    for callback in callbacks:
+        if isinstance(callback, ProfileSteps):
+            settings["profiler"] = callback.watch
+    try:
+        return pl.Trainer(
+            **settings,
+            max_epochs=1,  # of Lightning: the loader is the whole plan, so a resume is always within it
+            plugins=plugins,
+            callbacks=callbacks,
+            logger=False,
+            log_every_n_steps=config.logging.every_n_steps,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+            use_distributed_sampler=False,
+        )
+    except Exception as error:  # all it was given are the user's settings, and it raises a dozen kinds
+        raise UserError(f"trainer: {error}; settings given: {config.trainer}") from error

@@ -1,0 +1,84 @@
+"""The smallest parts that behave as the real ones do, for all tests: a config, a module, images on disk."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+SETTINGS = (
+    "data.global_batch=8",
+    "encoder.name=resnet10",
+    "encoder.width=8",
+    "encoder.projector_hidden=16",
+    "encoder.projector_dim=8",
+    "mining.num_hard=4",
+    "mining.num_uniform=4",
+    "bank.dtype=float32",
+)
+"""Overrides that make the digits recipe tiny."""
+
+
+def config(*overrides):
+    """Return the digits recipe, tiny, with ``overrides`` on top."""
+    from contrastive.config import PretrainConfig
+    from contrastive.config_files import load_config
+
+    return load_config(PretrainConfig, "pretrain", "digits", [*SETTINGS, *overrides])
+
+
+def module(*overrides, rows=40, epochs=2, method=None, fill=True):
+    """Return a module on ``rows`` images of 16 px as it is when training starts, without a trainer.
+
+    Args:
+        fill: Whether every row of the bank holds a random key.
+    """
+    from contrastive.data.plan import Plan
+    from contrastive.encoders.build import build_encoder
+    from contrastive.methods.build import find_method
+    from contrastive.methods.method import Parts
+    from contrastive.module import ContrastiveModule
+    from contrastive.networks import Networks
+    from memory_bank.miner import build_miner
+
+    settings = config(*overrides)
+    torch.manual_seed(0)
+    plan = Plan(rows, 0, settings.data.global_batch, epochs)
+    method = method or find_method(settings)
+    encoder = build_encoder(settings.encoder, 16)
+    networks = Networks(encoder, settings.encoder, averaged=method.averages_keys)
+    miner = build_miner(
+        settings.bank,
+        settings.mining,
+        rows=rows,
+        dim=settings.encoder.projector_dim,
+        seed=settings.run.seed,
+        device=torch.device("cpu"),
+        upcoming=lambda step: plan.ids(step) if step < plan.total_steps else None,
+    )
+    made = ContrastiveModule(settings, plan, method(Parts(settings, networks, miner)), lambda trainer: None)
+    made.on_fit_start()
+    if fill:
+        keys = torch.nn.functional.normalize(torch.randn(rows, settings.encoder.projector_dim), dim=1)
+        miner.write(keys, torch.arange(rows), 0)
+    return made
+
+
+def batch(rows=8, size=16):
+    """Return random images of the data set's first rows."""
+    from contrastive.data.batch import Batch
+
+    return Batch(torch.randint(0, 256, (rows, 3, size, size), dtype=torch.uint8), torch.arange(rows))
+
+
+def write_images(folder, count, *, size=32, channel=0, suffix="png", seed=0):
+    """Write ``count`` noisy images that are bright in one channel; return their paths."""
+    rng = np.random.default_rng(seed)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number}.{suffix}" for number in range(count)]
+    for path in paths:
+        pixels = rng.integers(0, 80, (size, size, 3))
+        pixels[..., channel] += 150
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return paths
