@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Float
 from torch import Tensor
-
-from memory_bank.shapes import Bool, Float
 
 _entered = 0
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Bool, Float, Int
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,7 +31,6 @@ from contrastive.objectives.nnclr import attach_neighbour
 from contrastive.optim import build_optimizer, learning_rate
 from memory_bank.miner import Miner, build_miner
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Bool, Float, Int
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.data.sources import Images
 from eval.features import Split, write_text
 from memory_bank.retrieval.exact import Exact
-from memory_bank.shapes import Float, Int
 from memory_bank.storage import DatasetBank
 
 COLUMNS = (

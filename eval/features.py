@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -31,7 +32,6 @@ from contrastive.encoders.foreign import Feed
 from eval.config import EvalConfig
 from eval.frozen import Checkpoint, open_frozen, seeded, tensor_hash
 from memory_bank.replacing import replacing
-from memory_bank.shapes import Float, Int
 
 log = logging.getLogger(__name__)
 

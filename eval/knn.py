@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.config import UserError
@@ -9,7 +10,6 @@ from eval.config import EvalConfig
 from eval.features import Features
 from eval.scores import Scored, confusion, line, per_class
 from memory_bank.retrieval.exact import Exact
-from memory_bank.shapes import Float, Int
 from memory_bank.storage import DatasetBank
 
 # Queries looked up at once.

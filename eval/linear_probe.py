@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.config import UserError
@@ -13,7 +14,6 @@ from eval.features import Features, Split
 from eval.scores import Scored, confusion, in_top, line, per_class
 from eval.softmax import Heads, Standardiser, train_heads
 from eval.splits import hold_out
-from memory_bank.shapes import Float
 
 # Logits held at once when heads are scored.
 _PIECE = 1 << 26

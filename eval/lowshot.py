@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from contrastive.config import UserError
@@ -12,7 +13,6 @@ from eval.features import Features, Split
 from eval.scores import Scored, line
 from eval.softmax import Standardiser, train_heads
 from eval.splits import class_orders
-from memory_bank.shapes import Int
 
 _LEARNING_RATE = 0.1
 _STEPS, _EPOCHS, _BATCH_SIZE = 200, 25, 4096

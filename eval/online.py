@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.config import UserError
@@ -11,7 +12,6 @@ from eval.config import LinearConfig
 from eval.features import Split
 from eval.knn import knn_votes
 from eval.linear_probe import choose, fit
-from memory_bank.shapes import Float, Int
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.config import PretrainConfig, UserError
@@ -36,7 +37,6 @@ from eval.run_files import (
     statistic,
 )
 from eval.stats import Health, health
-from memory_bank.shapes import Float
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
-
-from memory_bank.shapes import Float, Int
 
 SGD_MOMENTUM = 0.9
 

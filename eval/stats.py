@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
-
-from memory_bank.shapes import Float
 
 # Rows of which pairs are looked at; 4,096 are 8 million pairs, standard error far below 0.01.
 _MOST_ROWS = 4096

@@ -4,9 +4,8 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from memory_bank.shapes import Bool, Float, Int
 
 if TYPE_CHECKING:
     from memory_bank.storage import Storage

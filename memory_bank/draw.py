@@ -5,9 +5,8 @@ counter-based hash. int64 arithmetic wraps alike on the CPU and on CUDA, so both
 """
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
-
-from memory_bank.shapes import Bool, Int
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9

@@ -18,9 +18,8 @@ Top-k plus a uniform tail: Rastogi, Van Durme 2015, "Sublinear partition estimat
 """
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from memory_bank.shapes import Bool, Float, Int
 
 
 def tail_log_weight(

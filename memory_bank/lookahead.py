@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memory_bank.bank import Bank
 from memory_bank.retrieval.base import Candidates, refine
-from memory_bank.shapes import Bool, Float, Int
 from memory_bank.transfer import send
 
 

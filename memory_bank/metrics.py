@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memory_bank.bank import Bank
-from memory_bank.shapes import Float, Int
 
 Metrics = dict[str, Tensor | float]
 

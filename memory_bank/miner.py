@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memory_bank import policy
@@ -19,7 +20,6 @@ from memory_bank.metrics import Metrics, Mined, bank_metrics, mining_metrics
 from memory_bank.negatives import Negatives, unless
 from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.retrieval.choose import choose
-from memory_bank.shapes import Bool, Float, Int
 from memory_bank.sharded import Exchange, build_sharded
 from memory_bank.storage import build_storage
 from memory_bank.worker import Inline, Worker

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, fields, replace
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from memory_bank.shapes import Bool, Float, Int
 
 
 @dataclass

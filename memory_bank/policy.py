@@ -9,12 +9,12 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memory_bank.config import MiningConfig
 from memory_bank.draw import noise
 from memory_bank.retrieval.base import Candidates
-from memory_bank.shapes import Bool, Float, Int
 from memory_bank.top import count, largest
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -22,7 +23,6 @@ from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.retrieval.choose import EXACT_ROWS_CPU, is_sampled, sample_size
 from memory_bank.retrieval.exact import Exact, Subsample
 from memory_bank.retrieval.flat import Flat
-from memory_bank.shapes import Bool, Float, Int
 from memory_bank.storage import DTYPES, DatasetBank, place_of
 
 # Rows that a rank sends to the first at once when the bank is saved.

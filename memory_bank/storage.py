@@ -8,12 +8,12 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memory_bank.bank import Bank
 from memory_bank.config import BankConfig
 from memory_bank.draw import draw_slots
-from memory_bank.shapes import Bool, Float, Int
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from torch import Tensor
-
-from memory_bank.shapes import Bool, Int
 
 # Above one value in so many torch's topk on a CPU selects and sorts, below it keeps a heap, which is fast.
 _MANY = 64

@@ -14,7 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
-OPTIONAL = ("wandb", "sklearn", "matplotlib", "rich", "jaxtyping", "beartype", "timm", "scipy")
+OPTIONAL = ("wandb", "sklearn", "matplotlib", "rich", "beartype", "timm", "scipy")
 
 BLOCK = f"""
 import sys

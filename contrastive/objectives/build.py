@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.augment.noise import uniforms
@@ -20,7 +21,6 @@ from contrastive.objectives.nt_xent import nt_xent
 from contrastive.objectives.supcon import supcon
 from memory_bank.config import MiningConfig
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float, Int
 
 #: Stream of the noise that mixing draws from; views of an image use the small numbers.
 MIXING_STREAM = 1_000

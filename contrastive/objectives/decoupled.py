@@ -2,11 +2,11 @@
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.objectives.logits import Diagnostics, Logits
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float
 
 
 def dcl(

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.objectives.logits import Diagnostics, Logits, info_nce_of
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float, Int
 
 
 def nnclr(

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.distributed import gather_sizes, gather_with_grad, rank
 from contrastive.objectives.info_nce import info_nce
 from contrastive.objectives.logits import Diagnostics
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float
 
 
 def nt_xent(

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memory_bank.bank import Bank
-from memory_bank.shapes import Bool, Float, Int
 
 
 @dataclass

@@ -1,12 +1,12 @@
 """Exact search with torch: a matrix product and a top-k, the bank taken in pieces. Any device."""
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memory_bank.bank import Bank
 from memory_bank.draw import mix
 from memory_bank.retrieval.base import Candidates, Retrieval
-from memory_bank.shapes import Bool, Float, Int
 from memory_bank.storage import Storage
 from memory_bank.top import count, largest
 

@@ -5,11 +5,11 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from memory_bank.retrieval.base import Candidates, Retrieval, refine
-from memory_bank.shapes import Bool, Float, Int
 from memory_bank.storage import Storage
 
 # Queries from which FAISS multiplies matrices instead of looping; its own default of 128000 leaves that to

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,7 +15,6 @@ from memory_bank.retrieval import inverted
 from memory_bank.retrieval.base import Candidates, Retrieval, refine
 from memory_bank.retrieval.exact import Exact
 from memory_bank.retrieval.retrain import Retraining
-from memory_bank.shapes import Bool, Float, Int
 from memory_bank.storage import Storage
 
 logger = logging.getLogger(__name__)
