@@ -1,14 +1,11 @@
 """What a bank is to the miner, its metrics and its searches, wherever its slots are kept."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from memory_bank.storage import Storage
 
 
 class Bank(ABC):
@@ -53,9 +50,9 @@ class Bank(ABC):
         """Where the slots live."""
 
     @property
-    @abstractmethod
-    def local(self) -> "Storage":
-        """What this process holds, to look at without the others."""
+    def local(self) -> "Bank":
+        """The slots of this process as a bank of their own, to be read without the other processes."""
+        return self
 
     @abstractmethod
     def fill(self) -> Float[Tensor, ""]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from memory_bank import policy
 from memory_bank.bank import Bank
+from memory_bank.choose import choose
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.draw import mix
 from memory_bank.full_bank import tail_log_weight
@@ -19,7 +20,6 @@ from memory_bank.lookahead import LookAhead
 from memory_bank.metrics import Metrics, Mined, bank_metrics, mining_metrics
 from memory_bank.negatives import Negatives, unless
 from memory_bank.retrieval.base import Candidates, Retrieval
-from memory_bank.retrieval.choose import choose
 from memory_bank.sharded import Exchange, build_sharded
 from memory_bank.storage import build_storage
 from memory_bank.worker import Inline, Worker

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from memory_bank.bank import Bank
+from memory_bank.choose import EXACT_ROWS_CPU, is_sampled, sample_size
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.draw import domain, first, shuffled
 from memory_bank.retrieval.base import Candidates, Retrieval
-from memory_bank.retrieval.choose import EXACT_ROWS_CPU, is_sampled, sample_size
 from memory_bank.retrieval.exact import Exact, Subsample
 from memory_bank.retrieval.flat import Flat
 from memory_bank.storage import DTYPES, DatasetBank, place_of

@@ -56,11 +56,6 @@ class Storage(Bank):
         """Where the slots live."""
         return self._key.device
 
-    @property
-    def local(self) -> "Storage":
-        """All of it."""
-        return self
-
     def fill(self) -> Float[Tensor, ""]:
         """Share of the slots that hold a key."""
         return (self.id >= 0).float().mean()
