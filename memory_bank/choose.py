@@ -4,7 +4,8 @@ import math
 
 from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
-from memory_bank.policy import depth, skip_top
+from memory_bank.methods.base import Method, method_of
+from memory_bank.policy import skip_top
 from memory_bank.retrieval.base import Retrieval
 from memory_bank.retrieval.exact import Exact, Subsample
 from memory_bank.retrieval.flat import Flat
@@ -23,16 +24,23 @@ EXACT_ROWS_GPU = 131_072
 REACH = 2048
 
 
-def choose(config: MiningConfig, bank: Storage, *, seed: int) -> Retrieval:
-    """The backend that ``config`` asks for; ``auto`` goes by rows, ranks needed and device.
+def choose(config: MiningConfig, bank: Storage, *, seed: int, method: Method | None = None) -> Retrieval:
+    """Make the backend that ``config`` asks for; ``auto`` decides by rows, ranks needed and device.
 
     A bank on a GPU is searched by torch. FAISS's GPU build, where there is one, is not asked: its inverted
     files can neither remove nor replace a vector, and its flat search is the same product and top-k.
 
+    Args:
+        config: The settings.
+        bank: What is searched.
+        seed: Decides the training of an index.
+        method: Says how deep a look-up must reach; None is the one that ``mining.method`` names.
+
     Raises:
         ValueError: a FAISS index for a band deeper than a look-up can reach, or for a filter it cannot serve.
     """
-    needed = _needed(config, bank)
+    method = method or method_of(config)
+    needed = _needed(config, bank, method)
     if config.backend == "exact":
         return Exact(bank)
     if config.backend == "subsample":
@@ -40,7 +48,7 @@ def choose(config: MiningConfig, bank: Storage, *, seed: int) -> Retrieval:
     if config.backend == "faiss":
         return _faiss(config, bank, needed, seed)
     on_cpu = bank.device.type == "cpu"
-    if is_sampled(config, bank):
+    if is_sampled(config, bank, method):
         return Subsample(bank, sample_size(config), Exact(bank), f" (auto: the band reaches rank {needed})")
     if not on_cpu:
         return Exact(bank, " (auto: the bank is on a GPU)")
@@ -51,13 +59,14 @@ def choose(config: MiningConfig, bank: Storage, *, seed: int) -> Retrieval:
     return _faiss(config, bank, needed, seed, f" (auto: more than {EXACT_ROWS_CPU} rows on a CPU)")
 
 
-def is_sampled(config: MiningConfig, bank: Bank) -> bool:
-    """Whether a sample serves: asked for, or left to us and the band is deep."""
+def is_sampled(config: MiningConfig, bank: Bank, method: Method) -> bool:
+    """Return whether a sample of the bank is searched: as set, or with ``auto`` if the band is deep."""
     if config.backend != "auto":
         return config.backend == "subsample"
     sample = sample_size(config)
     large = max(2 * sample, 0 if bank.device.type == "cpu" else EXACT_ROWS_GPU)
-    return _needed(config, bank) > REACH and bank.capacity > large and config.false_negative != "attract"
+    deep = _needed(config, bank, method) > REACH
+    return deep and bank.capacity > large and config.false_negative != "attract"
 
 
 def _faiss(config: MiningConfig, bank: Storage, needed: int, seed: int, reason: str = "") -> Retrieval:
@@ -94,9 +103,9 @@ def _reach(bank: Storage) -> int:
     return max(REACH, bank.capacity // 8)
 
 
-def _needed(config: MiningConfig, bank: Bank) -> int:
-    # all_rows looks nothing up by itself; its look-ups are galleries of a few neighbours.
-    return 1 if config.method == "all_rows" else depth(config, bank.capacity)
+def _needed(config: MiningConfig, bank: Bank, method: Method) -> int:
+    # Without look-ups of its own, a method leaves only galleries of a few neighbours to search for.
+    return method.depth(config, bank.capacity) if method.looks_up else 1
 
 
 def sample_size(config: MiningConfig) -> int:

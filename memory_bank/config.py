@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from memory_bank.registry import METHODS
+
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise ValueError unless ``value`` is one of ``allowed``; the message names all three."""
@@ -137,7 +139,7 @@ class MiningConfig:
     recall_every: int = 500
 
     def __post_init__(self) -> None:
-        check_choice("mining.method", self.method, ("ranked", "all_rows", "full_bank"))
+        check_choice("mining.method", self.method, tuple(METHODS))
         check_choice("mining.false_negative", self.false_negative, ("off", "drop", "attract"))
         check_choice("mining.query", self.query, ("fresh", "stored"))
         check_choice("mining.backend", self.backend, ("auto", "exact", "faiss", "subsample"))

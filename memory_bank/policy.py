@@ -53,8 +53,6 @@ def skip_top(config: MiningConfig) -> float:
 
 def depth(config: MiningConfig, rows: int) -> int:
     """How many of the closest of ``rows`` the policy may need to see, at any step."""
-    if config.method == "full_bank":
-        return min(rows, config.num_hard)
     bands = [config.band] if config.band_end is None else [config.band, config.band_end]
     deepest = max(max(_ceil(high * rows), _ceil(low * rows) + config.num_hard) for low, high in bands)
     alike = config.false_negative_rank if config.false_negative != "off" else 0

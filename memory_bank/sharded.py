@@ -20,6 +20,7 @@ from memory_bank.bank import Bank
 from memory_bank.choose import EXACT_ROWS_CPU, is_sampled, sample_size
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.draw import domain, first, shuffled
+from memory_bank.methods.base import Method
 from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.retrieval.exact import Exact, Subsample
 from memory_bank.retrieval.flat import Flat
@@ -225,6 +226,7 @@ class ShardedBank(Bank):
 def build_sharded(
     bank: BankConfig,
     mining: MiningConfig,
+    method: Method,
     exchange: Exchange | None,
     *,
     rows: int,
@@ -237,7 +239,7 @@ def build_sharded(
         ValueError: no exchange, or what a rank that holds a part of the rows cannot serve.
     """
     refused = {
-        "mining.method=all_rows (every rank would need every row)": mining.method == "all_rows",
+        f"mining.method={mining.method} (every rank would need every row)": method.reads_every_row,
         "mining.query=stored (look-ups run ahead of the step)": mining.query == "stored",
         f"mining.index={mining.index} (its centroids would be a rank's own)": mining.index
         not in ("auto", "Flat"),
@@ -254,7 +256,7 @@ def build_sharded(
     whole = ShardedBank(
         rows, dim, dtype=DTYPES[bank.dtype], device=place, max_age=bank.max_age, exchange=exchange
     )
-    if is_sampled(mining, whole):
+    if is_sampled(mining, whole, method):
         every = ShardedSearch(whole, Exact(whole.local), exchange)
         return whole, Subsample(whole, sample_size(mining), every)
     indexed = place.type == "cpu" and whole.local.capacity > EXACT_ROWS_CPU
