@@ -1,4 +1,4 @@
-"""``python -m memory_bank inspect PATH``: what a saved bank holds."""
+"""``python -m memory_bank inspect PATH`` describes a saved bank."""
 
 import argparse
 import json
@@ -25,10 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     options.pop("command")
 
-    from memory_bank.inspect import inspect, render  # torch: not for --help
+    from memory_bank.inspect import inspect, render  # needs torch, which --help does not
 
     try:
-        found = inspect(options.pop("path"), **options)
+        report = inspect(options.pop("path"), **options)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -36,11 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     try:
-        print(render(found))
-        print(json.dumps(found, allow_nan=False), flush=True)
+        print(render(report))
+        print(json.dumps(report, allow_nan=False), flush=True)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail again
-        if not isinstance(error, BrokenPipeError):  # which is a reader that has left, as head does
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or flushing the buffer at exit would fail again
+        if not isinstance(error, BrokenPipeError):  # which means that the reader has left, as head does
             print(f"stdout cannot be written ({error.strerror}); free some space", file=sys.stderr)
             return 2
     return 0

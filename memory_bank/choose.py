@@ -1,4 +1,4 @@
-"""Which backend serves a bank, and why."""
+"""Choose the search backend of a bank."""
 
 import math
 
@@ -14,21 +14,22 @@ from memory_bank.retrieval.ivf import Ivf
 from memory_bank.storage import Storage
 
 # Measured on trained embeddings, 256 queries, one core of a CPU (benchmarks/bench_search.py): at 10,000 rows
-# torch's product takes 16 ms and FAISS's 15, at 50,000 they take 85 and 43, an inverted file 16 at recall
-# 0.98; at 200,000 it is 349, 138 and 23 ms. Rows up to which a CPU takes the first, and the second.
+# torch's product takes 16 ms and FAISS's 15; at 50,000 they take 85 and 43, an inverted file 16 at recall
+# 0.98; at 200,000 these are 349, 138 and 23 ms. Most rows for which a CPU uses the first, and the second.
 EXACT_ROWS_CPU = 16_384
 FLAT_ROWS = 65_536
-# And rather than a sample, for a deep band on a GPU; a CPU samples from twice the sample's rows on.
+# Most rows that a GPU searches exactly for a deep band; above, it samples. A CPU samples from twice the
+# sample's rows on.
 EXACT_ROWS_GPU = 131_072
-# Ranks up to which a top-k is cheaper than a sample; FAISS on a GPU ends at 2048 as well.
+# Deepest rank for which a top-k is cheaper than a sample; also the limit of FAISS on a GPU.
 REACH = 2048
 
 
 def choose(config: MiningConfig, bank: Storage, *, seed: int, method: Method | None = None) -> Retrieval:
     """Make the backend that ``config`` asks for; ``auto`` decides by rows, ranks needed and device.
 
-    A bank on a GPU is searched by torch. FAISS's GPU build, where there is one, is not asked: its inverted
-    files can neither remove nor replace a vector, and its flat search is the same product and top-k.
+    A bank on a GPU is searched by torch, not by FAISS's GPU build: its inverted files can neither remove nor
+    replace a vector, and its flat search is the same product and top-k.
 
     Args:
         config: The settings.
@@ -90,7 +91,7 @@ def _faiss(config: MiningConfig, bank: Storage, needed: int, seed: int, reason: 
 
 
 def _index(config: MiningConfig, bank: Storage) -> str:
-    """About 4 sqrt(n) lists, a power of two, of scalar codes: scoring repairs what they round."""
+    """Return a factory string with about 4 sqrt(n) lists, a power of two, of scalar codes."""
     if bank.capacity <= FLAT_ROWS:
         return "Flat"
     affordable = int(bank.capacity * config.min_fill) // ROWS_PER_LIST
@@ -99,17 +100,17 @@ def _index(config: MiningConfig, bank: Storage) -> str:
 
 
 def _reach(bank: Storage) -> int:
-    """Ranks that a FAISS index may be asked for."""
+    """Return the deepest rank that a FAISS index may be asked for."""
     return max(REACH, bank.capacity // 8)
 
 
 def _needed(config: MiningConfig, bank: Bank, method: Method) -> int:
-    # Without look-ups of its own, a method leaves only galleries of a few neighbours to search for.
+    # A method without look-ups leaves only galleries of a few neighbours to search for.
     return method.depth(config, bank.capacity) if method.looks_up else 1
 
 
 def sample_size(config: MiningConfig) -> int:
-    """Rows so that the narrowest band holds ``num_hard`` of them: to be in the sample is then the draw."""
+    """Return a sample size whose narrowest band holds ``num_hard`` rows, so that sampling is the draw."""
     bands = [config.band] if config.band_end is None else [config.band, config.band_end]
     width = min(min(high, 1 - skip_top(config)) - low for low, high in bands)
     return max(config.sample, math.ceil(config.num_hard / max(width, 1e-6)))

@@ -1,4 +1,4 @@
-"""What the last look-up and write looked like; computed when asked for, from tensors kept for it."""
+"""Compute the metrics ``mining/...`` and ``bank/...`` on demand, from the last look-up and write."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ _SHOWN = 32
 
 @dataclass
 class LookupStats:
-    """What one call of ``Miner.negatives`` found, kept until its metrics are asked for.
+    """Hold what one call of ``Miner.negatives`` found, until its metrics are computed.
 
     Attributes:
         positive: Similarity of each query with its own key.
@@ -53,11 +53,11 @@ class LookupStats:
 
 
 def mining_metrics(stats: LookupStats, bank: Bank) -> Metrics:
-    """``mining/...``: no value waits for the device; nan where nothing was stats."""
+    """Compute ``mining/...`` without a device sync; nan where nothing was mined."""
     similarity = stats.similarity.float().masked_fill(stats.similarity == -torch.inf, torch.nan).flatten()
     metrics: Metrics = {"mining/positive_similarity": stats.positive.mean()}
     if similarity.numel():
-        # torch.quantile takes 16 million values at most; an even share of more is as good.
+        # torch.quantile takes 16 million values at most; of more, an evenly spaced part is as good.
         thinned = similarity[:: 1 + similarity.numel() // 10_000_000]
         levels = thinned.nanquantile(torch.tensor([0.1, 0.5, 0.9], device=thinned.device))
         metrics["mining/similarity_mean"] = similarity.nanmean()
@@ -68,7 +68,7 @@ def mining_metrics(stats: LookupStats, bank: Bank) -> Metrics:
 
 
 def bank_metrics(bank: Bank, step: int) -> Metrics:
-    """``bank/...``: no value waits for the device or for other ranks; of a sharded bank, this rank's part."""
+    """Compute ``bank/...`` without a device sync or a collective; of a sharded bank, for this rank's part."""
     age = (step - bank.written_at).float().masked_fill(bank.id < 0, torch.nan)
     return {
         "bank/fill": (bank.id >= 0).float().mean(),

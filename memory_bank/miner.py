@@ -122,22 +122,22 @@ class Miner:
         self._worker.wait()
         with _plain(device):
             query, admissible = query.detach().float().to(device), self.bank.admissible(step)
-            found = self.retrieval.whole.search(
+            nearest = self.retrieval.whole.search(
                 query, ids.to(device), k, admissible=admissible & self.ready()
             )
-        missing = max(0, k - found.slots.shape[1])
-        rows = torch.nn.functional.pad(self.bank.ids_of(found.slots), (0, missing), value=-1)
-        similarity = torch.nn.functional.pad(found.similarity, (0, missing), value=-torch.inf)
+        missing = max(0, k - nearest.slots.shape[1])
+        rows = torch.nn.functional.pad(self.bank.ids_of(nearest.slots), (0, missing), value=-1)
+        similarity = torch.nn.functional.pad(nearest.similarity, (0, missing), value=-torch.inf)
         return rows.to(home), similarity.to(home)
 
     def write(self, keys: Float[Tensor, "g d"], ids: Int[Tensor, " g"], step: int) -> None:
         """Store the keys of optimizer step ``step``; rows that are not finite are refused and counted.
 
         With ``mining.query=stored`` this also starts the look-ups of step ``step + lag``; with
-        ``mining.overlap`` index and look-ups are left to the worker, the bank itself is written here.
+        ``mining.overlap`` the worker updates the index and looks up; the bank itself is written here.
 
         Raises:
-            Exception: whatever the worker's last job raised, with its own traceback.
+            Exception: raised by the worker's last job, with its own traceback.
         """
         self._worker.wait()
         self._step = step
@@ -147,33 +147,33 @@ class Miner:
         self._worker.submit(partial(self._after_write, slots, step))
 
     def ready(self) -> bool:
-        """Whether the bank is filled to ``min_fill``. Waits for the device, until it is."""
+        """Return whether the bank is filled to ``min_fill``. A device sync at each call until it is."""
         if not self._ready:
             self._ready = self.config.min_fill == 0 or self.bank.fill().item() >= self.config.min_fill
         return self._ready
 
     def metrics(self) -> Metrics:
-        """``mining/...`` of the last ``negatives`` and ``bank/...``. Waits for the worker."""
+        """Return ``mining/...`` of the last ``negatives``, and ``bank/...``. Waits for the worker."""
         self._worker.wait()
         metrics = bank_metrics(self.bank, self._step) | self.retrieval.metrics()
         return metrics if self._stats is None else metrics | mining_metrics(self._stats, self.bank)
 
     def describe(self) -> str:
-        """Bank and backend in one line, for the log."""
+        """Describe bank and backend in one line, for the log."""
         return f"{self.bank.kind} bank of {self.bank.capacity} x {self.bank.dim}; {self.retrieval.describe()}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the future; tensors are the bank's own: save them before the next write."""
+        """Return all state that later steps depend on; save it before the next write changes its tensors."""
         self._worker.wait()
         state = {
             "bank": self.bank.state_dict(),
             "retrieval": self.retrieval.state_dict(),
-            "backend": self.retrieval.describe(),  # for who reads the file; nothing depends on it
+            "backend": self.retrieval.describe(),  # for readers of the file; nothing depends on it
         }
         return state if self._ahead is None else state | {"issued": self._ahead.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state.
+        """Restore a saved state.
 
         Raises:
             ValueError: the state is of another bank.
@@ -186,12 +186,12 @@ class Miner:
         self._ready = False
 
     def close(self) -> None:
-        """End what runs in the background; no use of the miner afterwards."""
+        """End the background threads; the miner cannot be used afterwards."""
         self.retrieval.close()
         self._worker.close()
 
     def _after_write(self, slots: Tensor, step: int) -> None:
-        """What the worker may do: the index, its recall, and the look-ups of the step to come."""
+        """Update the index, measure its recall and look up the coming step; runs on the worker."""
         with _plain(self.bank.device):
             self.retrieval.update(slots)
             self.retrieval.advance(step)
@@ -199,10 +199,10 @@ class Miner:
                 return
             every = self.config.recall_every
             if self.retrieval.approximate and every and step % every == 0:
-                some = slots[:_CHECKED]
-                ids, admissible = self.bank.ids_of(some), self.bank.admissible(step)
+                checked = slots[:_CHECKED]
+                ids, admissible = self.bank.ids_of(checked), self.bank.admissible(step)
                 k = min(self._depth, _CHECKED_RANKS)
-                self.retrieval.check(self.bank.read(some), ids, k, admissible, step)
+                self.retrieval.check(self.bank.read(checked), ids, k, admissible, step)
             if self._ahead is not None:
                 self._ahead.issue(step + self.config.lag)
 
@@ -217,7 +217,7 @@ class Miner:
         return self._ahead.candidates(asked.query, asked.ids, asked.step, admissible)
 
     def _search_stored(self, query: Tensor, ids: Tensor, step: int) -> Candidates:
-        # Keys that will be too old by ``step`` are of no use, so age is seen from there.
+        # Keys that will be too old at ``step`` are useless, so age is counted at that step.
         return self._search(query, ids, step, self.bank.admissible(step))
 
     def _search(
