@@ -48,11 +48,11 @@ from contrastive.logging.throughput import Throughput
 from contrastive.logging.wandb_logger import alert, build_wandb, finish_wandb
 from contrastive.module import ContrastiveModule, Diverged
 from contrastive.run_dir import (
+    UnreadableFiles,
     check_writable,
     hold,
     is_first_rank,
     look_at,
-    note_unreadable,
     prepare,
     write_atomically,
 )
@@ -127,10 +127,11 @@ def pretrain(
             f"{run_dir}: stands at step {step_of(checkpoint)}, and {len(images)} images make a run of "
             f"{plan.total_steps} steps; restore the images, or choose another run.name"
         )
-    module = _build_module(config, plan, images, run_dir)
+    unreadable = UnreadableFiles(run_dir / "corrupt.csv")
+    module = _build_module(config, plan, images, unreadable)
     saving = _build_saving(config, module, run_dir)
     preemption = Preemption(saving)
-    own = _build_callbacks(config, images, run_dir)
+    own = _build_callbacks(config, images, run_dir, unreadable)
     trainer = _build_trainer(config, [*own, saving, preemption, *callbacks])
     _check_fit(config, plan, trainer)
     if not is_first_rank():
@@ -208,9 +209,11 @@ def _check_launcher(num_nodes: int) -> None:
         )
 
 
-def _build_module(config: PretrainConfig, plan: Plan, images: Images, run_dir: Path) -> ContrastiveModule:
+def _build_module(
+    config: PretrainConfig, plan: Plan, images: Images, unreadable: UnreadableFiles
+) -> ContrastiveModule:
     def note_corrupt(row: int, reason: str) -> None:
-        note_unreadable(run_dir / "corrupt.csv", row, images.key(row), reason)
+        unreadable.add(row, images.key(row), reason)
 
     def loader(module: ContrastiveModule) -> Any:
         trainer = module.trainer
@@ -252,11 +255,13 @@ def _build_saving(config: PretrainConfig, module: ContrastiveModule, run_dir: Pa
     )
 
 
-def _build_callbacks(config: PretrainConfig, images: Images, run_dir: Path) -> list[pl.Callback]:
+def _build_callbacks(
+    config: PretrainConfig, images: Images, run_dir: Path, unreadable: UnreadableFiles
+) -> list[pl.Callback]:
     logging = config.logging
     callbacks: list[pl.Callback] = [
         Throughput(),
-        LogMetrics(run_dir / "corrupt.csv", images.labels),
+        LogMetrics(unreadable, images.labels),
         WatchHealth(),
         WatchRanks(config.run.hang_s),
     ]
@@ -481,8 +486,7 @@ def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
     check_writable(Path(config.run.root) / config.run.name)
     with tempfile.TemporaryDirectory(prefix="contrastive-dry-run-") as scratch:
         images, plan = _open(config)
-        run_dir = Path(scratch)
-        module = _build_module(config, plan, images, run_dir)
+        module = _build_module(config, plan, images, UnreadableFiles(Path(scratch) / "corrupt.csv"))
         timer = StepTimer(DRY_SECONDS)
         trainer = _build_trainer(config, [timer], max_steps=min(DRY_STEPS, plan.total_steps))
         _check_fit(config, plan, trainer)

@@ -69,7 +69,7 @@ class Map:
 def write_report(config: EvalConfig) -> dict[str, Any]:
     """Write ``<run>/report.html`` (or ``out/report.html``); returns where it is and what is missing in it.
 
-    With ``compare`` it is ``comparison.html`` beside the first run, over all of them.
+    With ``compare`` it is a page over all of them, beside the first run (``write_comparison``).
 
     Raises:
         UserError: not a run directory, results that an evaluation did not write, or the page cannot be

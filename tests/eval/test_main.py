@@ -221,6 +221,49 @@ def test_one_class_few_rows_and_nan(new_run, tiny_folder, capsys):
     assert (code, "one class only (light)" in err) == (2, True)
 
 
+def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_folder, capsys):
+    from contrastive.data.files import open_tree
+    from contrastive.data.manifest import write_manifest
+
+    run = new_run(name="images", root=str(tiny_folder))
+    write_manifest(run / "manifest.csv", open_tree(tiny_folder, 16))
+    for file in (tiny_folder / "train" / "dark").iterdir():
+        file.write_bytes(b"no image")
+    data = ["data.name=imagefolder", f"data.root={tiny_folder}"]
+    code, out, err = run_main(capsys, "knn", f"checkpoint={run}", "device=cpu", "knn.k=[1]", *data)
+    assert code == 0
+    short = json.loads(out)
+    assert (short["num_classes"], short["classes"]) == (2, ["dark", "light"])
+    assert "of imagefolder, 2 classes (dark, light); test part" in err
+    pretrained, untrained = short["warnings"]
+    assert pretrained.startswith("4 of 4 test images were pretrained on")
+    assert untrained.startswith("2 of 4 test images are of 1 class without a training image (dark), so top-1")
+    assert f"warning: {pretrained}\nwarning: {untrained}" in err
+    assert json.loads((run / "eval" / "knn.json").read_text())["warnings"] == [pretrained, untrained]
+
+
+def test_many_classes_are_shown_in_short():
+    from eval.evaluate import headline, table
+
+    data = {"name": "imagenet", "rows": {"train": 9}, "unreadable": {}, "test_part": "none"}
+    number = {"value": 0.5, "low": 0.4, "high": 0.6, "gain": {"value": 0.0}}
+    row = {"name": "top1", "encoder": number, "raw_pixels": number, "random_encoder": number}
+    data |= {"classes": [f"n{number}" for number in range(1000)]}
+    result = {"protocol": "knn", "scores": [row], "warnings": [], "data": data, "file": "knn.json"}
+    assert "1000 classes (n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, ...)" in table(result)
+    short = headline(result | {"seconds": {"total": 1}})
+    assert (short["num_classes"], short["classes"][-1], len(short["classes"])) == (1000, "n9", 10)
+
+
+@pytest.mark.parametrize("out", [None, "out/deep"])
+def test_a_failed_evaluation_leaves_no_folder(new_run, tiny_folder, tmp_path, capsys, out):
+    run = new_run(name="images", root=str(tiny_folder))
+    before = sorted(tmp_path.rglob("*"))
+    given = [] if out is None else [f"out={tmp_path / out}"]
+    assert run_main(capsys, "knn", f"checkpoint={run}", "device=cpu", *given)[0] == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_our_own_fault_shows_a_traceback(shared_run, monkeypatch, capsys):
     import eval.evaluate
 
