@@ -12,7 +12,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from contrastive.config import UserError
+from contrastive.config import UserError, check_path
 
 Schema = TypeVar("Schema")
 
@@ -21,7 +21,7 @@ _REFUSALS = (OmegaConfBaseException, TypeError, OverflowError)
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Reads every plain scalar as the characters that stand there: 010, 1e5 and yes are text. Null is null."""
+    """Reads every plain scalar but null as its characters: 010, 1e5 and yes are text."""
 
 
 _TextLoader.yaml_implicit_resolvers = {
@@ -120,6 +120,10 @@ def _culprit(schema: type, values: list[tuple[str, str]]) -> str | None:
 def _from_overrides(schema: type, values: list[tuple[str, str]]) -> DictConfig:
     merged = OmegaConf.create()
     for key, value in values:
+        if value.strip("'\"") == "???":  # which a merge would pass over
+            raise UserError(
+                f"{key}=???: stands for a value that is still to be set; give one, or leave it out"
+            )
         try:
             OmegaConf.update(merged, key, _parse(_type_of(schema, key), value))
         except Exception as error:  # yaml raises a dozen kinds; each means the same to the user
@@ -233,8 +237,8 @@ def _read(schema: type, path: Path, group: str = "") -> DictConfig:
 def _find(name: str, folder: str) -> Path:
     """A yaml file by path, or a shipped one by name."""
     if name.endswith((".yaml", ".yml")):
-        if Path(name).is_file():
-            return Path(name)
+        if (own := Path(check_path("config", name))).is_file():
+            return own
         raise UserError(f"config {name!r}: no such file; shipped are {', '.join(recipes(folder))}")
     shipped = Path(str(resources.files("configs"))) / folder
     path = shipped / f"{name}.yaml"

@@ -47,7 +47,7 @@ def write_comparison(config: EvalConfig) -> dict[str, Any]:
             page cannot be written.
     """
     runs = read_runs([config.checkpoint, *config.compare])
-    folder = Path(config.out).expanduser() if config.out else runs[0].folder.absolute().parent
+    folder = Path(config.out) if config.out else runs[0].folder.absolute().parent
     target = folder / "comparison.html"
     open_results(folder)
     text = build(runs)
@@ -81,7 +81,7 @@ def read_runs(paths: list[str]) -> list[Run]:
 
 def _folder(path: str) -> Path:
     foreign = parse_foreign(path)
-    folder = Path("runs") / foreign.slug if foreign is not None else Path(path).expanduser()
+    folder = Path("runs") / foreign.slug if foreign is not None else Path(path)
     if not (folder / "config.yaml").is_file() and not any((folder / "eval").glob("*.json")):
         raise UserError(
             f"report: {path} holds neither config.yaml nor results in eval/; give run directories "

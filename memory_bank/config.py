@@ -91,7 +91,8 @@ class MiningConfig:
         num_uniform: Uniformly drawn rows, shared by the batch.
         skip_top: Fraction of the closest rows left out; None takes ``class_prior``: the closest rows
             are mostly the same class. 0 is off; no more than leaves ``num_hard``.
-        band: ``[low, high]``: hard negatives come from these ranks, as fractions.
+        band: ``[low, high]``: hard negatives come from these ranks, as fractions; where that is fewer than
+            ``num_hard`` rows, it widens to as many, upwards from ``low`` first.
         band_end: Where ``band`` has moved by ``band_steps`` (linear; Ring, arXiv:2010.02037); None stays.
         band_steps: Optimizer steps of that move.
         class_prior: Expected share of images that show the same thing (0.1 for CIFAR-10, 0.001 for ImageNet).
