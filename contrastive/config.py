@@ -19,7 +19,7 @@ def check_path(name: str, path: str) -> str:
         UserError: a user without a home folder, or a NUL.
     """
     if "\0" in path:
-        raise UserError(f"{name}={path!r}: no file's name can hold \\0")
+        raise UserError(f"{name}={path!r}: no file's name can hold a NUL (\\0)")
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError as error:
@@ -69,7 +69,7 @@ class RunConfig:
         if "\0" in self.name or not parts or Path(self.name).is_absolute() or ".." in parts:
             raise ValueError(
                 f"run.name={self.name!r}: a folder below run.root is needed, e.g. run.name=first or "
-                "run.name=sweep/first; no file's name can hold \\0"
+                "run.name=sweep/first; no file's name can hold a NUL (\\0)"
             )
 
 
