@@ -58,6 +58,7 @@ from contrastive.run_dir import (
 )
 from contrastive.slurm import requeue
 from memory_bank.miner import build_miner
+from memory_bank.policy import overruled
 
 logger = logging.getLogger(__name__)
 # Set when Lightning is imported: it advertises, and says at INFO what our own lines say. Its warnings stay.
@@ -128,7 +129,7 @@ def pretrain(
             f"{plan.total_steps} steps; restore the images, or choose another run.name"
         )
     unreadable = UnreadableFiles(run_dir / "corrupt.csv")
-    module = _build_module(config, plan, images, unreadable)
+    module = _build_module(config, plan, images, unreadable, resumed=checkpoint is not None)
     saving = _build_saving(config, module, run_dir)
     preemption = Preemption(saving)
     own = _build_callbacks(config, images, run_dir, unreadable)
@@ -210,7 +211,7 @@ def _check_launcher(num_nodes: int) -> None:
 
 
 def _build_module(
-    config: PretrainConfig, plan: Plan, images: Images, unreadable: UnreadableFiles
+    config: PretrainConfig, plan: Plan, images: Images, unreadable: UnreadableFiles, *, resumed: bool = False
 ) -> ContrastiveModule:
     def note_corrupt(row: int, reason: str) -> None:
         unreadable.add(row, images.key(row), reason)
@@ -231,10 +232,15 @@ def _build_module(
         )
 
     labels = images.labels if config.objective.name == "supcon" else None
+    if config.objective.name == "supcon" and labels is None:
+        raise UserError(
+            f"objective.name=supcon: data.name={config.data.name} has no labels; use data.name=imagefolder "
+            "with a folder for each class, or another objective"
+        )
     torch.manual_seed(config.run.seed)
     try:
         encoder = build_encoder(config.encoder, config.data.image_size)
-        if config.encoder.weights is not None:
+        if config.encoder.weights is not None and not resumed:  # a checkpoint has every weight
             load_weights(encoder, Path(config.encoder.weights))
         return ContrastiveModule(config, plan, encoder, loader, labels, numbering=images.numbering())
     except RuntimeError as error:  # torch's word for too little memory, and for sizes beyond counting
@@ -363,6 +369,11 @@ def _check_mining(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> No
     except (ValueError, RuntimeError, MemoryError) as error:
         remedy = "; lower bank.capacity or encoder.projector_dim" if _is_out_of_memory(error) else ""
         raise UserError(f"bank and mining: {error}{remedy}") from error
+    if trainer.is_global_zero:
+        slots = config.bank.capacity or plan.rows
+        young = (config.bank.max_age or slots) * config.data.global_batch
+        for line in overruled(config.mining, min(slots, young)):
+            logger.warning("%s", line)
 
 
 def _build_wandb(config: PretrainConfig, run_dir: Path) -> list[Logger]:

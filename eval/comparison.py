@@ -51,7 +51,7 @@ def write_comparison(config: EvalConfig) -> dict[str, Any]:
             page cannot be written.
     """
     runs = read_runs([config.checkpoint, *config.compare])
-    folder = Path(config.out).expanduser() if config.out else runs[0].folder.absolute().parent
+    folder = Path(config.out) if config.out else runs[0].folder.absolute().parent
     target = folder / file_name(runs)
     open_results(folder)
     text = build(runs)
@@ -92,7 +92,7 @@ def read_runs(paths: list[str]) -> list[Run]:
 
 def _folder(path: str) -> Path:
     foreign = parse_foreign(path)
-    folder = Path("runs") / foreign.slug if foreign is not None else Path(path).expanduser()
+    folder = Path("runs") / foreign.slug if foreign is not None else Path(path)
     if not (folder / "config.yaml").is_file() and not any((folder / "eval").glob("*.json")):
         raise UserError(
             f"report: {path} holds neither config.yaml nor results in eval/; give run directories "

@@ -84,7 +84,7 @@ def write_report(config: EvalConfig) -> dict[str, Any]:
             "is nothing to report; give runs/NAME"
         )
     run = checkpoint.run
-    target = (Path(config.out).expanduser() if config.out else run) / "report.html"
+    target = (Path(config.out) if config.out else run) / "report.html"
     open_results(target.parent)
     missing: list[str] = []
     text = build(run, config, missing)

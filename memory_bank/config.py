@@ -94,7 +94,8 @@ class MiningConfig:
         num_uniform: Uniformly drawn negatives, shared by the batch.
         skip_top: Fraction of the closest rows to leave out; None takes ``class_prior``, since the closest
             rows are mostly of the same class. 0 is off. ``num_hard`` rows always remain.
-        band: ``[low, high]``: hard negatives come from these ranks, as fractions.
+        band: ``[low, high]``: hard negatives come from these ranks, as fractions; where that is fewer than
+            ``num_hard`` rows, it widens to as many, upwards from ``low`` first.
         band_end: Band after ``band_steps`` (linearly; Ring, arXiv:2010.02037); None keeps ``band``.
         band_steps: Optimizer steps until ``band_end`` is reached.
         class_prior: Expected share of images that show the same thing (0.1 for CIFAR-10, 0.001 for ImageNet).

@@ -59,6 +59,38 @@ def depth(config: MiningConfig, rows: int) -> int:
     return min(rows, alike + _ceil(skip_top(config) * rows) + deepest)
 
 
+def overruled(config: MiningConfig, rows: int) -> list[str]:
+    """Settings that others overrule once a query has ``rows`` admissible rows, a line for each.
+
+    A band of less than one row (mining=hardest) asks for the closest rows and is not among them.
+    """
+    if config.method != "ranked" or not config.num_hard:
+        return []
+    lines = []
+    skip, most = _ceil(skip_top(config) * rows), max(0, rows - config.num_hard)
+    if skip > most:
+        given = "class_prior" if config.skip_top is None else "skip_top"
+        lines.append(
+            f"mining.{given}={skip_top(config):g} leaves out the closest {skip} of {rows} rows, "
+            f"mining.num_hard={config.num_hard} lowers that to {most}; lower one of them"
+        )
+    for name in ("band", "band_end"):
+        low, high = getattr(config, name) or (0.0, 1.0)
+        first, last = _ceil(low * rows), _ceil(high * rows)
+        if last - first < config.num_hard and high * rows >= 1:
+            share = min(config.num_hard, rows) / rows
+            lines.append(
+                f"mining.{name}={[low, high]} has {last - first} of {rows} rows, mining.num_hard="
+                f"{config.num_hard} widens it to {share:.1%} of them; lower num_hard, or widen the band"
+            )
+    if config.band_end is not None and not config.band_steps:
+        lines.append(
+            f"mining.band={config.band} is unused: band_steps=0 moves to band_end={config.band_end} at once; "
+            "set mining.band_steps, or leave band_end out"
+        )
+    return lines
+
+
 def ceiling(config: MiningConfig, positive: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
     """Return the similarity above which ``relative_margin`` drops a row; None is off."""
     if config.relative_margin is None:

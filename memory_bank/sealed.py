@@ -121,4 +121,7 @@ def _check_seal(file: BinaryIO, seal: str) -> None:
     while piece := file.read(1 << 20):
         digest.update(piece)
     if digest.hexdigest() != seal:
-        raise FormatError(f"its SHA-256 differs from its {SEAL}: damaged or altered")
+        raise FormatError(
+            f"its SHA-256 differs from its {SEAL}: damaged, altered, or saved again by another tool; take "
+            "the original file, or save the tensors without its metadata, as weights of torchvision are"
+        )

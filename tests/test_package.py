@@ -92,6 +92,7 @@ def test_a_reader_that_has_left_is_no_error(tmp_path, package):
         "eval --help",
         "contrastive.export --help",
         "contrastive.dashboard --help",
+        "memory_bank --help",
         "memory_bank inspect bank.safetensors",
     ],
 )

@@ -42,7 +42,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     encoder, meta = load_encoder(file)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     source = Source(encoder, meta, file, sha256, checkpoint.run)
-    out = Path(config.out).expanduser()
+    out = Path(config.out)
     if out.resolve() == file.resolve():
         raise UserError(f"out={config.out}: is the encoder itself; give another name")
     try:
