@@ -151,7 +151,7 @@ def test_a_checkpoint_of_the_former_nnclr_is_not_continued_with_the_present_one(
     module.on_save_checkpoint(checkpoint)
     assert checkpoint["objective"] == "nnclr"
     del checkpoint["objective"]  # as before
-    with pytest.raises(UserError, match="resume with objective.name=neighbour_info_nce"):
+    with pytest.raises(UserError, match=r"resume with objective\.name=neighbour_info_nce"):
         module.on_load_checkpoint(checkpoint)
 
 
