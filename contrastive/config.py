@@ -294,7 +294,7 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         names = ("info_nce", "nt_xent", "dcl", "dclw", "debiased", "hcl", "mixing", "nnclr", "supcon")
-        check_choice("objective.name", self.name, names)
+        check_choice("objective.name", self.name, (*names, "neighbour_info_nce"))
         check_range("objective.beta", self.beta, 0)
         check_range("objective.mix_hardest", self.mix_hardest, 1)
         check_range("objective.mix_pairs", self.mix_pairs, 0)

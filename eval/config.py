@@ -83,7 +83,8 @@ class LinearConfig:
             which only ``held_out`` and ``sgd`` count, and ``view`` of the evaluation.
         learning_rates: Peak steps, relative to the curvature bound of ``eval.softmax``; with its momentum of
             0.9, 0.1 adds up to one full step. Above 3.8 a head may diverge; the held-out part notices.
-        weight_decays: w in ``mean cross-entropy + w / 2 * |weights|^2``; scikit-learn's C is 1 / (w n).
+        weight_decays: w in ``mean cross-entropy + w / 2 * |weights|^2``; scikit-learn's C is 1 / (w n),
+            for two classes 2 / (w n): it fits one weight vector there, the difference of our two.
         held_out: Share of each class of *train* on which the pair is chosen.
         batch_size: Rows of a step; fewer rows are taken all at once.
         epochs: Passes over the rows, where that is more than ``min_steps``.

@@ -10,6 +10,7 @@ from torch import Tensor
 from contrastive.config import UserError
 from eval.config import EvalConfig, LowshotConfig
 from eval.features import Features, Split
+from eval.finite import finite_float32
 from eval.scores import Scored, line
 from eval.softmax import Standardiser, train_heads
 from eval.splits import class_orders
@@ -29,7 +30,7 @@ def score(features: Features, config: EvalConfig) -> Scored:
     train = features.train
     standardise = Standardiser.fit(train.features)
     train = Split(standardise(train.features), train.labels, train.rows)
-    test = standardise(features.test.features)
+    test = standardise(finite_float32(features.test.features, "test features"))
     lines, details = [], []
     for name, draws in draw_levels(train.labels, features.classes, config.lowshot, config.seeds):
         predicted = [

@@ -846,6 +846,7 @@ def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
     def alignment(config, mining, **_):
         class Alignment:
             in_batch = neighbour = False
+            mined = True
 
             def __call__(self, query, key, negatives, **_):
                 loss = (query - key).square().sum(1).mean()

@@ -28,6 +28,17 @@ def tiny_folder(tmp_path):
     return tmp_path / "tiny"
 
 
+def test_threads_wait_without_spinning_unless_the_user_says_otherwise(capsys, monkeypatch):
+    import os
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert run_main(capsys, "--help")[0] == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert run_main(capsys, "--help")[0] == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
 @pytest.mark.parametrize(
     ("protocol", "names"),
     [
