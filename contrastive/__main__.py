@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stop:
-        goes_on = "the same command goes on from the last checkpoint"
+        # Training saves before it stops and raises nothing: here no step was under way.
+        goes_on = "the same command goes on from the last checkpoint, or starts anew where there is none"
         print(f"stopped by {stop}; {'nothing is kept' if '--dry-run' in given else goes_on}", file=sys.stderr)
         return 75
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contrastive.registry import METHODS
+from contrastive.registry import METHODS, NAMED_AFTER_METHOD, OBJECTIVES
 from memory_bank.config import BankConfig, MiningConfig, check_above_zero, check_choice, check_range
 
 
@@ -13,12 +13,29 @@ class UserError(ValueError):
     """The user's input is wrong; the message says what was given, what is allowed, what to do. Exit 2."""
 
 
+def check_path(name: str, path: str) -> str:
+    """``path`` with ``~`` expanded, as every setting that is a path is read.
+
+    Raises:
+        UserError: a user without a home folder, or a NUL.
+    """
+    if "\0" in path:
+        raise UserError(f"{name}={path!r}: no file's name can hold a NUL (\\0)")
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:
+        raise UserError(
+            f"{name}={path}: the home folder of {Path(path).parts[0]} is not known; write the whole path, or "
+            f"./{path} for a folder of this name"
+        ) from error
+
+
 @dataclass
 class RunConfig:
     """One run.
 
     Attributes:
-        name: The run directory is ``root/name``.
+        name: The run directory is ``root/name``; it may hold slashes, but not lead out of ``root``.
         root: Folder of all runs.
         seed: Decides initial weights, data order and views.
         resume: ``auto`` continues an unfinished run of the same config; ``never`` refuses an existing one.
@@ -48,10 +65,13 @@ class RunConfig:
         check_range("run.checkpoint_every", self.checkpoint_every, 1)
         check_range("run.keep_last", self.keep_last, 1)
         check_range("run.hang_s", self.hang_s, 1)
-        if "\0" in self.name + self.root:
-            raise ValueError(f"run.root={self.root!r}, run.name={self.name!r}: no file's name can hold \\0")
-        if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
-            raise ValueError(f"run.name={self.name!r}: a relative name inside run.root is needed")
+        self.root = check_path("run.root", self.root)
+        parts = Path(self.name).parts
+        if "\0" in self.name or not parts or Path(self.name).is_absolute() or ".." in parts:
+            raise ValueError(
+                f"run.name={self.name!r}: a folder below run.root is needed, e.g. run.name=first or "
+                "run.name=sweep/first; no file's name can hold a NUL (\\0)"
+            )
 
 
 @dataclass
@@ -95,8 +115,8 @@ class DataConfig:
         check_choice("data.resident", str(self.resident).lower(), ("auto", "true", "false"))
         self.resident = str(self.resident).lower()
         for name in ("root", "cache"):
-            if "\0" in (getattr(self, name) or ""):
-                raise ValueError(f"data.{name}={getattr(self, name)!r}: no file's name can hold \\0")
+            if (path := getattr(self, name)) is not None:
+                setattr(self, name, check_path(f"data.{name}", path))
         check_range("data.image_size", self.image_size, 8, 4096)
         check_range("data.decode_size", self.decode_size, 8, 4096)
         check_range("data.global_batch", self.global_batch, 2)
@@ -223,7 +243,8 @@ class EncoderConfig:
         name: ``resnet10`` (one block a stage), ``resnet18``, ``resnet34`` or ``resnet50``.
         width: Channels of the first stage; 64 is torchvision's.
         stem: ``imagenet`` (7x7 stride 2, max-pool), ``small`` (3x3 stride 1) or ``auto`` (small up to 64 px).
-        weights: File to start from: torchvision's or timm's state dict, or an ``encoder.safetensors``.
+        weights: File to start from: torchvision's or timm's state dict, a checkpoint that holds one, or an
+            ``encoder.safetensors``; a run that is resumed does not read it.
         projector_hidden: Width of the projector's hidden layers.
         projector_layers: Its linear layers.
         projector_dim: Embedding dimension d, the bank's too.
@@ -252,6 +273,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         check_choice("encoder.name", self.name, ("resnet10", "resnet18", "resnet34", "resnet50"))
         check_choice("encoder.stem", self.stem, ("auto", "small", "imagenet"))
+        if self.weights is not None:
+            self.weights = check_path("encoder.weights", self.weights)
         check_choice("encoder.batch_norm", self.batch_norm, ("plain", "split", "shuffle", "sync"))
         check_range("encoder.batch_norm_splits", self.batch_norm_splits, 2)
         for name in ("width", "projector_hidden", "projector_dim"):
@@ -294,8 +317,7 @@ class ObjectiveConfig:
     mix_query: int = 32
 
     def __post_init__(self) -> None:
-        names = ("info_nce", "nt_xent", "dcl", "dclw", "debiased", "hcl", "mixing", "nnclr", "supcon")
-        check_choice("objective.name", self.name, names)
+        check_choice("objective.name", self.name, (*OBJECTIVES, *NAMED_AFTER_METHOD))
         check_range("objective.beta", self.beta, 0)
         check_range("objective.mix_hardest", self.mix_hardest, 1)
         check_range("objective.mix_pairs", self.mix_pairs, 0)
@@ -304,6 +326,11 @@ class ObjectiveConfig:
             raise ValueError(f"objective.tau_plus={self.tau_plus}: allowed is 0 up to, not including, 1")
         check_above_zero("objective.sigma", self.sigma, "; the paper's is 0.5")
         check_above_zero("objective.temperature", self.temperature, "; usual are 0.07 to 0.5")
+
+    @property
+    def loss(self) -> str:
+        """The loss function, where ``name`` stands for a method's."""
+        return NAMED_AFTER_METHOD.get(self.name, ("", self.name))[1]
 
 
 @dataclass
@@ -412,7 +439,9 @@ class PretrainConfig:
 
     Attributes:
         method: What the views of an image are compared with: ``moco`` (mined rows of the bank), ``simclr`` (the
-            batch). ``auto`` is ``simclr`` for ``objective.name=nt_xent``, else ``moco``.
+            other images of the batch), ``nnclr`` (the batch, seen from a neighbour in the bank), ``neighbour``
+            (mined rows, with a neighbour in place of the key). ``auto`` is ``moco``, unless
+            ``objective.name`` is a method's own loss: ``nt_xent`` is ``simclr`` with ``info_nce``.
         profile: Print and log which part of a step takes what share of its time (``perf/share_*``).
     """
 
@@ -432,10 +461,17 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, ("auto", *METHODS))
+        if self.objective.name in NAMED_AFTER_METHOD and self.method_name != self._named_method:
+            raise ValueError(
+                f"objective.name={self.objective.name} is the loss of method={self._named_method}, and "
+                f"method={self.method}; use objective.name=info_nce or another loss on given negatives"
+            )
 
     @property
     def method_name(self) -> str:
         """The method, ``auto`` resolved."""
-        if self.method != "auto":
-            return self.method
-        return "simclr" if self.objective.name == "nt_xent" else "moco"
+        return self._named_method if self.method == "auto" else self.method
+
+    @property
+    def _named_method(self) -> str:
+        return NAMED_AFTER_METHOD.get(self.objective.name, ("moco",))[0]

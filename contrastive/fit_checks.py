@@ -6,8 +6,8 @@ import math
 import pytorch_lightning as pl
 
 from contrastive.config import PretrainConfig, UserError
-from contrastive.data.images import Images
 from contrastive.data.decode import Unreadable
+from contrastive.data.images import Images
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from contrastive.compiling import compiler
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.batch import Batch
 from contrastive.data.plan import Plan
-from contrastive.distributed import Rows, gather_rows
+from contrastive.distributed import Rows, gather_rows, mean_weight
 from contrastive.encoders.encoder import Encoder
 from contrastive.lightning_glue import continue_after, loss_scaler
 from contrastive.methods.method import Method
@@ -117,7 +117,7 @@ class ContrastiveModule(pl.LightningModule):
         self.last = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute the mean loss of one micro-batch."""
+        """Compute the loss of one micro-batch: its mean, times ``mean_weight``."""
         rows, step = Rows.of(batch.ids), self.global_step
         if self._loader is not None:
             self._loader.judge(rows.all_ids)
@@ -131,7 +131,7 @@ class ContrastiveModule(pl.LightningModule):
             self.last = LastBatch(batch.ids, outcome.query, outcome.negatives)
         self.diagnostics = {"loss": outcome.loss.detach(), **outcome.diagnostics}
         self.guard.note(outcome.loss, outcome.diagnostics)
-        return outcome.loss
+        return outcome.loss * mean_weight(rows.sizes)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Drop the gradients of a step that would do harm."""
@@ -182,10 +182,12 @@ class ContrastiveModule(pl.LightningModule):
         checkpoint["state_dict"] = {name.removeprefix("networks."): value for name, value in weights.items()}
         checkpoint["miner"] = self.miner.state_dict()
         checkpoint["numbering"] = self._row_identity
+        checkpoint["objective"] = self.config.objective.name
         checkpoint["skipped"] = self.guard.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore them."""
+        self.method.check_checkpoint(checkpoint)
         continue_after(checkpoint, self.trainer.accumulate_grad_batches)
         own = self.state_dict()
         saved = {

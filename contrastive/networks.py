@@ -1,9 +1,10 @@
 """The networks of a run: the query network, and the moving average of it that computes keys."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,7 +14,6 @@ from contrastive.distributed import Rows, gather_rows
 from contrastive.encoders.encoder import Encoder
 from contrastive.heads import predictor, projector
 from contrastive.momentum import Ema
-from memory_bank.shapes import Float
 
 
 class Networks(nn.Module):
@@ -29,7 +29,9 @@ class Networks(nn.Module):
         averaged: Whether there is a key network.
     """
 
-    def __init__(self, encoder: Encoder, config: EncoderConfig, *, seed: int = 0, averaged: bool = True) -> None:
+    def __init__(
+        self, encoder: Encoder, config: EncoderConfig, *, seed: int = 0, averaged: bool = True
+    ) -> None:
         super().__init__()
         self.config, self.seed = config, seed
         self.encoder = encoder
@@ -65,6 +67,13 @@ class Networks(nn.Module):
     def embed(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Compute unit-norm queries, float32, with gradient."""
         return self._query(view)
+
+    def project_and_predict(
+        self, view: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+        """Compute unit-norm outputs of projector and predictor in one pass, float32, with gradient."""
+        projection = self.projector(self.encoder(view))
+        return F.normalize(projection.float(), dim=1), F.normalize(self.predictor(projection).float(), dim=1)
 
     @torch.no_grad()
     def embed_key(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:

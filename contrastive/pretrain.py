@@ -47,11 +47,11 @@ from contrastive.methods.method import BuildMethod, Parts
 from contrastive.module import ContrastiveModule
 from contrastive.networks import Networks
 from contrastive.run_dir import (
+    UnreadableFiles,
     check_writable,
     hold,
     is_first_rank,
     look_at,
-    note_unreadable,
     prepare,
     write_atomically,
 )
@@ -59,6 +59,7 @@ from contrastive.slurm import requeue
 from contrastive.step_guard import Diverged
 from contrastive.trainer_settings import build_trainer, check_trainer
 from memory_bank.miner import Miner, build_miner
+from memory_bank.policy import overruled
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +118,11 @@ def pretrain(
         )
     saving = _build_saving(config, plan, run_dir)
     preemption = Preemption(saving)
-    monitors = _build_callbacks(config, images, run_dir)
+    unreadable = UnreadableFiles(run_dir / "corrupt.csv")
+    monitors = _build_callbacks(config, images, run_dir, unreadable)
     trainer = build_trainer(config, [*monitors, saving, preemption, *callbacks])
-    module = _build_module(config, given, plan, images, trainer, run_dir)
+    resumed = checkpoint is not None
+    module = _build_module(config, given, plan, images, trainer, unreadable, resumed=resumed)
     if not is_first_rank():
         code = _fit(trainer, module, checkpoint, saving, preemption)
         wait_for_all()
@@ -146,10 +149,17 @@ def _open(config: PretrainConfig, given: Given) -> tuple[Images, Plan]:
 
 
 def _build_module(
-    config: PretrainConfig, given: Given, plan: Plan, images: Images, trainer: pl.Trainer, run_dir: Path
+    config: PretrainConfig,
+    given: Given,
+    plan: Plan,
+    images: Images,
+    trainer: pl.Trainer,
+    unreadable: UnreadableFiles,
+    *,
+    resumed: bool = False,
 ) -> ContrastiveModule:
     def note_corrupt(row: int, reason: str) -> None:
-        note_unreadable(run_dir / "corrupt.csv", row, images.key(row), reason)
+        unreadable.add(row, images.key(row), reason)
 
     def loader(trainer: pl.Trainer) -> Any:
         return build_loader(
@@ -167,19 +177,26 @@ def _build_module(
 
     check_fit(config, trainer)
     method = given.method or find_method(config)
-    networks = _build_networks(config, given.encoder, averaged=getattr(method, "averages_keys", True))
+    networks = _build_networks(config, given.encoder, resumed, getattr(method, "averages_keys", True))
     miner = _build_miner(config, given.miner, plan, trainer)
     labels = images.labels if config.objective.name == "supcon" else None
+    if config.objective.name == "supcon" and labels is None:
+        raise UserError(
+            f"objective.name=supcon: data.name={config.data.name} has no labels; use data.name=imagefolder "
+            "with a folder for each class, or another objective"
+        )
     parts = Parts(config, networks, miner, labels)
     return ContrastiveModule(config, plan, method(parts), loader, row_identity=images.numbering())
 
 
-def _build_networks(config: PretrainConfig, encoder: Encoder | None, *, averaged: bool) -> Networks:
+def _build_networks(
+    config: PretrainConfig, encoder: Encoder | None, resumed: bool, averaged: bool
+) -> Networks:
     torch.manual_seed(config.run.seed)
     try:
         if encoder is None:
             encoder = build_encoder(config.encoder, config.data.image_size)
-        if config.encoder.weights is not None:
+        if config.encoder.weights is not None and not resumed:  # a checkpoint has every weight
             load_weights(encoder, Path(config.encoder.weights))
         return Networks(encoder, config.encoder, seed=config.run.seed, averaged=averaged)
     except RuntimeError as error:  # torch's word for too little memory, and for sizes beyond counting
@@ -192,6 +209,11 @@ def _build_networks(config: PretrainConfig, encoder: Encoder | None, *, averaged
 def _build_miner(
     config: PretrainConfig, build: Callable[..., Miner], plan: Plan, trainer: pl.Trainer
 ) -> Miner:
+    if trainer.is_global_zero:
+        slots = config.bank.capacity or plan.rows
+        young = (config.bank.max_age or slots) * config.data.global_batch
+        for line in overruled(config.mining, min(slots, young)):
+            logger.warning("%s", line)
     try:
         return build(
             config.bank,
@@ -221,11 +243,13 @@ def _build_saving(config: PretrainConfig, plan: Plan, run_dir: Path) -> SaveChec
     )
 
 
-def _build_callbacks(config: PretrainConfig, images: Images, run_dir: Path) -> list[pl.Callback]:
+def _build_callbacks(
+    config: PretrainConfig, images: Images, run_dir: Path, unreadable: UnreadableFiles
+) -> list[pl.Callback]:
     logging = config.logging
     callbacks: list[pl.Callback] = [
         Throughput(),
-        LogMetrics(run_dir / "corrupt.csv", images.labels),
+        LogMetrics(unreadable, images.labels),
         WatchHealth(),
         WatchRanks(config.run.hang_s),
     ]
@@ -360,7 +384,9 @@ def _dry_run(config: PretrainConfig, given: Given) -> tuple[int, dict[str, Any] 
         images, plan = _open(config, given)
         timer = StepTimer(SECONDS)
         trainer = build_trainer(config, [timer], max_steps=min(STEPS, plan.total_steps))
-        module = _build_module(config, given, plan, images, trainer, Path(scratch))
+        module = _build_module(
+            config, given, plan, images, trainer, UnreadableFiles(Path(scratch) / "corrupt.csv")
+        )
         try:
             with _memory_for_steps():
                 trainer.fit(module)

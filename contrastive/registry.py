@@ -3,5 +3,26 @@
 METHODS = {
     "moco": "contrastive.methods.moco:Moco",
     "simclr": "contrastive.methods.simclr:SimClr",
+    "nnclr": "contrastive.methods.nnclr:Nnclr",
+    "neighbour": "contrastive.methods.neighbour:Neighbour",
 }
 """``method``: subclasses of ``contrastive.methods.method.Method``."""
+
+OBJECTIVES = {
+    "info_nce": "contrastive.objectives.info_nce:build",
+    "dcl": "contrastive.objectives.decoupled:build_dcl",
+    "dclw": "contrastive.objectives.decoupled:build_dclw",
+    "debiased": "contrastive.objectives.debiased:build_debiased",
+    "hcl": "contrastive.objectives.debiased:build_hcl",
+    "mixing": "contrastive.objectives.mixing:build",
+    "neighbour_info_nce": "contrastive.objectives.neighbour_info_nce:build",
+    "supcon": "contrastive.objectives.supcon:build",
+}
+"""``objective.name``: functions from ``contrastive.objectives.build.LossSettings`` to an Objective."""
+
+NAMED_AFTER_METHOD = {
+    "nt_xent": ("simclr", "info_nce"),
+    "nnclr": ("nnclr", "info_nce"),
+    "neighbour_info_nce": ("neighbour", "neighbour_info_nce"),
+}
+"""``objective.name`` that stands for a method: the method that ``method=auto`` is then, and the loss."""

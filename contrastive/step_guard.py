@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from contrastive.batch_norm import BufferSnapshot
 from contrastive.distributed import all_true, rank
-from memory_bank.shapes import Bool
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +228,9 @@ class AsyncFlags:
 def explain_no_negatives(metrics: Callable[[], dict[str, Any]]) -> str:
     """Say which filters leave no negatives, from the miner's ``mining/drop_*`` metrics."""
     shares = {name: float(share) for name, share in metrics().items() if "/drop_" in name}
-    drops = [f"mining.{name.partition('drop_')[2]} drops {share:.1%}" for name, share in shares.items() if share]
+    drops = [
+        f"mining.{name.partition('drop_')[2]} drops {share:.1%}" for name, share in shares.items() if share
+    ]
     if not drops:
         return "The bank holds no other image; a higher mining.min_fill lets it fill first"
     return f"Of the bank's rows {', '.join(drops)}; loosen that, in a new run"

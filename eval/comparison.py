@@ -1,6 +1,8 @@
-"""comparison.html: several runs on one self-contained page: scores, curves, and the settings that differ."""
+"""comparison-NAMES-HASH.html: several runs on one page: scores, curves, and the settings that differ."""
 
+import hashlib
 import json
+import os
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -16,6 +18,8 @@ from eval.features import open_results, write_text
 from eval.figures import interval_bar, line_chart
 from eval.page import SERIES, card, legend, page, section
 from eval.run_files import CHARTS, STATISTICS, TITLES, points, read_csv, read_results, read_stats, statistic
+
+_NAME_LENGTH = 40  # characters of a file's name that are of the runs
 
 
 @dataclass(frozen=True)
@@ -40,20 +44,27 @@ class Run:
 
 
 def write_comparison(config: EvalConfig) -> dict[str, Any]:
-    """Write ``comparison.html`` beside the first of ``checkpoint`` and ``compare``, or into ``out``.
+    """Write the page beside the first of ``checkpoint`` and ``compare``, or into ``out``.
 
     Raises:
         UserError: a path that holds neither a run nor results, more of them than there are colours, or the
             page cannot be written.
     """
     runs = read_runs([config.checkpoint, *config.compare])
-    folder = Path(config.out).expanduser() if config.out else runs[0].folder.absolute().parent
-    target = folder / "comparison.html"
+    folder = Path(config.out) if config.out else runs[0].folder.absolute().parent
+    target = folder / file_name(runs)
     open_results(folder)
     text = build(runs)
     write_text(target, text)
     names = [run.name for run in runs]
     return {"protocol": "report", "file": str(target), "bytes": len(text.encode()), "runs": names}
+
+
+def file_name(runs: list[Run]) -> str:
+    """Name of the page: the same for the same runs, and never that of another comparison."""
+    names = "-".join(run.folder.absolute().name for run in runs)[:_NAME_LENGTH]
+    folders = "\0".join(str(run.folder.resolve()) for run in runs)
+    return f"comparison-{names}-{hashlib.sha256(os.fsencode(folders)).hexdigest()[:8]}.html"
 
 
 def read_runs(paths: list[str]) -> list[Run]:
@@ -81,7 +92,7 @@ def read_runs(paths: list[str]) -> list[Run]:
 
 def _folder(path: str) -> Path:
     foreign = parse_foreign(path)
-    folder = Path("runs") / foreign.slug if foreign is not None else Path(path).expanduser()
+    folder = Path("runs") / foreign.slug if foreign is not None else Path(path)
     if not (folder / "config.yaml").is_file() and not any((folder / "eval").glob("*.json")):
         raise UserError(
             f"report: {path} holds neither config.yaml nor results in eval/; give run directories "

@@ -4,9 +4,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from jaxtyping import Float, Int
 from torch import Tensor
-
-from memory_bank.shapes import Float, Int
 
 Points = list[tuple[float, float]]
 

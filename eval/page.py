@@ -4,9 +4,8 @@ import base64
 import io
 from html import escape
 
+from jaxtyping import UInt8
 from torch import Tensor
-
-from memory_bank.shapes import UInt8
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fdfdfb; --ink: #1d2127; --muted: #646c78; --line: #e2e4e6;

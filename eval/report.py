@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.config import PretrainConfig, UserError
@@ -36,7 +37,6 @@ from eval.run_files import (
     statistic,
 )
 from eval.stats import Health, health
-from memory_bank.shapes import Float
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Map:
 def write_report(config: EvalConfig) -> dict[str, Any]:
     """Write ``<run>/report.html`` (or ``out/report.html``); returns where it is and what is missing in it.
 
-    With ``compare`` it is ``comparison.html`` beside the first run, over all of them.
+    With ``compare`` it is a page over all of them, beside the first run (``write_comparison``).
 
     Raises:
         UserError: not a run directory, results that an evaluation did not write, or the page cannot be
@@ -84,7 +84,7 @@ def write_report(config: EvalConfig) -> dict[str, Any]:
             "is nothing to report; give runs/NAME"
         )
     run = checkpoint.run
-    target = (Path(config.out).expanduser() if config.out else run) / "report.html"
+    target = (Path(config.out) if config.out else run) / "report.html"
     open_results(target.parent)
     missing: list[str] = []
     text = build(run, config, missing)

@@ -4,6 +4,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from contrastive.augment.base import Intensity, Params
@@ -13,7 +14,6 @@ from contrastive.augment.corrupt import Erase, GaussianNoise
 from contrastive.augment.crop import Crop
 from contrastive.augment.noise import uniforms
 from contrastive.config import AugmentConfig, DataConfig, ViewConfig
-from memory_bank.shapes import Float, Int, UInt8
 
 _HALVES_STREAM = 2_000
 """Number of the noise that says which half of an image each view of ``disjoint`` is cut from; views have small ones."""

@@ -12,8 +12,8 @@ from torchvision.utils import save_image
 
 from contrastive.augment.views import Views, center_view
 from contrastive.data.sources import Images, Unreadable
-from contrastive.logging.drawing import draw_map, principal_plane
 from contrastive.lightning_glue import StepCallback, log_row
+from contrastive.logging.drawing import draw_map, principal_plane
 from contrastive.logging.throughput import off_the_clock
 from contrastive.module import ContrastiveModule, LastBatch
 from contrastive.objectives.logits import own_similarity

@@ -2,11 +2,11 @@
 
 from functools import partial
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from contrastive.encoders.encoder import Encoder
-from memory_bank.shapes import Float
 
 #: Residual block and number of blocks a stage. resnet10 is the smallest of the family (not in torchvision).
 ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {

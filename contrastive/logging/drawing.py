@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
-
-from memory_bank.shapes import Float, Int, UInt8
 
 _SAME = (214, 39, 40)  # the frame of a negative with its query's label
 _RIGHT = (31, 119, 180)

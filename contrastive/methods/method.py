@@ -1,11 +1,12 @@
 """The seam between a training step and the loop around it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from contrastive.config import PretrainConfig
@@ -13,7 +14,6 @@ from contrastive.distributed import Rows
 from contrastive.networks import Networks
 from memory_bank.miner import Miner
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float, Int
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,21 @@ class Method(nn.Module, ABC):
         """The bank and its search."""
         return self.parts.miner
 
+    def nearest_rows(
+        self, embedding: Float[Tensor, "b d"], rows: Rows, step: int
+    ) -> tuple[Int[Tensor, " b"], Float[Tensor, "b d"]]:
+        """Look up the nearest bank row to each embedding, never the image's own. Collective if sharded.
+
+        Returns:
+            Its data set row, -1 where the bank has none yet, and its stored key.
+        """
+        ids = self.miner.nearest(embedding.detach(), rows.ids, step, 1)[0][:, 0]
+        bank = self.miner.bank
+        return ids, bank.read(bank.slots_of(ids.to(bank.device))).to(embedding.device)
+
+    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raise UserError for a checkpoint that this method cannot continue; the default takes all."""
+
     @abstractmethod
     def step(self, views: Sequence[Float[Tensor, "b ..."]], rows: Rows, step: int) -> Outcome:
         """Compare the views of one micro-batch.
@@ -95,18 +110,13 @@ BuildMethod = Callable[[Parts], Method]
 """A method's class, or any function that returns a method."""
 
 
-def mean_over_pairs(
-    objective: Callable[..., tuple[Tensor, dict[str, Tensor]]],
-    pairs: Sequence[tuple[Tensor, Tensor]],
-    negatives: Negatives,
-    rows: Rows,
-    step: int,
-) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Average ``objective`` over pairs of (query, key) that share their negatives.
-
-    Returns:
-        The mean loss, and the diagnostics of the first pair.
-    """
-    compared = [objective(query, key, negatives, ids=rows.ids, step=step) for query, key in pairs]
-    total = torch.stack([loss for loss, _ in compared]).mean() if len(compared) > 1 else compared[0][0]
-    return total, compared[0][1]
+def mean_outcome(
+    compared: Sequence[tuple[Float[Tensor, ""], dict[str, Tensor]]],
+    keys: Float[Tensor, "g d"] | None,
+    query: Float[Tensor, "b d"] | None = None,
+    negatives: Negatives | None = None,
+) -> Outcome:
+    """Return the outcome of several comparisons: the mean of their losses, the diagnostics of the first."""
+    losses = [loss for loss, _ in compared]
+    mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+    return Outcome(mean, compared[0][1], keys, query, negatives)

@@ -2,22 +2,24 @@
 
 from collections.abc import Sequence
 
+from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.distributed import Rows, gather_rows
-from contrastive.methods.method import Method, Outcome, Parts, mean_over_pairs
+from contrastive.methods.method import Method, Outcome, Parts, mean_outcome
 from contrastive.objectives.build import Objective, build_objective
-from memory_bank.shapes import Float
+from contrastive.objectives.logits import Diagnostics
+from memory_bank.negatives import Negatives
 
 
 class Moco(Method):
     """Match the query of one view with the key of another, push it away from negatives of the bank.
 
-    He et al. 2020 (arXiv:1911.05722), algorithm 1. Differs: negatives are chosen by the miner in place of a
-    whole queue, and the loss is any objective on given negatives.
+    He et al. 2020 (arXiv:1911.05722), algorithm 1. Differs: the miner chooses negatives, in place of a whole
+    queue, and the loss is any objective on given negatives.
 
-    With more than two views (multi-crop, SwAV, Caron et al. 2020, arXiv:2006.09882, section 3.2) local views
-    are queries only: each is matched with every key of a global view (one, or two if symmetric).
+    With more than two views (multi-crop: Caron et al. 2020, arXiv:2006.09882, section 3.2) local views are
+    queries only: each is matched with every key of a global view (one, or two if symmetric).
 
     Args:
         parts: See Method.
@@ -34,7 +36,7 @@ class Moco(Method):
         self.symmetric = config.objective.symmetric
 
     def step(self, views: Sequence[Float[Tensor, "b ..."]], rows: Rows, step: int) -> Outcome:
-        """See Method. The key of view 2 is what the bank stores; one look-up an image serves all its views."""
+        """See Method. The bank stores the keys of view 2; one look-up an image serves all its views."""
         query = self.networks.embed(views[0])
         key = self.networks.keys(views[1], rows, step)
         keys = gather_rows(key, rows.sizes)
@@ -46,5 +48,16 @@ class Moco(Method):
             pairs.append((self.networks.embed(views[1]), self.networks.keys(views[0], rows, step)))
         local = [self.networks.embed(view) for view in views[2:]]
         pairs += [(crop, global_key) for _, global_key in list(pairs) for crop in local]
-        loss, diagnostics = mean_over_pairs(self.objective, pairs, negatives, rows, step)
-        return Outcome(loss, diagnostics, keys, query.detach(), negatives)
+        compared = [self.compare(*pair, negatives, rows, step) for pair in pairs]
+        return mean_outcome(compared, keys, query.detach(), negatives)
+
+    def compare(
+        self,
+        query: Float[Tensor, "b d"],
+        key: Float[Tensor, "b d"],
+        negatives: Negatives,
+        rows: Rows,
+        step: int,
+    ) -> tuple[Float[Tensor, ""], Diagnostics]:
+        """Compute the loss of one pair of views."""
+        return self.objective(query, key, negatives, ids=rows.ids, step=step)

@@ -1,13 +1,17 @@
 """Losses that correct for false negatives in expectation, and that weight negatives by hardness."""
 
 import math
+from functools import partial
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from contrastive.config import UserError
+from contrastive.objectives.build import LossSettings, Objective
 from contrastive.objectives.logits import Diagnostics, Logits, info_nce_of
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float
 
 
 def debiased(
@@ -107,3 +111,47 @@ def _log_difference(larger: Tensor, smaller: Tensor) -> Tensor:
     # As in _corrected: the unused branch must be finite too, or its zero gradient turns into NaN.
     remaining = torch.log(-torch.expm1(torch.where(positive, gap, -1.0)))
     return torch.where(positive, larger + remaining, -torch.inf)
+
+
+def build_hcl(settings: LossSettings) -> Objective:
+    """Build ``hcl`` for a run.
+
+    Raises:
+        UserError: as ``_shared_settings``.
+    """
+    return Objective("hcl", partial(hcl, beta=settings.config.beta, **_shared_settings(settings)))
+
+
+def build_debiased(settings: LossSettings) -> Objective:
+    """Build ``debiased`` for a run.
+
+    Raises:
+        UserError: tau_plus is 0, or as ``_shared_settings``.
+    """
+    shared = _shared_settings(settings)
+    if shared["tau_plus"] == 0:
+        raise UserError(
+            "objective.name=debiased with tau_plus=0 is info_nce; set mining.class_prior (0.1 for CIFAR-10) "
+            "or objective.tau_plus"
+        )
+    return Objective("debiased", partial(debiased, **shared))
+
+
+def _shared_settings(settings: LossSettings) -> dict[str, Any]:
+    """Return what both losses take, after checking that negatives are a fair sample of the data.
+
+    Raises:
+        UserError: negatives are chosen for being close, or tau_plus is 1.
+    """
+    config, mining = settings.config, settings.mining
+    fair = settings.in_batch or mining.method != "ranked"
+    if mining.num_hard and not fair:
+        raise UserError(
+            f"objective.name={config.name} assumes negatives drawn from the data, "
+            f"mining.num_hard={mining.num_hard} picks the closest; "
+            "set mining.num_hard=0, mining.method=all_rows or full_bank, or method=simclr"
+        )
+    tau_plus = mining.class_prior if config.tau_plus is None else config.tau_plus
+    if tau_plus >= 1:
+        raise UserError(f"objective.tau_plus={tau_plus} (from mining.class_prior): less than 1 is needed")
+    return {"temperature": config.temperature, "tau_plus": tau_plus, "hard_weighted": fair}

@@ -1,10 +1,13 @@
 """InfoNCE: which of these is the key?"""
 
+from functools import partial
+
+from jaxtyping import Float
 from torch import Tensor
 
+from contrastive.objectives.build import LossSettings, Objective
 from contrastive.objectives.logits import Diagnostics, Logits, info_nce_of
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float
 
 
 def info_nce(
@@ -30,3 +33,8 @@ def info_nce(
     """
     logits = Logits.of(query, key, negatives, temperature)
     return info_nce_of(logits), logits.diagnostics()
+
+
+def build(settings: LossSettings) -> Objective:
+    """Build ``info_nce`` for a run."""
+    return Objective("info_nce", partial(info_nce, temperature=settings.config.temperature))

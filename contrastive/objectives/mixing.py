@@ -1,15 +1,22 @@
 """MoCHi: harder negatives, mixed from the hardest ones and from the query itself."""
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
+from contrastive.augment.noise import uniforms as draw
+from contrastive.objectives.build import LossSettings, Objective
 from contrastive.objectives.info_nce import info_nce
 from contrastive.objectives.logits import Diagnostics
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float
+
+STREAM = 1_000
+"""Number of the noise that synthetic negatives are drawn with; views of an image have small ones."""
 
 
 def mixing(
@@ -119,3 +126,21 @@ def _pick(columns: Tensor, admitted: Tensor, draw: Tensor) -> Tensor:
 
 def _as_float(rows: Tensor) -> Tensor:
     return rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def build(settings: LossSettings) -> Objective:
+    """Build ``mixing`` for a run."""
+    config, seed = settings.config, settings.seed
+    count = num_uniforms(config.mix_pairs, config.mix_query)
+
+    def inputs(ids: Tensor, step: int) -> dict[str, Any]:
+        return {"uniforms": draw(seed, step, ids, STREAM, count)}
+
+    loss = partial(
+        mixing,
+        temperature=config.temperature,
+        hardest=config.mix_hardest,
+        num_pairs=config.mix_pairs,
+        num_query=config.mix_query,
+    )
+    return Objective("mixing", loss, inputs)

@@ -1,11 +1,16 @@
 """SupCon: all images of the same class are positives. Needs labels, so an oracle, never a default."""
 
+from functools import partial
+from typing import Any
+
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from contrastive.config import UserError
+from contrastive.objectives.build import LossSettings, Objective
 from contrastive.objectives.logits import Diagnostics, Logits
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Bool, Float, Int
 
 
 def supcon(
@@ -56,3 +61,24 @@ def _same_label(
 def _lookup(ids: Tensor, labels: Tensor) -> Tensor:
     """Label of each row, -1 for row -1, which indexing would read as the last one."""
     return torch.where(ids >= 0, labels[ids.clamp(min=0)], -1)
+
+
+def build(settings: LossSettings) -> Objective:
+    """Build ``supcon`` for a run.
+
+    Raises:
+        UserError: there are no labels.
+    """
+    if settings.labels is None:
+        raise UserError(
+            "objective.name=supcon needs labels, which training never sees; it is an oracle for comparisons: "
+            "pass build_objective(..., labels=...)"
+        )
+    by_device = {settings.labels.device: settings.labels}
+
+    def inputs(ids: Tensor, step: int) -> dict[str, Any]:
+        if ids.device not in by_device:
+            by_device[ids.device] = settings.labels.to(ids.device)
+        return {"ids": ids, "labels": by_device[ids.device]}
+
+    return Objective("supcon", partial(supcon, temperature=settings.config.temperature), inputs)

@@ -129,6 +129,7 @@ def test_a_predictor_stands_on_the_querys_side_alone(parts):
 def test_nt_xent_compares_the_query_network_with_itself(parts, symmetric):
     """And is symmetric by itself; the bank gets what view 2 became."""
     from contrastive.objectives.nt_xent import nt_xent
+
     from memory_bank.negatives import Negatives
 
     module, batch = parts("objective.name=nt_xent", f"objective.symmetric={symmetric}")
@@ -141,6 +142,26 @@ def test_nt_xent_compares_the_query_network_with_itself(parts, symmetric):
     assert loss == pytest.approx(expected.item(), rel=1e-6)
     torch.testing.assert_close(module._unwritten[-1][0], key.detach())
     assert not module._unwritten[-1][0].requires_grad
+
+
+def test_a_checkpoint_of_the_former_nnclr_is_not_continued_with_the_present_one(parts):
+    from contrastive.config import UserError
+
+    module, _ = parts("objective.name=nnclr")
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["objective"] == "nnclr"
+    del checkpoint["objective"]  # as before
+    with pytest.raises(UserError, match=r"resume with objective\.name=neighbour_info_nce"):
+        module.on_load_checkpoint(checkpoint)
+
+
+def test_nnclr_mines_nothing_and_looks_its_neighbours_up(parts):
+    module, batch = parts("objective.name=nnclr")
+    module.eval()
+    loss_of(module, batch)
+    assert module.last.negatives.hard_index.shape[1] == len(module.last.negatives.shared) == 0
+    assert module.diagnostics["neighbours"] == 1
 
 
 def test_keys_carry_no_gradient_and_queries_do(parts):

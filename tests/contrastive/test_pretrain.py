@@ -160,6 +160,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, tmp_path):
     assert len(metrics(parts)) == 12  # none twice
 
 
+def test_a_resumed_run_does_not_read_the_starting_weights(run, tmp_path):
+    file = tmp_path / "start.safetensors"
+    run("run.name=first", "trainer.max_steps=1")
+    (tmp_path / "runs/first/encoder.safetensors").rename(file)
+    given = [f"encoder.weights={file}", "run.checkpoint_every=2"]
+    assert run("run.name=whole", *given, "trainer.max_steps=6")[0] == 0
+    assert run(*given, "trainer.max_steps=4")[0] == 0
+    file.unlink()
+    code, _, err = run(*given, "--dry-run")
+    assert (code, "cannot be read" in err) == (2, True)  # a dry run starts from the file
+    code, result, _ = run(*given, "trainer.max_steps=6")
+    assert (code, result["steps"]) == (0, 6)
+    assert same(weights(tmp_path / "runs/tiny"), weights(tmp_path / "runs/whole"))
+
+
+def test_a_band_that_is_widened_is_said_at_the_start(run):
+    _, _, err = run("mining.band=[0.5,0.51]", "mining.num_hard=20", "trainer.max_steps=1")
+    (line,) = [line for line in err.splitlines() if "mining.band" in line]
+    assert "mining.num_hard=20 widens it" in line
+
+
 def test_the_seconds_of_a_resumed_run_are_those_of_all_its_parts(run, tmp_path, monkeypatch):
     from contrastive.logging.metrics_csv import MetricsCsv
 
@@ -541,6 +562,11 @@ def test_a_profile_tells_the_parts_of_a_step_and_changes_none(run, tmp_path):
         (["encoder.batch_norm=split"], ["global_batch=8", "8 groups", "use 16 or more"]),
         (["data.global_batch=2", "trainer.accumulate_grad_batches=2"], ["2 images", "use 4 or more"]),
         (["encoder.weights=missing.pth"], ["missing.pth"]),
+        (["encoder.weights=~nosuchuser/w.pth"], ["encoder.weights=~nosuchuser/w.pth", "home folder"]),
+        (
+            ["data.name=images", "objective.name=supcon"],
+            ["data.name=images has no labels; use data.name=imagefolder"],
+        ),
         (["data.name=imagefoldr"], ["imagefoldr", "imagefolder"]),
         (["run.root=/proc/version/runs"], ["/proc/version", "run.root"]),
     ],
@@ -820,6 +846,7 @@ def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
     def alignment(config, mining, **_):
         class Alignment:
             in_batch = neighbour = False
+            mined = True
 
             def __call__(self, query, key, negatives, **_):
                 loss = (query - key).square().sum(1).mean()
@@ -864,7 +891,8 @@ def test_a_signal_before_the_first_step_ends_the_start_in_order(run, monkeypatch
         )
         code, _, err = run()
     assert code == 75
-    assert err.splitlines()[-1] == f"stopped by {name}; the same command goes on from the last checkpoint"
+    goes_on = "the same command goes on from the last checkpoint, or starts anew where there is none"
+    assert err.splitlines()[-1] == f"stopped by {name}; {goes_on}"
     assert asked == (["requeue"] if name == "SIGUSR1" else [])
     assert signal.getsignal(signal.Signals[name]) == before
     assert run("trainer.max_steps=1")[0] == 0

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,7 @@ def compared(tmp_path, capsys):
     def call(*paths):
         assert main(["report", *map(str, paths), f"out={tmp_path / 'out'}"]) == 0
         result = json.loads(capsys.readouterr().out)
-        text = (tmp_path / "out" / "comparison.html").read_text()
+        text = Path(result["file"]).read_text()
         page = Page()
         page.feed(text)
         assert page.open == []
@@ -58,6 +59,16 @@ def runs(tmp_path):
 def test_a_path_may_hold_any_character(runs, compared, tmp_path):
     named = runs[1].rename(tmp_path / "zwei 😀")
     assert compared(runs[0], named)[0]["runs"] == ["one", "zwei 😀"]
+
+
+def test_another_comparison_gets_another_file_and_the_same_one_its_own(runs, tmp_path, compared):
+    other = make_run(tmp_path / "elsewhere" / "one")
+    pages = [compared(*each)[0]["file"] for each in (runs, [*runs, runs[0]], [other, runs[1]], runs)]
+    assert pages[0] == pages[3]
+    assert len({*pages}) == len([*(tmp_path / "out").iterdir()]) == 3
+    assert Path(pages[0]).name.startswith("comparison-one-<two>-")
+    long = [make_run(tmp_path / ("ü" * 100 + str(number))) for number in range(2)]
+    compared(*long)
 
 
 def test_scores_curves_and_differences_of_all_runs(runs, compared):

@@ -146,6 +146,17 @@ def test_embeddings_have_ids_and_paths(command, tmp_path, photos):
         assert (result["rows"], len(table["id"])) == (2, 2)
 
 
+def test_a_run_without_labels_has_no_test_part_to_export(command, tmp_path, photos):
+    run = make_run(tmp_path / "run", width=4, name="resnet10")
+    asked = [f"checkpoint={run}", "format=embeddings", "device=cpu", "progress=false", "part=test"]
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = command(*asked, "data.name=images", f"data.root={photos}", f"out={tmp_path / 'new/e.npz'}")
+    assert code == 2
+    assert "part=test: data.name=images has no test part, all of its images are in part=train" in err
+    assert "evaluation needs" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_parquet_file_is_refused_without_pyarrow_and_holds_the_same_with_it(command, tmp_path, monkeypatch):
     from contrastive.export import embeddings
 

@@ -58,9 +58,8 @@ def test_throughput_and_rows_of_a_real_run(tmp_path: Path) -> None:
 
 
 def test_log_row_fetches_tensors_and_keeps_precision() -> None:
-    from pytorch_lightning import Trainer
-
     from contrastive.logging.rows import log_row
+    from pytorch_lightning import Trainer
 
     sent: list[tuple[dict[str, float], int]] = []
     logger = SimpleNamespace(log_metrics=lambda values, step: sent.append((values, step)))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_bank.full_bank import tail_log_weight
+from memory_bank.methods.full_bank import tail_log_weight
 from tests.memory_bank.worlds import BATCH, World, miner, run
 
 TEMPERATURE = 0.5

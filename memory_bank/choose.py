@@ -1,10 +1,11 @@
-"""Which backend serves a bank, and why."""
+"""Choose the search backend of a bank."""
 
 import math
 
 from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
-from memory_bank.policy import depth, skip_top
+from memory_bank.methods.base import Method, method_of
+from memory_bank.policy import skip_top
 from memory_bank.retrieval.base import Retrieval
 from memory_bank.retrieval.exact import Exact, Subsample
 from memory_bank.retrieval.flat import Flat
@@ -13,26 +14,34 @@ from memory_bank.retrieval.ivf import Ivf
 from memory_bank.storage import Storage
 
 # Measured on trained embeddings, 256 queries, one core of a CPU (benchmarks/bench_search.py): at 10,000 rows
-# torch's product takes 16 ms and FAISS's 15, at 50,000 they take 85 and 43, an inverted file 16 at recall
-# 0.98; at 200,000 it is 349, 138 and 23 ms. Rows up to which a CPU takes the first, and the second.
+# torch's product takes 16 ms and FAISS's 15; at 50,000 they take 85 and 43, an inverted file 16 at recall
+# 0.98; at 200,000 these are 349, 138 and 23 ms. Most rows for which a CPU uses the first, and the second.
 EXACT_ROWS_CPU = 16_384
 FLAT_ROWS = 65_536
-# And rather than a sample, for a deep band on a GPU; a CPU samples from twice the sample's rows on.
+# Most rows that a GPU searches exactly for a deep band; above, it samples. A CPU samples from twice the
+# sample's rows on.
 EXACT_ROWS_GPU = 131_072
-# Ranks up to which a top-k is cheaper than a sample; FAISS on a GPU ends at 2048 as well.
+# Deepest rank for which a top-k is cheaper than a sample; also the limit of FAISS on a GPU.
 REACH = 2048
 
 
-def choose(config: MiningConfig, bank: Storage, *, seed: int) -> Retrieval:
-    """The backend that ``config`` asks for; ``auto`` goes by rows, ranks needed and device.
+def choose(config: MiningConfig, bank: Storage, *, seed: int, method: Method | None = None) -> Retrieval:
+    """Make the backend that ``config`` asks for; ``auto`` decides by rows, ranks needed and device.
 
-    A bank on a GPU is searched by torch. FAISS's GPU build, where there is one, is not asked: its inverted
-    files can neither remove nor replace a vector, and its flat search is the same product and top-k.
+    A bank on a GPU is searched by torch, not by FAISS's GPU build: its inverted files can neither remove nor
+    replace a vector, and its flat search is the same product and top-k.
+
+    Args:
+        config: The settings.
+        bank: What is searched.
+        seed: Decides the training of an index.
+        method: Says how deep a look-up must reach; None is the one that ``mining.method`` names.
 
     Raises:
         ValueError: a FAISS index for a band deeper than a look-up can reach, or for a filter it cannot serve.
     """
-    needed = _needed(config, bank)
+    method = method or method_of(config)
+    needed = _needed(config, bank, method)
     if config.backend == "exact":
         return Exact(bank)
     if config.backend == "subsample":
@@ -40,7 +49,7 @@ def choose(config: MiningConfig, bank: Storage, *, seed: int) -> Retrieval:
     if config.backend == "faiss":
         return _faiss(config, bank, needed, seed)
     on_cpu = bank.device.type == "cpu"
-    if is_sampled(config, bank):
+    if is_sampled(config, bank, method):
         return Subsample(bank, sample_size(config), Exact(bank), f" (auto: the band reaches rank {needed})")
     if not on_cpu:
         return Exact(bank, " (auto: the bank is on a GPU)")
@@ -51,13 +60,14 @@ def choose(config: MiningConfig, bank: Storage, *, seed: int) -> Retrieval:
     return _faiss(config, bank, needed, seed, f" (auto: more than {EXACT_ROWS_CPU} rows on a CPU)")
 
 
-def is_sampled(config: MiningConfig, bank: Bank) -> bool:
-    """Whether a sample serves: asked for, or left to us and the band is deep."""
+def is_sampled(config: MiningConfig, bank: Bank, method: Method) -> bool:
+    """Return whether a sample of the bank is searched: as set, or with ``auto`` if the band is deep."""
     if config.backend != "auto":
         return config.backend == "subsample"
     sample = sample_size(config)
     large = max(2 * sample, 0 if bank.device.type == "cpu" else EXACT_ROWS_GPU)
-    return _needed(config, bank) > REACH and bank.capacity > large and config.false_negative != "attract"
+    deep = _needed(config, bank, method) > REACH
+    return deep and bank.capacity > large and config.false_negative != "attract"
 
 
 def _faiss(config: MiningConfig, bank: Storage, needed: int, seed: int, reason: str = "") -> Retrieval:
@@ -81,7 +91,7 @@ def _faiss(config: MiningConfig, bank: Storage, needed: int, seed: int, reason: 
 
 
 def _index(config: MiningConfig, bank: Storage) -> str:
-    """About 4 sqrt(n) lists, a power of two, of scalar codes: scoring repairs what they round."""
+    """Return a factory string with about 4 sqrt(n) lists, a power of two, of scalar codes."""
     if bank.capacity <= FLAT_ROWS:
         return "Flat"
     affordable = int(bank.capacity * config.min_fill) // ROWS_PER_LIST
@@ -90,17 +100,17 @@ def _index(config: MiningConfig, bank: Storage) -> str:
 
 
 def _reach(bank: Storage) -> int:
-    """Ranks that a FAISS index may be asked for."""
+    """Return the deepest rank that a FAISS index may be asked for."""
     return max(REACH, bank.capacity // 8)
 
 
-def _needed(config: MiningConfig, bank: Bank) -> int:
-    # all_rows looks nothing up by itself; its look-ups are galleries of a few neighbours.
-    return 1 if config.method == "all_rows" else depth(config, bank.capacity)
+def _needed(config: MiningConfig, bank: Bank, method: Method) -> int:
+    # A method without look-ups leaves only galleries of a few neighbours to search for.
+    return method.depth(config, bank.capacity) if method.looks_up else 1
 
 
 def sample_size(config: MiningConfig) -> int:
-    """Rows so that the narrowest band holds ``num_hard`` of them: to be in the sample is then the draw."""
+    """Return a sample size whose narrowest band holds ``num_hard`` rows, so that sampling is the draw."""
     bands = [config.band] if config.band_end is None else [config.band, config.band_end]
     width = min(min(high, 1 - skip_top(config)) - low for low, high in bands)
     return max(config.sample, math.ceil(config.num_hard / max(width, 1e-6)))

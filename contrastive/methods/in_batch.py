@@ -1,0 +1,50 @@
+"""The other images of the batch as negatives."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from contrastive.config import PretrainConfig, UserError
+from contrastive.distributed import Rows, gather_with_grad
+from memory_bank.negatives import Negatives
+
+
+def other_images(
+    views: Sequence[Float[Tensor, "b d"]], rows: Rows
+) -> tuple[Negatives, Float[Tensor, "g v d"]]:
+    """Gather views of all ranks, and make those of the other images each query's negatives.
+
+    Collective: every rank must call it.
+
+    Args:
+        views: Unit-norm rows of the same images, one tensor a view.
+        rows: The images' data set rows.
+
+    Returns:
+        The negatives, shared, with gradient, each query's own views excluded; and all views.
+    """
+    # One collective for all views: a gathered row holds those of an image side by side.
+    gathered = gather_with_grad(torch.cat(list(views), 1), rows.sizes)
+    gathered = gathered.reshape(-1, len(views), views[0].shape[1])
+    image = torch.arange(len(gathered), device=gathered.device)
+    own = rows.own(image)[:, None] == image.repeat_interleave(len(views))
+    log_weight = torch.zeros(own.shape, dtype=torch.float32, device=gathered.device)
+    negatives = replace(
+        Negatives.none(views[0].detach()),
+        shared=gathered.flatten(0, 1),
+        shared_log_weight=log_weight.masked_fill_(own, -torch.inf),
+        shared_ids=rows.all_ids.repeat_interleave(len(views)),
+    )
+    return negatives, gathered
+
+
+def refuse_look_ahead(config: PretrainConfig) -> None:
+    """Raise UserError where the miner would look up negatives that a method of the batch does not use."""
+    if config.mining.query == "stored":
+        raise UserError(
+            f"mining.query=stored looks up what method={config.method_name} does not use, its batch being its "
+            "negatives; use mining.query=fresh"
+        )

@@ -1,0 +1,58 @@
+"""MoCo whose positive is a neighbour of the key."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from contrastive.distributed import Rows
+from contrastive.methods.moco import Moco
+from contrastive.objectives.logits import Diagnostics
+from memory_bank.negatives import Negatives
+
+
+class Neighbour(Moco):
+    """As Moco, with the bank's nearest row to the key as a further positive.
+
+    The positive is that of NNCLR (Dwibedi et al. 2021, arXiv:2104.14548), the negatives are mined. With
+    ``objective.name=neighbour_info_nce`` the neighbour takes the key's place, with other losses it stands
+    beside it.
+    """
+
+    def compare(
+        self,
+        query: Float[Tensor, "b d"],
+        key: Float[Tensor, "b d"],
+        negatives: Negatives,
+        rows: Rows,
+        step: int,
+    ) -> tuple[Float[Tensor, ""], Diagnostics]:
+        """Compute the loss of one pair of views, after looking the key's neighbour up. Collective."""
+        ids, neighbours = self.nearest_rows(key, rows, step)
+        return super().compare(query, key, attach_neighbour(negatives, neighbours, ids), rows, step)
+
+
+def attach_neighbour(
+    negatives: Negatives, neighbour: Float[Tensor, "b d"], ids: Int[Tensor, " b"]
+) -> Negatives:
+    """Return ``negatives`` with one more extra positive a query, which is excluded from its negatives.
+
+    Args:
+        negatives: Left as they are.
+        neighbour: Unit-norm rows of the bank, detached.
+        ids: Their data set rows; -1 where there is none: that row is not used.
+    """
+    rows, known = ids[:, None], ids[:, None] >= 0
+    positives, weight = negatives.extra_positives, negatives.extra_positive_weight
+    return replace(
+        negatives,
+        hard_log_weight=negatives.hard_log_weight.masked_fill(
+            known & (negatives.hard_ids == rows), -torch.inf
+        ),
+        shared_log_weight=negatives.shared_log_weight.masked_fill(
+            known & (negatives.shared_ids == rows), -torch.inf
+        ),
+        extra_positives=torch.cat([positives, neighbour[:, None].to(positives.dtype)], 1),
+        extra_positive_weight=torch.cat([weight, known.to(weight.dtype)], 1),
+    )
