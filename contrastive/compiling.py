@@ -13,7 +13,7 @@ COMPILER = "inductor"
 
 
 def compiler(setting: str, device: torch.device) -> str | None:
-    """Return the backend of ``torch.compile`` that ``run.compile`` means on ``device``; None does not compile.
+    """Return the backend of ``torch.compile`` that ``run.compile`` means on ``device``; None is none.
 
     On a CPU ``auto`` does not compile: the networks' convolutions gain nothing.
     """

@@ -212,7 +212,7 @@ class AugmentConfig:
         view_1: First global view.
         view_2: Second global view.
         num_local: Smaller views beside the two global ones (multi-crop, SwAV, arXiv:2006.09882): each is
-            matched with the global views. Each costs about ``(local_size / image_size) ** 2`` of a global one.
+            matched with the global views, and costs about ``(local_size / image_size) ** 2`` of one.
         local: Their random changes.
         local_size: Their side in pixels; None takes 3/7 of ``data.image_size``, 96 of 224, in eights.
         disjoint: Cut the two global views out of different halves of the image, left and right or top and
@@ -438,9 +438,9 @@ class PretrainConfig:
     """A whole run; the yaml files under configs/pretrain are merged into this.
 
     Attributes:
-        method: What the views of an image are compared with: ``moco`` (mined rows of the bank), ``simclr`` (the
-            other images of the batch), ``nnclr`` (the batch, seen from a neighbour in the bank), ``neighbour``
-            (mined rows, with a neighbour in place of the key). ``auto`` is ``moco``, unless
+        method: What the views of an image are compared with: ``moco`` (mined rows of the bank), ``simclr``
+            (the other images of the batch), ``nnclr`` (the batch, seen from a neighbour in the bank),
+            ``neighbour`` (mined rows, a neighbour is the positive). ``auto`` is ``moco``, unless
             ``objective.name`` is a method's own loss: ``nt_xent`` is ``simclr`` with ``info_nce``.
         profile: Print and log which part of a step takes what share of its time (``perf/share_*``).
     """

@@ -26,8 +26,8 @@ from torch.amp import GradScaler
 def continue_after(checkpoint: dict[str, Any], accumulate: int) -> None:
     """Set the saved state of Lightning's loops to just after the checkpoint's optimizer step.
 
-    The step alone decides where a run continues. What the loops saved depends also on why the run stopped (one
-    cut short by ``max_steps`` looks finished) and on the micro-batches of a step, which may differ now.
+    The step alone decides where a run continues. What the loops saved depends also on why the run stopped
+    (one cut short by ``max_steps`` looks finished) and on the micro-batches of a step, which may differ now.
 
     Args:
         checkpoint: As Lightning loaded it; changed in place.

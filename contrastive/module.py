@@ -55,8 +55,8 @@ class ContrastiveModule(pl.LightningModule):
         plan: Who sees what, and how many optimizer steps there are.
         method: The step, with its networks and its miner.
         build_loader: Makes the loader of this rank once the process group exists.
-        row_identity: Hash of the row -> image mapping (``Images.numbering``). If a checkpoint has another one,
-            its weights are resumed with an empty bank, because its slots belong to other images.
+        row_identity: Hash of the row -> image mapping (``Images.numbering``). If a checkpoint has another
+            one, its weights are resumed with an empty bank, because its slots belong to other images.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class ContrastiveModule(pl.LightningModule):
         return {"epoch": self.global_step / self.plan.steps_per_epoch}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the bank and the counts of skipped steps; weights keep the names they have had in all releases."""
+        """Add the bank and the counts of skipped steps; weights keep their names of all releases."""
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name.removeprefix("networks."): value for name, value in weights.items()}
         checkpoint["miner"] = self.miner.state_dict()

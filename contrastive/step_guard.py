@@ -90,7 +90,7 @@ class StepGuard:
         self._flags.append(AsyncFlags(all_true(torch.stack([torch.isfinite(loss.detach()), idle]))))
 
     def note_left_out(self, step: int) -> Tensor:
-        """Leave a micro-batch out on all ranks: one of them decoded fewer than two images, too few for batch norm.
+        """Leave a micro-batch out on all ranks: one has fewer than two images, too few for batch norm.
 
         Returns:
             A loss of 0 whose gradient is 0 for each weight; DDP waits for all of them.
@@ -203,7 +203,7 @@ class StepGuard:
             logger.warning("no query of step %d has a negative: nothing is learnt. %s", step, self._explain())
 
     def _read_loss_scale(self) -> float:
-        """Return the loss scale, which falls when the scaler skips a step. Waits for the device, as the scaler does."""
+        """Return the loss scale, which falls when the scaler skips a step. Waits for the device."""
         return 1.0 if self._scaler is None else self._scaler.get_scale()
 
 

@@ -48,7 +48,7 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
     "detect_anomaly": (False, True),
     "gradient_clip_algorithm": ("norm", "value", None),
 }
-"""Allowed values of Trainer settings that Lightning itself does not validate: it fails late or ignores them."""
+"""Allowed values of Trainer settings that Lightning does not validate: it fails late or ignores them."""
 
 
 def check_trainer(given: dict[str, Any], profile: bool) -> None:

@@ -16,7 +16,7 @@ from contrastive.augment.noise import uniforms
 from contrastive.config import AugmentConfig, DataConfig, ViewConfig
 
 _HALVES_STREAM = 2_000
-"""Number of the noise that says which half of an image each view of ``disjoint`` is cut from; views have small ones."""
+"""Number of the noise that chooses the halves of ``disjoint``; views have small numbers."""
 
 # Values of one piece of a batch on a CPU (256 images of 32 px, 3 MiB): few enough for a cache, many enough
 # that starting an operation costs little. With 2 MiB of cache a core, half as many take a sixth longer.
@@ -83,7 +83,7 @@ class Views:
         )
 
     def _halves(self, ids: Tensor, epoch: int | Tensor) -> list[Tensor | None]:
-        """Return the half of each image that each view is cut from, opposite ones for the two global views."""
+        """Return the half that each view is cut from, for each image: opposite ones for global views."""
         if not self.disjoint:
             return [None] * len(self.chains)
         draw = (4 * uniforms(self.seed, epoch, ids, _HALVES_STREAM, 1)[:, 0]).long()
@@ -129,7 +129,13 @@ class Chain:
         numbers: Float[Tensor, "b u"],
         half: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b 3 s s"]:
-        """Return the view of each image that ``numbers``, uniform in [0, 1), describe; for ``half`` see Crop."""
+        """Return the view of each image that ``numbers``, uniform in [0, 1), describe.
+
+        Args:
+            images: Stored images.
+            numbers: ``num_uniforms`` for each image.
+            half: See ``Crop.draw``.
+        """
         params = self.draw(numbers, images.shape[-2], images.shape[-1], half)
         if images.device.type != "cpu" or torch.compiler.is_compiling():
             return self._piece(images, params).contiguous(memory_format=torch.channels_last)

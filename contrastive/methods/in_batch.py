@@ -45,6 +45,6 @@ def refuse_look_ahead(config: PretrainConfig) -> None:
     """Raise UserError where the miner would look up negatives that a method of the batch does not use."""
     if config.mining.query == "stored":
         raise UserError(
-            f"mining.query=stored looks up what method={config.method_name} does not use, its batch being its "
-            "negatives; use mining.query=fresh"
+            f"mining.query=stored looks up what method={config.method_name} does not use, its batch being "
+            "its negatives; use mining.query=fresh"
         )

@@ -74,11 +74,12 @@ def build(settings: LossSettings) -> Objective:
             "objective.name=supcon needs labels, which training never sees; it is an oracle for comparisons: "
             "pass build_objective(..., labels=...)"
         )
-    by_device = {settings.labels.device: settings.labels}
+    labels = settings.labels
+    by_device = {labels.device: labels}
 
     def inputs(ids: Tensor, step: int) -> dict[str, Any]:
         if ids.device not in by_device:
-            by_device[ids.device] = settings.labels.to(ids.device)
+            by_device[ids.device] = labels.to(ids.device)
         return {"ids": ids, "labels": by_device[ids.device]}
 
     return Objective("supcon", partial(supcon, temperature=settings.config.temperature), inputs)
