@@ -252,7 +252,7 @@ def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_fo
     assert "of imagefolder, 2 classes (dark, light); test part" in err
     pretrained, untrained = short["warnings"]
     assert pretrained.startswith("4 of 4 test images were pretrained on")
-    assert untrained.startswith("2 of 4 test images are of 1 class without a training image (dark), so top-1")
+    assert untrained.startswith("2 of 4 test images are of 1 class without a training image (dark), which")
     assert f"warning: {pretrained}\nwarning: {untrained}" in err
     assert json.loads((run / "eval" / "knn.json").read_text())["warnings"] == [pretrained, untrained]
 
