@@ -41,7 +41,7 @@ def run(folder, tmp_path, capsys):
                 f"data.root={folder}",
                 "data.image_size=16",
                 "data.global_batch=8",
-                "encoder.width=4",
+                "encoder.width=8",
                 "encoder.projector_hidden=16",
                 "encoder.projector_dim=8",
                 "mining.num_hard=4",
