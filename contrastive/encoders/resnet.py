@@ -63,7 +63,7 @@ class ResNetEncoder(Encoder, ResNet):  # type: ignore[misc]  # torchvision is un
 
 
 def _subsample_first(convolution: nn.Conv2d) -> None:
-    """Replace the stride of a 1x1 convolution by taking every second pixel of its input; the values are equal.
+    """Replace the stride of a 1x1 convolution by taking every second pixel of its input: equal values.
 
     On processors with AVX2 and no AVX-512, the weight gradient of torch's strided 1x1 convolution over fewer
     than 8 channels (channels_last, float32) writes out of bounds: oneDNN 3.12, torch 2.14.
