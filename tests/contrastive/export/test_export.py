@@ -328,11 +328,11 @@ def test_files_of_the_user_are_kept(command, tmp_path):
         assert [path.name for path in tmp_path.glob("*notes.pth*")] == [name]  # nothing was written
 
 
-def test_help_is_quick_and_imports_no_torch():
+def test_help_imports_no_torch():
     code = (
-        "import sys, time; from contrastive.export.__main__ import main; status = main(['--help']); "
+        "import sys; from contrastive.export.__main__ import main; status = main(['--help']); "
         "assert not {'torch', 'numpy', 'faiss', 'onnx'} & {*sys.modules}, 'heavy import'; "
-        "assert time.process_time() < 0.5, time.process_time(); sys.exit(status)"
+        "sys.exit(status)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
