@@ -84,7 +84,8 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         from contrastive.pretrain import pretrain
 
-        code, result = pretrain(config, dry_run="--dry-run" in flags)
+        asked = any(text.removeprefix("--").startswith("trainer.precision=") for text in overrides)
+        code, result = pretrain(config, dry_run="--dry-run" in flags, keep_precision=asked)
     except Stopped as stop:  # before the first step, e.g. while images are decoded
         wanted = config.run.requeue and "--dry-run" not in flags
         if str(stop) == "SIGUSR1" and wanted and is_first_task():

@@ -100,7 +100,11 @@ DRY_STEPS, DRY_SECONDS = 12, 20.0
 
 
 def pretrain(
-    config: PretrainConfig, *, dry_run: bool = False, callbacks: Sequence[pl.Callback] = ()
+    config: PretrainConfig,
+    *,
+    dry_run: bool = False,
+    keep_precision: bool = False,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> tuple[int, dict[str, Any] | None]:
     """Train as ``config`` says; return the exit code and the summary (None off rank 0).
 
@@ -109,13 +113,15 @@ def pretrain(
     Args:
         config: The run.
         dry_run: A few steps in a folder that is thrown away.
+        keep_precision: Train in ``trainer.precision`` also on a CPU without bfloat16 instructions, where
+            float32 otherwise takes its place.
         callbacks: Your own, called after the run's.
 
     Raises:
         UserError: wrong input; exit code 2.
     """
     if dry_run:
-        return _dry_run(config)
+        return _dry_run(config, keep_precision)
     run_dir = Path(config.run.root) / config.run.name
     images, plan = _open(config)
     steps = min(config.trainer.get("max_steps", plan.total_steps), plan.total_steps)
@@ -133,7 +139,7 @@ def pretrain(
     saving = _build_saving(config, module, run_dir)
     preemption = Preemption(saving)
     own = _build_callbacks(config, images, run_dir, unreadable)
-    trainer = _build_trainer(config, [*own, saving, preemption, *callbacks])
+    trainer = _build_trainer(config, [*own, saving, preemption, *callbacks], keep_precision)
     _check_fit(config, plan, trainer)
     if not is_first_rank():
         code = _fit(trainer, module, checkpoint, saving, preemption)
@@ -285,7 +291,32 @@ def _build_callbacks(
     return callbacks
 
 
-def _build_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: Any) -> pl.Trainer:
+def _build_trainer(
+    config: PretrainConfig, callbacks: list[pl.Callback], keep_precision: bool, **more: Any
+) -> pl.Trainer:
+    """Build the trainer, in float32 on a CPU that would emulate bfloat16, unless ``keep_precision``."""
+    trainer = _make_trainer(config, callbacks, **more)
+    mixed = str(trainer.precision).endswith("mixed")
+    if not mixed or trainer.strategy.root_device.type != "cpu" or _cpu_has_bf16():
+        return trainer
+    given = config.trainer["precision"]
+    kept = f"32-true is used; trainer.precision={given} on the command line keeps it"
+    if is_first_rank():
+        logger.warning(
+            "trainer.precision=%s takes about ten times as long as 32-true on this processor, which has no "
+            "bfloat16 instructions; %s",
+            given,
+            "set trainer.precision=32-true" if keep_precision else kept,
+        )
+    return trainer if keep_precision else _make_trainer(config, callbacks, **more, precision="32-true")
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether this processor computes in bfloat16; torch emulates it elsewhere."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _make_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: Any) -> pl.Trainer:
     plugins: list[Any] = [DirectoryCheckpointIO()]
     if SLURMEnvironment.detect():
         # Lightning's own requeueing saves inside the signal handler, which can hang; we save between steps.
@@ -315,13 +346,6 @@ def _check_fit(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> None:
     _check_batch(config, trainer)
     _check_batch_norm(config, trainer)
     _check_mining(config, plan, trainer)
-    mixed = str(config.trainer.get("precision", "")).endswith("mixed")
-    if mixed and trainer.strategy.root_device.type == "cpu" and trainer.is_global_zero:
-        logger.warning(
-            "trainer.precision=%s is of a recipe for a GPU, and this is a CPU: a step may take minutes; "
-            "encoder.name=resnet18, a smaller data.image_size and data.global_batch make it faster",
-            config.trainer["precision"],
-        )
 
 
 def _check_batch(config: PretrainConfig, trainer: pl.Trainer) -> None:
@@ -492,14 +516,15 @@ def _peak_memory(device: torch.device) -> int:
     return round(found.get("system/device_memory_mib", found["system/host_memory_mib"]))
 
 
-def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
+def _dry_run(config: PretrainConfig, keep_precision: bool) -> tuple[int, dict[str, Any] | None]:
     """A few steps in a folder that is thrown away; their median time stands for all."""
     check_writable(Path(config.run.root) / config.run.name)
     with tempfile.TemporaryDirectory(prefix="contrastive-dry-run-") as scratch:
         images, plan = _open(config)
         module = _build_module(config, plan, images, UnreadableFiles(Path(scratch) / "corrupt.csv"))
         timer = StepTimer(DRY_SECONDS)
-        trainer = _build_trainer(config, [timer], max_steps=min(DRY_STEPS, plan.total_steps))
+        steps = min(DRY_STEPS, plan.total_steps)
+        trainer = _build_trainer(config, [timer], keep_precision, max_steps=steps)
         _check_fit(config, plan, trainer)
         try:
             with _memory_for_steps():

@@ -302,11 +302,11 @@ def test_an_interrupt_is_no_fault_of_ours(shared_run, monkeypatch, capsys):
     assert err.startswith("interrupted; ")
 
 
-def test_help_is_quick_and_imports_no_torch():
+def test_help_imports_no_torch():
     code = (
-        "import sys, time; from eval.__main__ import main; status = main(['--help']); "
+        "import sys; from eval.__main__ import main; status = main(['--help']); "
         "assert not {'torch', 'numpy', 'faiss'} & {*sys.modules}, 'heavy import'; "
-        "assert time.process_time() < 0.5, time.process_time(); sys.exit(status)"
+        "sys.exit(status)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
