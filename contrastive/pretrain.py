@@ -17,7 +17,7 @@ import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar, Timer
 from pytorch_lightning.loggers import Logger
 
 from contrastive.callbacks.metrics import LogMetrics
@@ -29,6 +29,7 @@ from contrastive.callbacks.saving import SaveCheckpoint
 from contrastive.callbacks.steps import StepTimer
 from contrastive.callbacks.wandb_pictures import WandbPictures
 from contrastive.callbacks.watch_health import WatchHealth
+from contrastive.callbacks.watch_mining import WatchMining
 from contrastive.callbacks.watch_ranks import WatchRanks
 from contrastive.checkpoint.folder import forget, read_last, step_of
 from contrastive.checkpoint.storage import DirectoryCheckpointIO
@@ -56,6 +57,7 @@ from contrastive.run_dir import (
     prepare,
     write_atomically,
 )
+from contrastive.short_run import too_short_for
 from contrastive.slurm import requeue
 from memory_bank.miner import build_miner
 
@@ -129,10 +131,10 @@ def pretrain(
         )
     module = _build_module(config, plan, images, run_dir)
     saving = _build_saving(config, module, run_dir)
-    preemption = Preemption(saving)
+    preemption = Preemption(saving, _time_limit(config.trainer))
     own = _build_callbacks(config, images, run_dir)
     trainer = _build_trainer(config, [*own, saving, preemption, *callbacks])
-    _check_fit(config, plan, trainer)
+    _check_fit(config, module, trainer)
     if not is_first_rank():
         code = _fit(trainer, module, checkpoint, saving, preemption)
         wait_for_all()
@@ -195,7 +197,18 @@ def _check_trainer(given: dict[str, Any], profile: bool) -> None:
     for key, allowed_values in ALLOWED.items():
         if key in given and given[key] not in allowed_values:
             raise UserError(f"trainer.{key}={given[key]}: allowed are {', '.join(map(str, allowed_values))}")
+    _time_limit(given)
     _check_launcher(given.get("num_nodes", 1))
+
+
+def _time_limit(given: dict[str, Any]) -> float | None:
+    """Seconds of trainer.max_time. Lightning would count them over all resumes, and end without a word."""
+    try:
+        return Timer(given.get("max_time")).time_remaining()
+    except Exception as error:
+        raise UserError(
+            f"trainer.max_time={given['max_time']!r}: DD:HH:MM:SS is needed, e.g. 00:12:00:00 for 12 hours"
+        ) from error
 
 
 def _check_launcher(num_nodes: int) -> None:
@@ -258,6 +271,7 @@ def _build_callbacks(config: PretrainConfig, images: Images, run_dir: Path) -> l
         Throughput(),
         LogMetrics(run_dir / "corrupt.csv", images.labels),
         WatchHealth(),
+        WatchMining(),
         WatchRanks(config.run.hang_s),
     ]
     if config.profile:
@@ -280,6 +294,7 @@ def _build_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more:
         # Lightning's own requeueing saves inside the signal handler, which can hang; we save between steps.
         plugins.append(SLURMEnvironment(auto_requeue=False))
     settings = {"enable_model_summary": False, **config.trainer, **more}
+    settings.pop("max_time", None)  # Preemption's
     for callback in callbacks:
         if isinstance(callback, ProfileSteps):
             settings["profiler"] = callback.watch
@@ -299,11 +314,11 @@ def _build_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more:
         raise UserError(f"trainer: {error}; settings given: {config.trainer}") from error
 
 
-def _check_fit(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> None:
+def _check_fit(config: PretrainConfig, module: ContrastiveModule, trainer: pl.Trainer) -> None:
     """What shows once the devices are known."""
     _check_batch(config, trainer)
     _check_batch_norm(config, trainer)
-    _check_mining(config, plan, trainer)
+    _check_mining(config, module, trainer)
     mixed = str(config.trainer.get("precision", "")).endswith("mixed")
     if mixed and trainer.strategy.root_device.type == "cpu" and trainer.is_global_zero:
         logger.warning(
@@ -342,10 +357,11 @@ def _check_batch_norm(config: PretrainConfig, trainer: pl.Trainer) -> None:
         )
 
 
-def _check_mining(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> None:
+def _check_mining(config: PretrainConfig, module: ContrastiveModule, trainer: pl.Trainer) -> None:
     """Make the bank once and let it go: settings that do not fit each other or the device show themselves."""
+    plan = module.plan
     try:
-        build_miner(
+        miner = build_miner(
             config.bank,
             config.mining,
             rows=plan.rows,
@@ -354,10 +370,15 @@ def _check_mining(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> No
             device=trainer.strategy.root_device,
             upcoming=plan.ids,
             exchange=Collectives(trainer.world_size),
-        ).close()
+        )
+        approximate = miner.retrieval.approximate
+        miner.close()
     except (ValueError, RuntimeError, MemoryError) as error:
         remedy = "; lower bank.capacity or encoder.projector_dim" if _is_out_of_memory(error) else ""
         raise UserError(f"bank and mining: {error}{remedy}") from error
+    if trainer.is_global_zero:
+        for line in too_short_for(config, plan, mines=not module.objective.in_batch, approximate=approximate):
+            logger.warning("%s", line)
 
 
 def _build_wandb(config: PretrainConfig, run_dir: Path) -> list[Logger]:
@@ -457,6 +478,7 @@ def _finish(
         "peak_memory_mib": _peak_memory(module.device),
         "metrics": {name: values[-1] for name, values in known.items() if values},
         "finished": code == 0 and trainer.global_step >= steps,
+        "bank_used": _is_bank_used(trainer),
     }
     if code != 3:
         _save_encoder(config, module, run_dir)
@@ -464,6 +486,11 @@ def _finish(
         write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     finish_wandb(trainer.loggers, summary, run_dir / "encoder.safetensors" if code == 0 else None, code)
     return summary
+
+
+def _is_bank_used(trainer: pl.Trainer) -> bool:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+    return any(each.bank_used for each in callbacks if isinstance(each, WatchMining))
 
 
 def _save_encoder(config: PretrainConfig, module: ContrastiveModule, folder: Path) -> None:
@@ -485,7 +512,7 @@ def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
         module = _build_module(config, plan, images, run_dir)
         timer = StepTimer(DRY_SECONDS)
         trainer = _build_trainer(config, [timer], max_steps=min(DRY_STEPS, plan.total_steps))
-        _check_fit(config, plan, trainer)
+        _check_fit(config, module, trainer)
         try:
             with _memory_for_steps():
                 trainer.fit(module)
@@ -496,12 +523,13 @@ def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
             module.close()
         if not trainer.is_global_zero:
             return 0, None
-        seconds = round(timer.typical * plan.total_steps)
+        seconds, *spread = (round(each * plan.total_steps) for each in (timer.typical, *timer.quartiles))
         logger.info(
-            "%d steps take about %s (h:min:s) at this machine's speed, the median of %d steps after "
-            "the first, slower one; scores, checkpoints and the search of a bank that fills later are on top",
+            "%d steps take about %s, %s to %s (h:min:s) at this machine's speed: median and quartiles of %d "
+            "steps after the first, slower one; scores, checkpoints and the search of a bank that fills "
+            "later are on top",
             plan.total_steps,
-            timedelta(seconds=seconds),
+            *(timedelta(seconds=each) for each in (seconds, *spread)),
             len(timer.seconds[1:]),
         )
         return 0, {
@@ -509,6 +537,7 @@ def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
             "rows": len(images),
             "steps": plan.total_steps,
             "estimated_seconds": seconds,
+            "estimated_seconds_range": spread,
             "peak_memory_mib": _peak_memory(module.device),
             "parameters": sum(weight.numel() for weight in module.encoder.parameters()),
         }
