@@ -132,6 +132,7 @@ class ContrastiveModule(pl.LightningModule):
             config.objective, config.mining, seed=config.run.seed, labels=oracle_labels
         )
         self.diagnostics: dict[str, Tensor] = {}
+        self.scheduled: dict[str, float] = {}
         self.last: Mined | None = None
         self._unwritten: list[tuple[Tensor, Tensor]] = []
         self._flags: list[Arriving] = []
@@ -299,15 +300,16 @@ class ContrastiveModule(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The optimizer's step, then the key network's, then the bank's."""
-        step = self.global_step
+        step, sizes = self.global_step, self.config.encoder
+        momentum = momentum_at(step, self.plan.total_steps, sizes.momentum, sizes.momentum_end)
+        # Kept for the row of this step: when callbacks log it, the scheduler has set the next step's rate.
+        self.scheduled = {"lr": self.trainer.optimizers[0].param_groups[0]["lr"], "momentum": momentum}
         super().optimizer_step(*args, **kwargs)
         unwritten, self._unwritten, self._flags = self._unwritten, [], []
         if not self._is_taken(step):
             self._statistics.restore()
             return
         self._count_idle(step)
-        sizes = self.config.encoder
-        momentum = momentum_at(step, self.plan.total_steps, sizes.momentum, sizes.momentum_end)
         for follow in self._follow:
             follow(momentum)
         keys, ids = (torch.cat(parts) for parts in zip(*unwritten, strict=True))

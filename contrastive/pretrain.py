@@ -17,7 +17,7 @@ import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar, Timer
 from pytorch_lightning.loggers import Logger
 
 from contrastive.callbacks.metrics import LogMetrics
@@ -29,6 +29,7 @@ from contrastive.callbacks.saving import SaveCheckpoint
 from contrastive.callbacks.steps import StepTimer
 from contrastive.callbacks.wandb_pictures import WandbPictures
 from contrastive.callbacks.watch_health import WatchHealth
+from contrastive.callbacks.watch_mining import WatchMining
 from contrastive.callbacks.watch_ranks import WatchRanks
 from contrastive.checkpoint.folder import forget, read_last, step_of
 from contrastive.checkpoint.storage import DirectoryCheckpointIO
@@ -56,6 +57,7 @@ from contrastive.run_dir import (
     prepare,
     write_atomically,
 )
+from contrastive.short_run import too_short_for
 from contrastive.slurm import requeue
 from memory_bank.miner import build_miner
 from memory_bank.policy import overruled
@@ -137,10 +139,10 @@ def pretrain(
     unreadable = UnreadableFiles(run_dir / "corrupt.csv")
     module = _build_module(config, plan, images, unreadable, resumed=checkpoint is not None)
     saving = _build_saving(config, module, run_dir)
-    preemption = Preemption(saving)
+    preemption = Preemption(saving, _time_limit(config.trainer))
     own = _build_callbacks(config, images, run_dir, unreadable)
     trainer = _build_trainer(config, [*own, saving, preemption, *callbacks], keep_precision)
-    _check_fit(config, plan, trainer)
+    _check_fit(config, module, trainer)
     if not is_first_rank():
         code = _fit(trainer, module, checkpoint, saving, preemption)
         wait_for_all()
@@ -203,7 +205,18 @@ def _check_trainer(given: dict[str, Any], profile: bool) -> None:
     for key, allowed_values in ALLOWED.items():
         if key in given and given[key] not in allowed_values:
             raise UserError(f"trainer.{key}={given[key]}: allowed are {', '.join(map(str, allowed_values))}")
+    _time_limit(given)
     _check_launcher(given.get("num_nodes", 1))
+
+
+def _time_limit(given: dict[str, Any]) -> float | None:
+    """Seconds of trainer.max_time. Lightning would count them over all resumes, and end without a word."""
+    try:
+        return Timer(given.get("max_time")).time_remaining()
+    except Exception as error:
+        raise UserError(
+            f"trainer.max_time={given['max_time']!r}: DD:HH:MM:SS is needed, e.g. 00:12:00:00 for 12 hours"
+        ) from error
 
 
 def _check_launcher(num_nodes: int) -> None:
@@ -275,6 +288,7 @@ def _build_callbacks(
         Throughput(),
         LogMetrics(unreadable, images.labels),
         WatchHealth(),
+        WatchMining(),
         WatchRanks(config.run.hang_s),
     ]
     if config.profile:
@@ -322,6 +336,7 @@ def _make_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: 
         # Lightning's own requeueing saves inside the signal handler, which can hang; we save between steps.
         plugins.append(SLURMEnvironment(auto_requeue=False))
     settings = {"enable_model_summary": False, **config.trainer, **more}
+    settings.pop("max_time", None)  # Preemption's
     for callback in callbacks:
         if isinstance(callback, ProfileSteps):
             settings["profiler"] = callback.watch
@@ -341,11 +356,11 @@ def _make_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: 
         raise UserError(f"trainer: {error}; settings given: {config.trainer}") from error
 
 
-def _check_fit(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> None:
+def _check_fit(config: PretrainConfig, module: ContrastiveModule, trainer: pl.Trainer) -> None:
     """What shows once the devices are known."""
     _check_batch(config, trainer)
     _check_batch_norm(config, trainer)
-    _check_mining(config, plan, trainer)
+    _check_mining(config, module, trainer)
 
 
 def _check_batch(config: PretrainConfig, trainer: pl.Trainer) -> None:
@@ -377,10 +392,11 @@ def _check_batch_norm(config: PretrainConfig, trainer: pl.Trainer) -> None:
         )
 
 
-def _check_mining(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> None:
+def _check_mining(config: PretrainConfig, module: ContrastiveModule, trainer: pl.Trainer) -> None:
     """Make the bank once and let it go: settings that do not fit each other or the device show themselves."""
+    plan = module.plan
     try:
-        build_miner(
+        miner = build_miner(
             config.bank,
             config.mining,
             rows=plan.rows,
@@ -389,14 +405,17 @@ def _check_mining(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> No
             device=trainer.strategy.root_device,
             upcoming=plan.ids,
             exchange=Collectives(trainer.world_size),
-        ).close()
+        )
+        approximate = miner.retrieval.approximate
+        miner.close()
     except (ValueError, RuntimeError, MemoryError) as error:
         remedy = "; lower bank.capacity or encoder.projector_dim" if _is_out_of_memory(error) else ""
         raise UserError(f"bank and mining: {error}{remedy}") from error
     if trainer.is_global_zero:
         slots = config.bank.capacity or plan.rows
         young = (config.bank.max_age or slots) * config.data.global_batch
-        for line in overruled(config.mining, min(slots, young)):
+        short = too_short_for(config, plan, mines=module.objective.mined, approximate=approximate)
+        for line in [*overruled(config.mining, min(slots, young)), *short]:
             logger.warning("%s", line)
 
 
@@ -497,6 +516,7 @@ def _finish(
         "peak_memory_mib": _peak_memory(module.device),
         "metrics": {name: values[-1] for name, values in known.items() if values},
         "finished": code == 0 and trainer.global_step >= steps,
+        "bank_used": _is_bank_used(trainer),
     }
     if code != 3:
         _save_encoder(config, module, run_dir)
@@ -504,6 +524,11 @@ def _finish(
         write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     finish_wandb(trainer.loggers, summary, run_dir / "encoder.safetensors" if code == 0 else None, code)
     return summary
+
+
+def _is_bank_used(trainer: pl.Trainer) -> bool:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+    return any(each.bank_used for each in callbacks if isinstance(each, WatchMining))
 
 
 def _save_encoder(config: PretrainConfig, module: ContrastiveModule, folder: Path) -> None:
@@ -525,7 +550,7 @@ def _dry_run(config: PretrainConfig, keep_precision: bool) -> tuple[int, dict[st
         timer = StepTimer(DRY_SECONDS)
         steps = min(DRY_STEPS, plan.total_steps)
         trainer = _build_trainer(config, [timer], keep_precision, max_steps=steps)
-        _check_fit(config, plan, trainer)
+        _check_fit(config, module, trainer)
         try:
             with _memory_for_steps():
                 trainer.fit(module)
@@ -536,12 +561,13 @@ def _dry_run(config: PretrainConfig, keep_precision: bool) -> tuple[int, dict[st
             module.close()
         if not trainer.is_global_zero:
             return 0, None
-        seconds = round(timer.typical * plan.total_steps)
+        seconds, *spread = (round(each * plan.total_steps) for each in (timer.typical, *timer.quartiles))
         logger.info(
-            "%d steps take about %s (h:min:s) at this machine's speed, the median of %d steps after "
-            "the first, slower one; scores, checkpoints and the search of a bank that fills later are on top",
+            "%d steps take about %s, %s to %s (h:min:s) at this machine's speed: median and quartiles of %d "
+            "steps after the first, slower one; scores, checkpoints and the search of a bank that fills "
+            "later are on top",
             plan.total_steps,
-            timedelta(seconds=seconds),
+            *(timedelta(seconds=each) for each in (seconds, *spread)),
             len(timer.seconds[1:]),
         )
         return 0, {
@@ -549,6 +575,7 @@ def _dry_run(config: PretrainConfig, keep_precision: bool) -> tuple[int, dict[st
             "rows": len(images),
             "steps": plan.total_steps,
             "estimated_seconds": seconds,
+            "estimated_seconds_range": spread,
             "peak_memory_mib": _peak_memory(module.device),
             "parameters": sum(weight.numel() for weight in module.encoder.parameters()),
         }

@@ -1,6 +1,8 @@
 """The command line end to end, in this process, on small images made here."""
 
 import csv
+import fnmatch
+import itertools
 import json
 import math
 import re
@@ -822,8 +824,11 @@ def test_a_dry_run_estimates_from_the_steps_after_the_first_in_bounded_time(run,
     code, result, err = run("--dry-run")
     assert code == 0
     assert result["estimated_seconds"] == 12 * 0.5
+    slow = 12 * 4.75 if taken == 4 else 12 * 0.5  # third quartile of 0.5, 0.5 and 9 s
+    assert result["estimated_seconds_range"] == [12 * 0.5, slow]
     assert re.findall(r"^step (\d+): (\S+) s$", err, re.MULTILINE)[:2] == [("1", "50.00"), ("2", "0.50")]
-    assert f"12 steps take about 0:00:06 (h:min:s) at this machine's speed, the median of {taken - 1}" in err
+    assert f"12 steps take about 0:00:06, 0:00:06 to 0:00:{slow:02.0f} (h:min:s)" in err
+    assert f"median and quartiles of {taken - 1} steps" in err
 
 
 @pytest.fixture
@@ -1032,3 +1037,89 @@ def test_odd_entries_of_a_run_are_refused_by_name_before_a_step_is_taken(run, tm
     assert (code, "config.yaml: Cannot merge" in err) == (2, True), err
     (run_dir / "config.yaml").write_text(text)
     assert run("trainer.max_steps=3")[0] == 0
+
+
+def test_the_row_of_a_step_has_the_learning_rate_and_the_momentum_that_it_used(run, tmp_path):
+    from contrastive.momentum import momentum_at
+    from contrastive.optim import learning_rate
+
+    parts = ("trainer.max_steps=5", "trainer.max_steps=12")  # the first row after a resume too
+    for part in parts:
+        _, result, _ = run("optimizer.base_lr=0.32", "encoder.momentum_end=1", part)
+    rows = metrics(tmp_path / "runs/tiny")
+    rates = [0.01 * learning_rate(step, total_steps=12, warmup_steps=4) for step in range(12)]
+    assert [float(row["train/lr"]) for row in rows] == pytest.approx(rates, rel=1e-12)
+    assert [float(row["train/momentum"]) for row in rows] == [
+        momentum_at(s, 12, 0.99, 1.0) for s in range(12)
+    ]
+    assert result["metrics"]["train/lr"] == pytest.approx(rates[-1], rel=1e-12)
+
+
+def test_logged_and_documented_metrics_are_the_same(run, tmp_path):
+    from contrastive.logging.names import METRICS, describe
+
+    run("run.name=base", "schedule.epochs=1", "profile=true", "logging.knn_every_epochs=1")
+    for name, more in {
+        "nnclr": ("objective.name=nnclr",),
+        "supcon": ("objective.name=supcon",),
+        "index": ("mining.backend=faiss", "mining.index=IVF2,Flat", "mining.recall_every=1"),
+    }.items():
+        run(f"run.name={name}", "trainer.max_steps=4", *more)
+    logged = {column for each in (tmp_path / "runs").iterdir() for column in metrics(each)[0]}
+    logged -= {"step", "epoch", "seconds"}
+    assert {name for name in logged if describe(name) is None} == set()
+    by_evaluations = {"probe/*", "knn/*", "stats/*"}
+    by_accelerators = {"system/device_memory_mib"}
+    patterns = METRICS.keys() - by_evaluations - by_accelerators
+    assert {pattern for pattern in patterns if not fnmatch.filter(logged, pattern)} == set()
+
+
+def test_a_bank_that_the_run_cannot_fill_is_named_at_the_start_and_at_the_end(run):
+    code, result, err = run("bank.kind=queue", "bank.capacity=1000")
+    assert code == 0
+    assert result["bank_used"] is False
+    lines = err.splitlines()
+    (start,) = [number for number, line in enumerate(lines) if "the bank is never mined" in line]
+    assert "lower bank.capacity to 440 or less" in lines[start]
+    assert "queue bank of 1000" in "".join(lines[start:])
+    assert err.count("no row of the bank was a negative in any of the 12 steps: it is filled to 9.6%") == 1
+    _, result, err = run("run.name=fits", "bank.kind=queue", "bank.capacity=440")
+    assert result["bank_used"] is True
+    assert "the bank" not in err.replace("the bank starts empty", "")
+
+
+def test_a_bank_that_unreadable_images_keep_from_filling_is_named_once(run, folder, tmp_path):
+    (folder / "red" / "torn.png").write_bytes(b"no image")
+    more = ("mining.min_fill=1", "data.max_corrupt=0.2", "data.name=images", "schedule.epochs=5")
+    code, result, err = run(*more, "trainer.max_steps=23")
+    assert code == 0
+    assert result["bank_used"] is False
+    assert err.count("no row of the bank has been a negative: it is filled to 98.0%, mining.min_fill=1") == 1
+    assert "Set mining.min_fill=0.97 or less" in err
+    assert err.count("no row of the bank was a negative in any of the 23 steps") == 1
+
+
+def test_whether_the_bank_was_used_survives_a_resume(run):
+    from contrastive.callbacks.watch_mining import WatchMining
+
+    run("trainer.max_steps=11")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WatchMining, "on_step", lambda *_: None)
+        assert run()[1]["bank_used"] is True
+
+
+def test_a_time_limit_ends_each_start_with_75_until_the_run_is_done(run, tmp_path, monkeypatch):
+    from contrastive.callbacks import preemption
+
+    run("run.name=whole")
+    clock = itertools.count(0, 50)  # seconds that pass from one look to the next
+    monkeypatch.setattr(preemption, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    codes = []
+    for step in (4, 8, 12):
+        code, result, err = run("trainer.max_time=00:00:03:20")
+        codes.append((code, result["finished"]))
+        assert result["steps"] == step
+        told = "stopped by trainer.max_time after saving; the same command goes on from here"
+        assert err.count(told) == (code == 75)
+    assert codes == [(75, False), (75, False), (0, True)]  # the last step ends the run by itself
+    assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/tiny"))
