@@ -20,14 +20,13 @@ from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 
+from contrastive.callbacks.gallery import Gallery
 from contrastive.callbacks.metrics import LogMetrics
 from contrastive.callbacks.online import OnlineScores
-from contrastive.callbacks.pictures import Pictures
 from contrastive.callbacks.preemption import Preemption
 from contrastive.callbacks.profile import ProfileSteps
 from contrastive.callbacks.saving import SaveCheckpoint
 from contrastive.callbacks.steps import StepTimer
-from contrastive.callbacks.wandb_pictures import WandbPictures
 from contrastive.callbacks.watch_health import WatchHealth
 from contrastive.callbacks.watch_ranks import WatchRanks
 from contrastive.checkpoint.folder import forget, read_last, step_of
@@ -267,8 +266,7 @@ def _build_callbacks(config: PretrainConfig, images: Images, run_dir: Path) -> l
     if labelled is not None:
         callbacks.append(OnlineScores(labelled, logging.knn_every_epochs, logging.probe_every_epochs))
     if logging.mined_rows:
-        callbacks.append(Pictures(images, run_dir, logging.mined_rows))
-        callbacks.append(WandbPictures(images, run_dir))
+        callbacks.append(Gallery(images, run_dir, logging.mined_rows))
     if (bar := progress_bar(config.logging.progress)) is not None:
         callbacks.append(bar)
     return callbacks
