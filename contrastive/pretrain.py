@@ -20,14 +20,13 @@ from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar, Timer
 from pytorch_lightning.loggers import Logger
 
+from contrastive.callbacks.gallery import Gallery
 from contrastive.callbacks.metrics import LogMetrics
 from contrastive.callbacks.online import OnlineScores
-from contrastive.callbacks.pictures import Pictures
 from contrastive.callbacks.preemption import Preemption
 from contrastive.callbacks.profile import ProfileSteps
 from contrastive.callbacks.saving import SaveCheckpoint
 from contrastive.callbacks.steps import StepTimer
-from contrastive.callbacks.wandb_pictures import WandbPictures
 from contrastive.callbacks.watch_health import WatchHealth
 from contrastive.callbacks.watch_mining import WatchMining
 from contrastive.callbacks.watch_ranks import WatchRanks
@@ -298,8 +297,7 @@ def _build_callbacks(
     if labelled is not None:
         callbacks.append(OnlineScores(labelled, logging.knn_every_epochs, logging.probe_every_epochs))
     if logging.mined_rows:
-        callbacks.append(Pictures(images, run_dir, logging.mined_rows))
-        callbacks.append(WandbPictures(images, run_dir))
+        callbacks.append(Gallery(images, run_dir, logging.mined_rows))
     if (bar := progress_bar(config.logging.progress)) is not None:
         callbacks.append(bar)
     return callbacks

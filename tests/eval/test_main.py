@@ -146,13 +146,11 @@ def test_wrong_input(arguments, expected, shared_run, tmp_path, capsys):
 def test_results_that_cannot_be_written_are_refused_before_the_work(
     protocol, out, shared_run, tmp_path, monkeypatch, capsys
 ):
-    import eval.comparison
     import eval.evaluate
-    import eval.report
+    import eval.report.write
 
     monkeypatch.setattr(eval.evaluate, "Extractor", None)  # the work
-    for room in (eval.report, eval.comparison):
-        monkeypatch.setattr(room, "build", None)
+    monkeypatch.setattr(eval.report.write, "build", None)
     (tmp_path / "file").write_text("")
     given = [protocol, f"checkpoint={shared_run}", f"out={out.replace('FILE', str(tmp_path / 'file'))}"]
     if protocol == "comparison":
