@@ -115,7 +115,7 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     device = choose_device(cell.device)
     ended: list[int] = []
     with label_oracle(_labels(config)) if cell.oracle else nullcontext():
-        trained = once(lambda: ended.append(pretrain(config)[0]), device)
+        trained = once(lambda: ended.append(pretrain(config, keep_precision=True)[0]), device)
     result: dict[str, Any] = {
         "arm": cell.arm,
         "temperature": cell.temperature,

@@ -25,7 +25,7 @@ Without arguments: the digits recipe, which trains in minutes on a laptop.
 
 The same command goes on where a stopped run was. Results are in runs/<run.name>/; the last line of
 stdout is one JSON object. Exit codes: 0 done, 2 wrong input, 3 the run stopped itself, 75 stopped by
-a signal, after saving what there was (run again to go on), 1 a fault of the program.
+a signal or trainer.max_time, after saving (run again to go on), 1 a fault of the program.
 """
 
 
@@ -84,7 +84,8 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         from contrastive.pretrain import pretrain
 
-        code, result = pretrain(config, dry_run="--dry-run" in flags)
+        asked = any(text.removeprefix("--").startswith("trainer.precision=") for text in overrides)
+        code, result = pretrain(config, dry_run="--dry-run" in flags, keep_precision=asked)
     except Stopped as stop:  # before the first step, e.g. while images are decoded
         wanted = config.run.requeue and "--dry-run" not in flags
         if str(stop) == "SIGUSR1" and wanted and is_first_task():

@@ -20,7 +20,7 @@ _REFUSALS = (OmegaConfBaseException, TypeError, OverflowError)
 """What OmegaConf raises on values that do not fit the schema; the checks in it raise ValueError."""
 
 
-class _TextLoader(yaml.SafeLoader):
+class _TextLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is untyped
     """Reads every plain scalar but null as its characters: 010, 1e5 and yes are text."""
 
 
@@ -225,7 +225,7 @@ def _read(schema: type, path: Path, group: str = "") -> DictConfig:
     kind = _type_of(schema, group) if group else schema
     try:
         body = OmegaConf.load(path)
-        text = yaml.load(path.read_text(), _TextLoader)
+        text = yaml.load(path.read_text(encoding="utf-8"), _TextLoader)
     except Exception as error:  # yaml raises a dozen kinds; each means the same to the user
         raise UserError(f"{path}: not a readable yaml file ({error})") from error
     if not isinstance(body, DictConfig):

@@ -38,6 +38,20 @@ class StepTimer(StepCallback):
         """Median of the seconds of all steps but the first."""
         return statistics.median(self.seconds[1:] or self.seconds)
 
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """First and third quartile of the seconds of the same steps."""
+        measured = self.seconds[1:] or self.seconds
+        low, _, high = statistics.quantiles(measured, method="inclusive") if measured[1:] else measured * 3
+        return low, high
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """First and third quartile of the seconds of the same steps."""
+        measured = self.seconds[1:] or self.seconds
+        low, _, high = statistics.quantiles(measured, method="inclusive") if measured[1:] else measured * 3
+        return low, high
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
@@ -59,12 +73,13 @@ class StepTimer(StepCallback):
 def estimate(timer: StepTimer, module: ContrastiveModule) -> dict[str, Any]:
     """Log and return what a dry run says of the whole run."""
     steps = module.plan.total_steps
-    seconds = round(timer.typical * steps)
+    seconds, *spread = (round(each * steps) for each in (timer.typical, *timer.quartiles))
     logger.info(
-        "%d steps take about %s (h:min:s) at this machine's speed, the median of %d steps after "
-        "the first, slower one; scores, checkpoints and the search of a bank that fills later are on top",
+        "%d steps take about %s, %s to %s (h:min:s) at this machine's speed: median and quartiles of %d "
+        "steps after the first, slower one; scores, checkpoints and the search of a bank that fills "
+        "later are on top",
         steps,
-        timedelta(seconds=seconds),
+        *(timedelta(seconds=each) for each in (seconds, *spread)),
         len(timer.seconds[1:]),
     )
     return {
@@ -72,6 +87,7 @@ def estimate(timer: StepTimer, module: ContrastiveModule) -> dict[str, Any]:
         "rows": module.plan.rows,
         "steps": steps,
         "estimated_seconds": seconds,
+        "estimated_seconds_range": spread,
         "peak_memory_mib": peak_memory(module.device),
         "parameters": sum(weight.numel() for weight in module.encoder.parameters()),
     }

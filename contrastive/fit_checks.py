@@ -1,6 +1,5 @@
 """Checks of a run that need its images or its devices; all of them come before the first byte is written."""
 
-import logging
 import math
 
 import pytorch_lightning as pl
@@ -8,8 +7,6 @@ import pytorch_lightning as pl
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.decode import Unreadable
 from contrastive.data.images import Images
-
-logger = logging.getLogger(__name__)
 
 
 def check_readable(images: Images) -> None:
@@ -36,13 +33,6 @@ def check_fit(config: PretrainConfig, trainer: pl.Trainer) -> None:
     """
     _check_batch(config, trainer)
     _check_batch_norm(config, trainer)
-    mixed = str(config.trainer.get("precision", "")).endswith("mixed")
-    if mixed and trainer.strategy.root_device.type == "cpu" and trainer.is_global_zero:
-        logger.warning(
-            "trainer.precision=%s is of a recipe for a GPU, and this is a CPU: a step may take minutes; "
-            "encoder.name=resnet18, a smaller data.image_size and data.global_batch make it faster",
-            config.trainer["precision"],
-        )
 
 
 def _check_batch(config: PretrainConfig, trainer: pl.Trainer) -> None:

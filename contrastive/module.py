@@ -74,6 +74,7 @@ class ContrastiveModule(pl.LightningModule):
         self.networks, self.method = method.networks, method
         self.views = Views(config.augment, config.data, config.run.seed)
         self.diagnostics: dict[str, Tensor] = {}
+        self.scheduled: dict[str, float] = {}
         self.last: LastBatch | None = None
         self.guard = StepGuard(plan.total_steps, lambda: explain_no_negatives(self.miner.metrics))
         self._unwritten: list[tuple[Tensor, Tensor]] = []
@@ -140,12 +141,14 @@ class ContrastiveModule(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimizer, then move the key network, then write the bank."""
         step, encoder = self.global_step, self.config.encoder
+        momentum = momentum_at(step, self.plan.total_steps, encoder.momentum, encoder.momentum_end)
+        # For the row of this step: when callbacks log it, the scheduler has set the next step's rate.
+        self.scheduled = {"lr": self.trainer.optimizers[0].param_groups[0]["lr"], "momentum": momentum}
         super().optimizer_step(*args, **kwargs)
         unwritten, self._unwritten = self._unwritten, []
         if not self.guard.after_step(step):
             return
-        total = self.plan.total_steps
-        self.networks.follow(momentum_at(step, total, encoder.momentum, encoder.momentum_end))
+        self.networks.follow(momentum)
         if unwritten:
             keys, ids = (torch.cat(parts) for parts in zip(*unwritten, strict=True))
             self.miner.write(keys, ids, step)

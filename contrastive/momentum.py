@@ -61,8 +61,19 @@ def momentum_at(step: int, total: int, start: float, end: float | None = None) -
     """Momentum of optimizer step ``step`` of ``total``: a cosine from ``start`` to ``end``; None stays.
 
     ``end - (end - start) * (1 + cos(pi * step / total)) / 2``: BYOL, section 3.3, where ``end`` is 1.
+
+    Args:
+        step: 0 for the first; at or after ``total`` the momentum is ``end``.
+        total: 1 or more.
+        start: Momentum of step 0.
+        end: Momentum after the last step.
+
+    Raises:
+        ValueError: step or total out of range.
     """
+    if step < 0 or total < 1:
+        raise ValueError(f"step={step}, total={total}: 0 <= step and 1 <= total are needed")
     if end is None:
         return start
-    progress = min(max(step / max(total, 1), 0.0), 1.0)
+    progress = min(step / total, 1.0)
     return end - (end - start) * (1 + math.cos(math.pi * progress)) / 2

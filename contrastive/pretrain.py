@@ -15,14 +15,14 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 
+from contrastive.callbacks.gallery import Gallery
 from contrastive.callbacks.metrics import LogMetrics
 from contrastive.callbacks.online import OnlineScores
-from contrastive.callbacks.pictures import Pictures
 from contrastive.callbacks.preemption import Preemption
 from contrastive.callbacks.profile import ProfileSteps
 from contrastive.callbacks.saving import SaveCheckpoint
-from contrastive.callbacks.wandb_pictures import WandbPictures
 from contrastive.callbacks.watch_health import WatchHealth
+from contrastive.callbacks.watch_mining import WatchMining
 from contrastive.callbacks.watch_ranks import WatchRanks
 from contrastive.checkpoint.folder import forget, read_last, step_of
 from contrastive.config import PretrainConfig, UserError
@@ -55,9 +55,10 @@ from contrastive.run_dir import (
     prepare,
     write_atomically,
 )
+from contrastive.short_run import too_short_for
 from contrastive.slurm import requeue
 from contrastive.step_guard import Diverged
-from contrastive.trainer_settings import build_trainer, check_trainer
+from contrastive.trainer_settings import build_trainer, check_trainer, time_limit
 from memory_bank.miner import Miner, build_miner
 from memory_bank.policy import overruled
 
@@ -79,6 +80,7 @@ def pretrain(
     config: PretrainConfig,
     *,
     dry_run: bool = False,
+    keep_precision: bool = False,
     images: Images | None = None,
     encoder: Encoder | None = None,
     method: BuildMethod | None = None,
@@ -92,6 +94,7 @@ def pretrain(
     Args:
         config: The run.
         dry_run: Take a few steps in a folder that is thrown away.
+        keep_precision: See ``build_trainer``.
         images: Your own data set, in place of ``config.data.name``.
         encoder: Your own network, in place of ``config.encoder.name``.
         method: Your own ``Method`` (its class, or a function from ``Parts``), in place of ``config.method``.
@@ -103,7 +106,7 @@ def pretrain(
     """
     given = Given(images, encoder, method, miner, callbacks)
     if dry_run:
-        return _dry_run(config, given)
+        return _dry_run(config, given, keep_precision)
     run_dir = Path(config.run.root) / config.run.name
     images, plan = _open(config, given)
     steps = min(config.trainer.get("max_steps", plan.total_steps), plan.total_steps)
@@ -117,10 +120,10 @@ def pretrain(
             f"{plan.total_steps} steps; restore the images, or choose another run.name"
         )
     saving = _build_saving(config, plan, run_dir)
-    preemption = Preemption(saving)
+    preemption = Preemption(saving, time_limit(config.trainer))
     unreadable = UnreadableFiles(run_dir / "corrupt.csv")
     monitors = _build_callbacks(config, images, run_dir, unreadable)
-    trainer = build_trainer(config, [*monitors, saving, preemption, *callbacks])
+    trainer = build_trainer(config, [*monitors, saving, preemption, *callbacks], keep_precision)
     resumed = checkpoint is not None
     module = _build_module(config, given, plan, images, trainer, unreadable, resumed=resumed)
     if not is_first_rank():
@@ -179,6 +182,7 @@ def _build_module(
     method = given.method or find_method(config)
     networks = _build_networks(config, given.encoder, resumed, getattr(method, "averages_keys", True))
     miner = _build_miner(config, given.miner, plan, trainer)
+    _warn_of_settings(config, plan, miner, getattr(method, "mines", True))
     labels = images.labels if config.objective.name == "supcon" else None
     if config.objective.name == "supcon" and labels is None:
         raise UserError(
@@ -209,11 +213,6 @@ def _build_networks(
 def _build_miner(
     config: PretrainConfig, build: Callable[..., Miner], plan: Plan, trainer: pl.Trainer
 ) -> Miner:
-    if trainer.is_global_zero:
-        slots = config.bank.capacity or plan.rows
-        young = (config.bank.max_age or slots) * config.data.global_batch
-        for line in overruled(config.mining, min(slots, young)):
-            logger.warning("%s", line)
     try:
         return build(
             config.bank,
@@ -228,6 +227,15 @@ def _build_miner(
     except (ValueError, RuntimeError, MemoryError) as error:
         remedy = "; lower bank.capacity or encoder.projector_dim" if _is_out_of_memory(error) else ""
         raise UserError(f"bank and mining: {error}{remedy}") from error
+
+
+def _warn_of_settings(config: PretrainConfig, plan: Plan, miner: Miner, mines: bool) -> None:
+    """Warn of settings that others overrule, or that the run is too short for."""
+    slots = config.bank.capacity or plan.rows
+    young = (config.bank.max_age or slots) * config.data.global_batch
+    short = too_short_for(config, plan, mines=mines, approximate=miner.retrieval.approximate)
+    for line in [*overruled(config.mining, min(slots, young)), *short] if is_first_rank() else ():
+        logger.warning("%s", line)
 
 
 def _build_saving(config: PretrainConfig, plan: Plan, run_dir: Path) -> SaveCheckpoint:
@@ -251,6 +259,7 @@ def _build_callbacks(
         Throughput(),
         LogMetrics(unreadable, images.labels),
         WatchHealth(),
+        WatchMining(),
         WatchRanks(config.run.hang_s),
     ]
     if config.profile:
@@ -260,8 +269,7 @@ def _build_callbacks(
     if labelled is not None:
         callbacks.append(OnlineScores(labelled, logging.knn_every_epochs, logging.probe_every_epochs))
     if logging.mined_rows:
-        callbacks.append(Pictures(images, run_dir, logging.mined_rows))
-        callbacks.append(WandbPictures(images, run_dir))
+        callbacks.append(Gallery(images, run_dir, logging.mined_rows))
     if (bar := progress_bar(config.logging.progress)) is not None:
         callbacks.append(bar)
     return callbacks
@@ -364,6 +372,7 @@ def _finish(
         "peak_memory_mib": peak_memory(module.device),
         "metrics": {name: values[-1] for name, values in known.items() if values},
         "finished": code == 0 and trainer.global_step >= steps,
+        "bank_used": _is_bank_used(trainer),
     }
     if code != 3:
         _save_encoder(config, module, run_dir)
@@ -373,17 +382,23 @@ def _finish(
     return summary
 
 
+def _is_bank_used(trainer: pl.Trainer) -> bool:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+    return any(each.bank_used for each in callbacks if isinstance(each, WatchMining))
+
+
 def _save_encoder(config: PretrainConfig, module: ContrastiveModule, folder: Path) -> None:
     save_encoder(folder / "encoder.safetensors", module.encoder, config.encoder, config.data, {})
 
 
-def _dry_run(config: PretrainConfig, given: Given) -> tuple[int, dict[str, Any] | None]:
+def _dry_run(config: PretrainConfig, given: Given, keep_precision: bool) -> tuple[int, dict[str, Any] | None]:
     """Take a few steps in a folder that is thrown away."""
     check_writable(Path(config.run.root) / config.run.name)
     with tempfile.TemporaryDirectory(prefix="contrastive-dry-run-") as scratch:
         images, plan = _open(config, given)
         timer = StepTimer(SECONDS)
-        trainer = build_trainer(config, [timer], max_steps=min(STEPS, plan.total_steps))
+        steps = min(STEPS, plan.total_steps)
+        trainer = build_trainer(config, [timer], keep_precision, max_steps=steps)
         module = _build_module(
             config, given, plan, images, trainer, UnreadableFiles(Path(scratch) / "corrupt.csv")
         )

@@ -7,14 +7,18 @@ import os
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar, Timer
 
 from contrastive.callbacks.profile import ProfileSteps
 from contrastive.checkpoint.storage import DirectoryCheckpointIO
 from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import nearest
+from contrastive.run_dir import is_first_rank
+
+logger = logging.getLogger(__name__)
 
 # Set when Lightning is imported: it advertises, and says at INFO what our own lines say. Its warnings stay.
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -76,7 +80,22 @@ def check_trainer(given: dict[str, Any], profile: bool) -> None:
     for key, allowed_values in ALLOWED.items():
         if key in given and given[key] not in allowed_values:
             raise UserError(f"trainer.{key}={given[key]}: allowed are {', '.join(map(str, allowed_values))}")
+    time_limit(given)
     _check_launcher(given.get("num_nodes", 1))
+
+
+def time_limit(given: dict[str, Any]) -> float | None:
+    """Return the seconds of ``trainer.max_time``. Lightning would count them over all resumes, and stop silently.
+
+    Raises:
+        UserError: not a time.
+    """
+    try:
+        return Timer(given.get("max_time")).time_remaining()
+    except Exception as error:
+        raise UserError(
+            f"trainer.max_time={given['max_time']!r}: DD:HH:MM:SS is needed, e.g. 00:12:00:00 for 12 hours"
+        ) from error
 
 
 def _check_launcher(num_nodes: int) -> None:
@@ -89,22 +108,49 @@ def _check_launcher(num_nodes: int) -> None:
         )
 
 
-def build_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: Any) -> pl.Trainer:
+def build_trainer(
+    config: PretrainConfig, callbacks: list[pl.Callback], keep_precision: bool, **more: Any
+) -> pl.Trainer:
     """Build Lightning's Trainer from the config's settings and ours.
 
     Args:
         config: The run.
         callbacks: In the order they are called.
-        more: Further settings, before the config's.
+        keep_precision: Train in ``trainer.precision`` also on a CPU that only emulates bfloat16, where float32
+            otherwise takes its place.
+        more: Further settings, over the config's.
 
     Raises:
         UserError: Lightning refuses the settings.
     """
+    trainer = _make_trainer(config, callbacks, **more)
+    mixed = str(trainer.precision).endswith("mixed")
+    if not mixed or trainer.strategy.root_device.type != "cpu" or _cpu_has_bf16():
+        return trainer
+    given = config.trainer["precision"]
+    kept = f"32-true is used; trainer.precision={given} on the command line keeps it"
+    if is_first_rank():
+        logger.warning(
+            "trainer.precision=%s takes about ten times as long as 32-true on this processor, which has no "
+            "bfloat16 instructions; %s",
+            given,
+            "set trainer.precision=32-true" if keep_precision else kept,
+        )
+    return trainer if keep_precision else _make_trainer(config, callbacks, **more, precision="32-true")
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether this processor computes in bfloat16; torch emulates it elsewhere."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _make_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: Any) -> pl.Trainer:
     plugins: list[Any] = [DirectoryCheckpointIO()]
     if SLURMEnvironment.detect():
         # Lightning's own requeueing saves inside the signal handler, which can hang; we save between steps.
         plugins.append(SLURMEnvironment(auto_requeue=False))
     settings = {"enable_model_summary": False, **config.trainer, **more}
+    settings.pop("max_time", None)  # ours, see time_limit
     for callback in callbacks:
         if isinstance(callback, ProfileSteps):
             settings["profiler"] = callback.watch

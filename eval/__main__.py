@@ -111,7 +111,7 @@ def _help(given: list[str]) -> None:
 
 def _run(protocol: str, config: EvalConfig) -> dict[str, Any] | None:
     if protocol == "report":
-        from eval.report import write_report
+        from eval.report.write import write_report
 
         return write_report(config)
     from eval.evaluate import evaluate, headline, table

@@ -88,7 +88,10 @@ class LinearConfig:
         held_out: Share of each class of *train* on which the pair is chosen.
         batch_size: Rows of a step; fewer rows are taken all at once.
         epochs: Passes over the rows, where that is more than ``min_steps``.
-        min_steps: Steps at least.
+        min_steps: Steps at least. They regularise too: 200 leave the objective above its minimum, by 10% at
+            w = 1e-3 and 3.2 times at 1e-6. The minimum itself scores +0.31 +- 0.15, -1.01 +- 0.45 and
+            -0.21 +- 0.50 points (standard errors) over ten splits of three sets: within chance
+            (benchmarks/probe_steps.py).
         sgd: See SgdConfig.
     """
 

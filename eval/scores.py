@@ -22,7 +22,7 @@ class Line:
         value: In [0, 1].
         low: Lower end of its 95% interval.
         high: Upper end.
-        kind: How the interval came about.
+        kind: How the interval came about, and what it is over.
         paired: What is compared with a baseline's entry by entry: hits of test rows, or accuracies of seeds.
     """
 
@@ -61,7 +61,7 @@ def line(name: str, correct: Bool[Tensor, "r n"]) -> Line:
         low, high = wilson(int(hits.sum()), len(hits))
         return Line(name, float(per_run), low, high, "Wilson, test images", hits.float())
     low, high = t_interval(per_run)
-    kind = f"t over {len(correct)} seeds"
+    kind = f"t over {len(correct)} seeds, the same test images"
     return Line(name, float(per_run.mean()), max(low, 0.0), min(high, 1.0), kind, per_run.float())
 
 

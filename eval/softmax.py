@@ -78,6 +78,8 @@ def train_heads(
     Statist. Math. 44, 197-200). With heavy-ball momentum of 0.9 a rate of 0.1 adds up to the full step;
     up to 3.8 is stable. The rate falls along a cosine to 0, which averages out what mini-batches add.
 
+    At low weight decays the step count regularises: see ``LinearConfig.min_steps``.
+
     Args:
         features: Standardised rows, float32.
         labels: Classes in [0, num_classes).

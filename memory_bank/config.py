@@ -93,7 +93,7 @@ class MiningConfig:
         num_hard: Hard negatives per query.
         num_uniform: Uniformly drawn negatives, shared by the batch.
         skip_top: Fraction of the closest rows to leave out; None takes ``class_prior``, since the closest
-            rows are mostly of the same class. 0 is off. ``num_hard`` rows always remain.
+            rows are mostly of the same class. 0 is off. ``num_hard`` rows remain, if there are as many.
         band: ``[low, high]``: hard negatives come from these ranks, as fractions; where that is fewer than
             ``num_hard`` rows, it widens to as many, upwards from ``low`` first.
         band_end: Band after ``band_steps`` (linearly; Ring, arXiv:2010.02037); None keeps ``band``.

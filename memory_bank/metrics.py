@@ -63,7 +63,9 @@ def mining_metrics(stats: LookupStats, bank: Bank) -> Metrics:
         metrics["mining/similarity_mean"] = similarity.nanmean()
         metrics |= {f"mining/similarity_q{q}": level for q, level in zip((10, 50, 90), levels, strict=True)}
     if stats.slots.numel():
-        metrics["mining/age_mean"] = bank.ages_of(stats.slots, stats.step).nanmean()
+        # A row that this step has written since it was looked up is no longer the key that was used.
+        ages = bank.ages_of(stats.slots, stats.step)
+        metrics["mining/age_mean"] = ages.masked_fill(ages <= 0, torch.nan).nanmean()
     return metrics | {f"mining/drop_{name}": share for name, share in stats.dropped.items()}
 
 

@@ -170,7 +170,7 @@ def test_training_and_probing_need_none_of_the_optional_packages(tmp_path):
         "data.root=photos",
         "data.image_size=16",
         "data.global_batch=8",
-        "encoder.width=4",
+        "encoder.width=8",
         "schedule.epochs=2",
         "schedule.warmup_epochs=1",
         "run.name=bare",

@@ -56,7 +56,7 @@ class LogMetrics(StepCallback):
         row |= module.miner.metrics()
         if self.labels is not None and module.last is not None:
             row["mining/same_label_rate"] = _same_label_rate(module.last, self.labels)
-        row["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row |= {f"train/{name}": value for name, value in module.scheduled.items()}
         row["train/skipped_steps"] = module.guard.skipped_steps
         row["data/unreadable"] = len(self.unreadable)
         row |= peak_memory_mib(module.device)

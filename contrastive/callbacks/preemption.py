@@ -1,6 +1,7 @@
 """Saving and stopping when a signal asks for it."""
 
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -15,12 +16,18 @@ from contrastive.signals import SIGNALS, hand_back, take_over
 
 
 def is_preempted(trainer: Trainer) -> bool:
-    """Whether training stopped for a signal, so that what can be left out now should be."""
+    """Whether training stopped for a signal or the time limit, so that what can be left out now should be."""
     return any(isinstance(each, Preemption) and each.stopped_by for each in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+MAX_TIME = "trainer.max_time"
+_REASONS = (MAX_TIME, *SIGNALS)
 
 
 class Preemption(Checkpoint):
     """Saves and stops at the end of the optimizer step in which any rank gets SIGTERM, SIGUSR1 or SIGINT.
+
+    A limit on the time stops it in the same way, after one step or more, so that every start makes progress.
 
     A handler only sets a flag: saving inside one can hang in a collective. While training, the handlers
     replace Lightning's, whose SIGTERM handler broadcasts and whose SLURM requeue saves on the spot; give it
@@ -29,13 +36,15 @@ class Preemption(Checkpoint):
 
     Args:
         save: Does the saving.
+        most_s: Seconds from now until training stops; None is no limit. A resume counts from its own start.
 
     Attributes:
-        stopped_by: ``"SIGTERM"``, ``"SIGUSR1"`` or ``"SIGINT"`` once training stopped for it, whichever rank
-            got it, else None. The command line then exits with 75.
+        stopped_by: ``"SIGTERM"``, ``"SIGUSR1"``, ``"SIGINT"`` or ``"trainer.max_time"`` once training stopped
+            for it, whichever rank got it, else None. The command line then exits with 75.
     """
 
-    def __init__(self, save: SaveCheckpoint) -> None:
+    def __init__(self, save: SaveCheckpoint, most_s: float | None = None) -> None:
+        self._deadline = None if most_s is None else time.monotonic() + most_s
         self.stopped_by: str | None = None
         self._save = save
         self._step = 0
@@ -61,6 +70,8 @@ class Preemption(Checkpoint):
         if trainer.global_step == self._step:
             return  # gradients accumulate: the step is not complete
         self._step = trainer.global_step
+        if self._received is None and self._is_late(trainer):
+            self._received = MAX_TIME
         self.stopped_by = self._on_any_rank()
         if self.stopped_by is not None:
             self._save.save(trainer)
@@ -81,15 +92,21 @@ class Preemption(Checkpoint):
         if number == signal.SIGINT:  # a second Ctrl-C does not wait
             signal.signal(signal.SIGINT, self._previous[signal.SIGINT] or signal.default_int_handler)
 
+    def _is_late(self, trainer: Trainer) -> bool:
+        """Whether the time is up; the last step ends the run by itself."""
+        if self._deadline is None or trainer.is_last_batch or trainer.global_step == trainer.max_steps:
+            return False
+        return time.monotonic() >= self._deadline
+
     def _on_any_rank(self) -> str | None:
-        """The signal that some rank got; of several the last of SIGNALS."""
+        """Why some rank stops; of several reasons the last of _REASONS."""
         if self._group is None:
             return self._received
-        place = -1 if self._received is None else SIGNALS.index(self._received)
+        place = -1 if self._received is None else _REASONS.index(self._received)
         flag = torch.tensor([place], dtype=torch.int32)
         note_entry()
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-        return None if flag.item() < 0 else SIGNALS[int(flag.item())]
+        return None if flag.item() < 0 else _REASONS[int(flag.item())]
 
     def _restore(self) -> None:
         hand_back(self._previous)

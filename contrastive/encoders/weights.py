@@ -213,7 +213,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give an encoder.safetensors") from error
     except sealed.FormatError as error:
-        raise UserError(f"{error}; or download or write it again") from error
+        raise UserError(f"{error}; download or write it again") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """The names of all metrics and pictures, the same in metrics.csv, on W&B and in the dashboard.
 
 Names are ``group/name``; :data:`METRICS` and :data:`MEDIA` say what each one is. A ``*`` stands for any text.
-A row belongs to an optimizer step, counted as in ``checkpoints/step-N``: row N is the state after N steps.
+A row belongs to an optimizer step, counted as in ``checkpoints/step-N``: row N is the state after N steps,
+and what the Nth step used (loss, learning rate, momentum, negatives).
 """
 
 from fnmatch import fnmatchcase
@@ -25,8 +26,8 @@ GROUPS = {
 
 METRICS = {
     "train/loss": "the objective, nats",
-    "train/lr": "learning rate of the first parameter group",
-    "train/momentum": "share of the old weights that the key network keeps in a step",
+    "train/lr": "learning rate that the step used, of the first parameter group",
+    "train/momentum": "share of its old weights that the key network kept in the step",
     "train/accuracy": "share of queries closer to their key than to every negative",
     "train/positive_similarity": "cosine of query and key, mean",
     "train/negative_similarity": "cosine of query and negatives, mean over all the loss saw",

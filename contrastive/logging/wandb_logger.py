@@ -1,5 +1,8 @@
 """Weights & Biases beside Lightning: the logger, pictures, alerts, the end of a run."""
 
+import contextlib
+import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +16,57 @@ from contrastive.logging.wandb_run import encoder_name, forgiving, log_encoder, 
 
 
 class RunLogger(WandbLogger):
-    """Lightning's logger, but a W&B that fails is told of once, and left alone from then on."""
+    """Lightning's logger, but a W&B that fails is told of once, and left alone from then on.
+
+    A run that was killed repeats the steps since its last checkpoint. metrics.csv is rewound for that, W&B's
+    history cannot be; so what was sent is noted in ``wandb/sent.json``, and is not sent a second time.
+    """
 
     failed = False
+    _sent: tuple[int, list[str]] | None = None  # the last step, and the names sent of it
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Send a row."""
-        if not self.failed:
+        """Send a row, less what an earlier start has sent."""
+        new = self.unsent(metrics, step)
+        if new and not self.failed:
             with forgiving(f"every row from step {step} on", self._fail):
-                super().log_metrics(metrics, step)
+                super().log_metrics(new, step)
+                self.note_sent(new, step)
+
+    def unsent(self, values: Mapping[str, Any], step: int | None) -> dict[str, Any]:
+        """Those of ``values`` that W&B does not have of ``step``."""
+        last, names = self._read_note() if self._sent is None else self._sent
+        if step is None or step > last:
+            return dict(values)
+        return {name: value for name, value in values.items() if step == last and name not in names}
+
+    def note_sent(self, values: Mapping[str, Any], step: int | None) -> None:
+        """Remember over a kill that ``values`` of ``step`` were sent."""
+        if step is None:
+            return
+        last, names = self._read_note() if self._sent is None else self._sent
+        self._sent = step, [*(names if step == last else []), *values]
+        note = {"id": self.experiment.id, "step": step, "names": self._sent[1]}
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._note.with_suffix(".part")
+        partial.write_text(json.dumps(note))
+        os.replace(partial, self._note)
+
+    def forget_sent(self) -> None:
+        """Send everything again: after a divergence other settings give the steps other values."""
+        self._note.unlink(missing_ok=True)
+
+    @property
+    def _note(self) -> Path:
+        return Path(self.save_dir or ".") / "wandb" / "sent.json"
+
+    def _read_note(self) -> tuple[int, list[str]]:
+        """What an earlier start sent to the same W&B run; nothing where no note can be read."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            note = json.loads(self._note.read_text())
+            if note["id"] == self.experiment.id:
+                return int(note["step"]), list(note["names"])
+        return -1, []
 
     def _fail(self) -> None:
         self.failed = True
@@ -55,16 +100,21 @@ def build_wandb(
 
 def wandb_run(loggers: Iterable[Logger]) -> Any:
     """The W&B run among ``loggers``; None where there is none, or it has failed."""
-    found = (each.experiment for each in loggers if isinstance(each, RunLogger) and not each.failed)
-    return next(found, None)
+    logger = _run_logger(loggers)
+    return logger.experiment if logger is not None else None
+
+
+def _run_logger(loggers: Iterable[Logger]) -> RunLogger | None:
+    return next((each for each in loggers if isinstance(each, RunLogger) and not each.failed), None)
 
 
 def log_media(trainer: Trainer, media: Mapping[str, Any]) -> None:
-    """Send pictures and tables to W&B, at the optimizer steps taken so far."""
-    run = wandb_run(trainer.loggers)
-    if run is not None:
-        with forgiving(f"{', '.join(media)} of step {trainer.global_step}"):
-            run.log({**media, STEP_AXIS: trainer.global_step})
+    """Send pictures and tables to W&B, at the optimizer steps taken so far; each once, see RunLogger."""
+    logger, step = _run_logger(trainer.loggers), trainer.global_step
+    if logger is not None and (new := logger.unsent(media, step)):
+        with forgiving(f"{', '.join(new)} of step {step}"):
+            logger.experiment.log({**new, STEP_AXIS: step})
+            logger.note_sent(new, step)
 
 
 def alert(trainer: Trainer, title: str, text: str) -> None:
@@ -86,10 +136,13 @@ def finish_wandb(
         encoder: Kept as an artifact; None of a run that did not end well.
         exit_code: Of the command; 75 marks the run as pre-empted, so that a resume goes on with it.
     """
-    run = wandb_run(loggers)
-    if run is None:
+    logger = _run_logger(loggers)
+    if logger is None:
         return
+    run = logger.experiment
     with forgiving("the end of the run"):
+        if exit_code == 3:
+            logger.forget_sent()
         run.summary.update({name: value for name, value in summary.items() if name != "metrics"})
         if encoder is not None:
             log_encoder(run, encoder, encoder_name(run.id), {"step": summary["steps"]})

@@ -64,6 +64,9 @@ class Method(nn.Module, ABC):
     averages_keys: ClassVar[bool] = True
     """Whether the method computes keys with the moving average of the query network."""
 
+    mines: ClassVar[bool] = True
+    """Whether its negatives come from the bank."""
+
     def __init__(self, parts: Parts) -> None:
         super().__init__()
         self.parts = parts

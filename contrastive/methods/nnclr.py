@@ -33,6 +33,7 @@ class Nnclr(Method):
     """
 
     averages_keys = False
+    mines = False
 
     def __init__(self, parts: Parts, objective: Objective | None = None) -> None:
         super().__init__(parts)

@@ -28,6 +28,7 @@ class SimClr(Method):
     """
 
     averages_keys = False
+    mines = False
 
     def __init__(self, parts: Parts, objective: Objective | None = None) -> None:
         super().__init__(parts)

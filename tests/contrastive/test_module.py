@@ -24,7 +24,7 @@ def parts():
             "digits",
             [
                 "data.global_batch=8",
-                "encoder.width=4",
+                "encoder.width=8",
                 "encoder.projector_hidden=16",
                 "encoder.projector_dim=8",
                 "mining=band",
@@ -224,7 +224,7 @@ from contrastive.data.batch import Batch
 from contrastive.data.plan import Plan
 from contrastive.encoders.build import build_encoder
 contrastive.module.COMPILER = "aot_eager"
-small = ["data.global_batch=8", "encoder.width=4", "encoder.projector_hidden=16", "encoder.projector_dim=8",
+small = ["data.global_batch=8", "encoder.width=8", "encoder.projector_hidden=16", "encoder.projector_dim=8",
          "mining.num_hard=4", "mining.num_uniform=4", "mining.min_fill=0", "augment=weak"]
 images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
 

@@ -78,3 +78,12 @@ def test_schedule():
     assert momentum_at(5, 10, 0.99, 0.999) == pytest.approx((0.99 + 0.999) / 2)
     assert momentum_at(12, 10, 0.99, 0.999) == 0.999
     assert momentum_at(7, 10, 0.99, None) == 0.99
+
+
+@pytest.mark.parametrize(("step", "total"), [(-1, 10), (0, 0)])
+@pytest.mark.parametrize("end", [None, 1.0])
+def test_steps_out_of_range_are_refused(step, total, end):
+    from contrastive.momentum import momentum_at
+
+    with pytest.raises(ValueError, match=f"step={step}, total={total}: 0 <= step"):
+        momentum_at(step, total, 0.99, end)

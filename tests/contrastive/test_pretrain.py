@@ -1,6 +1,8 @@
 """The command line end to end, in this process, on small images made here."""
 
 import csv
+import fnmatch
+import itertools
 import json
 import math
 import re
@@ -41,7 +43,7 @@ def run(folder, tmp_path, capsys):
                 f"data.root={folder}",
                 "data.image_size=16",
                 "data.global_batch=8",
-                "encoder.width=4",
+                "encoder.width=8",
                 "encoder.projector_hidden=16",
                 "encoder.projector_dim=8",
                 "mining.num_hard=4",
@@ -822,17 +824,80 @@ def test_a_dry_run_estimates_from_the_steps_after_the_first_in_bounded_time(run,
     code, result, err = run("--dry-run")
     assert code == 0
     assert result["estimated_seconds"] == 12 * 0.5
+    slow = 12 * 4.75 if taken == 4 else 12 * 0.5  # third quartile of 0.5, 0.5 and 9 s
+    assert result["estimated_seconds_range"] == [12 * 0.5, slow]
     assert re.findall(r"^step (\d+): (\S+) s$", err, re.MULTILINE)[:2] == [("1", "50.00"), ("2", "0.50")]
-    assert f"12 steps take about 0:00:06 (h:min:s) at this machine's speed, the median of {taken - 1}" in err
+    assert f"12 steps take about 0:00:06, 0:00:06 to 0:00:{slow:02.0f} (h:min:s)" in err
+    assert f"median and quartiles of {taken - 1} steps" in err
 
 
-def test_a_recipe_for_a_gpu_on_a_cpu_is_told_what_makes_it_faster(run):
-    few = ("--dry-run", "schedule.epochs=1", "schedule.warmup_epochs=0")
-    assert "recipe for a GPU" not in run(*few)[2]
-    code, _, err = run(*few, "trainer.precision=bf16-mixed")
-    assert code == 0
-    assert err.count("trainer.precision=bf16-mixed is of a recipe for a GPU, and this is a CPU") == 1
-    assert err.index("recipe for a GPU") < err.index("step 1")
+@pytest.fixture
+def trained(monkeypatch):
+    """Precision of each run that started, on a processor with bfloat16 instructions or without."""
+    from contrastive import pretrain
+
+    found, fit = [], pretrain._fit
+
+    def noted(trainer, *others):
+        found.append(trainer.precision)
+        return fit(trainer, *others)
+
+    monkeypatch.setattr(pretrain, "_fit", noted)
+
+    def on(bf16):
+        monkeypatch.setattr(pretrain, "_cpu_has_bf16", lambda: bf16)
+        return found
+
+    return on
+
+
+EMULATED = "trainer.precision=bf16-mixed takes about ten times as long as 32-true on this processor"
+
+
+@pytest.fixture
+def mixed_recipe(tmp_path):
+    path = tmp_path / "mixed.yaml"
+    path.write_text("defaults: [digits]\ntrainer: {precision: bf16-mixed}\n")
+    return ["--config", str(path), "schedule.epochs=1", "schedule.warmup_epochs=0"]
+
+
+@pytest.mark.parametrize(("bf16", "used"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_a_recipe_in_bfloat16_runs_in_float32_where_the_processor_lacks_it(
+    run, tmp_path, trained, mixed_recipe, bf16, used
+):
+    from contrastive.config import PretrainConfig
+    from contrastive.config_files import load_saved
+
+    precisions = trained(bf16)
+    code, _, err = run(*mixed_recipe)
+    assert (code, precisions) == (0, [used])
+    assert err.count(f"{EMULATED}, which has no bfloat16 instructions; 32-true is used") == (not bf16)
+    saved_config = load_saved(PretrainConfig, tmp_path / "runs/tiny/config.yaml")
+    assert saved_config.trainer["precision"] == "bf16-mixed"  # what was asked for
+
+
+def test_a_run_that_fell_back_to_float32_resumes_where_the_processor_has_bfloat16(run, trained, mixed_recipe):
+    halves = [*mixed_recipe, "run.checkpoint_every=1"]
+    trained(bf16=False)
+    assert run(*halves, "trainer.max_steps=3")[1]["steps"] == 3
+    precisions = trained(bf16=True)
+    code, result, _ = run(*halves)
+    assert (code, result["finished"], precisions) == (0, True, ["32-true", "bf16-mixed"])
+
+
+@pytest.mark.parametrize("override", ["trainer.precision=bf16-mixed", "--trainer.precision=bf16-mixed"])
+def test_bfloat16_on_the_command_line_is_kept_with_a_warning(run, trained, override):
+    precisions = trained(bf16=False)
+    code, _, err = run(override, "schedule.epochs=1", "schedule.warmup_epochs=0")
+    assert (code, precisions) == (0, ["bf16-mixed"])
+    assert err.count(f"{EMULATED}, which has no bfloat16 instructions; set trainer.precision=32-true") == 1
+
+
+def test_a_dry_run_falls_back_to_float32_too(run, trained, mixed_recipe):
+    trained(bf16=False)
+    _, _, err = run(*mixed_recipe, "--dry-run")
+    assert err.count("32-true is used") == 1
+    assert err.index("32-true is used") < err.index("step 1")
 
 
 def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
@@ -972,3 +1037,89 @@ def test_odd_entries_of_a_run_are_refused_by_name_before_a_step_is_taken(run, tm
     assert (code, "config.yaml: Cannot merge" in err) == (2, True), err
     (run_dir / "config.yaml").write_text(text)
     assert run("trainer.max_steps=3")[0] == 0
+
+
+def test_the_row_of_a_step_has_the_learning_rate_and_the_momentum_that_it_used(run, tmp_path):
+    from contrastive.momentum import momentum_at
+    from contrastive.optim import learning_rate
+
+    parts = ("trainer.max_steps=5", "trainer.max_steps=12")  # the first row after a resume too
+    for part in parts:
+        _, result, _ = run("optimizer.base_lr=0.32", "encoder.momentum_end=1", part)
+    rows = metrics(tmp_path / "runs/tiny")
+    rates = [0.01 * learning_rate(step, total_steps=12, warmup_steps=4) for step in range(12)]
+    assert [float(row["train/lr"]) for row in rows] == pytest.approx(rates, rel=1e-12)
+    assert [float(row["train/momentum"]) for row in rows] == [
+        momentum_at(s, 12, 0.99, 1.0) for s in range(12)
+    ]
+    assert result["metrics"]["train/lr"] == pytest.approx(rates[-1], rel=1e-12)
+
+
+def test_logged_and_documented_metrics_are_the_same(run, tmp_path):
+    from contrastive.logging.names import METRICS, describe
+
+    run("run.name=base", "schedule.epochs=1", "profile=true", "logging.knn_every_epochs=1")
+    for name, more in {
+        "nnclr": ("objective.name=nnclr",),
+        "supcon": ("objective.name=supcon",),
+        "index": ("mining.backend=faiss", "mining.index=IVF2,Flat", "mining.recall_every=1"),
+    }.items():
+        run(f"run.name={name}", "trainer.max_steps=4", *more)
+    logged = {column for each in (tmp_path / "runs").iterdir() for column in metrics(each)[0]}
+    logged -= {"step", "epoch", "seconds"}
+    assert {name for name in logged if describe(name) is None} == set()
+    by_evaluations = {"probe/*", "knn/*", "stats/*"}
+    by_accelerators = {"system/device_memory_mib"}
+    patterns = METRICS.keys() - by_evaluations - by_accelerators
+    assert {pattern for pattern in patterns if not fnmatch.filter(logged, pattern)} == set()
+
+
+def test_a_bank_that_the_run_cannot_fill_is_named_at_the_start_and_at_the_end(run):
+    code, result, err = run("bank.kind=queue", "bank.capacity=1000")
+    assert code == 0
+    assert result["bank_used"] is False
+    lines = err.splitlines()
+    (start,) = [number for number, line in enumerate(lines) if "the bank is never mined" in line]
+    assert "lower bank.capacity to 440 or less" in lines[start]
+    assert "queue bank of 1000" in "".join(lines[start:])
+    assert err.count("no row of the bank was a negative in any of the 12 steps: it is filled to 9.6%") == 1
+    _, result, err = run("run.name=fits", "bank.kind=queue", "bank.capacity=440")
+    assert result["bank_used"] is True
+    assert "the bank" not in err.replace("the bank starts empty", "")
+
+
+def test_a_bank_that_unreadable_images_keep_from_filling_is_named_once(run, folder, tmp_path):
+    (folder / "red" / "torn.png").write_bytes(b"no image")
+    more = ("mining.min_fill=1", "data.max_corrupt=0.2", "data.name=images", "schedule.epochs=5")
+    code, result, err = run(*more, "trainer.max_steps=23")
+    assert code == 0
+    assert result["bank_used"] is False
+    assert err.count("no row of the bank has been a negative: it is filled to 98.0%, mining.min_fill=1") == 1
+    assert "Set mining.min_fill=0.97 or less" in err
+    assert err.count("no row of the bank was a negative in any of the 23 steps") == 1
+
+
+def test_whether_the_bank_was_used_survives_a_resume(run):
+    from contrastive.callbacks.watch_mining import WatchMining
+
+    run("trainer.max_steps=11")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WatchMining, "on_step", lambda *_: None)
+        assert run()[1]["bank_used"] is True
+
+
+def test_a_time_limit_ends_each_start_with_75_until_the_run_is_done(run, tmp_path, monkeypatch):
+    from contrastive.callbacks import preemption
+
+    run("run.name=whole")
+    clock = itertools.count(0, 50)  # seconds that pass from one look to the next
+    monkeypatch.setattr(preemption, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    codes = []
+    for step in (4, 8, 12):
+        code, result, err = run("trainer.max_time=00:00:03:20")
+        codes.append((code, result["finished"]))
+        assert result["steps"] == step
+        told = "stopped by trainer.max_time after saving; the same command goes on from here"
+        assert err.count(told) == (code == 75)
+    assert codes == [(75, False), (75, False), (0, True)]  # the last step ends the run by itself
+    assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/tiny"))

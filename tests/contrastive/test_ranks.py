@@ -32,7 +32,7 @@ def step(rank, bounds, overrides):
     from contrastive.encoders.build import build_encoder
     from contrastive.module import ContrastiveModule
 
-    small = ["encoder.width=4", "encoder.projector_hidden=16", "encoder.projector_dim=8"]
+    small = ["encoder.width=8", "encoder.projector_hidden=16", "encoder.projector_dim=8"]
     given = [f"data.global_batch={BATCH}", "bank.dtype=float32", *small, *overrides]
     config = load_config(PretrainConfig, "pretrain", "digits", given)
     torch.manual_seed(0)
@@ -98,7 +98,7 @@ def test_the_bank_is_nothing_that_ddp_would_broadcast():
     from contrastive.encoders.build import build_encoder
     from contrastive.module import ContrastiveModule
 
-    config = load_config(PretrainConfig, "pretrain", "digits", ["encoder.width=4"])
+    config = load_config(PretrainConfig, "pretrain", "digits", ["encoder.width=8"])
     module = ContrastiveModule(
         config, Plan(300, 0, 128, 1), build_encoder(config.encoder, 16), lambda _: None
     )

@@ -35,7 +35,7 @@ def command(photos, tmp_path, capsys, monkeypatch):
     for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):  # set for the whole process when a run starts
         monkeypatch.setenv(name, str(tmp_path / "wandb"))
     small = (
-        "data.image_size=16 data.global_batch=8 data.num_workers=0 encoder.width=4 encoder.projector_dim=8"
+        "data.image_size=16 data.global_batch=8 data.num_workers=0 encoder.width=8 encoder.projector_dim=8"
     )
     short = "schedule.epochs=3 schedule.warmup_epochs=1 logging.every_n_steps=2 logging.knn_every_epochs=1"
     mining = "mining.num_hard=4 mining.num_uniform=4 mining.min_fill=0.2 logging.mined_rows=3"
@@ -164,3 +164,32 @@ def test_a_preempted_resumed_and_evaluated_run_read_back(command, tmp_path, monk
     assert scores["trainer/global_step"] == 15
     assert {item.get("step_metric") for item in third["metric"]} >= {"trainer/global_step"}
     assert started[2]["config"]["update"]["eval"]["settings"]["linear"]["min_steps"] == 5
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("wandb_ends")
+def test_a_run_that_was_killed_has_each_value_once(command, tmp_path, monkeypatch):
+    from contrastive.callbacks.watch_ranks import WatchRanks
+
+    def killed(self, trainer, *_):
+        if trainer.global_step == 8:
+            raise KeyError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WatchRanks, "on_train_batch_end", killed)
+        with pytest.raises(KeyError, match="killed"):
+            command("logging.wandb.mode=offline", "logging.every_n_steps=1")
+    import wandb
+
+    wandb.finish(1)
+    assert command("logging.wandb.mode=offline", "logging.every_n_steps=1")[0] == 0
+    first, second = offline_runs(tmp_path / "runs" / "tiny")
+    assert first["run"][0]["run_id"] == second["run"][0]["run_id"]
+    found = [
+        (row["trainer/global_step"], name)
+        for row in history(first) + history(second)
+        for name in row
+        if name.partition("/")[0] in ("train", "perf", "mining", "stats")
+    ]
+    assert len(found) == len(set(found))
+    assert {step for step, name in found if name == "train/loss"} == set(range(1, 16))

