@@ -45,13 +45,6 @@ class StepTimer(StepCallback):
         low, _, high = statistics.quantiles(measured, method="inclusive") if measured[1:] else measured * 3
         return low, high
 
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """First and third quartile of the seconds of the same steps."""
-        measured = self.seconds[1:] or self.seconds
-        low, _, high = statistics.quantiles(measured, method="inclusive") if measured[1:] else measured * 3
-        return low, high
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         super().on_train_start(trainer, pl_module)

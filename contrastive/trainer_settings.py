@@ -85,7 +85,7 @@ def check_trainer(given: dict[str, Any], profile: bool) -> None:
 
 
 def time_limit(given: dict[str, Any]) -> float | None:
-    """Return the seconds of ``trainer.max_time``. Lightning would count them over all resumes, and stop silently.
+    """Return the seconds of ``trainer.max_time``; Lightning would count them over all resumes.
 
     Raises:
         UserError: not a time.
@@ -116,8 +116,8 @@ def build_trainer(
     Args:
         config: The run.
         callbacks: In the order they are called.
-        keep_precision: Train in ``trainer.precision`` also on a CPU that only emulates bfloat16, where float32
-            otherwise takes its place.
+        keep_precision: Train in ``trainer.precision`` also on a CPU that only emulates bfloat16, where
+            float32 otherwise takes its place.
         more: Further settings, over the config's.
 
     Raises:
@@ -141,7 +141,8 @@ def build_trainer(
 
 def _cpu_has_bf16() -> bool:
     """Whether this processor computes in bfloat16; torch emulates it elsewhere."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _make_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: Any) -> pl.Trainer:
