@@ -192,16 +192,16 @@ class ContrastiveModule(pl.LightningModule):
         """Restore them."""
         self.method.check_checkpoint(checkpoint)
         continue_after(checkpoint, self.trainer.accumulate_grad_batches)
-        own = self.state_dict()
-        saved = {
-            name if name in own else f"networks.{name}": value
-            for name, value in checkpoint["state_dict"].items()
-        }
-        # Methods without key networks had them in earlier releases.
-        unused = {name for name in saved if name.startswith("networks.key_") and name not in own}
-        checkpoint["state_dict"] = {name: value for name, value in saved.items() if name not in unused}
+        checkpoint["state_dict"] = self.named_weights(checkpoint["state_dict"])
         if checkpoint["numbering"] == self._row_identity:
             self.miner.load_state_dict(checkpoint["miner"])
         else:
             logger.warning("files were added or removed, so rows are numbered anew: the bank starts empty")
         self.guard.load_state_dict(checkpoint["skipped"], checkpoint["global_step"])
+
+    def named_weights(self, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Give a checkpoint's weights the names they have here, without the key network where there is none."""
+        own = self.state_dict()
+        named = {name if name in own else f"networks.{name}": value for name, value in saved.items()}
+        unused = {name for name in named if name.startswith("networks.key_") and name not in own}
+        return {name: value for name, value in named.items() if name not in unused}

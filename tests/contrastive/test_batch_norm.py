@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests import tiny
 from tests.contrastive.ranks import run_ranks
 
 
@@ -99,19 +100,7 @@ def test_the_order_is_a_pure_function_of_rows_seed_and_step():
 
 def module_of(*overrides):
     """A module on 16 px images without a trainer, and 12 images."""
-    from contrastive.config import PretrainConfig
-    from contrastive.config_files import load_config
-    from contrastive.data.plan import Plan
-    from contrastive.encoders.build import build_encoder
-    from contrastive.module import ContrastiveModule
-
-    sizes = ["encoder.width=8", "encoder.projector_hidden=16", "encoder.projector_dim=8"]
-    config = load_config(PretrainConfig, "pretrain", "digits", ["data.global_batch=12", *sizes, *overrides])
-    torch.manual_seed(0)
-    module = ContrastiveModule(
-        config, Plan(40, 0, 12, 2), build_encoder(config.encoder, 16), lambda module: None
-    )
-    module.on_fit_start()
+    module = tiny.module("data.global_batch=12", *overrides, fill=False)
     images = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
     return module, images, torch.arange(20, 32)
 
@@ -123,24 +112,25 @@ def keys_in_groups(module, view, groups):
     keys = torch.zeros(12, 8)
     for group in groups:
         encoder = build_encoder(module.config.encoder, 16)
-        encoder.load_state_dict(module.key_encoder.state_dict())
-        head = copy.deepcopy(module.key_projector)
+        encoder.load_state_dict(module.networks.key_encoder.state_dict())
+        head = copy.deepcopy(module.networks.key_projector)
         if module.config.encoder.batch_norm == "split":
             head[1] = nn.BatchNorm1d(16)
-        head.load_state_dict(module.key_projector.state_dict())
+        head.load_state_dict(module.networks.key_projector.state_dict())
         keys[group] = F.normalize(head(encoder(view[group])), dim=1).detach()
     return keys
 
 
 def test_split_keys_are_computed_in_groups_of_another_order():
     from contrastive.batch_norm import shuffled
+    from contrastive.distributed import Rows
 
     module, images, ids = module_of("encoder.batch_norm=split", "encoder.batch_norm_splits=3")
     view, _ = module.views(images, ids, 0)
     order = shuffled(ids, 0, 0)
     expected = keys_in_groups(module, view, order.split(4))
     plain = keys_in_groups(module, view, torch.arange(12).split(4))
-    got = module.keys(view, ids, [12])
+    got = module.networks.keys(view, Rows(ids, ids, [12]), 0)
     torch.testing.assert_close(got, expected)
     assert (got - plain).abs().max() > 0.01
 
@@ -148,19 +138,20 @@ def test_split_keys_are_computed_in_groups_of_another_order():
 def two_ranks(rank):
     """Shuffled keys of 7 images on one rank and 5 on the other; steps in which one rank has one image."""
     from contrastive.data.batch import Batch
+    from contrastive.distributed import Rows
 
     module, images, ids = module_of("encoder.batch_norm=shuffle")
     view, _ = module.views(images, ids, 0)
     own = slice(0, 7) if rank == 0 else slice(7, 12)
-    embed, met = module.embed_key, []
+    embed, met = module.networks.embed_key, []
 
     def watched(view):
         met.append(view.is_contiguous(memory_format=torch.channels_last))
         return embed(view)
 
-    module.embed_key = watched
-    result = {"keys": module.keys(view[own], ids, [7, 5])}
-    module.keys(view[6 * rank :][:6], ids, [6, 6])
+    module.networks.embed_key = watched
+    result = {"keys": module.networks.keys(view[own], Rows(ids[own], ids, [7, 5]), 0)}
+    module.networks.keys(view[6 * rank :][:6], Rows(ids[6 * rank :][:6], ids, [6, 6]), 0)
     result["channels last"] = met
     for name in ("info_nce", "nt_xent"):
         module, images, ids = module_of("encoder.batch_norm=shuffle", f"objective.name={name}")

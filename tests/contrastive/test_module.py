@@ -6,42 +6,16 @@ import sys
 import pytest
 import torch
 
+from tests import tiny
+from tests.reference import losses as reference
+
 
 @pytest.fixture
 def parts():
     """A module on 40 rows with a filled bank, and a batch of rows 0 to 7; no trainer."""
-    from contrastive.config import PretrainConfig
-    from contrastive.config_files import load_config
-    from contrastive.data.batch import Batch
-    from contrastive.data.plan import Plan
-    from contrastive.encoders.build import build_encoder
-    from contrastive.module import ContrastiveModule
 
     def make(*overrides):
-        config = load_config(
-            PretrainConfig,
-            "pretrain",
-            "digits",
-            [
-                "data.global_batch=8",
-                "encoder.width=8",
-                "encoder.projector_hidden=16",
-                "encoder.projector_dim=8",
-                "mining=band",
-                "mining.num_hard=4",
-                "mining.num_uniform=4",
-                "bank.dtype=float32",
-                *overrides,
-            ],
-        )
-        torch.manual_seed(0)
-        plan = Plan(40, 0, 8, 2)
-        module = ContrastiveModule(config, plan, build_encoder(config.encoder, 16), lambda module: None)
-        module.on_fit_start()
-        keys = torch.nn.functional.normalize(torch.randn(40, 8), dim=1)
-        module.miner.write(keys, torch.arange(40), 0)
-        images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
-        return module, Batch(images, torch.arange(8))
+        return tiny.module("mining=band", *overrides), tiny.batch()
 
     return make
 
@@ -83,7 +57,7 @@ def test_the_loss_is_info_nce_of_the_queries_keys_and_mined_rows(parts):
     loss = loss_of(module, batch)
     view_1, view_2 = module.views(batch.images, batch.ids, 0)
     with torch.no_grad():
-        query, key = module.embed(view_1).double(), module.embed_key(view_2).double()
+        query, key = module.networks.embed(view_1).double(), module.networks.embed_key(view_2).double()
     negatives, temperature = module.last.negatives, module.config.objective.temperature
     terms = []
     for row in range(8):
@@ -104,8 +78,12 @@ def test_the_symmetric_loss_is_the_mean_of_both_directions(parts):
     negatives = module.last.negatives
     view_1, view_2 = module.views(batch.images, batch.ids, 0)
     with torch.no_grad():
-        forward, _ = module.objective(module.embed(view_1), module.embed_key(view_2), negatives)
-        backward, _ = module.objective(module.embed(view_2), module.embed_key(view_1), negatives)
+        forward, _ = module.method.objective(
+            module.networks.embed(view_1), module.networks.embed_key(view_2), negatives
+        )
+        backward, _ = module.method.objective(
+            module.networks.embed(view_2), module.networks.embed_key(view_1), negatives
+        )
     assert loss == pytest.approx(((forward + backward) / 2).item(), rel=1e-6)
     assert forward != pytest.approx(backward.item(), rel=1e-3)
 
@@ -114,60 +92,37 @@ def test_a_predictor_stands_on_the_querys_side_alone(parts):
     module, batch = parts("encoder.predictor_hidden=16")
     module.eval()
     view, _ = module.views(batch.images, batch.ids, 0)
-    features = module.projector(module.encoder(view))
-    hidden = torch.relu(module.predictor[1](features @ module.predictor[0].weight.T))
-    predicted = hidden @ module.predictor[3].weight.T + module.predictor[3].bias
-    torch.testing.assert_close(module.embed(view), predicted / predicted.norm(dim=1, keepdim=True))
+    features = module.networks.projector(module.encoder(view))
+    hidden = torch.relu(module.networks.predictor[1](features @ module.networks.predictor[0].weight.T))
+    predicted = hidden @ module.networks.predictor[3].weight.T + module.networks.predictor[3].bias
+    torch.testing.assert_close(module.networks.embed(view), predicted / predicted.norm(dim=1, keepdim=True))
     keys = features / features.norm(dim=1, keepdim=True)  # the key network is a copy still
-    torch.testing.assert_close(module.embed_key(view), keys)
+    torch.testing.assert_close(module.networks.embed_key(view), keys)
     loss_of(module, batch)
     module.training_step(batch, 0).backward()
-    assert all(weight.grad.abs().sum() > 0 for weight in module.predictor.parameters())
+    assert all(weight.grad.abs().sum() > 0 for weight in module.networks.predictor.parameters())
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_nt_xent_compares_the_query_network_with_itself(parts, symmetric):
+def test_simclr_compares_the_query_network_with_itself(parts, symmetric):
     """And is symmetric by itself; the bank gets what view 2 became."""
-    from contrastive.objectives.nt_xent import nt_xent
-
-    from memory_bank.negatives import Negatives
-
     module, batch = parts("objective.name=nt_xent", f"objective.symmetric={symmetric}")
     module.eval()
     loss = loss_of(module, batch)
     view_1, view_2 = module.views(batch.images, batch.ids, 0)
-    query, key = module.embed(view_1), module.embed(view_2)
-    none = Negatives.none(query.detach())
-    expected, _ = nt_xent(query, key, none, temperature=module.config.objective.temperature)
-    assert loss == pytest.approx(expected.item(), rel=1e-6)
-    torch.testing.assert_close(module._unwritten[-1][0], key.detach())
+    with torch.no_grad():
+        query, key = module.networks.embed(view_1), module.networks.embed(view_2)
+    expected = reference.nt_xent(query.double().numpy(), key.double().numpy(), 0.2)
+    assert module.config.objective.temperature == 0.2
+    assert loss == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(module._unwritten[-1][0], key)
     assert not module._unwritten[-1][0].requires_grad
-
-
-def test_a_checkpoint_of_the_former_nnclr_is_not_continued_with_the_present_one(parts):
-    from contrastive.config import UserError
-
-    module, _ = parts("objective.name=nnclr")
-    checkpoint = {}
-    module.on_save_checkpoint(checkpoint)
-    assert checkpoint["objective"] == "nnclr"
-    del checkpoint["objective"]  # as before
-    with pytest.raises(UserError, match=r"resume with objective\.name=neighbour_info_nce"):
-        module.on_load_checkpoint(checkpoint)
-
-
-def test_nnclr_mines_nothing_and_looks_its_neighbours_up(parts):
-    module, batch = parts("objective.name=nnclr")
-    module.eval()
-    loss_of(module, batch)
-    assert module.last.negatives.hard_index.shape[1] == len(module.last.negatives.shared) == 0
-    assert module.diagnostics["neighbours"] == 1
 
 
 def test_keys_carry_no_gradient_and_queries_do(parts):
     module, batch = parts()
     module.training_step(batch, 0).backward()
-    assert all(weight.grad is None for weight in module.key_encoder.parameters())
+    assert all(weight.grad is None for weight in module.networks.key_encoder.parameters())
     assert all(
         weight.grad is not None and weight.grad.abs().sum() > 0 for weight in module.encoder.parameters()
     )
@@ -177,7 +132,7 @@ def test_a_micro_batch_left_out_has_gradients_of_0_whatever_the_weights(parts):
     from contrastive.data.batch import Batch
 
     module, batch = parts()
-    module.projector[0].weight.data[0, 0] = float("inf")
+    module.networks.projector[0].weight.data[0, 0] = float("inf")
     loss = module.training_step(Batch(batch.images[:1], batch.ids[:1]), 0)
     loss.backward()
     assert loss == 0
@@ -217,28 +172,19 @@ def test_compiled_networks_and_views_train_as_plain_ones():
     """
     code = """
 import torch
-import contrastive.module
-from contrastive.config import PretrainConfig
-from contrastive.config_files import load_config
-from contrastive.data.batch import Batch
-from contrastive.data.plan import Plan
-from contrastive.encoders.build import build_encoder
-contrastive.module.COMPILER = "aot_eager"
-small = ["data.global_batch=8", "encoder.width=8", "encoder.projector_hidden=16", "encoder.projector_dim=8",
-         "mining.num_hard=4", "mining.num_uniform=4", "mining.min_fill=0", "augment=weak"]
-images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+from contrastive import compiling
+from contrastive.module import ContrastiveModule
+from tests import tiny
+compiling.COMPILER = "aot_eager"
 
 def made(compile):
-    config = load_config(PretrainConfig, "pretrain", "digits", [*small, f"run.compile={compile}"])
-    torch.manual_seed(0)
-    module = contrastive.module.ContrastiveModule(
-        config, Plan(8, 0, 8, 3), build_encoder(config.encoder, 16), lambda module: None)
-    module.on_fit_start()
-    results = []
+    module = tiny.module("mining.min_fill=0", "augment=weak", f"run.compile={compile}", rows=8, epochs=3, fill=False)
+    batch, results = tiny.batch(), []
     for epoch in range(2):
-        contrastive.module.ContrastiveModule.global_step = epoch
+        ContrastiveModule.global_step = epoch
         module.zero_grad()
-        loss = module.training_step(Batch(images, torch.arange(8)), 0)
+        torch.manual_seed(epoch)
+        loss = module.training_step(batch, 0)
         loss.backward()
         module.miner.write(*module._unwritten[-1], epoch)
         results += [loss.detach(), module._unwritten[-1][0], *(w.grad for w in module.encoder.parameters())]
@@ -254,7 +200,7 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3, torch._dynam
 
 
 def test_what_run_compile_means_by_device(monkeypatch):
-    from contrastive import module
+    from contrastive import compiling as module
 
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert module.compiler("auto", cpu) is None

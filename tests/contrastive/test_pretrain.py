@@ -356,15 +356,8 @@ def alerts(monkeypatch):
 def test_a_loss_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(
     run, tmp_path, monkeypatch, alerts
 ):
-    from contrastive.module import ContrastiveModule
-
-    embed, poisoned = ContrastiveModule.embed, {3}
-
-    def poisoned_embed(self, view):
-        query = embed(self, view)
-        return query * float("nan") if self.global_step in poisoned else query
-
-    monkeypatch.setattr(ContrastiveModule, "embed", poisoned_embed)
+    poisoned = {3}
+    alter_queries(monkeypatch, lambda query, step: query * float("nan") if step in poisoned else query)
     code, result, _ = run("run.name=once", "run.checkpoint_every=4", "run.keep_last=9")
     assert (code, result["metrics"]["train/skipped_steps"], alerts) == (0, 1.0, [])
     # The save due after the skipped step waited for a loss that was finite.
@@ -379,6 +372,18 @@ def test_a_loss_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(
     assert not (tmp_path / "runs/diverged/summary.json").exists()
     # Three times, what step-6 held gave no loss; step-5 is the one that waited.
     assert saved(tmp_path / "runs/diverged") == ["step-5"]
+
+
+def alter_queries(monkeypatch, alter):
+    """Let ``alter(query, step)`` take the place of the query that enters the loss."""
+    from contrastive.methods.moco import Moco
+
+    compare = Moco.compare
+
+    def altered(self, query, key, negatives, rows, step):
+        return compare(self, alter(query, step), key, negatives, rows, step)
+
+    monkeypatch.setattr(Moco, "compare", altered)
 
 
 @pytest.fixture
@@ -421,19 +426,15 @@ def test_mixed_precision_clips_and_skips_where_optimizers_can_be_fused(
 ):
     """The loss of step 1 is NaN."""
     from contrastive import optim
-    from contrastive.module import ContrastiveModule
 
-    embed = ContrastiveModule.embed
-
-    def altered(self, view):
-        query = embed(self, view)
-        if self.global_step == 2 and scaled:  # more than the scale allows for
+    def altered(query, step):
+        if step == 2 and scaled:  # more than the scale allows for
             query.register_hook(lambda gradient: gradient * float("inf"))
-        return query * float("nan") if self.global_step == 1 else query
+        return query * float("nan") if step == 1 else query
 
     scale_loss(torch.amp.GradScaler("cpu") if scaled else None)
     monkeypatch.setattr(optim, "_on_cuda", lambda groups: True)
-    monkeypatch.setattr(ContrastiveModule, "embed", altered)
+    alter_queries(monkeypatch, altered)
     few = ["schedule.epochs=1", "logging.knn_every_epochs=0", "logging.probe_every_epochs=0"]
     code, result, _ = run("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1", *few)
     assert (code, moves) == (0, [True, False, not scaled, True])
@@ -442,17 +443,13 @@ def test_mixed_precision_clips_and_skips_where_optimizers_can_be_fused(
 
 def test_gradients_that_overflow_at_every_loss_scale_stop_the_run(run, tmp_path, monkeypatch, scale_loss):
     """From step 2 on; the third brings the scale below 1. Saves wait meanwhile, or good ones would go."""
-    from contrastive.module import ContrastiveModule
 
-    embed = ContrastiveModule.embed
-
-    def overflowing(self, view):
-        query = embed(self, view)
-        if self.global_step >= 2:
+    def overflowing(query, step):
+        if step >= 2:
             query.register_hook(lambda gradient: gradient * float("inf"))
         return query
 
-    monkeypatch.setattr(ContrastiveModule, "embed", overflowing)
+    alter_queries(monkeypatch, overflowing)
     scale_loss(torch.amp.GradScaler("cpu", init_scale=4.0))
     code, result, err = run("trainer.precision=bf16-mixed", "run.checkpoint_every=1")
     assert (code, result["steps"]) == (3, 4)
@@ -815,12 +812,12 @@ def test_a_dry_run_estimates_and_keeps_nothing(run, tmp_path):
 
 @pytest.mark.parametrize(("most_s", "taken"), [(1000.0, 4), (20.0, 2)])
 def test_a_dry_run_estimates_from_the_steps_after_the_first_in_bounded_time(run, monkeypatch, most_s, taken):
-    from contrastive.callbacks import steps
+    from contrastive import dry_run
 
     clock = iter([0.0, 50.0, 50.5, 51.0, 60.0])  # of the start and of the end of each step
-    monkeypatch.setattr("contrastive.pretrain.DRY_STEPS", 4)
-    monkeypatch.setattr("contrastive.pretrain.DRY_SECONDS", most_s)
-    monkeypatch.setattr(steps, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("contrastive.pretrain.STEPS", 4)
+    monkeypatch.setattr("contrastive.pretrain.SECONDS", most_s)
+    monkeypatch.setattr(dry_run, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     code, result, err = run("--dry-run")
     assert code == 0
     assert result["estimated_seconds"] == 12 * 0.5
@@ -834,7 +831,7 @@ def test_a_dry_run_estimates_from_the_steps_after_the_first_in_bounded_time(run,
 @pytest.fixture
 def trained(monkeypatch):
     """Precision of each run that started, on a processor with bfloat16 instructions or without."""
-    from contrastive import pretrain
+    from contrastive import pretrain, trainer_settings
 
     found, fit = [], pretrain._fit
 
@@ -845,7 +842,7 @@ def trained(monkeypatch):
     monkeypatch.setattr(pretrain, "_fit", noted)
 
     def on(bf16):
-        monkeypatch.setattr(pretrain, "_cpu_has_bf16", lambda: bf16)
+        monkeypatch.setattr(trainer_settings, "_cpu_has_bf16", lambda: bf16)
         return found
 
     return on
@@ -902,24 +899,16 @@ def test_a_dry_run_falls_back_to_float32_too(run, trained, mixed_recipe):
 
 def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
     """An alignment-only loss has nothing to push away from."""
-    from contrastive import module
+    from contrastive.methods.moco import Moco
 
     _, _, err = run("run.name=good")
     assert "collapse" not in err
     assert not alerts
 
-    def alignment(config, mining, **_):
-        class Alignment:
-            in_batch = neighbour = False
-            mined = True
+    def alignment(self, query, key, *_):
+        return (query - key).square().sum(1).mean(), {}
 
-            def __call__(self, query, key, negatives, **_):
-                loss = (query - key).square().sum(1).mean()
-                return loss, {"effective_negatives": torch.ones(())}
-
-        return Alignment()
-
-    monkeypatch.setattr(module, "build_objective", alignment)
+    monkeypatch.setattr(Moco, "compare", alignment)
     code, result, err = run(
         "run.name=collapsed", "schedule.epochs=30", "optimizer.base_lr=3", "encoder.momentum=0"
     )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests import tiny
 from tests.contrastive.ranks import run_ranks
 
 ROWS, BATCH = 40, 8
@@ -25,21 +26,10 @@ def step(rank, bounds, overrides):
     """One step of a rank's share: what came out, gradients averaged as DDP does, and the bank after it."""
     import torch.distributed as dist
 
-    from contrastive.config import PretrainConfig
-    from contrastive.config_files import load_config
     from contrastive.data.batch import Batch
-    from contrastive.data.plan import Plan
-    from contrastive.encoders.build import build_encoder
-    from contrastive.module import ContrastiveModule
 
-    small = ["encoder.width=8", "encoder.projector_hidden=16", "encoder.projector_dim=8"]
-    given = [f"data.global_batch={BATCH}", "bank.dtype=float32", *small, *overrides]
-    config = load_config(PretrainConfig, "pretrain", "digits", given)
-    torch.manual_seed(0)
-    plan = Plan(ROWS, 0, BATCH, 2)
-    module = ContrastiveModule(config, plan, build_encoder(config.encoder, 16), lambda module: None)
+    module = tiny.module(*overrides, rows=ROWS, fill=False)
     module.eval()  # batch norm stands still: a rank's statistics are not the batch's
-    module.on_fit_start()
     module.miner.write(
         torch.nn.functional.normalize(torch.randn(ROWS - 4, 8), dim=1), torch.arange(ROWS - 4), 0
     )
@@ -92,17 +82,7 @@ def test_two_ranks_step_as_one_process_on_the_joined_batch(ranks, name, bounds):
 
 def test_the_bank_is_nothing_that_ddp_would_broadcast():
     """DDP copies rank 0's buffers over the others' before each forward pass: a bank among them is lost."""
-    from contrastive.config import PretrainConfig
-    from contrastive.config_files import load_config
-    from contrastive.data.plan import Plan
-    from contrastive.encoders.build import build_encoder
-    from contrastive.module import ContrastiveModule
-
-    config = load_config(PretrainConfig, "pretrain", "digits", ["encoder.width=8"])
-    module = ContrastiveModule(
-        config, Plan(300, 0, 128, 1), build_encoder(config.encoder, 16), lambda _: None
-    )
-    module.on_fit_start()
+    module = tiny.module("data.global_batch=128", rows=300, fill=False)
     held = {tensor.untyped_storage().data_ptr() for tensor in (*module.buffers(), *module.parameters())}
     bank = module.miner.bank.state_dict()
     tensors = [value for value in bank.values() if isinstance(value, torch.Tensor)]

@@ -83,7 +83,7 @@ def test_two_steps_of_it(name, folder, tmp_path, monkeypatch, capsys):
     from contrastive.__main__ import main
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("contrastive.pretrain.DRY_STEPS", 2)
+    monkeypatch.setattr("contrastive.pretrain.STEPS", 2)
     config = load(name)
     given = ["data.name=imagefolder", f"data.root={folder}", "data.image_size=16", *SMALL]
     if config.encoder.name != "resnet50":  # which has one width

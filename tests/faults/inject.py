@@ -133,15 +133,16 @@ def poison(*steps: int) -> None:
 
     Batch norm sees it before the loss does.
     """
-    from contrastive.module import ContrastiveModule
+    from contrastive.distributed import rank
+    from contrastive.methods.moco import Moco
 
-    embed = ContrastiveModule.embed
+    original = Moco.step
 
-    def poisoned(self: Any, view: Any) -> Any:
-        bad = self.global_step in steps and self.global_rank == 0
-        return embed(self, view * float("inf") if bad else view)
+    def poisoned(self: Any, views: Any, rows: Any, step: int) -> Any:
+        bad = step in steps and rank() == 0
+        return original(self, [views[0] * float("inf"), *views[1:]] if bad else views, rows, step)
 
-    ContrastiveModule.embed = poisoned  # type: ignore[method-assign]
+    Moco.step = poisoned  # type: ignore[method-assign]
 
 
 class _Once:

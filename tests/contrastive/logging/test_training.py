@@ -64,8 +64,9 @@ def test_throughput_and_rows_of_a_real_run(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_log_row_fetches_tensors_and_keeps_precision() -> None:
-    from contrastive.logging.rows import log_row
     from pytorch_lightning import Trainer
+
+    from contrastive.lightning_glue import log_row
 
     sent: list[tuple[dict[str, float], int]] = []
     logger = SimpleNamespace(log_metrics=lambda values, step: sent.append((values, step)))
@@ -87,7 +88,7 @@ def test_progress_bars_leave_stdout_alone(
     monkeypatch: pytest.MonkeyPatch,
     with_rich: bool,
 ) -> None:
-    from contrastive.logging import progress
+    from contrastive import lightning_glue as progress
 
     if not with_rich:
         find = progress.importlib.util.find_spec

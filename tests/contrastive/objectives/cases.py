@@ -84,9 +84,6 @@ def all_losses():
     """Every objective with settings, as ``(query, key, negatives) -> (loss, diagnostics)``, by name."""
     from functools import partial
 
-    from contrastive.objectives.nnclr import nnclr
-    from contrastive.objectives.nt_xent import nt_xent
-
     from contrastive.objectives.debiased import debiased, hcl
     from contrastive.objectives.decoupled import dcl, dclw
     from contrastive.objectives.info_nce import info_nce
@@ -112,14 +109,11 @@ def all_losses():
         "hcl": partial(hcl, temperature=0.5, tau_plus=0.1, beta=1.0, hard_weighted=True),
         "mixing": mixed,
         "neighbour_info_nce": partial(neighbour_info_nce, temperature=0.5),
-        "nnclr": partial(nnclr, temperature=0.5),
-        "nt_xent": partial(nt_xent, temperature=0.5),
         "supcon": supervised,
     }
 
 
-IN_BATCH = ("nnclr", "nt_xent")
-NAMES = ("info_nce", "dcl", "dclw", "debiased", "hcl", "mixing", "neighbour_info_nce", "supcon", *IN_BATCH)
+NAMES = ("info_nce", "dcl", "dclw", "debiased", "hcl", "mixing", "neighbour_info_nce", "supcon")
 
 
 def close(value, expected, tolerance=1e-10):

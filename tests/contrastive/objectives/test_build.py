@@ -1,14 +1,16 @@
 import pytest
 import torch
 
-from tests.contrastive.objectives.cases import IN_BATCH, NAMES, make_case
+from tests.contrastive.objectives.cases import NAMES, make_case
 
 
-def build(name, mining=None, labels=None, **settings):
+def build(name, mining=None, labels=None, in_batch=False, **settings):
     from contrastive.config import ObjectiveConfig
     from contrastive.objectives.build import build_objective
 
-    return build_objective(ObjectiveConfig(name=name, **settings), mining, seed=3, labels=labels)
+    return build_objective(
+        ObjectiveConfig(name=name, **settings), mining, in_batch=in_batch, seed=3, labels=labels
+    )
 
 
 def uniform_mining(**settings):
@@ -46,24 +48,6 @@ def test_every_name_builds_the_function_of_that_name():
         ObjectiveConfig(name="moco")
 
 
-def test_flags():
-    assert [name for name in NAMES if build_any(name).in_batch] == ["nt_xent"]
-    assert [name for name in NAMES if not build_any(name).mined] == list(IN_BATCH)
-    assert [name for name in NAMES if build_any(name).neighbour] == ["neighbour_info_nce", "nnclr"]
-
-
-def build_any(name):
-    return build(name, uniform_mining(class_prior=0.1), torch.zeros(40, dtype=torch.int64))
-
-
-@pytest.mark.parametrize("name", IN_BATCH)
-def test_a_look_up_ahead_for_negatives_of_the_batch_is_refused(name):
-    from memory_bank.config import MiningConfig
-
-    with pytest.raises(ValueError, match=rf"{name} does not use.*mining\.query=fresh"):
-        build(name, MiningConfig(query="stored"))
-
-
 @pytest.mark.parametrize("name", ["debiased", "hcl"])
 def test_corrections_refuse_hard_mining(name):
     from contrastive.config import UserError
@@ -75,6 +59,7 @@ def test_corrections_refuse_hard_mining(name):
     for method in ("all_rows", "full_bank"):
         objective = build(name, MiningConfig(method=method, class_prior=0.1))
         assert torch.isfinite(objective(case.query, case.key, case.negatives)[0])
+    build(name, MiningConfig(num_hard=64, class_prior=0.1), in_batch=True)  # nothing is mined there
 
 
 def test_tau_plus_follows_class_prior_unless_set():

@@ -1,0 +1,171 @@
+"""Each method's step, recomputed from its networks' outputs by plain loops."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from tests import tiny
+from tests.contrastive.objectives.cases import NAMES
+from tests.reference import losses as reference
+
+
+def outcome(module, batch, step=0):
+    """Views of a batch and what the method's step gave for them."""
+    from contrastive.distributed import Rows
+
+    module.eval()  # batch statistics stay, so that passes can be repeated
+    views = module.views(batch.images, batch.ids, 0)
+    return views, module.method.step(views, Rows.of(batch.ids), step)
+
+
+def embed(module, view):
+    with torch.no_grad():
+        return module.networks.embed(view).double().numpy()
+
+
+def test_simclr_is_nt_xent():
+    module, batch = tiny.module("method=simclr"), tiny.batch()
+    (first, second), found = outcome(module, batch)
+    expected = reference.nt_xent(embed(module, first), embed(module, second), 0.2)
+    assert found.loss.item() == pytest.approx(expected, rel=1e-5)
+    assert found.diagnostics["effective_negatives"] > 1
+
+
+def test_simclr_with_dcl_leaves_the_positive_out_of_the_denominator():
+    module, batch = tiny.module("method=simclr", "objective.name=dcl"), tiny.batch()
+    (first, second), found = outcome(module, batch)
+    views = [embed(module, first), embed(module, second)]
+    terms = []
+    for own, other in (views, views[::-1]):
+        for i in range(8):
+            others = [view[j] @ own[i] / 0.2 for j in range(8) if j != i for view in views]
+            terms.append(-own[i] @ other[i] / 0.2 + torch.tensor(others).logsumexp(0).item())
+    assert found.loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "neighbour_info_nce"])
+def test_every_loss_takes_its_negatives_from_the_batch_with_gradient_to_both_views(name):
+    from contrastive.distributed import Rows
+    from contrastive.objectives.build import build_objective
+
+    module = tiny.module("method=simclr", "mining.class_prior=0.1")
+    config = tiny.config(f"objective.name={name}").objective
+    labels = torch.arange(40) % 3
+    module.method.objective = build_objective(config, module.config.mining, in_batch=True, labels=labels)
+    images = tiny.batch()
+    views = [view.clone().requires_grad_() for view in module.views(images.images, images.ids, 0)]
+    module.eval()
+    loss = module.method.step(views, Rows.of(images.ids), 0).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(view.grad.abs().sum() > 0 for view in views)
+
+
+def test_nnclr_finds_each_prediction_from_the_neighbour_of_the_other_view():
+    module, batch = tiny.module("method=nnclr", "encoder.predictor_hidden=16"), tiny.batch()
+    (first, second), found = outcome(module, batch)
+    with torch.no_grad():
+        sides = [module.networks.project_and_predict(view) for view in (first, second)]
+    bank = module.miner.bank
+    terms = []
+    for (projection, _), (_, predicted) in (sides, sides[::-1]):
+        similarity = projection @ bank.key.float().T
+        similarity[torch.arange(8), batch.ids] = -torch.inf  # an image's own row
+        neighbours = bank.key[similarity.argmax(1)].double().numpy()
+        terms.append(reference.nnclr(neighbours, predicted.double().numpy(), 0.2))
+    assert found.loss.item() == pytest.approx(sum(terms) / 2, rel=1e-5)
+    torch.testing.assert_close(found.keys, sides[0][0])
+    assert found.diagnostics["neighbours"] == 1
+
+
+def test_nnclr_starts_from_the_projection_itself_while_the_bank_is_empty():
+    module, batch = tiny.module("method=nnclr", fill=False), tiny.batch()
+    (first, second), found = outcome(module, batch)
+    rows = [embed(module, view) for view in (first, second)]
+    expected = (reference.nnclr(rows[0], rows[1], 0.2) + reference.nnclr(rows[1], rows[0], 0.2)) / 2
+    assert found.loss.item() == pytest.approx(expected, rel=1e-5)
+    assert found.diagnostics["neighbours"] == 0
+
+
+def test_a_checkpoint_of_the_loss_that_was_named_nnclr_is_refused():
+    from contrastive.config import UserError
+
+    module = tiny.module("objective.name=nnclr")
+    module.method.check_checkpoint({"objective": "nnclr"})
+    with pytest.raises(UserError, match=r"objective\.name: neighbour_info_nce into the config\.yaml"):
+        module.method.check_checkpoint({})
+    tiny.module("objective.name=info_nce").method.check_checkpoint({})
+
+
+def test_a_neighbour_is_the_positive_and_no_negative():
+    module, batch = tiny.module("objective.name=neighbour_info_nce", "mining=all_rows"), tiny.batch()
+    (first, second), found = outcome(module, batch)
+    assert found.diagnostics["neighbours"] == 1
+    query = embed(module, first)
+    with torch.no_grad():
+        key = module.networks.embed_key(second)
+    bank = module.miner.bank.key.float()
+    similarity = key @ bank.T
+    similarity[torch.arange(8), batch.ids] = -torch.inf
+    nearest = similarity.argmax(1)
+    terms = []
+    for i in range(8):
+        # Every other row: the batch's stand as their fresh keys.
+        fresh = [key[j].double().numpy() for j in range(8) if j != i and j != nearest[i]]
+        stale = [bank[j].double().numpy() for j in range(8, 40) if j != nearest[i]]
+        others = [row @ query[i] / 0.2 for row in fresh + stale]
+        positive = bank[nearest[i]].double().numpy() @ query[i] / 0.2
+        terms.append(torch.tensor([positive, *others]).logsumexp(0).item() - positive)
+    assert found.loss.item() == pytest.approx(sum(terms) / 8, rel=1e-4)
+
+
+@pytest.mark.parametrize(("symmetric", "pairs"), [(False, 3), (True, 6)])
+def test_local_views_are_queries_against_global_keys(symmetric, pairs):
+    settings = ["augment.num_local=2", "augment.local_size=8", f"objective.symmetric={symmetric}"]
+    module, batch = tiny.module("mining=band", *settings), tiny.batch()
+    views, found = outcome(module, batch)
+    assert [view.shape[-1] for view in views] == [16, 16, 8, 8]
+    with torch.no_grad():
+        queries = [module.networks.embed(view) for view in views]
+        keys = [module.networks.embed_key(view) for view in views[:2]]
+    matched = [(queries[0], keys[1])] + [(queries[1], keys[0])] * symmetric
+    matched += [(query, keys[side]) for side in ([1, 0] if symmetric else [1]) for query in queries[2:]]
+    assert len(matched) == pairs
+    losses = [module.method.objective(*pair, found.negatives)[0] for pair in matched]
+    torch.testing.assert_close(found.loss, torch.stack(losses).mean())
+
+
+def test_methods_without_key_network_have_none_and_resume_checkpoints_that_had_one():
+    module = tiny.module("method=simclr")
+    assert not [name for name, _ in module.named_parameters() if "key" in name]
+    before = {name.removeprefix("networks."): value for name, value in module.state_dict().items()}
+    weights = {f"key_{name}": value for name, value in before.items() if not name.startswith("predictor")}
+    checkpoint = {"state_dict": before | weights}
+    assert module.named_weights(checkpoint["state_dict"]).keys() == module.state_dict().keys()
+
+
+@pytest.mark.parametrize("method", ["simclr", "nnclr"])
+def test_a_look_up_ahead_for_negatives_of_the_batch_is_refused(method):
+    from contrastive.config import UserError
+
+    with pytest.raises(UserError, match=rf"method={method} does not use.*mining\.query=fresh"):
+        tiny.module(f"method={method}", "mining.query=stored")
+
+
+def test_a_loss_of_another_method_is_refused():
+    from contrastive.config import UserError
+
+    with pytest.raises(UserError, match=r"nt_xent is the loss of method=simclr, and method=moco"):
+        tiny.config("method=moco", "objective.name=nt_xent")
+
+
+def test_a_row_is_never_its_own_negative_in_the_batch():
+    from contrastive.distributed import Rows
+    from contrastive.methods.in_batch import other_images
+
+    rows = normalize(torch.randn(3, 4), dim=1)
+    negatives, gathered = other_images([rows, rows], Rows.of(torch.tensor([7, 8, 9])))
+    assert gathered.shape == (3, 2, 4)
+    assert negatives.shared_ids.tolist() == [7, 7, 8, 8, 9, 9]
+    excluded = negatives.shared_log_weight == -torch.inf
+    assert excluded.nonzero().tolist() == [[0, 0], [0, 1], [1, 2], [1, 3], [2, 4], [2, 5]]
