@@ -200,7 +200,7 @@ class ContrastiveModule(pl.LightningModule):
         self.guard.load_state_dict(checkpoint["skipped"], checkpoint["global_step"])
 
     def named_weights(self, saved: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Give a checkpoint's weights the names they have here, without the key network where there is none."""
+        """Give a checkpoint's weights their names here; drop the key network where there is none."""
         own = self.state_dict()
         named = {name if name in own else f"networks.{name}": value for name, value in saved.items()}
         unused = {name for name in named if name.startswith("networks.key_") and name not in own}

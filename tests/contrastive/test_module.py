@@ -178,7 +178,8 @@ from tests import tiny
 compiling.COMPILER = "aot_eager"
 
 def made(compile):
-    module = tiny.module("mining.min_fill=0", "augment=weak", f"run.compile={compile}", rows=8, epochs=3, fill=False)
+    settings = ["mining.min_fill=0", "augment=weak", f"run.compile={compile}"]
+    module = tiny.module(*settings, rows=8, epochs=3, fill=False)
     batch, results = tiny.batch(), []
     for epoch in range(2):
         ContrastiveModule.global_step = epoch

@@ -74,7 +74,7 @@ def test_no_negatives(name, loss, excluded):
     assert torch.isfinite(query.grad).all()
     assert all(torch.isfinite(entry) for entry in diagnostics.values())
     assert got == 0
-        assert (query.grad == 0).all()
+    assert (query.grad == 0).all()
 
 
 def test_permuting_negatives_changes_nothing(loss):
