@@ -34,6 +34,7 @@ def module(*overrides, rows=40, epochs=2, method=None, fill=True):
         fill: Whether every row of the bank holds a random key.
     """
     from contrastive.data.plan import Plan
+    from contrastive.distributed import Collectives
     from contrastive.encoders.build import build_encoder
     from contrastive.methods.build import find_method
     from contrastive.methods.method import Parts
@@ -55,6 +56,7 @@ def module(*overrides, rows=40, epochs=2, method=None, fill=True):
         seed=settings.run.seed,
         device=torch.device("cpu"),
         upcoming=lambda step: plan.ids(step) if step < plan.total_steps else None,
+        exchange=Collectives(),
     )
     made = ContrastiveModule(settings, plan, method(Parts(settings, networks, miner)), lambda trainer: None)
     made.on_fit_start()

@@ -31,8 +31,7 @@ def test_without_a_neighbour_it_is_info_nce():
 
 
 def test_an_attached_neighbour_is_the_positive_and_no_negative():
-    from contrastive.objectives.nnclr import attach_neighbour
-
+    from contrastive.methods.neighbour import attach_neighbour
     from contrastive.objectives.neighbour_info_nce import neighbour_info_nce
 
     case = without_extras(make_case(weighted=False))
@@ -52,8 +51,7 @@ def test_an_attached_neighbour_is_the_positive_and_no_negative():
 
 
 def test_the_query_is_pulled_to_the_neighbour():
-    from contrastive.objectives.nnclr import attach_neighbour
-
+    from contrastive.methods.neighbour import attach_neighbour
     from contrastive.objectives.neighbour_info_nce import neighbour_info_nce
 
     case = without_extras(make_case(k=0, weighted=False))
