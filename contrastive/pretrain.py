@@ -325,7 +325,8 @@ def _build_trainer(
 
 def _cpu_has_bf16() -> bool:
     """Whether this processor computes in bfloat16; torch emulates it elsewhere."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return built and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _make_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: Any) -> pl.Trainer:
