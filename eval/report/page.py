@@ -9,7 +9,7 @@ from importlib import resources
 from PIL import Image
 from torch import Tensor
 
-from contrastive.drawing.canvas import DARK, LIGHT, css
+from contrastive.drawing.canvas import COLOURS, css
 from memory_bank.shapes import UInt8
 
 # A browser loads nothing but what is in the page.
@@ -31,7 +31,7 @@ def page(title: str, sections: Iterable[str]) -> str:
 
 def _style() -> str:
     light, dark = (
-        "".join(f"--{name}: {value}; " for name, value in palette.items()) for palette in (LIGHT, DARK)
+        "".join(f"--{name}: {pair[theme]}; " for name, pair in COLOURS.items()) for theme in (0, 1)
     )
     themes = f":root {{ {light}}}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n"
     return themes + (resources.files("eval.report") / "style.css").read_text()
