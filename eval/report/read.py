@@ -155,7 +155,7 @@ def _statistics(raw: dict[str, Any]) -> Statistics:
     return Statistics(numbers, told)
 
 
-def _text(value: float | str | None) -> str:
+def _text(value: int | float | str | None) -> str:
     """Format a statistic; JSON has null for what is not finite."""
     if value is None:
         return "not finite"
