@@ -5,9 +5,9 @@ VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
 PACKAGES := contrastive memory_bank eval configs
-CODE := $(PACKAGES) tests benchmarks
+CODE := $(PACKAGES) tests benchmarks scripts
 
-.PHONY: help demo test test-faults check quick clean
+.PHONY: help demo test test-faults check versions quick clean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,12 +47,15 @@ test: $(VENV)/.installed-test
 test-faults: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests/faults
 
-check:
+check: versions
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=25
+
+versions:
+	@$(BIN)/python scripts/versions.py
 
 quick: $(VENV)/.installed
 	$(BIN)/python -m contrastive run.name=quick schedule.epochs=2 schedule.warmup_epochs=1 run.resume=auto

@@ -34,11 +34,11 @@ from eval import knn, linear_probe, lowshot
 from eval.config import EvalConfig
 from eval.features import Extractor, Features, choose_device
 from eval.frozen import resolve
+from memory_bank.choose import choose
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.miner import Miner
 from memory_bank.negatives import Negatives
 from memory_bank.retrieval.base import Candidates, Retrieval
-from memory_bank.retrieval.choose import choose
 from memory_bank.storage import Storage, build_storage
 
 SCORES = {"linear": linear_probe.score, "knn": knn.score, "lowshot": lowshot.score}
@@ -115,7 +115,7 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     device = choose_device(cell.device)
     ended: list[int] = []
     with label_oracle(_labels(config)) if cell.oracle else nullcontext():
-        trained = once(lambda: ended.append(pretrain(config)[0]), device)
+        trained = once(lambda: ended.append(pretrain(config, keep_precision=True)[0]), device)
     result: dict[str, Any] = {
         "arm": cell.arm,
         "temperature": cell.temperature,

@@ -4,9 +4,9 @@ The error is that of the loss's gradient with respect to the queries: |estimated
 batch of 256, for every temperature, k (the nearest rows, weight 1) and number of uniform rows (weight tail /
 number). Each draw has other uniform rows; medians and quartiles are over draws.
 
-The estimate of the partition function is unbiased by construction (memory_bank/full_bank.py). Seen over 200
-draws: the mean of (estimated - exact) / exact over the batch, in standard errors of that mean, must lie
-within 3.
+The estimate of the partition function is unbiased by construction (memory_bank/methods/full_bank.py). Seen
+over 200 draws: the mean of (estimated - exact) / exact over the batch, in standard errors of that mean, must
+lie within 3.
 
     python benchmarks/full_bank_error.py --images DIR [--rows 50000] [--draws 10] [--threads N]
 

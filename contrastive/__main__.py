@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stop:
-        goes_on = "the same command goes on from the last checkpoint"
+        # Training saves before it stops and raises nothing: here no step was under way.
+        goes_on = "the same command goes on from the last checkpoint, or starts anew where there is none"
         print(f"stopped by {stop}; {'nothing is kept' if '--dry-run' in given else goes_on}", file=sys.stderr)
         return 75
 
@@ -83,7 +84,8 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         from contrastive.pretrain import pretrain
 
-        code, result = pretrain(config, dry_run="--dry-run" in flags)
+        asked = any(text.removeprefix("--").startswith("trainer.precision=") for text in overrides)
+        code, result = pretrain(config, dry_run="--dry-run" in flags, keep_precision=asked)
     except Stopped as stop:  # before the first step, e.g. while images are decoded
         wanted = config.run.requeue and "--dry-run" not in flags
         if str(stop) == "SIGUSR1" and wanted and is_first_task():

@@ -8,11 +8,11 @@ and keys computed in other groups than their queries (``shuffle`` over devices, 
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from memory_bank.draw import mix, noise
-from memory_bank.shapes import Float, Int
 
 #: Stream of the draws of ``shuffled``; those of the miner use the small numbers.
 _SHUFFLE_STREAM = 1_000

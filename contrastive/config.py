@@ -12,12 +12,29 @@ class UserError(ValueError):
     """The user's input is wrong; the message says what was given, what is allowed, what to do. Exit 2."""
 
 
+def check_path(name: str, path: str) -> str:
+    """``path`` with ``~`` expanded, as every setting that is a path is read.
+
+    Raises:
+        UserError: a user without a home folder, or a NUL.
+    """
+    if "\0" in path:
+        raise UserError(f"{name}={path!r}: no file's name can hold a NUL (\\0)")
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:
+        raise UserError(
+            f"{name}={path}: the home folder of {Path(path).parts[0]} is not known; write the whole path, or "
+            f"./{path} for a folder of this name"
+        ) from error
+
+
 @dataclass
 class RunConfig:
     """One run.
 
     Attributes:
-        name: The run directory is ``root/name``.
+        name: The run directory is ``root/name``; it may hold slashes, but not lead out of ``root``.
         root: Folder of all runs.
         seed: Decides initial weights, data order and views.
         resume: ``auto`` continues an unfinished run of the same config; ``never`` refuses an existing one.
@@ -47,10 +64,13 @@ class RunConfig:
         check_range("run.checkpoint_every", self.checkpoint_every, 1)
         check_range("run.keep_last", self.keep_last, 1)
         check_range("run.hang_s", self.hang_s, 1)
-        if "\0" in self.name + self.root:
-            raise ValueError(f"run.root={self.root!r}, run.name={self.name!r}: no file's name can hold \\0")
-        if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
-            raise ValueError(f"run.name={self.name!r}: a relative name inside run.root is needed")
+        self.root = check_path("run.root", self.root)
+        parts = Path(self.name).parts
+        if "\0" in self.name or not parts or Path(self.name).is_absolute() or ".." in parts:
+            raise ValueError(
+                f"run.name={self.name!r}: a folder below run.root is needed, e.g. run.name=first or "
+                "run.name=sweep/first; no file's name can hold a NUL (\\0)"
+            )
 
 
 @dataclass
@@ -94,8 +114,8 @@ class DataConfig:
         check_choice("data.resident", str(self.resident).lower(), ("auto", "true", "false"))
         self.resident = str(self.resident).lower()
         for name in ("root", "cache"):
-            if "\0" in (getattr(self, name) or ""):
-                raise ValueError(f"data.{name}={getattr(self, name)!r}: no file's name can hold \\0")
+            if (path := getattr(self, name)) is not None:
+                setattr(self, name, check_path(f"data.{name}", path))
         check_range("data.image_size", self.image_size, 8, 4096)
         check_range("data.decode_size", self.decode_size, 8, 4096)
         check_range("data.global_batch", self.global_batch, 2)
@@ -199,7 +219,8 @@ class EncoderConfig:
         name: ``resnet10`` (one block a stage), ``resnet18``, ``resnet34`` or ``resnet50``.
         width: Channels of the first stage; 64 is torchvision's.
         stem: ``imagenet`` (7x7 stride 2, max-pool), ``small`` (3x3 stride 1) or ``auto`` (small up to 64 px).
-        weights: File to start from: torchvision's or timm's state dict, or an ``encoder.safetensors``.
+        weights: File to start from: torchvision's or timm's state dict, a checkpoint that holds one, or an
+            ``encoder.safetensors``; a run that is resumed does not read it.
         projector_hidden: Width of the projector's hidden layers.
         projector_layers: Its linear layers.
         projector_dim: Embedding dimension d, the bank's too.
@@ -228,6 +249,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         check_choice("encoder.name", self.name, ("resnet10", "resnet18", "resnet34", "resnet50"))
         check_choice("encoder.stem", self.stem, ("auto", "small", "imagenet"))
+        if self.weights is not None:
+            self.weights = check_path("encoder.weights", self.weights)
         check_choice("encoder.batch_norm", self.batch_norm, ("plain", "split", "shuffle", "sync"))
         check_range("encoder.batch_norm_splits", self.batch_norm_splits, 2)
         for name in ("width", "projector_hidden", "projector_dim"):
@@ -271,7 +294,7 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         names = ("info_nce", "nt_xent", "dcl", "dclw", "debiased", "hcl", "mixing", "nnclr", "supcon")
-        check_choice("objective.name", self.name, names)
+        check_choice("objective.name", self.name, (*names, "neighbour_info_nce"))
         check_range("objective.beta", self.beta, 0)
         check_range("objective.mix_hardest", self.mix_hardest, 1)
         check_range("objective.mix_pairs", self.mix_pairs, 0)

@@ -5,17 +5,29 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from contrastive.config import UserError
+from contrastive.config import UserError, check_path
 
 Schema = TypeVar("Schema")
 
 _REFUSALS = (OmegaConfBaseException, TypeError, OverflowError)
 """What OmegaConf raises on values that do not fit the schema; the checks in it raise ValueError."""
+
+
+class _TextLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is untyped
+    """Reads every plain scalar but null as its characters: 010, 1e5 and yes are text."""
+
+
+_TextLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def load_config(schema: type[Schema], folder: str, recipe: str, overrides: Sequence[str]) -> Schema:
@@ -26,16 +38,18 @@ def load_config(schema: type[Schema], folder: str, recipe: str, overrides: Seque
     An override is ``key=value`` (``--key=value`` is the same); ``group=option`` merges
     ``configs/<folder>/<group>/<option>.yaml`` over the recipe, before all ``key=value``.
 
+    Settings that are text in the schema keep their characters (``run.name=3e10482``), in files too.
+
     Raises:
         UserError: unknown recipe or key, wrong type, value out of range, a bare word.
     """
     pairs = [_split_override(text) for text in overrides]
     options = [(key, value) for key, value in pairs if _is_group(schema, key)]
-    layers = [_compose(folder, recipe)]
-    layers += [_read(_find(f"{key}/{value}", folder), group=key) for key, value in options]
-    values = [f"{key}={value}" for key, value in pairs if not _is_group(schema, key)]
+    layers = [_compose(schema, folder, recipe)]
+    layers += [_read(schema, _find(f"{key}/{value}", folder), group=key) for key, value in options]
+    values = [(key, value) for key, value in pairs if not _is_group(schema, key)]
     try:
-        layers.append(_from_dotlist(values))
+        layers.append(_from_overrides(schema, values))
         return _checked(schema, *layers)
     except _REFUSALS as error:
         where = "" if getattr(error, "full_key", None) else f"{_culprit(schema, values) or recipe}: "
@@ -58,7 +72,7 @@ def load_saved(schema: type[Schema], path: Path) -> Schema:
         raise UserError(
             f"{path}: holds an interpolation; a saved config is resolved, so this one was altered"
         )
-    layer = _read(path)
+    layer = _read(schema, path)
     layer.pop("provenance", None)
     try:
         return _checked(schema, layer)
@@ -93,27 +107,66 @@ def _checked(schema: type[Schema], *layers: DictConfig) -> Schema:
     return config  # type: ignore[no-any-return]
 
 
-def _culprit(schema: type, values: list[str]) -> str | None:
+def _culprit(schema: type, values: list[tuple[str, str]]) -> str | None:
     """The override that the schema refuses by itself, for errors that do not say where they come from."""
-    for value in values:
+    for key, value in values:
         try:
-            OmegaConf.merge(OmegaConf.structured(schema), _from_dotlist([value]))
+            OmegaConf.merge(OmegaConf.structured(schema), _from_overrides(schema, [(key, value)]))
         except _REFUSALS:
-            return value
+            return f"{key}={value}"
     return None
 
 
-def _from_dotlist(values: list[str]) -> DictConfig:
+def _from_overrides(schema: type, values: list[tuple[str, str]]) -> DictConfig:
     merged = OmegaConf.create()
-    for value in values:
+    for key, value in values:
+        if value.strip("'\"") == "???":  # which a merge would pass over
+            raise UserError(
+                f"{key}=???: stands for a value that is still to be set; give one, or leave it out"
+            )
         try:
-            merged = _merge_open(merged, OmegaConf.from_dotlist([value]))
+            OmegaConf.update(merged, key, _parse(_type_of(schema, key), value))
         except Exception as error:  # yaml raises a dozen kinds; each means the same to the user
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"{value!r}: not readable as key=value ({reason}); quote text: key='\"...\"'"
+                f"{f'{key}={value}'!r}: not readable as key=value ({reason}); quote text: key='\"...\"'"
             ) from error
     return merged
+
+
+def _parse(kind: Any, value: str) -> Any:
+    """The value of one override. Text is taken as it is typed, unless it is quoted, null or nothing."""
+    if kind is str and value not in ("", "null") and not value.startswith(("'", '"')):
+        return value
+    typed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+    return _keep_text(kind, typed["value"], yaml.load(value, _TextLoader))
+
+
+def _keep_text(kind: Any, typed: Any, text: Any) -> Any:
+    """``typed``, with ``text`` (the same document by ``_TextLoader``) where the schema wants characters."""
+    if kind is str:
+        return text
+    if get_origin(kind) is list and isinstance(typed, list):
+        (item,) = get_args(kind)
+        return [_keep_text(_bare(item), *both) for both in zip(typed, text, strict=True)]
+    if is_dataclass(kind) and isinstance(typed, dict):
+        both = zip(typed.items(), text.values(), strict=True)
+        return {key: _keep_text(_type_of(kind, str(key)), value, raw) for (key, value), raw in both}
+    return typed
+
+
+def _type_of(schema: Any, key: str) -> Any:
+    """Type of a setting by its dotted name; Any where the schema has none or leaves it open."""
+    for name in key.split("."):
+        types = {item.name: item.type for item in fields(schema)} if is_dataclass(schema) else {}
+        schema = _bare(types.get(name, Any))
+    return schema
+
+
+def _bare(kind: Any) -> Any:
+    """``str`` of ``str | None``."""
+    some = [part for part in get_args(kind) if part is not NoneType]
+    return some[0] if len(some) == 1 and NoneType in get_args(kind) else kind
 
 
 def _split_override(text: str) -> tuple[str, str]:
@@ -137,11 +190,11 @@ def _is_group(schema: type, key: str) -> bool:
     return key in groups
 
 
-def _compose(folder: str, recipe: str, within: tuple[Path, ...] = ()) -> DictConfig:
+def _compose(schema: type, folder: str, recipe: str, within: tuple[Path, ...] = ()) -> DictConfig:
     path = _find(recipe, folder)
     if path in within:
         raise UserError(f"{path}: includes itself through defaults; take it out of the list")
-    body = _read(path)
+    body = _read(schema, path)
     merged = OmegaConf.create()
     defaults = body.pop("defaults", None)
     if not isinstance(defaults, ListConfig | None):
@@ -153,7 +206,9 @@ def _compose(folder: str, recipe: str, within: tuple[Path, ...] = ()) -> DictCon
         beside = path.parent / f"{name}.yaml"
         found = beside if beside.is_file() else _find(str(name), folder)
         layer = (
-            _read(found, group=group) if option and group else _compose(folder, str(found), (*within, path))
+            _read(schema, found, group=group)
+            if option and group
+            else _compose(schema, folder, str(found), (*within, path))
         )
         merged = _merge_open(merged, layer)
     return _merge_open(merged, body)
@@ -165,22 +220,25 @@ def _merge_open(*layers: DictConfig) -> DictConfig:
     return merged
 
 
-def _read(path: Path, group: str = "") -> DictConfig:
+def _read(schema: type, path: Path, group: str = "") -> DictConfig:
     """One yaml file, as it stands, or as the content of ``group``."""
+    kind = _type_of(schema, group) if group else schema
     try:
         body = OmegaConf.load(path)
+        text = yaml.load(path.read_text(encoding="utf-8"), _TextLoader)
     except Exception as error:  # yaml raises a dozen kinds; each means the same to the user
         raise UserError(f"{path}: not a readable yaml file ({error})") from error
     if not isinstance(body, DictConfig):
         raise UserError(f"{path}: a yaml mapping is needed, e.g. 'data:' with 'name: digits' below it")
-    return OmegaConf.create({group: body}) if group else body
+    kept = _keep_text(kind, OmegaConf.to_container(body), text or {})
+    return OmegaConf.create({group: kept} if group else kept)
 
 
 def _find(name: str, folder: str) -> Path:
     """A yaml file by path, or a shipped one by name."""
     if name.endswith((".yaml", ".yml")):
-        if Path(name).is_file():
-            return Path(name)
+        if (own := Path(check_path("config", name))).is_file():
+            return own
         raise UserError(f"config {name!r}: no such file; shipped are {', '.join(recipes(folder))}")
     shipped = Path(str(resources.files("configs"))) / folder
     path = shipped / f"{name}.yaml"

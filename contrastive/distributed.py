@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Float
 from torch import Tensor
-
-from memory_bank.shapes import Bool, Float
 
 _entered = 0
 
@@ -65,11 +64,23 @@ def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     return _gather(rows.detach(), sizes or gather_sizes(len(rows), rows.device))
 
 
+def mean_weight(sizes: Sequence[int]) -> float:
+    """Factor for this rank's mean over its rows, so that the mean over ranks is the mean over all rows.
+
+    DDP averages gradients over ranks with equal weight, however many rows each holds. 1 where all hold as
+    many.
+
+    Args:
+        sizes: Every rank's b; not all 0.
+    """
+    return sizes[rank()] * len(sizes) / sum(sizes)
+
+
 def gather_with_grad(rows: Float[Tensor, "b d"], sizes: Sequence[int] | None = None) -> Float[Tensor, "g d"]:
     """As ``gather_rows``; each row's gradient is the sum of what all ranks did with it.
 
     With the mean of the ranks' losses as the objective, which is what DDP optimises, gradients equal
-    those of one process on the joined batch.
+    those of one process on the joined batch, once each rank's mean is multiplied by its ``mean_weight``.
     """
     if world_size() == 1:
         return rows

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Bool, Float, Int
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,16 +22,15 @@ from contrastive.batch_norm import Statistics, convert, shuffled
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.batch import Batch
 from contrastive.data.plan import Plan
-from contrastive.distributed import Collectives, all_true, gather_rows, gather_sizes, rank
+from contrastive.distributed import Collectives, all_true, gather_rows, gather_sizes, mean_weight, rank
 from contrastive.encoders.encoder import Encoder
 from contrastive.heads import predictor, projector
 from contrastive.momentum import Ema, momentum_at
 from contrastive.objectives.build import build_objective
-from contrastive.objectives.nnclr import attach_neighbour
+from contrastive.objectives.nnclr import attach_neighbour, refuse_other_nnclr
 from contrastive.optim import build_optimizer, learning_rate
 from memory_bank.miner import Miner, build_miner
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Bool, Float, Int
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ class ContrastiveModule(pl.LightningModule):
         self.last = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One micro-batch: the mean loss of its images."""
+        """One micro-batch: the mean loss of its images, times ``mean_weight``."""
         sizes = gather_sizes(len(batch), self.device)
         batch_ids = gather_rows(batch.ids, sizes)
         if self._loader is not None:
@@ -206,12 +206,12 @@ class ContrastiveModule(pl.LightningModule):
         # SimCLR: both views through the query network, with gradient; the batch is its own negatives.
         key = self.embed(view_2) if in_batch else self.keys(view_2, batch_ids, sizes)
         batch_keys = gather_rows(key, sizes)
-        if in_batch:
-            negatives = Negatives.none(query.detach())
-        else:
+        if self.objective.mined:
             negatives = self.miner.negatives(
                 query.detach(), key, batch.ids, step, batch_keys=batch_keys, batch_ids=batch_ids
             )
+        else:
+            negatives = Negatives.none(query.detach())
         loss, diagnostics = self._compare(query, key, negatives, batch.ids)
         if self.config.objective.symmetric and not in_batch:
             # One look-up an image: the negatives of view 1 serve view 2 as well.
@@ -222,7 +222,7 @@ class ContrastiveModule(pl.LightningModule):
         idle = diagnostics["effective_negatives"] == 0
         self._flags.append(Arriving(all_true(torch.stack([torch.isfinite(loss.detach()), idle]))))
         self.diagnostics = {"loss": loss.detach(), **diagnostics}
-        return loss
+        return loss * mean_weight(sizes)
 
     def progress(self) -> dict[str, float]:
         """Epochs done; Lightning's own count stays 0, since it sees the whole plan as one pass."""
@@ -418,10 +418,12 @@ class ContrastiveModule(pl.LightningModule):
         """Add what Lightning does not know: the bank, and the count of skipped steps."""
         checkpoint["miner"] = self.miner.state_dict()
         checkpoint["numbering"] = self._numbering
+        checkpoint["objective"] = self.config.objective.name
         checkpoint["skipped"] = [self.skipped_steps, self._skipped_in_a_row]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back; the miner is made later, when the device is known."""
+        refuse_other_nnclr(self.config.objective.name, checkpoint.get("objective"))
         _stand_at(checkpoint, self.trainer.accumulate_grad_batches)
         if checkpoint["numbering"] == self._numbering:
             self._saved_miner = checkpoint["miner"]

@@ -20,14 +20,13 @@ from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar, Timer
 from pytorch_lightning.loggers import Logger
 
+from contrastive.callbacks.gallery import Gallery
 from contrastive.callbacks.metrics import LogMetrics
 from contrastive.callbacks.online import OnlineScores
-from contrastive.callbacks.pictures import Pictures
 from contrastive.callbacks.preemption import Preemption
 from contrastive.callbacks.profile import ProfileSteps
 from contrastive.callbacks.saving import SaveCheckpoint
 from contrastive.callbacks.steps import StepTimer
-from contrastive.callbacks.wandb_pictures import WandbPictures
 from contrastive.callbacks.watch_health import WatchHealth
 from contrastive.callbacks.watch_mining import WatchMining
 from contrastive.callbacks.watch_ranks import WatchRanks
@@ -49,17 +48,18 @@ from contrastive.logging.throughput import Throughput
 from contrastive.logging.wandb_logger import alert, build_wandb, finish_wandb
 from contrastive.module import ContrastiveModule, Diverged
 from contrastive.run_dir import (
+    UnreadableFiles,
     check_writable,
     hold,
     is_first_rank,
     look_at,
-    note_unreadable,
     prepare,
     write_atomically,
 )
 from contrastive.short_run import too_short_for
 from contrastive.slurm import requeue
 from memory_bank.miner import build_miner
+from memory_bank.policy import overruled
 
 logger = logging.getLogger(__name__)
 # Set when Lightning is imported: it advertises, and says at INFO what our own lines say. Its warnings stay.
@@ -101,7 +101,11 @@ DRY_STEPS, DRY_SECONDS = 12, 20.0
 
 
 def pretrain(
-    config: PretrainConfig, *, dry_run: bool = False, callbacks: Sequence[pl.Callback] = ()
+    config: PretrainConfig,
+    *,
+    dry_run: bool = False,
+    keep_precision: bool = False,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> tuple[int, dict[str, Any] | None]:
     """Train as ``config`` says; return the exit code and the summary (None off rank 0).
 
@@ -110,13 +114,15 @@ def pretrain(
     Args:
         config: The run.
         dry_run: A few steps in a folder that is thrown away.
+        keep_precision: Train in ``trainer.precision`` also on a CPU without bfloat16 instructions, where
+            float32 otherwise takes its place.
         callbacks: Your own, called after the run's.
 
     Raises:
         UserError: wrong input; exit code 2.
     """
     if dry_run:
-        return _dry_run(config)
+        return _dry_run(config, keep_precision)
     run_dir = Path(config.run.root) / config.run.name
     images, plan = _open(config)
     steps = min(config.trainer.get("max_steps", plan.total_steps), plan.total_steps)
@@ -129,11 +135,12 @@ def pretrain(
             f"{run_dir}: stands at step {step_of(checkpoint)}, and {len(images)} images make a run of "
             f"{plan.total_steps} steps; restore the images, or choose another run.name"
         )
-    module = _build_module(config, plan, images, run_dir)
+    unreadable = UnreadableFiles(run_dir / "corrupt.csv")
+    module = _build_module(config, plan, images, unreadable, resumed=checkpoint is not None)
     saving = _build_saving(config, module, run_dir)
     preemption = Preemption(saving, _time_limit(config.trainer))
-    own = _build_callbacks(config, images, run_dir)
-    trainer = _build_trainer(config, [*own, saving, preemption, *callbacks])
+    own = _build_callbacks(config, images, run_dir, unreadable)
+    trainer = _build_trainer(config, [*own, saving, preemption, *callbacks], keep_precision)
     _check_fit(config, module, trainer)
     if not is_first_rank():
         code = _fit(trainer, module, checkpoint, saving, preemption)
@@ -221,9 +228,11 @@ def _check_launcher(num_nodes: int) -> None:
         )
 
 
-def _build_module(config: PretrainConfig, plan: Plan, images: Images, run_dir: Path) -> ContrastiveModule:
+def _build_module(
+    config: PretrainConfig, plan: Plan, images: Images, unreadable: UnreadableFiles, *, resumed: bool = False
+) -> ContrastiveModule:
     def note_corrupt(row: int, reason: str) -> None:
-        note_unreadable(run_dir / "corrupt.csv", row, images.key(row), reason)
+        unreadable.add(row, images.key(row), reason)
 
     def loader(module: ContrastiveModule) -> Any:
         trainer = module.trainer
@@ -241,10 +250,15 @@ def _build_module(config: PretrainConfig, plan: Plan, images: Images, run_dir: P
         )
 
     labels = images.labels if config.objective.name == "supcon" else None
+    if config.objective.name == "supcon" and labels is None:
+        raise UserError(
+            f"objective.name=supcon: data.name={config.data.name} has no labels; use data.name=imagefolder "
+            "with a folder for each class, or another objective"
+        )
     torch.manual_seed(config.run.seed)
     try:
         encoder = build_encoder(config.encoder, config.data.image_size)
-        if config.encoder.weights is not None:
+        if config.encoder.weights is not None and not resumed:  # a checkpoint has every weight
             load_weights(encoder, Path(config.encoder.weights))
         return ContrastiveModule(config, plan, encoder, loader, labels, numbering=images.numbering())
     except RuntimeError as error:  # torch's word for too little memory, and for sizes beyond counting
@@ -265,11 +279,13 @@ def _build_saving(config: PretrainConfig, module: ContrastiveModule, run_dir: Pa
     )
 
 
-def _build_callbacks(config: PretrainConfig, images: Images, run_dir: Path) -> list[pl.Callback]:
+def _build_callbacks(
+    config: PretrainConfig, images: Images, run_dir: Path, unreadable: UnreadableFiles
+) -> list[pl.Callback]:
     logging = config.logging
     callbacks: list[pl.Callback] = [
         Throughput(),
-        LogMetrics(run_dir / "corrupt.csv", images.labels),
+        LogMetrics(unreadable, images.labels),
         WatchHealth(),
         WatchMining(),
         WatchRanks(config.run.hang_s),
@@ -281,14 +297,38 @@ def _build_callbacks(config: PretrainConfig, images: Images, run_dir: Path) -> l
     if labelled is not None:
         callbacks.append(OnlineScores(labelled, logging.knn_every_epochs, logging.probe_every_epochs))
     if logging.mined_rows:
-        callbacks.append(Pictures(images, run_dir, logging.mined_rows))
-        callbacks.append(WandbPictures(images, run_dir))
+        callbacks.append(Gallery(images, run_dir, logging.mined_rows))
     if (bar := progress_bar(config.logging.progress)) is not None:
         callbacks.append(bar)
     return callbacks
 
 
-def _build_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: Any) -> pl.Trainer:
+def _build_trainer(
+    config: PretrainConfig, callbacks: list[pl.Callback], keep_precision: bool, **more: Any
+) -> pl.Trainer:
+    """Build the trainer, in float32 on a CPU that would emulate bfloat16, unless ``keep_precision``."""
+    trainer = _make_trainer(config, callbacks, **more)
+    mixed = str(trainer.precision).endswith("mixed")
+    if not mixed or trainer.strategy.root_device.type != "cpu" or _cpu_has_bf16():
+        return trainer
+    given = config.trainer["precision"]
+    kept = f"32-true is used; trainer.precision={given} on the command line keeps it"
+    if is_first_rank():
+        logger.warning(
+            "trainer.precision=%s takes about ten times as long as 32-true on this processor, which has no "
+            "bfloat16 instructions; %s",
+            given,
+            "set trainer.precision=32-true" if keep_precision else kept,
+        )
+    return trainer if keep_precision else _make_trainer(config, callbacks, **more, precision="32-true")
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether this processor computes in bfloat16; torch emulates it elsewhere."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _make_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: Any) -> pl.Trainer:
     plugins: list[Any] = [DirectoryCheckpointIO()]
     if SLURMEnvironment.detect():
         # Lightning's own requeueing saves inside the signal handler, which can hang; we save between steps.
@@ -319,13 +359,6 @@ def _check_fit(config: PretrainConfig, module: ContrastiveModule, trainer: pl.Tr
     _check_batch(config, trainer)
     _check_batch_norm(config, trainer)
     _check_mining(config, module, trainer)
-    mixed = str(config.trainer.get("precision", "")).endswith("mixed")
-    if mixed and trainer.strategy.root_device.type == "cpu" and trainer.is_global_zero:
-        logger.warning(
-            "trainer.precision=%s is of a recipe for a GPU, and this is a CPU: a step may take minutes; "
-            "encoder.name=resnet18, a smaller data.image_size and data.global_batch make it faster",
-            config.trainer["precision"],
-        )
 
 
 def _check_batch(config: PretrainConfig, trainer: pl.Trainer) -> None:
@@ -377,7 +410,10 @@ def _check_mining(config: PretrainConfig, module: ContrastiveModule, trainer: pl
         remedy = "; lower bank.capacity or encoder.projector_dim" if _is_out_of_memory(error) else ""
         raise UserError(f"bank and mining: {error}{remedy}") from error
     if trainer.is_global_zero:
-        for line in too_short_for(config, plan, mines=not module.objective.in_batch, approximate=approximate):
+        slots = config.bank.capacity or plan.rows
+        young = (config.bank.max_age or slots) * config.data.global_batch
+        short = too_short_for(config, plan, mines=module.objective.mined, approximate=approximate)
+        for line in [*overruled(config.mining, min(slots, young)), *short]:
             logger.warning("%s", line)
 
 
@@ -503,15 +539,15 @@ def _peak_memory(device: torch.device) -> int:
     return round(found.get("system/device_memory_mib", found["system/host_memory_mib"]))
 
 
-def _dry_run(config: PretrainConfig) -> tuple[int, dict[str, Any] | None]:
+def _dry_run(config: PretrainConfig, keep_precision: bool) -> tuple[int, dict[str, Any] | None]:
     """A few steps in a folder that is thrown away; their median time stands for all."""
     check_writable(Path(config.run.root) / config.run.name)
     with tempfile.TemporaryDirectory(prefix="contrastive-dry-run-") as scratch:
         images, plan = _open(config)
-        run_dir = Path(scratch)
-        module = _build_module(config, plan, images, run_dir)
+        module = _build_module(config, plan, images, UnreadableFiles(Path(scratch) / "corrupt.csv"))
         timer = StepTimer(DRY_SECONDS)
-        trainer = _build_trainer(config, [timer], max_steps=min(DRY_STEPS, plan.total_steps))
+        steps = min(DRY_STEPS, plan.total_steps)
+        trainer = _build_trainer(config, [timer], keep_precision, max_steps=steps)
         _check_fit(config, module, trainer)
         try:
             with _memory_for_steps():

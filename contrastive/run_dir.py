@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import io
 import json
 import os
 import secrets
@@ -229,24 +230,60 @@ def write_atomically(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
-def count_unreadable(path: Path) -> int:
-    """Lines of a corrupt.csv, the header not counted; 0 where there is none."""
-    if not path.is_file():
-        return 0
-    with path.open(newline="") as file:
-        return max(0, sum(1 for _ in csv.reader(file)) - 1)
+class UnreadableFiles:
+    """Rows of corrupt.csv: each unreadable row once, whichever ranks and resumes meet it.
 
+    Rows known so far stay in memory; from the file only what was added since is read.
 
-def note_unreadable(path: Path, row: int, key: str, reason: str) -> None:
-    """Add a line to corrupt.csv, once a row: other ranks and a resumed run meet the same files."""
-    with path.open("a+", newline="") as file:
-        if fcntl is not None:
-            fcntl.lockf(file, fcntl.LOCK_EX)  # until it is closed
-        file.seek(0)
-        known = {line[0] for line in csv.reader(file) if line}
-        if str(row) in known:
+    Args:
+        path: The file; made with the first row.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: set[str] = set()
+        self._end = 0  # of what was read, in bytes
+
+    def __len__(self) -> int:
+        """Rows in the file, those that other ranks added included."""
+        if not self._path.is_file():
+            self._forget()
+        elif self._path.stat().st_size != self._end:
+            with self._open() as file:
+                self._read_rest(file)
+        return len(self._known)
+
+    def add(self, row: int, key: str, reason: str) -> None:
+        """Append a row, unless the file has it."""
+        if str(row) in self._known:
             return
-        writer = csv.writer(file)
-        if not known:
-            writer.writerow(["row", "key", "reason"])
-        writer.writerow([row, key, reason])
+        with self._open() as file:
+            self._read_rest(file)
+            if str(row) in self._known:
+                return
+            text = io.StringIO(newline="")
+            writer = csv.writer(text)
+            if not self._end:
+                writer.writerow(["row", "key", "reason"])
+            writer.writerow([row, key, reason])
+            self._end += file.write(text.getvalue().encode())
+            self._known.add(str(row))
+
+    def _open(self) -> IO[bytes]:
+        """Open for reading and appending, locked until it is closed."""
+        file = self._path.open("ab+")
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        return file
+
+    def _read_rest(self, file: IO[bytes]) -> None:
+        if os.fstat(file.fileno()).st_size < self._end:  # another file than before
+            self._forget()
+        file.seek(self._end)
+        added = file.read()
+        lines = csv.reader(io.StringIO(added.decode(errors="replace"), newline=""))
+        self._known |= {line[0] for line in lines if line} - {"row"}
+        self._end += len(added)
+
+    def _forget(self) -> None:
+        self._known, self._end = set(), 0

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -77,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     log_to_stderr()
+    # Before torch is loaded: its threads else spin while they wait for one that another process kept off its
+    # core, and a probe beside a busy process took five times the seconds.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not given:
         print(USAGE, file=sys.stderr)
     try:
@@ -107,7 +111,7 @@ def _help(given: list[str]) -> None:
 
 def _run(protocol: str, config: EvalConfig) -> dict[str, Any] | None:
     if protocol == "report":
-        from eval.report import write_report
+        from eval.report.write import write_report
 
         return write_report(config)
     from eval.evaluate import evaluate, headline, table

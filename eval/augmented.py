@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 
+from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -14,7 +15,6 @@ from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan
 from contrastive.optim import learning_rate
 from eval.features import Network
-from memory_bank.shapes import Int
 
 
 def augmented_batches(

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.data.sources import Images
 from eval.features import Split, write_text
+from eval.finite import finite_float32
 from memory_bank.retrieval.exact import Exact
-from memory_bank.shapes import Float, Int
 from memory_bank.storage import DatasetBank
 
 COLUMNS = (
@@ -38,14 +39,18 @@ def closest_pairs(
     Cosine after the mean is taken off: rectified features all point roughly the same way otherwise.
 
     Args:
-        features: Any norm.
+        features: Any norm and float dtype; computed in float32.
         neighbours: Looked at, for each row.
         least: Similarity of a pair that is kept.
 
     Returns:
         Each pair once, its smaller row first.
+
+    Raises:
+        UserError: a row is not finite.
     """
-    unit = F.normalize(features - features.mean(0))
+    rows = finite_float32(features)
+    unit = F.normalize(rows - rows.mean(0))
     ids = torch.arange(len(unit), device=unit.device)
     bank = DatasetBank(len(unit), unit.shape[1], dtype=torch.float32, device=unit.device, max_age=None)
     bank.write(unit, ids, step=0)
@@ -68,8 +73,12 @@ def alike(pixels: Float[Tensor, "n d"], pairs: Int[Tensor, "p 2"]) -> Float[Tens
     """Cosine of each pair of rows after the mean is taken off: an opinion that owes nothing to an encoder.
 
     An encoder calls any two images of one class similar; copies are so pixel by pixel as well.
+
+    Raises:
+        UserError: a row is not finite.
     """
-    unit = F.normalize(pixels - pixels.mean(0))
+    rows = finite_float32(pixels, "pixels")
+    unit = F.normalize(rows - rows.mean(0))
     return torch.cat([unit[part].prod(1).sum(1) for part in torch.split(pairs, _BATCH)])
 
 

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from contrastive.augment.views import Views
 from contrastive.config import AugmentConfig, PretrainConfig, UserError
 from contrastive.config_files import load_saved
+from contrastive.data.files import shorten
 from contrastive.data.images import SomeImages
 from contrastive.data.reading import decode_all
 from eval.config import EvalConfig
 from eval.duplicates import alike, closest_pairs, write_duplicates
-from eval.features import Extractor, Split, open_results, write_text
+from eval.features import Extractor, Network, Split, open_results, write_text
 from eval.frozen import Checkpoint, resolve
+from eval.leakage import warn_of_pretrained, warn_of_untrained
 from eval.processes import is_first, joined
 from eval.scores import Line, Scored, difference
 from eval.stats import alignment, dimension_std, health
@@ -31,6 +33,7 @@ SCORES = {"linear": "eval.linear_probe", "knn": "eval.knn", "lowshot": "eval.low
 TRAININGS = {"linear-sgd_augmented": "eval.linear_sgd", "finetune": "eval.finetune"}
 """Where the ``score(network, config)`` of the others is."""
 _NAMES = ("encoder", "raw_pixels", "random_encoder")
+_NAMED = 10  # classes in the table and on stdout
 _SETTINGS = ("linear", "knn", "lowshot", "finetune", "stats")
 
 Result = dict[str, Any]
@@ -66,17 +69,19 @@ def evaluate(protocol: str, config: EvalConfig) -> Result | None:
 def _scores(kind: str, config: EvalConfig, checkpoint: Checkpoint, extractor: Extractor) -> Result:
     """The accuracies of a protocol, of the encoder and of what it is compared with."""
     score: Callable[[Any, EvalConfig], Scored] = import_module((SCORES | TRAININGS)[kind]).score
-    scored, seconds = {}, {}
+    scored, seconds, warnings = {}, {}, warn_of_pretrained(checkpoint.run, extractor.parts["test"])
     for name in extractor.modules():
         ready = (
             extractor.network(name) if kind in TRAININGS else extractor.features(name).to(extractor.device)
         )
+        if name == "encoder":
+            warnings += warn_of_untrained(ready.features if isinstance(ready, Network) else ready)
         before = time.perf_counter()
         scored[name] = score(ready, config)
         seconds[name] = round(time.perf_counter() - before, 3)
     return {
         "scores": compare({name: each.lines for name, each in scored.items()}),
-        "warnings": scored["encoder"].warnings,
+        "warnings": warnings + scored["encoder"].warnings,
         "details": {name: each.details for name, each in scored.items()},
         "seconds": seconds,
     }
@@ -204,9 +209,12 @@ def headline(result: Result) -> Result:
     else:
         names = {row["name"]: {name: row[name]["value"] for name in _NAMES} for row in result["scores"]}
         numbers = {"top1": result["scores"][0]["encoder"]["value"], "scores": names}
+    classes = result["data"]["classes"]
     return {
         "protocol": result["protocol"],
         **numbers,
+        "num_classes": len(classes),
+        "classes": classes[:_NAMED],
         **{name: result[name] for name in kept if name in result},
         "unreadable": sum(result["data"]["unreadable"].values()),
         "seconds": result["seconds"]["total"],
@@ -221,7 +229,10 @@ def table(result: Result) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     data = result["data"]
     sizes = ", ".join(f"{rows} {part} images" for part, rows in data["rows"].items())
-    notes = [f"{sizes} of {data['name']}; test part: {data['test_part']}; {result['file']}"]
+    classes = (
+        f", {len(data['classes'])} classes ({shorten(data['classes'], _NAMED)})" if data["classes"] else ""
+    )
+    notes = [f"{sizes} of {data['name']}{classes}; test part: {data['test_part']}; {result['file']}"]
     if "near_duplicates" in result:
         found = result["near_duplicates"]
         notes.append(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -31,7 +32,6 @@ from contrastive.encoders.foreign import Feed
 from eval.config import EvalConfig
 from eval.frozen import Checkpoint, open_frozen, seeded, tensor_hash
 from memory_bank.replacing import replacing
-from memory_bank.shapes import Float, Int
 
 log = logging.getLogger(__name__)
 
@@ -451,16 +451,35 @@ def _write_cache(path: Path, features: Tensor, rows: Tensor) -> None:
 
 
 def open_results(folder: Path) -> None:
-    """Make the folder of the results, and prove that files can be made there, before anything is computed.
+    """Prove that results can be written to a folder, before anything is computed; writing makes the folder.
 
     Raises:
         UserError: they cannot.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        check_folder(folder)
     except (OSError, ValueError) as error:
         raise _unwritable(folder, error) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Make and remove a file in ``folder``, or in the nearest folder above where it does not exist yet.
+
+    Raises:
+        OSError: no file can be made there.
+        ValueError: a name that no file can have.
+    """
+    while not _exists(folder):
+        folder = folder.parent
+    tempfile.TemporaryFile(dir=folder).close()
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from contrastive.data.images import Images, SomeImages
@@ -16,7 +17,6 @@ from eval.linear_probe import Choice, Probe, choose, edge_warnings, fit, pick, s
 from eval.scores import Scored, confusion, line, per_class
 from eval.softmax import SGD_MOMENTUM
 from eval.splits import class_orders
-from memory_bank.shapes import Float
 
 
 def score(network: Network, config: EvalConfig) -> Scored:

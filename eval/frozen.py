@@ -70,7 +70,7 @@ def resolve(path: str, out: str | None = None) -> Checkpoint:
     if (foreign := parse_foreign(path)) is not None:
         home = Path("runs") / foreign.slug
         return Checkpoint(foreign, None, home, _results(home / "eval", out))
-    given = Path(path).expanduser()
+    given = Path(path)
     if not given.exists():
         raise UserError(
             f"checkpoint={path}: does not exist; give a run directory (runs/NAME), a checkpoint directory "
@@ -98,7 +98,7 @@ def resolve(path: str, out: str | None = None) -> Checkpoint:
 
 
 def _results(folder: Path, out: str | None) -> Path:
-    return (Path(out).expanduser() if out else folder).absolute()
+    return (Path(out) if out else folder).absolute()
 
 
 def _inside(given: Path) -> Path:

@@ -2,14 +2,15 @@
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.config import UserError
 from eval.config import EvalConfig
 from eval.features import Features
+from eval.finite import finite_float32
 from eval.scores import Scored, confusion, line, per_class
 from memory_bank.retrieval.exact import Exact
-from memory_bank.shapes import Float, Int
 from memory_bank.storage import DatasetBank
 
 # Queries looked up at once.
@@ -59,9 +60,9 @@ def knn_votes(
     InstDisc section 3.4 (arXiv:1805.01978), as DINO evaluates.
 
     Args:
-        train: Rows to look among, any norm.
+        train: Rows to look among, any norm and float dtype; computed in float32.
         labels: Their classes in [0, num_classes).
-        test: Queries, any norm.
+        test: Queries, likewise.
         num_classes: c.
         ks: The j numbers of neighbours; at most n.
         temperature: Above 0.
@@ -71,9 +72,11 @@ def knn_votes(
 
     Raises:
         ValueError: a k outside [1, n].
+        UserError: a row is not finite.
     """
     if not 1 <= min(ks) <= max(ks) <= len(train):
         raise ValueError(f"ks={ks}: allowed are 1 to {len(train)}, the rows to look among")
+    train, test = finite_float32(train, "train"), finite_float32(test, "test")
     bank = DatasetBank(len(train), train.shape[1], dtype=torch.float32, device=train.device, max_age=None)
     bank.write(F.normalize(train), torch.arange(len(train), device=train.device), step=0)
     search, admissible = Exact(bank), bank.admissible(0)

@@ -5,15 +5,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.config import UserError
 from eval.config import EvalConfig, LinearConfig
 from eval.features import Features, Split
+from eval.finite import finite_float32
 from eval.scores import Scored, confusion, in_top, line, per_class
 from eval.softmax import Heads, Standardiser, train_heads
 from eval.splits import hold_out
-from memory_bank.shapes import Float
 
 # Logits held at once when heads are scored.
 _PIECE = 1 << 26
@@ -83,7 +84,7 @@ def choose(train: Split, num_classes: int, config: LinearConfig, seed: int) -> C
         UserError: too few rows to hold some out, or every setting diverged.
     """
     fit_part, held = split_to_choose(train, config.held_out, seed)
-    rates, decays = _grid(config, train.features)
+    rates, decays = _grid(config, train.features.device)
     heads, standardise = _train(fit_part, num_classes, config, rates, decays, seed)
     held = replace(held, features=standardise(held.features))
     return pick(*score_heads(heads, held), config.learning_rates, config.weight_decays)
@@ -153,14 +154,19 @@ class Probe:
     heads: Heads
 
     def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
-        """Logits."""
-        return self.heads.logits(self.standardise(features))[:, :, 0]
+        """Logits.
+
+        Raises:
+            UserError: a row is not finite.
+        """
+        return self.heads.logits(self.standardise(finite_float32(features)))[:, :, 0]
 
 
 def fit(train: Split, num_classes: int, config: LinearConfig, choice: Choice, seed: int) -> Probe:
     """Train the chosen setting on all of ``train``."""
     rate, decay = (
-        train.features.new_tensor([value]) for value in (choice.learning_rate, choice.weight_decay)
+        torch.tensor([value], device=train.features.device)
+        for value in (choice.learning_rate, choice.weight_decay)
     )
     heads, standardise = _train(train, num_classes, config, rate, decay, seed)
     return Probe(standardise, heads)
@@ -183,10 +189,10 @@ def _train(
     return heads, standardise
 
 
-def _grid(config: LinearConfig, like: Tensor) -> tuple[Tensor, Tensor]:
+def _grid(config: LinearConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     """Every pair of learning rate and weight decay, one a head."""
     pairs = torch.cartesian_prod(
-        like.new_tensor(config.learning_rates), like.new_tensor(config.weight_decays)
+        torch.tensor(config.learning_rates, device=device), torch.tensor(config.weight_decays, device=device)
     )
     rates, decays = pairs.unbind(1)
     return rates.contiguous(), decays.contiguous()

@@ -4,15 +4,16 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from contrastive.config import UserError
 from eval.config import EvalConfig, LowshotConfig
 from eval.features import Features, Split
+from eval.finite import finite_float32
 from eval.scores import Scored, line
 from eval.softmax import Standardiser, train_heads
 from eval.splits import class_orders
-from memory_bank.shapes import Int
 
 _LEARNING_RATE = 0.1
 _STEPS, _EPOCHS, _BATCH_SIZE = 200, 25, 4096
@@ -29,7 +30,7 @@ def score(features: Features, config: EvalConfig) -> Scored:
     train = features.train
     standardise = Standardiser.fit(train.features)
     train = Split(standardise(train.features), train.labels, train.rows)
-    test = standardise(features.test.features)
+    test = standardise(finite_float32(features.test.features, "test features"))
     lines, details = [], []
     for name, draws in draw_levels(train.labels, features.classes, config.lowshot, config.seeds):
         predicted = [

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.config import UserError
@@ -11,7 +12,6 @@ from eval.config import LinearConfig
 from eval.features import Split
 from eval.knn import knn_votes
 from eval.linear_probe import choose, fit
-from memory_bank.shapes import Float, Int
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,13 @@ class OnlineKnn:
         test: Float[Tensor, "m d"],
         test_labels: Int[Tensor, " m"],
     ) -> float:
-        """Share of ``test`` whose class wins the vote, in [0, 1]."""
+        """Share of ``test`` whose class wins the vote, in [0, 1]; NaN where a row is not finite."""
         num_classes = int(train_labels.max()) + 1
         ks = [min(self.k, len(train))]
-        votes = knn_votes(train, train_labels, test, num_classes, ks=ks, temperature=self.temperature)
+        try:
+            votes = knn_votes(train, train_labels, test, num_classes, ks=ks, temperature=self.temperature)
+        except UserError:  # a monitor must not stop a run
+            return math.nan
         return float((votes[0].argmax(1) == test_labels).double().mean())
 
 
@@ -58,12 +61,15 @@ class OnlineProbe:
         test: Float[Tensor, "m d"],
         test_labels: Int[Tensor, " m"],
     ) -> float:
-        """Share of ``test`` that is classified rightly; NaN where no class of ``train`` has two rows."""
+        """Share of ``test`` that is classified rightly.
+
+        NaN where no class of ``train`` has two rows, or a row is not finite.
+        """
         split = Split(train, train_labels, torch.arange(len(train), device=train.device))
         num_classes = int(train_labels.max()) + 1
         try:
             choice = choose(split, num_classes, self.config, 0)
+            predicted = fit(split, num_classes, self.config, choice, 0)(test).argmax(1)
         except UserError:  # a monitor must not stop a run
             return math.nan
-        predicted = fit(split, num_classes, self.config, choice, 0)(test).argmax(1)
         return float((predicted == test_labels).double().mean())

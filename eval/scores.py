@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from memory_bank.shapes import Bool, Float, Int
 
 _Z = 1.959963984540054  # 97.5% point of the normal distribution
 # 97.5% points of Student's t for 1 to 9 degrees of freedom; from 10 on the expansion below has 4 digits.

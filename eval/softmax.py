@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from memory_bank.shapes import Float, Int
+from eval.finite import finite_float32
 
 SGD_MOMENTUM = 0.9
 
@@ -26,14 +27,18 @@ class Standardiser:
 
     @classmethod
     def fit(cls, features: Float[Tensor, "n d"]) -> "Standardiser":
-        """Measure ``features``."""
-        std, mean = torch.std_mean(features, dim=0, correction=0)
+        """Measure ``features``, of any float dtype.
+
+        Raises:
+            UserError: a row is not finite.
+        """
+        std, mean = torch.std_mean(finite_float32(features, "training features"), dim=0, correction=0)
         alive = std > 1e-6 * std.max().clamp_min(torch.finfo(std.dtype).tiny)
         return cls(mean, torch.where(alive, 1 / std, 0.0))
 
     def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """``(features - mean) * scale``."""
-        return (features - self.mean) * self.scale
+        """``(features - mean) * scale``, in float32."""
+        return (features.float() - self.mean) * self.scale
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ def train_heads(
     (variance / 2 + weight_decay)``, the inverse of Böhning's bound on the curvature (1992, Ann. Inst.
     Statist. Math. 44, 197-200). With heavy-ball momentum of 0.9 a rate of 0.1 adds up to the full step;
     up to 3.8 is stable. The rate falls along a cosine to 0, which averages out what mini-batches add.
+
+    At low weight decays the step count regularises: see ``LinearConfig.min_steps``.
 
     Args:
         features: Standardised rows, float32.

@@ -1,9 +1,8 @@
 """Stratified draws from labelled rows, by the CPU's generator: the same for every encoder and device."""
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
-
-from memory_bank.shapes import Int
 
 
 def class_orders(labels: Int[Tensor, " n"], seed: int) -> list[Int[Tensor, "..."]]:

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
-from memory_bank.shapes import Float
+from eval.finite import finite_float32
 
 # Rows of which pairs are looked at; 4,096 are 8 million pairs, standard error far below 0.01.
 _MOST_ROWS = 4096
@@ -37,7 +38,11 @@ def health(features: Float[Tensor, "n d"]) -> Health:
 
     ``complete collapse``: unit-norm features spread less than a tenth of isotropic ones. ``dimensional
     collapse`` (Jing et al. 2022, arXiv:2110.09348): they use fewer than 5% of the directions they could.
+
+    Raises:
+        UserError: a row is not finite; so too from the functions below.
     """
+    features = finite_float32(features)
     n, d = features.shape
     unit = F.normalize(features)
     std = dimension_std(unit)
@@ -56,13 +61,14 @@ def rankme(features: Float[Tensor, "n d"], epsilon: float = 1e-7) -> float:
     Garrido et al. 2023 (arXiv:2210.02885), equations 2 and 3, with their epsilon; features are not centred,
     as in the paper.
     """
-    values = torch.linalg.svdvals(features.double())
+    values = torch.linalg.svdvals(finite_float32(features).double())
     share = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + epsilon
     return float(torch.exp(-(share * share.log()).sum()))
 
 
 def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], alpha: float = 2.0) -> float:
     """Mean distance to the power alpha of positive pairs, unit rows (Wang & Isola 2020, arXiv:2005.10242)."""
+    first, second = finite_float32(first, "first"), finite_float32(second, "second")
     return float((first - second).norm(dim=1).pow(alpha).mean())
 
 
@@ -73,10 +79,10 @@ def uniformity(unit: Float[Tensor, "n d"], t: float = 2.0) -> float:
     """
     if len(unit) > _MOST_ROWS:
         unit = unit[torch.linspace(0, len(unit) - 1, _MOST_ROWS, device=unit.device).long()]
-    squared = torch.pdist(unit.double()).square()
+    squared = torch.pdist(finite_float32(unit).double()).square()
     return float(squared.mul(-t).exp().mean().log())
 
 
 def dimension_std(features: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     """Standard deviation of each dimension over the rows (divided by n)."""
-    return features.std(dim=0, correction=0)
+    return finite_float32(features).std(dim=0, correction=0)

@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
 from contrastive.config import PretrainConfig, WandbConfig
 from contrastive.config_files import load_saved
-from contrastive.logging.drawing import draw_confusion
+from contrastive.drawing.figures import confusion
 from contrastive.logging.names import STEP_AXIS
 from contrastive.logging.wandb_run import encoder_name, forgiving, start_run, use_encoder
 from eval.config import EvalConfig
@@ -115,7 +114,7 @@ def _confusion(result: dict[str, Any]) -> dict[str, Any]:
     counts = result["details"].get("encoder", {}).get("confusion")
     if counts is None:
         return {}
-    drawn = draw_confusion(torch.tensor(counts), result["data"]["classes"])
+    drawn = confusion(counts, result["data"]["classes"]).pixels()
     prefix = _PREFIXES.get(result["protocol"], f"{result['protocol']}/")
     caption = "rows are true classes, columns what was said"
     return {f"{prefix}confusion": wandb.Image(drawn.permute(1, 2, 0).numpy(), caption=caption)}

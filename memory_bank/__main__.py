@@ -1,4 +1,4 @@
-"""``python -m memory_bank inspect PATH``: what a saved bank holds."""
+"""``python -m memory_bank inspect PATH`` describes a saved bank."""
 
 import argparse
 import json
@@ -22,25 +22,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--duplicates", type=float, default=0.99, help="similarity of duplicates (0.99)")
     command.add_argument("--examples", type=int, default=5, help="rows whose neighbours are listed (5)")
     command.add_argument("--neighbours", type=int, default=5, help="how many each (5)")
-    options = vars(parser.parse_args(arguments))
+    try:
+        options = vars(parser.parse_args(arguments))
+    except SystemExit as end:
+        return _answer("") if end.code == 0 else 2  # --help is still in the buffer
     options.pop("command")
 
-    from memory_bank.inspect import inspect, render  # torch: not for --help
+    from memory_bank.inspect import inspect, render  # needs torch, which --help does not
 
     try:
-        found = inspect(options.pop("path"), **options)
+        report = inspect(options.pop("path"), **options)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    return _answer(f"{render(report)}\n{json.dumps(report, allow_nan=False)}\n")
+
+
+def _answer(text: str) -> int:
+    """Write ``text``, and what is still buffered, to stdout; returns the exit code."""
     try:
-        print(render(found))
-        print(json.dumps(found, allow_nan=False), flush=True)
+        print(text, end="", flush=True)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail again
-        if not isinstance(error, BrokenPipeError):  # which is a reader that has left, as head does
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or flushing the buffer at exit would fail again
+        if not isinstance(error, BrokenPipeError):  # which means that the reader has left, as head does
             print(f"stdout cannot be written ({error.strerror}); free some space", file=sys.stderr)
             return 2
     return 0

@@ -1,23 +1,19 @@
-"""What a bank is to the miner, its metrics and its searches, wherever its slots are kept."""
+"""Define the interface of a bank: what the miner, its metrics and the search backends use of it."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from memory_bank.shapes import Bool, Float, Int
-
-if TYPE_CHECKING:
-    from memory_bank.storage import Storage
 
 
 class Bank(ABC):
-    """Slots, each with a key, the id of the row it is of, and the step that wrote it; -1 is no slot.
+    """Keep keys in slots, each with its dataset row and the step that wrote it; slot -1 means none.
 
-    ``storage.py`` keeps all of them in this process, ``sharded.py`` some of them: there, ``key``, ``id``,
-    ``written_at``, ``refused``, ``admissible`` and ``ages_of`` speak of this process's slots alone, and what
-    asks the other processes is collective.
+    ``storage.py`` keeps all slots in this process. ``sharded.py`` keeps a part of them: there, ``key``,
+    ``id``, ``written_at``, ``refused``, ``admissible`` and ``ages_of`` cover this process's slots alone, and
+    methods that need the other processes are collective.
 
     Attributes:
         kind: ``dataset`` or ``queue``.
@@ -51,68 +47,68 @@ class Bank(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the slots live."""
+        """Device of the slots."""
 
     @property
-    @abstractmethod
-    def local(self) -> "Storage":
-        """What this process holds, to look at without the others."""
+    def local(self) -> "Bank":
+        """The slots of this process as a bank of their own, to be read without the other processes."""
+        return self
 
     @abstractmethod
     def fill(self) -> Float[Tensor, ""]:
-        """Share of the slots that hold a key."""
+        """Return the share of slots that hold a key."""
 
     @abstractmethod
     def admissible(self, step: int) -> Bool[Tensor, " n"]:
-        """Slots that hold a key not older than ``max_age`` steps, seen from ``step``."""
+        """Return a mask of the slots whose key is not older than ``max_age`` steps at ``step``."""
 
     @abstractmethod
     def count(self, admissible: Bool[Tensor, " n"]) -> Int[Tensor, ""]:
-        """How many slots are admissible."""
+        """Count the admissible slots."""
 
     @abstractmethod
     def draw(self, admissible: Bool[Tensor, " n"], count: int, key: int) -> Int[Tensor, " m"]:
-        """Up to ``count`` different admissible slots, uniformly, -1 where there are fewer (draw_slots)."""
+        """Draw up to ``count`` distinct admissible slots uniformly, -1 where there are fewer (draw_slots)."""
 
     @abstractmethod
     def read(self, slots: Int[Tensor, "..."]) -> Float[Tensor, "... d"]:
-        """Stored keys of ``slots`` as float32; zero for -1."""
+        """Return the stored keys of ``slots`` as float32; zero for -1."""
 
     @abstractmethod
     def ids_of(self, slots: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-        """Dataset rows of ``slots``; -1 for -1 and for empty ones."""
+        """Return the dataset rows of ``slots``; -1 for -1 and for empty ones."""
 
     @abstractmethod
     def ages_of(self, slots: Int[Tensor, "..."], step: int) -> Float[Tensor, "..."]:
-        """Optimizer steps since ``slots`` were written; nan for -1 and for empty ones."""
+        """Return the optimizer steps since ``slots`` were written; nan for -1 and for empty ones."""
 
     @abstractmethod
     def slots_of(self, ids: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-        """The slot that holds each id's key, -1 where there is none."""
+        """Return the slot of each id's newest key, -1 where there is none."""
 
     @abstractmethod
     def num_own(self, admissible: Bool[Tensor, " n"], ids: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-        """How many admissible slots are each query's own."""
+        """Count the admissible slots that hold each query's own row."""
 
     @abstractmethod
     def without(self, admissible: Bool[Tensor, " n"], ids: Int[Tensor, " g"]) -> Bool[Tensor, " n"]:
-        """``admissible`` less the slots of ``ids``."""
+        """Return ``admissible`` without the slots of ``ids``."""
 
     @abstractmethod
     def write(self, keys: Float[Tensor, "g d"], ids: Int[Tensor, " g"], step: int) -> Int[Tensor, " g"]:
-        """Store unit rows ``keys`` of ``ids``, made in optimizer step ``step``; see Storage.write.
+        """Store the unit rows ``keys`` of ``ids``, computed in optimizer step ``step``; see Storage.write.
 
         Returns:
-            The slot of each row, -1 where it is not kept.
+            The slot of each row, -1 where it was not stored.
         """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the future; the tensors may be the bank's own, not copies."""
+        """Return all state that later steps depend on; tensors may be the bank's own, not copies."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved bank.
+        """Restore a saved bank.
 
         Raises:
             ValueError: another kind, capacity, dimension or dtype.
@@ -120,11 +116,11 @@ class Bank(ABC):
 
     def require_fit(self, state: dict[str, Any]) -> None:
         """Raise ValueError if ``state`` is of another kind, capacity, dimension or dtype."""
-        given = (state["kind"], tuple(state["key"].shape), state["key"].dtype)
-        wanted = (self.kind, (self.capacity, self.dim), self.key.dtype)
-        if given != wanted:
+        saved = (state["kind"], tuple(state["key"].shape), state["key"].dtype)
+        expected = (self.kind, (self.capacity, self.dim), self.key.dtype)
+        if saved != expected:
             raise ValueError(
-                f"saved bank is {given[0]} {given[1]} {given[2]}, "
-                f"this one is {wanted[0]} {wanted[1]} {wanted[2]}; keep the bank's settings, "
+                f"saved bank is {saved[0]} {saved[1]} {saved[2]}, "
+                f"this one is {expected[0]} {expected[1]} {expected[2]}; keep the bank's settings, "
                 "the data and encoder.projector_dim as they were, or start a new run"
             )

@@ -1,6 +1,8 @@
-"""Schemas of the bank and of the miner; plain dataclasses, checked when they are made."""
+"""Define the settings of the bank and of the miner: plain dataclasses that check their values."""
 
 from dataclasses import dataclass, field
+
+from memory_bank.registry import METHODS
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -10,10 +12,10 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 MOST = 2**31 - 1
-"""Where "or more" ends: no count or strength is larger, and every library's numbers hold it."""
+"""Default upper bound of every setting: the largest int32, which all libraries can hold."""
 
 
-_LARGEST_FLOAT = 3e38  # of float32, about
+_LARGEST_FLOAT = 3e38  # about float32's
 
 
 def check_range(name: str, value: float | int | None, low: float | int, high: float | int = MOST) -> None:
@@ -31,18 +33,18 @@ def check_above_zero(name: str, value: float, hint: str = "") -> None:
 
 @dataclass
 class BankConfig:
-    """Where embeddings are kept.
+    """Settings of the bank, which stores embeddings.
 
     Attributes:
-        kind: ``dataset`` keeps one slot per data set row, a new key replaces the row's old one;
+        kind: ``dataset`` keeps one slot per dataset row, and a new key replaces the row's old one;
             ``queue`` is a FIFO of ``capacity`` slots (MoCo, arXiv:1911.05722).
-        capacity: Slots of a queue; a data set bank has one per row and takes None.
+        capacity: Slots of a queue; a dataset bank has one per row and takes None.
         dtype: Storage precision: ``float16``, ``bfloat16`` or ``float32``.
         device: ``auto`` (with the model), ``cpu``, or ``accelerator`` (with the model, refused on CPU).
-        placement: ``replicated`` (every rank holds all rows) or ``sharded`` (each holds its part and searches
-            it for all; exact searches and samples only).
-        max_age: Keys older than this many optimizer steps are not mined; None keeps all. With
-            K / global_batch a data set bank holds what a queue of K holds.
+        placement: ``replicated`` (every rank holds all rows) or ``sharded`` (each rank holds a part, and
+            searches it for the queries of all ranks; exact searches and samples only).
+        max_age: Keys older than this many optimizer steps are not mined; None mines all. With
+            K / global_batch, a dataset bank mines the same keys as a queue of K.
     """
 
     kind: str = "dataset"
@@ -76,38 +78,41 @@ class BankConfig:
 
 @dataclass
 class MiningConfig:
-    """Which rows of the bank a query is pushed away from.
+    """Settings of the miner: which rows of the bank become a query's negatives.
 
     Fractions are of the rows admissible for that query (valid, not its own, not too old), rounded up.
     Order: own row and age -> ``false_negative`` -> ``relative_margin`` -> ``skip_top`` -> ``band`` -> draw.
-    The first two filters may leave a query fewer rows than asked for, or none; training that has no negative
-    left for any query says so, and stops (exit code 3) when it stays so.
+    The first two filters may leave a query fewer rows than asked for, or none. Training logs that no query
+    has a negative, and stops (exit code 3) after many such steps in a row.
 
     Attributes:
         method: ``ranked`` draws ``num_hard`` per query from the band and ``num_uniform`` shared by the
             batch; ``all_rows`` uses every admissible row, exactly; ``full_bank`` estimates ``all_rows``
-            from the ``num_hard`` nearest and ``num_uniform`` uniform rows (memory_bank/policy.py).
+            from the ``num_hard`` nearest and ``num_uniform`` uniform rows; or the name of a method of
+            your own (memory_bank/registry.py).
         num_hard: Hard negatives per query.
-        num_uniform: Uniformly drawn rows, shared by the batch.
-        skip_top: Fraction of the closest rows left out; None takes ``class_prior``: the closest rows
-            are mostly the same class. 0 is off; no more than leaves ``num_hard``.
-        band: ``[low, high]``: hard negatives come from these ranks, as fractions.
-        band_end: Where ``band`` has moved by ``band_steps`` (linear; Ring, arXiv:2010.02037); None stays.
-        band_steps: Optimizer steps of that move.
+        num_uniform: Uniformly drawn negatives, shared by the batch.
+        skip_top: Fraction of the closest rows to leave out; None takes ``class_prior``, since the closest
+            rows are mostly of the same class. 0 is off. ``num_hard`` rows remain, if there are as many.
+        band: ``[low, high]``: hard negatives come from these ranks, as fractions; where that is fewer than
+            ``num_hard`` rows, it widens to as many, upwards from ``low`` first.
+        band_end: Band after ``band_steps`` (linearly; Ring, arXiv:2010.02037); None keeps ``band``.
+        band_steps: Optimizer steps until ``band_end`` is reached.
         class_prior: Expected share of images that show the same thing (0.1 for CIFAR-10, 0.001 for ImageNet).
         false_negative: ``off``, ``drop`` or ``attract`` rows that are likely the same thing: within the first
             ``false_negative_rank`` *and* above ``false_negative_threshold`` (FNC, arXiv:2011.11765).
-        relative_margin: Drop rows with similarity > s_pos - margin * |s_pos|; None is off.
+        relative_margin: Drop rows with similarity > s_pos - margin * |s_pos|, where s_pos is the similarity
+            of the query and its own key; None is off.
         min_fill: Share of the bank that must be filled before it is mined; until then, the other keys of
             the batch are the negatives.
         query: ``fresh`` looks up with the current query, in line; ``stored`` looks up with the image's
             stored key, ``lag`` optimizer steps ahead, and re-scores with the fresh query.
         lag: Steps ahead for ``query=stored``.
-        overlap: Look ahead on a background thread; bit-equal to off.
+        overlap: Look up ahead on a background thread; results are the same to the bit.
         backend: ``exact``, ``faiss``, ``subsample`` (exact in a random sample of the bank, for deep
             bands), or ``auto`` (by size, depth and device; says which).
-        sample: Rows of ``subsample``, at least; more where ``num_hard`` needs it.
-        index: FAISS factory string: ``Flat``, or e.g. ``IVF1024,SQ8``; ``auto`` by size.
+        sample: Least number of rows of ``subsample``; ``num_hard`` may need more.
+        index: FAISS factory string: ``Flat``, or e.g. ``IVF1024,SQ8``; ``auto`` decides by size.
         nprobe: Inverted lists visited by an IVF index.
         min_recall: Recall against exact search below which ``nprobe`` is raised.
         recall_every: Optimizer steps between recall checks of an approximate index; 0 never.
@@ -137,7 +142,7 @@ class MiningConfig:
     recall_every: int = 500
 
     def __post_init__(self) -> None:
-        check_choice("mining.method", self.method, ("ranked", "all_rows", "full_bank"))
+        check_choice("mining.method", self.method, tuple(METHODS))
         check_choice("mining.false_negative", self.false_negative, ("off", "drop", "attract"))
         check_choice("mining.query", self.query, ("fresh", "stored"))
         check_choice("mining.backend", self.backend, ("auto", "exact", "faiss", "subsample"))

@@ -1,4 +1,4 @@
-"""What a saved bank holds: fill, age, norms, duplicates, and neighbours to look at."""
+"""Describe a saved bank: fill, age, norms, duplicates and examples of neighbours."""
 
 import csv
 from pathlib import Path
@@ -12,7 +12,7 @@ from memory_bank.retrieval.exact import Exact
 from memory_bank.state import find_state, load_state, open_bank
 from memory_bank.storage import Storage
 
-# Rows whose duplicates are looked for; more are sampled evenly.
+# Most rows whose duplicates are searched for; of more, an evenly spaced part.
 _EXAMINED = 20_000
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 
@@ -49,23 +49,23 @@ def inspect(
     except ValueError as error:
         raise ValueError(f"{file}: not the state of a bank: {error}") from error
     names = _names(manifest or _beside(file))
-    held = torch.nonzero(bank.id >= 0)[:, 0]
-    written = bank.written_at[held]
-    norms = bank.read(held).norm(dim=1)
-    # The square bounds every product with another row: what is searched has similarities that are numbers.
+    filled = torch.nonzero(bank.id >= 0)[:, 0]
+    written = bank.written_at[filled]
+    norms = bank.read(filled).norm(dim=1)
+    # The squared norm bounds every product with another row, so all similarities searched are finite.
     finite = norms.square().isfinite()
-    sound = held[finite]
+    sound = filled[finite]
     return {
         "file": str(file),
         "kind": bank.kind,
         "capacity": bank.capacity,
         "dim": bank.dim,
         "dtype": str(bank.key.dtype).removeprefix("torch."),
-        "rows": len(held),
-        "fill": len(held) / bank.capacity,
+        "rows": len(filled),
+        "fill": len(filled) / bank.capacity,
         "refused": int(bank.refused),
-        "last_step": int(written.max()) if len(held) else None,
-        "age": _quantiles((written.max() - written).float()) if len(held) else None,
+        "last_step": int(written.max()) if len(filled) else None,
+        "age": _quantiles((written.max() - written).float()) if len(filled) else None,
         "norm": _quantiles(norms[finite]) if len(sound) else None,
         "not_finite": int((~finite).sum()),
         "backend": backend,
@@ -75,27 +75,27 @@ def inspect(
     }
 
 
-def render(found: dict[str, Any]) -> str:
-    """The description as text for people."""
+def render(report: dict[str, Any]) -> str:
+    """Format the description as text."""
     lines = [
-        f"{found['file']}",
-        f"  {found['kind']} bank, {found['capacity']} slots x {found['dim']}, {found['dtype']}",
-        f"  fill      {found['fill']:.1%} ({found['rows']} rows), {found['refused']} keys refused, "
-        f"{found['not_finite']} not finite",
-        f"  search    {found['backend']}, {found['look_ups_issued']} look-ups issued ahead",
+        f"{report['file']}",
+        f"  {report['kind']} bank, {report['capacity']} slots x {report['dim']}, {report['dtype']}",
+        f"  fill      {report['fill']:.1%} ({report['rows']} rows), {report['refused']} keys refused, "
+        f"{report['not_finite']} not finite",
+        f"  search    {report['backend']}, {report['look_ups_issued']} look-ups issued ahead",
     ]
     for name in ("age", "norm"):
-        if found[name] is not None:
+        if report[name] is not None:
             lines.append(
-                f"  {name:9} " + "  ".join(f"{level} {value:.4g}" for level, value in found[name].items())
+                f"  {name:9} " + "  ".join(f"{level} {value:.4g}" for level, value in report[name].items())
             )
-    same = found["duplicates"]
+    same = report["duplicates"]
     lines.append(
         f"  duplicates {same['rows']} of {same['examined']} rows have another at similarity "
         f">= {same['similarity']:g}"
     )
     lines += [f"    {pair['similarity']:.4f}  {pair['a']}  {pair['b']}" for pair in same["pairs"]]
-    for example in found["neighbours"]:
+    for example in report["neighbours"]:
         lines.append(f"  nearest to {example['row']}")
         lines += [f"    {near['similarity']:.4f}  {near['row']}" for near in example["nearest"]]
     return "\n".join(lines)
@@ -110,10 +110,12 @@ def _duplicates(bank: Storage, sound: Tensor, threshold: float, names: dict[int,
         same = similarity >= threshold
         rows = int(same.sum())
         closest = similarity.masked_fill(~same, -torch.inf).topk(min(10, rows)).indices
-        found = {tuple(sorted((int(examined[at]), int(slot[at])))): float(similarity[at]) for at in closest}
+        closest_pairs = {
+            tuple(sorted((int(examined[at]), int(slot[at])))): float(similarity[at]) for at in closest
+        }
         pairs = [
             {"a": _name(bank, a, names), "b": _name(bank, b, names), "similarity": value}
-            for (a, b), value in found.items()
+            for (a, b), value in closest_pairs.items()
         ]
     return {"similarity": threshold, "examined": len(examined), "rows": rows, "pairs": pairs}
 
@@ -124,9 +126,11 @@ def _neighbours(
     anchors = _spread(sound, examples)
     if not len(anchors):
         return []
-    found = _search(bank, sound, anchors, count)
+    candidates = _search(bank, sound, anchors, count)
     listed = []
-    for anchor, slots, similarity in zip(anchors.tolist(), found.slots, found.similarity, strict=True):
+    for anchor, slots, similarity in zip(
+        anchors.tolist(), candidates.slots, candidates.similarity, strict=True
+    ):
         nearest = [
             {"row": _name(bank, slot, names), "similarity": value}
             for slot, value in zip(slots.tolist(), similarity.tolist(), strict=True)
@@ -137,7 +141,7 @@ def _neighbours(
 
 
 def _search(bank: Storage, sound: Tensor, slots: Tensor, k: int) -> Any:
-    """Neighbours of the rows in ``slots`` among ``sound`` rows of another id."""
+    """Find neighbours of the rows in ``slots`` among ``sound`` rows of another id."""
     valid = torch.zeros_like(bank.id, dtype=torch.bool).index_fill(0, sound, True)
     parts = [
         Exact(bank).search(bank.read(part), bank.ids_of(part), k, admissible=valid)
@@ -149,11 +153,11 @@ def _search(bank: Storage, sound: Tensor, slots: Tensor, k: int) -> Any:
     return whole
 
 
-def _spread(held: Tensor, count: int) -> Tensor:
-    """At most ``count`` of ``held``, evenly."""
-    if len(held) <= count:
-        return held
-    return held[torch.linspace(0, len(held) - 1, count).long()]
+def _spread(slots: Tensor, count: int) -> Tensor:
+    """Return at most ``count`` of ``slots``, evenly spaced."""
+    if len(slots) <= count:
+        return slots
+    return slots[torch.linspace(0, len(slots) - 1, count).long()]
 
 
 def _quantiles(values: Tensor) -> dict[str, float]:
@@ -174,7 +178,7 @@ def _backend(state: dict[str, Any]) -> str:
 
 
 def _entries(state: dict[str, Any], name: str) -> dict[str, Any]:
-    """A part of the state that need not be there."""
+    """Return an optional part of the state."""
     part = state.get(name, {})
     if not isinstance(part, dict):
         raise ValueError(f"{name} is {part!r:.80}, entries by name are needed")
@@ -182,7 +186,7 @@ def _entries(state: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _beside(file: Path) -> Path | None:
-    """manifest.csv in the bank's folder or up to three above: the run's."""
+    """Find the run's manifest.csv in the bank's folder or up to three folders above."""
     candidates = [folder / "manifest.csv" for folder in file.resolve().parents[:4]]
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 

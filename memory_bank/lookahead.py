@@ -1,21 +1,21 @@
-"""Look-ups of coming batches with the keys their images have in the bank (``mining.query=stored``)."""
+"""Look up batches ahead of their step, with the stored keys of their images (``mining.query=stored``)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memory_bank.bank import Bank
 from memory_bank.retrieval.base import Candidates, refine
-from memory_bank.shapes import Bool, Float, Int
 from memory_bank.transfer import send
 
 
 @dataclass
 class Issued:
-    """A look-up made ahead of its step: slots are kept, similarities are found with the fresh query.
+    """Hold a look-up made ahead of its step: its slots; similarities are computed later with the fresh query.
 
     Attributes:
         ids: Rows looked up, ascending.
@@ -31,10 +31,10 @@ class Issued:
 
 
 class LookAhead:
-    """Issues look-ups ``lag`` steps ahead and hands them out at their step.
+    """Issue look-ups ``lag`` steps ahead and return them at their step.
 
-    Stale keys, and rows that entered since, cost recall and nothing else: candidates are scored anew with
-    the fresh query, and those that are no longer admissible are dropped.
+    Stale keys, and rows that were written since, cost recall and nothing else: candidates are scored again
+    with the fresh query, and those that are no longer admissible are dropped.
     """
 
     def __init__(
@@ -60,24 +60,24 @@ class LookAhead:
         ids = ids.sort().values
         slots = self._bank.slots_of(ids)
         unknown = slots < 0
-        found = self._search(self._bank.read(slots), ids, step)
+        candidates = self._search(self._bank.read(slots), ids, step)
         return Issued(
             ids,
-            found.slots.masked_fill(unknown[:, None], -1),
-            found.rows.masked_fill(unknown, 0),
-            found.share,
+            candidates.slots.masked_fill(unknown[:, None], -1),
+            candidates.rows.masked_fill(unknown, 0),
+            candidates.share,
         )
 
     def candidates(
         self, query: Float[Tensor, "b d"], ids: Int[Tensor, " b"], step: int, admissible: Bool[Tensor, " n"]
     ) -> Candidates:
-        """What was found for ``ids``, scored with ``query``; looked up now if it was not issued."""
+        """Return the candidates of ``ids``, scored with ``query``; looks up now if nothing was issued."""
         issued = self._issued[step] if step in self._issued else self.look_up(ids, step)
-        place = torch.searchsorted(issued.ids, ids).clamp_max(max(0, len(issued.ids) - 1))
-        unknown = issued.ids[place] != ids
-        slots = issued.slots[place].masked_fill(unknown[:, None], -1)
+        position = torch.searchsorted(issued.ids, ids).clamp_max(max(0, len(issued.ids) - 1))
+        unknown = issued.ids[position] != ids
+        slots = issued.slots[position].masked_fill(unknown[:, None], -1)
         slots, similarity = refine(self._bank, query, ids, slots, admissible, slots.shape[1])
-        rows = issued.rows[place]
+        rows = issued.rows[position]
         if issued.share == 1:
             rows = torch.where(rows > 0, admissible.sum() - self._bank.num_own(admissible, ids), 0)
         rows = rows.masked_fill(unknown, 0)
@@ -88,17 +88,17 @@ class LookAhead:
         self._issued = {at: issued for at, issued in self._issued.items() if at > step}
 
     def state_dict(self) -> dict[str, Any]:
-        """The look-ups that were issued and not used yet."""
+        """Return the look-ups that were issued and not used yet."""
         return {str(step): vars(issued) for step, issued in self._issued.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them over."""
-        place = self._bank.device
+        """Restore them."""
+        device = self._bank.device
         self._issued = {
             int(step): Issued(
-                saved["ids"].to(place),
-                saved["slots"].to(place),
-                saved["rows"].to(place),
+                saved["ids"].to(device),
+                saved["slots"].to(device),
+                saved["rows"].to(device),
                 float(saved["share"]),
             )
             for step, saved in state.items()

@@ -1,19 +1,24 @@
-"""What the last look-up and write looked like; computed when asked for, from tensors kept for it."""
+"""Compute the metrics ``mining/...`` and ``bank/...`` on demand, from the last look-up and write."""
 
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memory_bank.bank import Bank
-from memory_bank.shapes import Float, Int
+from memory_bank.negatives import Negatives
 
 Metrics = dict[str, Tensor | float]
 
 
+# Queries whose similarities are kept where the negatives are not listed for each of them.
+_SHOWN = 32
+
+
 @dataclass
-class Mined:
-    """What one call of Miner.negatives saw.
+class LookupStats:
+    """Hold what one call of ``Miner.negatives`` found, until its metrics are computed.
 
     Attributes:
         positive: Similarity of each query with its own key.
@@ -30,26 +35,42 @@ class Mined:
     step: int
     dropped: dict[str, Tensor] = field(default_factory=dict)
 
+    @classmethod
+    def of_few(
+        cls, query: Float[Tensor, "b d"], positive: Float[Tensor, " b"], negatives: Negatives, step: int
+    ) -> "LookupStats":
+        """Compute the similarities of a few queries to all their negatives."""
+        few = query[:_SHOWN]
+        similarity = few @ negatives.shared.T
+        similarity = similarity.masked_fill(negatives.shared_log_weight[:_SHOWN] == -torch.inf, -torch.inf)
+        index = negatives.hard_index[:_SHOWN]
+        if index.shape[1]:
+            hard = torch.einsum("ckd,cd->ck", negatives.hard[index], few)
+            hard = hard.masked_fill(negatives.hard_log_weight[:_SHOWN] == -torch.inf, -torch.inf)
+            similarity = torch.cat([hard, similarity], 1)
+        slots = torch.zeros(len(query), 0, dtype=torch.int64, device=query.device)
+        return cls(positive, similarity, slots, step)
 
-def mining_metrics(mined: Mined, bank: Bank) -> Metrics:
-    """``mining/...``: no value waits for the device; nan where nothing was mined."""
-    similarity = mined.similarity.float().masked_fill(mined.similarity == -torch.inf, torch.nan).flatten()
-    metrics: Metrics = {"mining/positive_similarity": mined.positive.mean()}
+
+def mining_metrics(stats: LookupStats, bank: Bank) -> Metrics:
+    """Compute ``mining/...`` without a device sync; nan where nothing was mined."""
+    similarity = stats.similarity.float().masked_fill(stats.similarity == -torch.inf, torch.nan).flatten()
+    metrics: Metrics = {"mining/positive_similarity": stats.positive.mean()}
     if similarity.numel():
-        # torch.quantile takes 16 million values at most; an even share of more is as good.
+        # torch.quantile takes 16 million values at most; of more, an evenly spaced part is as good.
         thinned = similarity[:: 1 + similarity.numel() // 10_000_000]
         levels = thinned.nanquantile(torch.tensor([0.1, 0.5, 0.9], device=thinned.device))
         metrics["mining/similarity_mean"] = similarity.nanmean()
         metrics |= {f"mining/similarity_q{q}": level for q, level in zip((10, 50, 90), levels, strict=True)}
-    if mined.slots.numel():
-        # A row that this step has written since it was mined is no longer the key that was used.
-        ages = bank.ages_of(mined.slots, mined.step)
+    if stats.slots.numel():
+        # A row that this step has written since it was looked up is no longer the key that was used.
+        ages = bank.ages_of(stats.slots, stats.step)
         metrics["mining/age_mean"] = ages.masked_fill(ages <= 0, torch.nan).nanmean()
-    return metrics | {f"mining/drop_{name}": share for name, share in mined.dropped.items()}
+    return metrics | {f"mining/drop_{name}": share for name, share in stats.dropped.items()}
 
 
 def bank_metrics(bank: Bank, step: int) -> Metrics:
-    """``bank/...``: no value waits for the device or for other ranks; of a sharded bank, this rank's part."""
+    """Compute ``bank/...`` without a device sync or a collective; of a sharded bank, for this rank's part."""
     age = (step - bank.written_at).float().masked_fill(bank.id < 0, torch.nan)
     return {
         "bank/fill": (bank.id >= 0).float().mean(),

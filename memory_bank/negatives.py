@@ -1,16 +1,15 @@
-"""What the miner hands to the objective."""
+"""Define the negatives that the miner returns and the objectives take."""
 
 from dataclasses import dataclass, fields, replace
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from memory_bank.shapes import Bool, Float, Int
 
 
 @dataclass
 class Negatives:
-    """Rows to push away from, detached, unit norm, on the query's device.
+    """Rows that queries are pushed away from: detached, of unit norm, on the queries' device.
 
     A negative j of query i enters the loss with ``exp(similarity / temperature) * exp(log_weight)``;
     a log-weight of -inf excludes it. Sizes u, k, m and p may be 0.
@@ -19,10 +18,10 @@ class Negatives:
         hard: Rows that are negatives of single queries.
         hard_index: Which of them are each query's own.
         hard_log_weight: 0 for a plain negative, -inf where there is none.
-        hard_ids: Their data set rows, -1 where there is none.
+        hard_ids: Their dataset rows, -1 where there is none.
         shared: Negatives that all queries share.
         shared_log_weight: Per query, since a query's own row is excluded for it alone.
-        shared_ids: Their data set rows, -1 where there is none.
+        shared_ids: Their dataset rows, -1 where there is none.
         extra_positives: Bank rows that are likely the same thing (``false_negative=attract``, NNCLR).
         extra_positive_weight: In [0, 1], 0 where there is none.
     """
@@ -39,7 +38,7 @@ class Negatives:
 
     @classmethod
     def none(cls, query: Float[Tensor, "b d"]) -> "Negatives":
-        """No negatives at all, shaped for ``query``; fields are replaced by what a caller has."""
+        """Return empty negatives shaped for ``query``; callers replace the fields that they fill."""
         b, d = query.shape
         ids = torch.zeros(0, dtype=torch.int64, device=query.device)
         return cls(
@@ -57,7 +56,7 @@ class Negatives:
     def with_shared(
         self, keys: Float[Tensor, "m d"], ids: Int[Tensor, " m"], log_weight: Float[Tensor, "b m"]
     ) -> "Negatives":
-        """The same with further shared rows behind those there are."""
+        """Append shared rows."""
         return replace(
             self,
             shared=torch.cat([self.shared, keys]),
@@ -66,10 +65,10 @@ class Negatives:
         )
 
     def to(self, device: torch.device) -> "Negatives":
-        """The same on ``device``."""
-        return Negatives(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+        """Copy to ``device``."""
+        return Negatives(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 def unless(excluded: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Log-weights: 0, -inf where excluded."""
+    """Return log-weights: -inf where excluded, else 0."""
     return torch.zeros(excluded.shape, device=excluded.device).masked_fill_(excluded, -torch.inf)

@@ -1,32 +1,32 @@
-"""Which candidates become negatives: pure functions of candidates, config, step and seed.
+"""Select negatives among candidates: pure functions of candidates, config, step and seed.
 
 Order: own row and age (the retrieval's) -> false_negative -> relative_margin -> skip_top -> band -> draw.
 Fractions are of the rows admissible for that query, rounded up, and never leave fewer than ``num_hard``
-where there are as many. Filters on similarity (false_negative, relative_margin) may: then fewer come back.
+if there are as many. Filters on similarity (false_negative, relative_margin) may leave fewer.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memory_bank.config import MiningConfig
 from memory_bank.draw import noise
 from memory_bank.retrieval.base import Candidates
-from memory_bank.shapes import Bool, Float, Int
 from memory_bank.top import count, largest
 
 
 @dataclass
 class Selection:
-    """What the policy took.
+    """Hold what ``select`` chose.
 
     Attributes:
         slots: Hard negatives, closest first, -1 where there are fewer than ``num_hard``.
         similarity: Theirs, -inf for -1.
-        alike: Slots taken for the same thing as the query (false_negative), -1 where none.
-        floor: Rows at least this similar are taken for the same thing; inf where none are.
+        alike: Slots likely to show the same thing as the query (false_negative), -1 where there are fewer.
+        floor: Similarity from which rows count as the same thing; inf where none do.
         dropped: Share of the admissible rows that each filter removed, by its name, averaged over queries.
     """
 
@@ -38,7 +38,7 @@ class Selection:
 
 
 def band_at(config: MiningConfig, step: int) -> tuple[float, float]:
-    """The band at ``step``: moves linearly to ``band_end`` within ``band_steps`` (Ring, arXiv:2010.02037)."""
+    """Return the band at ``step``: linear to ``band_end`` in ``band_steps`` (Ring, arXiv:2010.02037)."""
     low, high = config.band
     if config.band_end is None:
         return low, high
@@ -47,29 +47,59 @@ def band_at(config: MiningConfig, step: int) -> tuple[float, float]:
 
 
 def skip_top(config: MiningConfig) -> float:
-    """Fraction of the closest rows left out: as set, or ``class_prior``."""
+    """Return the fraction of the closest rows to leave out: as set, or ``class_prior``."""
     return config.class_prior if config.skip_top is None else config.skip_top
 
 
 def depth(config: MiningConfig, rows: int) -> int:
-    """How many of the closest of ``rows`` the policy may need to see, at any step."""
-    if config.method == "full_bank":
-        return min(rows, config.num_hard)
+    """Return how many of the closest of ``rows`` rows ``select`` may need, at any step."""
     bands = [config.band] if config.band_end is None else [config.band, config.band_end]
     deepest = max(max(_ceil(high * rows), _ceil(low * rows) + config.num_hard) for low, high in bands)
     alike = config.false_negative_rank if config.false_negative != "off" else 0
     return min(rows, alike + _ceil(skip_top(config) * rows) + deepest)
 
 
+def overruled(config: MiningConfig, rows: int) -> list[str]:
+    """Settings that others overrule once a query has ``rows`` admissible rows, a line for each.
+
+    A band of less than one row (mining=hardest) asks for the closest rows and is not among them.
+    """
+    if config.method != "ranked" or not config.num_hard:
+        return []
+    lines = []
+    skip, most = _ceil(skip_top(config) * rows), max(0, rows - config.num_hard)
+    if skip > most:
+        given = "class_prior" if config.skip_top is None else "skip_top"
+        lines.append(
+            f"mining.{given}={skip_top(config):g} leaves out the closest {skip} of {rows} rows, "
+            f"mining.num_hard={config.num_hard} lowers that to {most}; lower one of them"
+        )
+    for name in ("band", "band_end"):
+        low, high = getattr(config, name) or (0.0, 1.0)
+        first, last = _ceil(low * rows), _ceil(high * rows)
+        if last - first < config.num_hard and high * rows >= 1:
+            share = min(config.num_hard, rows) / rows
+            lines.append(
+                f"mining.{name}={[low, high]} has {last - first} of {rows} rows, mining.num_hard="
+                f"{config.num_hard} widens it to {share:.1%} of them; lower num_hard, or widen the band"
+            )
+    if config.band_end is not None and not config.band_steps:
+        lines.append(
+            f"mining.band={config.band} is unused: band_steps=0 moves to band_end={config.band_end} at once; "
+            "set mining.band_steps, or leave band_end out"
+        )
+    return lines
+
+
 def ceiling(config: MiningConfig, positive: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
-    """relative_margin: the similarity above which a row is too close to the positive's; None is off."""
+    """Return the similarity above which ``relative_margin`` drops a row; None is off."""
     if config.relative_margin is None:
         return None
     return positive - config.relative_margin * positive.abs()
 
 
 def select(
-    found: Candidates,
+    candidates: Candidates,
     positive: Float[Tensor, " b"],
     ids: Int[Tensor, " b"],
     config: MiningConfig,
@@ -80,44 +110,47 @@ def select(
     """Draw each query's hard negatives from its candidates.
 
     Args:
-        found: Closest first.
+        candidates: Closest first.
         positive: Similarity of each query with its own key.
         ids: Rows of the queries; with ``key`` and a candidate's slot they decide the draw.
         config: Fields of the policy.
         step: For the annealed band.
         key: draw.mix of seed and step.
     """
-    present = found.slots >= 0
-    alike = _alike(found, config)
+    present = candidates.slots >= 0
+    alike = _alike(candidates, config)
     limit = ceiling(config, positive)
     over = (
-        torch.zeros_like(present) if limit is None else present & ~alike & (found.similarity > limit[:, None])
+        torch.zeros_like(present)
+        if limit is None
+        else present & ~alike & (candidates.similarity > limit[:, None])
     )
     present = present & ~alike & ~over
 
-    num_alike, num_over = count(alike), found.above + count(over)
+    num_alike, num_over = count(alike), candidates.above + count(over)
     gone = num_alike + num_over
-    # A list cut short (an index that missed, a margin deeper than the look-up) counts as all there is.
-    left = torch.minimum(found.rows - gone, count(present))
-    skip = torch.minimum(_fraction(skip_top(config), found.rows), (left - config.num_hard).clamp_min(0))
-    first, last = _window(band_at(config, step), found.rows, left - skip, config.num_hard)
+    # Candidates may be missing: an index missed some, or the margin is deeper than the look-up. Then
+    # those found count as all there are.
+    left = torch.minimum(candidates.rows - gone, count(present))
+    skip = torch.minimum(_fraction(skip_top(config), candidates.rows), (left - config.num_hard).clamp_min(0))
+    first, last = _window(band_at(config, step), candidates.rows, left - skip, config.num_hard)
 
-    place = present.cumsum(1) - 1
-    window = present & (place >= (skip + first)[:, None]) & (place < (skip + last)[:, None])
-    slots, similarity = _draw(found, window, ids, config.num_hard, key)
-    alike_slots, floor = _alike_slots(found, alike, config)
-    rows = found.rows.clamp_min(1)
+    rank = present.cumsum(1) - 1
+    window = present & (rank >= (skip + first)[:, None]) & (rank < (skip + last)[:, None])
+    slots, similarity = _draw(candidates, window, ids, config.num_hard, key)
+    alike_slots, floor = _alike_slots(candidates, alike, config)
+    rows = candidates.rows.clamp_min(1)
     dropped = {
         "false_negative": (num_alike / rows).mean(),
         "relative_margin": (num_over / rows).mean(),
         "skip_top": (skip / rows).mean(),
-        "band": ((found.rows - gone - skip - (last - first)).clamp_min(0) / rows).mean(),
+        "band": ((candidates.rows - gone - skip - (last - first)).clamp_min(0) / rows).mean(),
     }
     return Selection(slots, similarity, alike_slots, floor, dropped)
 
 
 def attract_weight(alike: Int[Tensor, "b p"]) -> Float[Tensor, "b p"]:
-    """Weight of extra positives: together at most 1 a query, so the query's own key keeps half the pull.
+    """Return weights of extra positives: at most 1 in all, so that the query's own key has half or more.
 
     Capped since about 60% of them are wrong even with rank *and* threshold (FNC, arXiv:2011.11765).
     """
@@ -128,60 +161,68 @@ def attract_weight(alike: Int[Tensor, "b p"]) -> Float[Tensor, "b p"]:
 def contains(
     slots: Int[Tensor, " u"], index: Int[Tensor, "b k"], wanted: Int[Tensor, " m"]
 ) -> Bool[Tensor, "b m"]:
-    """Whether each query's ``slots[index]`` hold each of the ``wanted``, which differ; -1 is in none."""
-    held = torch.zeros(len(index), len(wanted) + 1, dtype=torch.bool, device=slots.device)
+    """Return whether ``slots[index]`` of each query hold each of ``wanted`` (distinct); -1 is in none."""
+    contained = torch.zeros(len(index), len(wanted) + 1, dtype=torch.bool, device=slots.device)
     if len(wanted):
         ordered, order = wanted.sort()
-        place = torch.searchsorted(ordered, slots).clamp_max(len(wanted) - 1)
-        found = (ordered[place] == slots) & (slots >= 0)
-        held.scatter_(1, torch.where(found, order[place], len(wanted))[index], True)
-    return held[:, :-1]
+        position = torch.searchsorted(ordered, slots).clamp_max(len(wanted) - 1)
+        is_wanted = (ordered[position] == slots) & (slots >= 0)
+        contained.scatter_(1, torch.where(is_wanted, order[position], len(wanted))[index], True)
+    return contained[:, :-1]
 
 
 def _ceil(value: float) -> int:
-    """Rounded up, but 0.1 * 30 = 3.0000000000000004 is 3."""
+    """Round up, but 0.1 * 30 = 3.0000000000000004 gives 3."""
     return math.ceil(value - 1e-9)
 
 
 def _fraction(share: float, rows: Tensor) -> Tensor:
-    """The same for tensors; float64, as float32 counts only to 2^24."""
+    """Return ``_ceil(share * rows)`` for tensors, in float64: float32 is exact only up to 2^24."""
     return (rows.double() * share - 1e-9).ceil().long().clamp_min(0)
 
 
-def _alike(found: Candidates, config: MiningConfig) -> Tensor:
-    """Rank *and* threshold. In a sample, rank r stands for about r / share rows of the bank."""
+def _alike(candidates: Candidates, config: MiningConfig) -> Tensor:
+    """Mark candidates by rank *and* threshold; in a sample, rank r is about rank r / share of the bank."""
     if config.false_negative == "off":
-        return torch.zeros_like(found.slots, dtype=torch.bool)
-    rank = found.above[:, None] + torch.arange(found.slots.shape[1], device=found.slots.device)
-    limit = _ceil(config.false_negative_rank * found.share)
-    return (found.slots >= 0) & (rank < limit) & (found.similarity > config.false_negative_threshold)
+        return torch.zeros_like(candidates.slots, dtype=torch.bool)
+    rank = candidates.above[:, None] + torch.arange(candidates.slots.shape[1], device=candidates.slots.device)
+    limit = _ceil(config.false_negative_rank * candidates.share)
+    return (
+        (candidates.slots >= 0) & (rank < limit) & (candidates.similarity > config.false_negative_threshold)
+    )
 
 
-def _alike_slots(found: Candidates, alike: Tensor, config: MiningConfig) -> tuple[Tensor, Tensor]:
+def _alike_slots(candidates: Candidates, alike: Tensor, config: MiningConfig) -> tuple[Tensor, Tensor]:
     if config.false_negative == "off":
-        return found.slots[:, :0], found.similarity.new_full((len(found.slots),), torch.inf)
+        return candidates.slots[:, :0], candidates.similarity.new_full((len(candidates.slots),), torch.inf)
     width = min(config.false_negative_rank, alike.shape[1])
-    # Candidates are in order, so what is alike comes first.
-    slots = found.slots[:, :width].masked_fill(~alike[:, :width], -1)
-    similarity = found.similarity.masked_fill(~alike, torch.inf)
+    # Candidates are in order, so those marked come first.
+    slots = candidates.slots[:, :width].masked_fill(~alike[:, :width], -1)
+    similarity = candidates.similarity.masked_fill(~alike, torch.inf)
     floor = torch.cat([similarity, similarity.new_full((len(similarity), 1), torch.inf)], 1).amin(1)
     return slots, floor
 
 
 def _window(band: tuple[float, float], rows: Tensor, left: Tensor, num_hard: int) -> tuple[Tensor, Tensor]:
-    """First and last rank (after skip_top) to draw from; widened outward, then inward, to ``num_hard``."""
+    """Return first and last rank (after skip_top) to draw from; widened to ``num_hard``."""
     first, last = _fraction(band[0], rows), _fraction(band[1], rows)
     last = torch.minimum(torch.maximum(last, first + num_hard), left)
     return torch.minimum(first, (left - num_hard).clamp_min(0)), last
 
 
-def _draw(found: Candidates, window: Tensor, ids: Tensor, number: int, key: int) -> tuple[Tensor, Tensor]:
-    """``number`` of each query's window, uniformly, without repeats, kept in order of similarity."""
+def _draw(
+    candidates: Candidates, window: Tensor, ids: Tensor, number: int, key: int
+) -> tuple[Tensor, Tensor]:
+    """Draw ``number`` of each query's window uniformly without replacement, in order of similarity."""
     number = min(number, window.shape[1])
     columns = _occupied(window, number)
-    slots, similarity, window = found.slots[:, columns], found.similarity[:, columns], window[:, columns]
+    slots, similarity, window = (
+        candidates.slots[:, columns],
+        candidates.similarity[:, columns],
+        window[:, columns],
+    )
     if window.shape[1] == number and window.device.type == "cpu" and bool(window.all()):
-        return slots, similarity  # the draw was the sample's; elsewhere asking would be a wait
+        return slots, similarity  # drawing the sample was the draw; on a GPU this check would be a sync
     chance = noise(slots ^ noise(ids, key)[:, None], key).masked_fill_(~window, -1)
     chosen, column = largest(chance, number)
     column = column.masked_fill(chosen < 0, window.shape[1]).sort(1).values
@@ -192,7 +233,7 @@ def _draw(found: Candidates, window: Tensor, ids: Tensor, number: int, key: int)
 
 
 def _occupied(window: Bool[Tensor, "b c"], least: int) -> slice:
-    """The columns that any query's window reaches, ``least`` of them; all where telling would be a wait."""
+    """Return the columns in any query's window, at least ``least``; on a GPU all, as it would be a sync."""
     width = window.shape[1]
     used = window.any(0).nonzero() if window.device.type == "cpu" else window.new_zeros(0)
     if not len(used):

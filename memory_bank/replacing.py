@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files atomically and durably."""
 
 import os
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to; what lies there takes the place of ``path`` when the block ends.
+    """Yield a temporary path beside ``path``; when the block ends, it is flushed and renamed to ``path``.
 
     A kill or a power cut leaves the old file or the new one, and several processes may write the same file at
-    once. Where the block fails, ``path`` stays as it was.
+    once. If the block fails, ``path`` stays as it was.
 
     Raises:
         OSError: from the file system.
@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk itself."""
+    """Flush a file, or the entries of a folder, to the disk (fsync)."""
     if path.is_dir() and os.name != "posix":  # other systems cannot open a folder
         return
     handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)

@@ -1,11 +1,11 @@
-"""Sealed safetensors files: written whole or not at all, equal contents in equal bytes, damage seen.
+"""Read and write safetensors files with a checksum: atomic, equal bytes for equal contents, damage detected.
 
-The format (https://huggingface.co/docs/safetensors) is a header in JSON before little-endian tensors. Nothing
-in it is ever executed, but it has no checksum, and a flipped bit in a weight is a valid weight. So each file
-has a seal among its metadata: the SHA-256 of the whole file with the seal's own 64 digits zero.
+The format (https://huggingface.co/docs/safetensors) is a JSON header before little-endian tensors. Nothing
+in it is ever executed, but it has no checksum, and a weight with a flipped bit is a valid weight. So the
+metadata of each file contain a seal: the SHA-256 of the whole file with the seal's own 64 digits zero.
 
-The ``safetensors`` library reads. As of 0.8 it cannot write for us: metadata get a random order, and
-equal runs would differ in their bytes; a full disk is no OSError; and only the owner may read the file,
+The ``safetensors`` library reads. As of 0.8 it cannot write for us: it orders metadata randomly, so the
+files of equal runs would differ; a full disk raises no OSError; and only the owner may read the file,
 whatever the umask.
 """
 
@@ -44,7 +44,7 @@ class FormatError(ValueError):
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write atomically: ``path`` holds either what it held before or all of the new file, also on a crash.
+    """Write atomically: after a crash ``path`` is the old file or all of the new one.
 
     Args:
         path: Replaced if it exists.
@@ -52,7 +52,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         metadata: Strings; a ``seal`` among them is replaced by the file's own.
 
     Raises:
-        ValueError: a dtype that is not written here, a tensor named ``__metadata__``, metadata or names that
+        ValueError: an unsupported dtype, a tensor named ``__metadata__``, metadata or names that
             UTF-8 cannot hold.
         OSError: from the file system; ``path`` is then unchanged.
     """
@@ -73,10 +73,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors (on the CPU, in memory of their own) and metadata.
+    """Read tensors (on the CPU, in memory of their own) and metadata.
 
     Raises:
-        FormatError: another file, or a seal that does not hold, before any tensor is made.
+        FormatError: not such a file, or a wrong seal; raised before any tensor is created.
         OSError: the file cannot be read.
     """
     try:
@@ -91,7 +91,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Its length and the header itself."""
+    """Return the length of the header and the header."""
     entries: dict[str, Any] = {"__metadata__": metadata}
     begin = 0
     for name, tensor in tensors.items():
@@ -111,7 +111,7 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
 
 
 def _with_seal(header: bytes, old: str, new: str) -> bytes:
-    """``header`` with the seal's digits replaced; inside a string the quotes would be escaped."""
+    """Replace the seal's digits in ``header``; the quotes around them cannot occur inside another string."""
     name = json.dumps(SEAL) + ":"
     return header.replace(f"{name}{json.dumps(old)}".encode(), f"{name}{json.dumps(new)}".encode(), 1)
 
@@ -123,4 +123,7 @@ def _check_seal(file: BinaryIO, seal: str) -> None:
     while piece := file.read(1 << 20):
         digest.update(piece)
     if digest.hexdigest() != seal:
-        raise FormatError(f"its SHA-256 differs from its {SEAL}: damaged or altered")
+        raise FormatError(
+            f"its SHA-256 differs from its {SEAL}: damaged, altered, or saved again by another tool; take "
+            "the original file, or save the tensors without its metadata, as weights of torchvision are"
+        )

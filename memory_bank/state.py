@@ -1,4 +1,4 @@
-"""A miner's state as a file: safetensors, so that nothing in it can be executed and every byte is sealed."""
+"""Save and load a miner's state as a sealed safetensors file, in which nothing can be executed."""
 
 import json
 import re
@@ -16,14 +16,14 @@ BANK = "bank.safetensors"
 """Name of the file in a checkpoint directory."""
 
 _CHECKPOINT = re.compile(r"step-\d+")
-_PLAIN = "state"  # the metadata's entry for what is no tensor; a tensor is named by its place, ``bank/key``
+_PLAIN = "state"  # metadata entry of everything but tensors; a tensor is named by its path, ``bank/key``
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write ``Miner.state_dict()`` to ``path``, in one move, flushed to disk before it.
+    """Write ``Miner.state_dict()`` to ``path`` atomically, flushed to disk.
 
     Raises:
-        TypeError: it holds more than dicts by name, tensors and what JSON can tell.
+        TypeError: it holds something other than dicts with text keys, tensors and JSON values.
         OSError: from the file system; ``path`` is then unchanged.
     """
     tensors: dict[str, Tensor] = {}
@@ -32,7 +32,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What ``save_state`` wrote, on the CPU; of a bank or not.
+    """Read a file of ``save_state``, of a bank or not, onto the CPU.
 
     Raises:
         ValueError: missing, damaged, or another file.
@@ -42,10 +42,10 @@ def read_state(path: Path) -> dict[str, Any]:
         state = json.loads(metadata[_PLAIN])
         for name, tensor in tensors.items():
             *folders, last = name.split("/")
-            place = state
+            node = state
             for folder in folders:
-                place = place[folder]
-            place[last] = tensor
+                node = node[folder]
+            node[last] = tensor
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -56,7 +56,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The state of a miner, from a file that ``save_state`` wrote, a checkpoint's ``bank.safetensors`` too.
+    """Read the state of a miner from a file of ``save_state``, such as a checkpoint's ``bank.safetensors``.
 
     Raises:
         ValueError: missing, damaged, or no bank's state.
@@ -68,34 +68,34 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _take_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """``value`` without its tensors, which are put into ``tensors`` by their place."""
+def _take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Return ``value`` without its tensors, which are put into ``tensors`` under their path."""
     if isinstance(value, Mapping):
         for name in value:
             if type(name) is not str or "/" in name:
-                raise TypeError(f"{place}{name!r}: names without '/' are needed")
-        inner = {name: _take_tensors(item, f"{place}{name}/", tensors) for name, item in value.items()}
+                raise TypeError(f"{path}{name!r}: names without '/' are needed")
+        inner = {name: _take_tensors(item, f"{path}{name}/", tensors) for name, item in value.items()}
         return {name: item for name, item in inner.items() if not isinstance(value[name], Tensor)}
     if isinstance(value, Tensor):
-        tensors[place.removesuffix("/")] = value
+        tensors[path.removesuffix("/")] = value
         return None
-    _check_json(value, place)
+    _check_json(value, path)
     return value
 
 
-def _check_json(value: Any, place: str) -> None:
-    """Raise TypeError for what would come back as something else, or not at all."""
+def _check_json(value: Any, path: str) -> None:
+    """Raise TypeError for a value that JSON would not return unchanged."""
     if type(value) is list:
         for item in value:
-            _check_json(item, place)
+            _check_json(item, path)
     elif type(value) not in (str, int, float, bool, type(None)):
         raise TypeError(
-            f"{place}: a {type(value).__name__}; tensors, numbers, text and lists of them are kept"
+            f"{path}: a {type(value).__name__}; tensors, numbers, text and lists of them are kept"
         )
 
 
 def find_state(path: Path) -> Path:
-    """The bank's file: ``path`` itself, that of a checkpoint directory, or of a run's last checkpoint.
+    """Find the bank's file: ``path`` itself, or in a checkpoint directory, or in a run's last checkpoint.
 
     Raises:
         ValueError: none of the three, or a pointer that names no checkpoint beside it.
@@ -117,7 +117,7 @@ def find_state(path: Path) -> Path:
 
 
 def open_bank(state: dict[str, Any]) -> Storage:
-    """The bank of a saved state, on the CPU.
+    """Build the bank of a saved state, on the CPU.
 
     Raises:
         ValueError: a kind that does not exist, or entries that no bank of that kind has.
@@ -127,20 +127,20 @@ def open_bank(state: dict[str, Any]) -> Storage:
     if kind not in ("dataset", "queue"):
         raise ValueError(f"bank/kind is {kind!r:.80}, dataset or queue is needed")
     if not isinstance(key, Tensor) or key.ndim != 2 or not key.is_floating_point():
-        raise ValueError(f"bank/key is {_told(key)}, floating-point keys (n, d) are needed")
+        raise ValueError(f"bank/key is {_describe(key)}, floating-point keys (n, d) are needed")
     rows = key.shape[:1]
     shapes = {"id": rows, "written_at": rows, "refused": ()} | ({"head": ()} if kind == "queue" else {})
     for name, shape in shapes.items():
-        given = saved.get(name)
-        if not isinstance(given, Tensor) or given.shape != shape or given.dtype != torch.int64:
-            raise ValueError(f"bank/{name} is {_told(given)}, int64 {tuple(shape)} is needed")
+        tensor = saved.get(name)
+        if not isinstance(tensor, Tensor) or tensor.shape != shape or tensor.dtype != torch.int64:
+            raise ValueError(f"bank/{name} is {_describe(tensor)}, int64 {tuple(shape)} is needed")
     storage: type[Storage] = DatasetBank if kind == "dataset" else QueueBank
     bank = storage(key.shape[0], key.shape[1], dtype=key.dtype, device=torch.device("cpu"), max_age=None)
     bank.load_state_dict(saved)
     return bank
 
 
-def _told(value: Any) -> str:
+def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     return "missing" if value is None else f"{value!r:.80}"

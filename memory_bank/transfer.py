@@ -1,14 +1,14 @@
-"""To a device, without waiting for it."""
+"""Copy tensors to a device without a device sync."""
 
 import torch
 from torch import Tensor
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
-    """``values``, on the host, on ``device``.
+    """Copy ``values`` from the host to ``device``.
 
-    A plain copy to a GPU waits until the GPU has done all that it was given before; one from pinned memory
-    takes its place behind that.
+    A plain copy to a GPU waits until the GPU has finished all queued work; a copy from pinned memory is
+    queued behind it.
     """
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)

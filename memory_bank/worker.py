@@ -1,4 +1,4 @@
-"""Runs one job at a time, in line or on a background thread; which of the two changes no result."""
+"""Run one job at a time, inline or on a background thread, with the same results."""
 
 import queue
 import threading
@@ -10,32 +10,32 @@ import torch
 
 Job = Callable[[], None]
 
-# Seconds that a job under way may take when the run ends; the slowest is a search of millions of rows.
+# Seconds to wait for a running job when the run ends; the slowest is a search of millions of rows.
 _PATIENCE_S = 30.0
 
 
 class Inline:
-    """Runs the job at once."""
+    """Run each job at once."""
 
     def submit(self, job: Job) -> None:
         """Run ``job``."""
         job()
 
     def wait(self) -> None:
-        """Nothing is ever under way."""
+        """Do nothing: no job is ever running."""
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there is no thread to end."""
 
 
 class Worker:
-    """Runs jobs on one daemon thread, in lock step: a job is waited for before the next is submitted.
+    """Run jobs on one daemon thread, one at a time: ``submit`` waits for the job before.
 
-    The owner must not touch what a job uses between ``submit`` and ``wait``. On CUDA jobs run on a stream
-    of their own, after what was enqueued before ``submit``; a job has ended when the device has done it,
+    The owner must not touch what a job uses between ``submit`` and ``wait``. On CUDA, jobs run on a stream
+    of their own, after the work enqueued before ``submit``; a job has ended when the device has finished it,
     so that its tensors may be freed or read on any stream.
-    The thread holds no reference to its owner, and ends with it or with the process: the job under way is
-    waited for, since Python kills threads it finds in native code at exit together with the process.
+    The thread holds no reference to its owner, and ends with the owner or with the process. Both wait for the
+    running job: a thread that is in native code when Python exits crashes the process.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,17 +44,17 @@ class Worker:
         self._pending = False
         self._error: BaseException | None = None
         self._device = device
-        # OpenMP's thread count is a setting of the calling thread; equal counts give equal sums.
+        # OpenMP's thread count is set per calling thread; equal counts give equal sums.
         arguments = (self._jobs, self._done, device, torch.get_num_threads())
         self._thread = threading.Thread(target=_run, args=arguments, name="look-ahead", daemon=True)
         self._thread.start()
         weakref.finalize(self, _end, self._jobs, self._thread)
 
     def submit(self, job: Job) -> None:
-        """Start ``job``, after the one before has ended.
+        """Start ``job`` after the one before has ended.
 
         Raises:
-            BaseException: what an earlier job raised, with its traceback.
+            BaseException: raised by an earlier job, with its traceback.
             RuntimeError: the worker was closed.
         """
         self.wait()
@@ -64,10 +64,10 @@ class Worker:
         self._jobs.put((job, _event(self._device)))
 
     def wait(self) -> None:
-        """Until the job has ended.
+        """Wait until the job has ended.
 
         Raises:
-            BaseException: what the job raised, with its traceback; again at every later call.
+            BaseException: raised by the job, with its traceback; again at every later call.
         """
         if self._pending:
             self._error = self._done.get()
@@ -76,13 +76,13 @@ class Worker:
             raise self._error
 
     def close(self, timeout_s: float = _PATIENCE_S) -> None:
-        """Ask the thread to end; a job that hangs is left behind after ``timeout_s`` seconds."""
+        """Ask the thread to end; after ``timeout_s`` seconds a hanging job is abandoned."""
         _end(self._jobs, self._thread, timeout_s)
 
 
 def _end(jobs: Any, thread: threading.Thread, timeout_s: float = _PATIENCE_S) -> None:
     jobs.put(None)
-    if thread is not threading.current_thread():  # whose job may hold the last reference to the owner
+    if thread is not threading.current_thread():  # its job may hold the last reference to the owner
         thread.join(timeout_s)
 
 
@@ -99,10 +99,10 @@ def _run(jobs: Any, done: Any, device: torch.device, num_threads: int) -> None:
                 job()
             if stream is not None:
                 stream.synchronize()
-        except BaseException as caught:  # handed to the caller, whatever it is
+        except BaseException as caught:  # of any type: passed to the caller
             error = caught
         done.put(error)
-        del job, item, error  # a waiting thread keeps nothing of its owner alive
+        del job, item, error  # so that a waiting thread keeps nothing of its owner alive
 
 
 def _event(device: torch.device) -> Any:

@@ -14,7 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
-OPTIONAL = ("wandb", "sklearn", "matplotlib", "rich", "jaxtyping", "beartype", "timm", "scipy")
+OPTIONAL = ("wandb", "sklearn", "matplotlib", "rich", "beartype", "timm", "scipy")
 
 BLOCK = f"""
 import sys
@@ -92,6 +92,7 @@ def test_a_reader_that_has_left_is_no_error(tmp_path, package):
         "eval --help",
         "contrastive.export --help",
         "contrastive.dashboard --help",
+        "memory_bank --help",
         "memory_bank inspect bank.safetensors",
     ],
 )
@@ -169,7 +170,7 @@ def test_training_and_probing_need_none_of_the_optional_packages(tmp_path):
         "data.root=photos",
         "data.image_size=16",
         "data.global_batch=8",
-        "encoder.width=4",
+        "encoder.width=8",
         "schedule.epochs=2",
         "schedule.warmup_epochs=1",
         "run.name=bare",

@@ -4,10 +4,9 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from kornia.augmentation import GeometricAugmentationBase2D, IntensityAugmentationBase2D
 from torch import Tensor
-
-from memory_bank.shapes import Float
 
 Params = dict[str, Tensor]
 

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.augment.base import Intensity, Params
-from memory_bank.shapes import Float
 
 _REACH = 4.0  # standard deviations; what lies beyond is 6e-5 of the weight
 _NOTHING = 1e-20

@@ -3,10 +3,10 @@
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.augment.base import Intensity, Params
-from memory_bank.shapes import Float
 
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale; Kornia's first weight is 0.299
 

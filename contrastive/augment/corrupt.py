@@ -4,11 +4,11 @@ import math
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.augment.base import Intensity, Params
 from contrastive.augment.noise import MANTISSA, normals
-from memory_bank.shapes import Float
 
 _ERASE_RATIO = (0.3, 3.3)  # torchvision's RandomErasing
 

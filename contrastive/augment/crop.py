@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contrastive.augment.base import Geometric, Params
-from memory_bank.shapes import Bool, Float
 
 _ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 _FAR = 1e6  # pixels; outside every filter's support

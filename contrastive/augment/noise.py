@@ -8,9 +8,8 @@ Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3
 import math
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
-
-from memory_bank.shapes import Float, Int
 
 _WORD = 0xFFFFFFFF
 # Multipliers and key increments of Philox-4x32, from the reference code of the paper.

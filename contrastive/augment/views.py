@@ -4,6 +4,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from contrastive.augment.base import Intensity, Params
@@ -13,7 +14,6 @@ from contrastive.augment.corrupt import Erase, GaussianNoise
 from contrastive.augment.crop import Crop
 from contrastive.augment.noise import uniforms
 from contrastive.config import AugmentConfig, DataConfig, ViewConfig
-from memory_bank.shapes import Float, Int, UInt8
 
 # Values of one piece of a batch on a CPU (256 images of 32 px, 3 MiB): few enough for a cache, many enough
 # that starting an operation costs little. With 2 MiB of cache a core, half as many take a sixth longer.

@@ -1,6 +1,5 @@
 """What happens in the step, at an interval, to every logger."""
 
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,7 +10,7 @@ from contrastive.logging.memory import peak_memory_mib
 from contrastive.logging.metrics_csv import MetricsCsv
 from contrastive.logging.rows import is_logged, log_row
 from contrastive.module import ContrastiveModule, Mined
-from contrastive.run_dir import count_unreadable
+from contrastive.run_dir import UnreadableFiles
 
 
 class LogMetrics(StepCallback):
@@ -20,13 +19,13 @@ class LogMetrics(StepCallback):
     Values stay tensors on the device until a row is due, so other steps do not wait for them.
 
     Args:
-        corrupt_csv: Lists the files that could not be read; counted as ``data/unreadable``.
+        unreadable: Files that could not be read; counted as ``data/unreadable``.
         labels: Class of each data set row, to tell how many mined negatives show the same thing as their
             query (``mining/same_label_rate``); only looked at here, never by the step.
     """
 
-    def __init__(self, corrupt_csv: Path, labels: Tensor | None = None) -> None:
-        self.corrupt_csv = corrupt_csv
+    def __init__(self, unreadable: UnreadableFiles, labels: Tensor | None = None) -> None:
+        self.unreadable = unreadable
         self.labels = labels
         self._csv: MetricsCsv | None = None
         self._clock: dict[str, Any] = {}
@@ -60,7 +59,7 @@ class LogMetrics(StepCallback):
             row["mining/same_label_rate"] = _same_label_rate(module.last, self.labels)
         row |= {f"train/{name}": value for name, value in module.scheduled.items()}
         row["train/skipped_steps"] = module.skipped_steps
-        row["data/unreadable"] = count_unreadable(self.corrupt_csv)
+        row["data/unreadable"] = len(self.unreadable)
         row |= peak_memory_mib(module.device)
         log_row(trainer, row | module.progress())
         if "loss" in module.diagnostics:

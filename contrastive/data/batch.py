@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int, UInt8
 from torch import Tensor
-
-from memory_bank.shapes import Int, UInt8
 
 
 @dataclass

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from contrastive.config import UserError
 from contrastive.data.decode import Unreadable
 from contrastive.data.images import Images
 from contrastive.data.reading import decode_blocks, num_bytes
-from memory_bank.shapes import UInt8
 
 logger = logging.getLogger(__name__)
 fcntl = importlib.import_module("fcntl") if os.name == "posix" else None

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-
-from memory_bank.shapes import UInt8
 
 _ORIENTATION = 0x0112  # EXIF tag
 # What undoes each EXIF orientation; 1 is upright.

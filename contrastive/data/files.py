@@ -1,34 +1,36 @@
 """Finding image files: any folder tree, or one folder a class with or without a split."""
 
 import hashlib
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
+from PIL import features
 
 from contrastive.config import UserError
 from contrastive.data.images import FileImages, printable
 
+log = logging.getLogger(__name__)
+
+_ALWAYS = """.jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .dib .gif .webp .tif .tiff .ppm .pgm .pbm .pnm
+    .tga .pcx .sgi .qoi"""
+_OPTIONAL = {"avif": ".avif", "jpg_2000": ".jp2 .j2k .j2c .jpc .jpf .jpx"}
+_SUPPORTED = [feature for feature in _OPTIONAL if feature in {*features.modules, *features.codecs}]
 EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".jfif",
-    ".png",
-    ".bmp",
-    ".gif",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
+    *_ALWAYS.split(),
+    *(ending for name in _SUPPORTED if features.check(name) for ending in _OPTIONAL[name].split()),
 )
+"""Of still images that this Pillow decodes; documents, films and float pixels are left out."""
+
 HELD_OUT_SHARE = 0.2
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
-_TEST_FOLDERS = ("val", "test")
+_TRAIN_FOLDERS = ("train", "training")
+_TEST_FOLDERS = ("val", "validation", "valid", "dev", "test", "testing", "eval", "evaluation")
+_NAMED = 5  # names in a message
 
 
 def open_tree(root: Path, size: int) -> FileImages:
@@ -43,22 +45,22 @@ def open_tree(root: Path, size: int) -> FileImages:
 def open_class_folders(root: Path, size: int) -> tuple[FileImages, FileImages, bool]:
     """``imagefolder``: training part, test part, and whether the test part was held out by hash.
 
-    ``root`` holds class folders, or ``train/`` beside ``val/`` or ``test/`` which hold them (``val`` is
-    taken where both exist). Without such a split, images are held out by a hash of their relative path,
-    never by class, so that adding files moves no other file from one part to the other.
+    ``root`` holds class folders, or parts that hold them (``find_parts``). Without a test part, images are
+    held out by a hash of their relative path, never by class, so that adding files moves no other file from
+    one part to the other.
 
     Raises:
-        UserError: as ``open_tree``; files outside of class folders; a test class unknown to train; a part
-            that is empty.
+        UserError: as ``open_tree`` and ``find_parts``; files outside of class folders; a test class unknown
+            to train; a part that is empty.
     """
-    _check_root(root)
-    test = _test_folder(root)
+    train, test = find_parts(root)
+    found = [_find_images(root / part, root) for part in (train, test) if part is not None]
+    _warn_of_left_out(root, sum((others for _, others in found), Counter()))
+    depth = int(train != "")
     if test is not None:
-        train_keys, test_keys = list_images(root / "train", root), list_images(root / test, root)
-        depth = 1
+        train_keys, test_keys = (keys for keys, _ in found)
     else:
-        depth = int(_only_train(root))
-        keys = list_images(root / "train" if depth else root, root)
+        keys = found[0][0]
         test_keys = [key for key in keys if is_held_out(key)]
         train_keys = [key for key in keys if not is_held_out(key)]
     if not train_keys or not test_keys:
@@ -79,30 +81,145 @@ def is_held_out(key: bytes) -> bool:
     return int.from_bytes(hashlib.sha256(key).digest()[:8]) < HELD_OUT_SHARE * 2**64
 
 
-def list_images(folder: Path, root: Path | None = None) -> list[bytes]:
-    """Paths of all image files below ``folder``, relative to ``root``, sorted by their bytes.
+def describe_untrained(train: Iterable[str], test: Sequence[str]) -> str:
+    """Which test images no classifier can get right, as their class has no training image, or nothing.
+
+    Args:
+        train: Class of each training image.
+        test: Class of each test image.
+    """
+    known = set(train)
+    missed = [name for name in test if name not in known]
+    if not missed:
+        return ""
+    classes = list(dict.fromkeys(missed))
+    return (
+        f"{len(missed)} of {len(test)} test images are of {len(classes)} "
+        f"{'class' if len(classes) == 1 else 'classes'} without a training image ({shorten(classes)})"
+    )
+
+
+def shorten(names: Sequence[str], most: int = _NAMED) -> str:
+    """The first ``most`` names, and whether there are more."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def find_parts(root: Path) -> tuple[str, str | None]:
+    """Folders of the training part ("" is ``root`` itself) and of the test part, None where there is none.
+
+    ``train`` beside ``val`` or ``test`` are parts whatever they hold (``val`` is taken where both exist).
+    Near names (``Train``, ``training``; ``validation``, ``valid``, ``dev``, ``testing``, ``eval``, in any
+    case) are parts where they hold class folders of the same names, since a class may be called train.
+    Folders without an image do not count.
+
+    Raises:
+        UserError: no such folder, one that cannot be listed, parts that are one folder, or class folders that
+            may be parts as well.
+    """
+    _check_root(root)
+    for name in ("val", "test"):
+        if (root / "train").is_dir() and (root / name).is_dir():
+            return _distinct(root, "train", name)
+    folders = _image_folders(root)
+    train = next((name for name in folders if name.lower() in _TRAIN_FOLDERS), None)
+    if train is None:
+        return "", None
+    beside = {name: _image_folders(root / name) for name in folders if name != train}
+    inner = _image_folders(root / train)
+    alike = [name for name, its in beside.items() if {*its} & {*inner} or not (its or inner)]
+    tests = [name for known in _TEST_FOLDERS for name in alike if name.lower() == known]
+    if tests:
+        log_once(f"data.root={root}: {tests[0]} is the test part, and {train} the training part")
+        return _distinct(root, train, tests[0])
+    if not inner:
+        return "", None
+    if not beside:
+        return train, None
+    if alike:
+        raise UserError(
+            f"data.root={root}: {_named([train, *alike])} hold the same class folders ({_named(inner)}), "
+            f"so they may be parts of one data set, or classes; rename {_named(alike[:1])} to val if it is "
+            f"the test part, move it away if it is neither, or rename {train} if it is a class"
+        )
+    log_once(
+        f"data.root={root}: {train} is read as one class beside {_named([*beside])}; if it is the training "
+        "part, set data.root to it, or name the test part val"
+    )
+    return "", None
+
+
+def _named(folders: Sequence[str]) -> str:
+    return shorten([printable(os.fsencode(name)) for name in folders])
+
+
+def _distinct(root: Path, train: str, test: str) -> tuple[str, str]:
+    if (root / test).samefile(root / train):
+        raise UserError(f"data.root={root}: {train} and {test} are one folder, so nothing would be held out")
+    return train, test
+
+
+def _image_folders(folder: Path) -> list[str]:
+    """Names of the visible folders inside that hold an image, at any depth."""
+    _, entries = _scan(os.fsencode(folder))
+    inner = (entry for entry in entries if _kind(entry) == "folder")
+    return [os.fsdecode(entry.name) for entry in inner if any(map(_is_image, _walk(entry.path)))]
+
+
+def list_images(folder: Path) -> list[bytes]:
+    """Paths of all image files below ``folder``, relative to it, sorted by their bytes.
 
     Links to folders are followed, but no folder is entered twice, so loops end. Hidden names (a leading
     dot) are left out, and so is what is no file (a pipe would block whoever opens it); a dangling link
-    stays in, and is found unreadable.
+    stays in, and is found unreadable. Other files are counted in one warning.
 
     Raises:
         UserError: no such folder, a folder that cannot be listed, no image file.
     """
+    keys, others = _find_images(folder, folder)
+    _warn_of_left_out(folder, others)
+    return keys
+
+
+def _find_images(folder: Path, root: Path) -> tuple[list[bytes], Counter[str]]:
+    """Paths of the images below ``folder`` relative to ``root``, and how many files of other endings."""
     _check_root(folder)
     keys, others = [], Counter[str]()
-    start = len(os.path.join(os.fsencode(root or folder), b""))
+    start = len(os.path.join(os.fsencode(root), b""))
     for entry in _walk(os.fsencode(folder)):
-        if entry.name.lower().endswith(_ENDINGS):
+        if _is_image(entry):
             keys.append(entry.path[start:].replace(os.sep.encode(), b"/"))
         else:
-            others[os.path.splitext(os.fsdecode(entry.name))[1].lower() or "no extension"] += 1
+            others[printable(os.path.splitext(entry.name)[1].lower()) or "no extension"] += 1
     if not keys:
-        found = ", ".join(f"{count} x {ending}" for ending, count in others.most_common(3)) or "none"
         raise UserError(
-            f"{folder}: no image file below it; looked for {' '.join(EXTENSIONS)}, found other files: {found}"
+            f"{folder}: no image file below it; looked for {' '.join(EXTENSIONS)}, found other files: "
+            f"{_count_endings(others) or 'none'}"
         )
-    return sorted(keys)
+    return sorted(keys), others
+
+
+def _is_image(entry: os.DirEntry[bytes]) -> bool:
+    return entry.name.lower().endswith(_ENDINGS)
+
+
+def _warn_of_left_out(root: Path, others: Counter[str]) -> None:
+    if others:
+        log_once(
+            f"{root}: left out: {_count_endings(others)} (endings that are not read); where these are "
+            "images, save them as .png or .jpg"
+        )
+
+
+def _count_endings(others: Counter[str]) -> str:
+    return shorten([f"{count} x {ending}" for ending, count in others.most_common()])
+
+
+@cache
+def log_once(text: str) -> None:
+    """Log a warning once a process, and of several processes in the first one alone."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    if all(os.environ.get(name, "0") == "0" for name in ranks):
+        log.warning("%s", text)
 
 
 def _walk(folder: bytes) -> Iterator[os.DirEntry[bytes]]:
@@ -149,21 +266,6 @@ def _scan(folder: bytes) -> tuple[tuple[int, int], list[os.DirEntry[bytes]]]:
     return (status.st_dev, status.st_ino), sorted(visible, key=lambda entry: entry.name)
 
 
-def _test_folder(root: Path) -> str | None:
-    """Name of the folder beside ``train``; a class may be called train, so one alone is no split."""
-    if not (root / "train").is_dir():
-        return None
-    test = next((name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
-    if test and (root / test).samefile(root / "train"):
-        raise UserError(f"data.root={root}: train and {test} are one folder, so nothing would be held out")
-    return test
-
-
-def _only_train(root: Path) -> bool:
-    _, entries = _scan(os.fsencode(root))
-    return [entry.name for entry in entries if _kind(entry) == "folder"] == [b"train"]
-
-
 def _class(key: bytes, depth: int, root: Path) -> str:
     parts = key.split(b"/")
     if len(parts) < depth + 2:
@@ -175,12 +277,8 @@ def _class(key: bytes, depth: int, root: Path) -> str:
 
 
 def _labelled(root: Path, keys: list[bytes], size: int, classes: list[str], depth: int) -> FileImages:
-    number = {name: index for index, name in enumerate(classes)}
     names = [_class(key, depth, root) for key in keys]
-    unknown = sorted(set(names) - set(number))
-    if unknown:
-        raise UserError(
-            f"data.root={root}: test classes without a training image: {', '.join(unknown[:5])} "
-            f"({len(unknown)} of {len(set(names))}); both parts need the same class folders"
-        )
+    if told := describe_untrained(classes, names):
+        raise UserError(f"data.root={root}: {told}; both parts need the same class folders")
+    number = {name: index for index, name in enumerate(classes)}
     return FileImages(root, keys, size, torch.tensor([number[name] for name in names]), classes)

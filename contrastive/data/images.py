@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
 from contrastive.data.decode import Unreadable, read_file, to_rgb, to_square, to_tensor
-from memory_bank.shapes import Int, UInt8
 
 
 class Images(ABC):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from contrastive.config import DataConfig
@@ -24,7 +25,6 @@ from contrastive.data.reading import (
     usable_cpus,
 )
 from contrastive.data.tally import Tally
-from memory_bank.shapes import Int
 from memory_bank.transfer import send
 
 RESIDENT_BYTES = 2**30  # sets up to this size stay on the device under data.resident=auto

@@ -5,10 +5,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from contrastive.config import UserError
-from memory_bank.shapes import Int
 
 
 @dataclass(frozen=True)

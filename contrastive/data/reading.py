@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -22,7 +23,6 @@ from contrastive.config import UserError
 from contrastive.data.batch import Batch
 from contrastive.data.decode import ignore_warnings
 from contrastive.data.images import Images
-from memory_bank.shapes import Int, UInt8
 
 MOST_WORKERS = 16
 _BLOCK = 64  # rows of one decoding task: long enough to hide its cost, short enough for a live bar

@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from contrastive.config import UserError
 from contrastive.data.images import Images
-from memory_bank.shapes import Int
 
 _NAMED = 3  # examples in a message
 _SURE = 5  # standard errors above the limit, before every row was seen

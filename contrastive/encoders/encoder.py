@@ -2,9 +2,8 @@
 
 from abc import ABC, abstractmethod
 
+from jaxtyping import Float
 from torch import Tensor, nn
-
-from memory_bank.shapes import Float
 
 
 class Encoder(nn.Module, ABC):

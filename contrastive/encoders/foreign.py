@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from contrastive.config import DataConfig, UserError
-from contrastive.encoders.weights import read_tensors, require_fit
+from contrastive.config import DataConfig, UserError, check_path
+from contrastive.encoders.weights import fit_names, read_tensors
 
 RANDOM = "random"
 
@@ -81,10 +82,24 @@ def load_foreign(spec: Foreign, image_size: int | None) -> tuple[nn.Module, Feed
 
     Raises:
         UserError: no such model, no such weights, a download that failed, a file that does not fit, or timm
-            is not installed.
+            is not installed; or images of this size are not for it.
     """
-    module, feed = LIBRARIES[spec.library](spec, image_size)
-    return module.eval(), feed
+    if image_size is None:
+        module, feed = LIBRARIES[spec.library](spec, image_size)
+        return module.eval(), feed
+    try:
+        module, feed = LIBRARIES[spec.library](spec, image_size)
+        with torch.no_grad():
+            module.eval()(torch.zeros(2, 3, image_size, image_size))
+    except UserError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:  # each network refuses in its own way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{spec}: does not take images of {image_size} px ({reason}); leave data.image_size out to take "
+            "the size it was made for, or choose another model"
+        ) from error
+    return module, feed
 
 
 def _torchvision(spec: Foreign, image_size: int | None) -> tuple[nn.Module, Feed]:
@@ -93,6 +108,8 @@ def _torchvision(spec: Foreign, image_size: int | None) -> tuple[nn.Module, Feed
     named = models.get_model_weights(spec.model)
     chosen = named.DEFAULT if not spec.weights else named.__members__.get(spec.weights)
     module = models.get_model(spec.model, weights=None)
+    if chosen is None and image_size is not None and isinstance(module, models.VisionTransformer):
+        module = models.get_model(spec.model, weights=None, image_size=image_size)  # its positions are of one
     head = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1:]
     if not head:
         raise UserError(
@@ -158,7 +175,7 @@ def _check_model(spec: Foreign, names: list[str]) -> None:
 
 
 def _read(spec: Foreign, names: list[str] | None = None) -> dict[str, Tensor]:
-    path = Path(spec.weights).expanduser()
+    path = Path(check_path(f"{spec.library}:{spec.model}:FILE", spec.weights))
     if not path.is_file():
         allowed = ", ".join([RANDOM, *(names or []), "a file of tensors"])
         raise UserError(
@@ -182,17 +199,10 @@ def _download(spec: Foreign, fetch: Callable[[], Any]) -> Any:
 def _fill(
     module: nn.Module, tensors: dict[str, Tensor], classifier: str | tuple[str, ...], source: str
 ) -> None:
-    """Load ``tensors``, the classifier's left out; nothing may be missing or left over."""
+    """Load ``tensors``, the classifier's left out; nothing of the network may be missing."""
     heads = (classifier,) if isinstance(classifier, str) else classifier
-    cut = tuple(f"{head}." for head in heads)
-    body = {name: tensor for name, tensor in tensors.items() if not name.startswith(cut)}
-    wanted = module.state_dict()
-    for name, tensor in wanted.items():
-        if name.endswith(".num_batches_tracked"):  # missing in files of old torchvision releases
-            body.setdefault(name, tensor)
     remedy = (
-        "MODEL in LIBRARY:MODEL:FILE must be the one the file was made with; where that had the stem for "
-        "small images, give the run that it was exported from"
+        "MODEL in LIBRARY:MODEL:FILE (of a transformer data.image_size too) must be the one the file was "
+        "made with; where that had the stem for small images, give the run that it was exported from"
     )
-    require_fit(wanted, body, source, remedy)
-    module.load_state_dict(body)
+    module.load_state_dict(fit_names(module.state_dict(), tensors, heads, source, lambda *_: remedy))

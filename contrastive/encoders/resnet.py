@@ -2,11 +2,11 @@
 
 from functools import partial
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from contrastive.encoders.encoder import Encoder
-from memory_bank.shapes import Float
 
 #: Residual block and number of blocks a stage. resnet10 is the smallest of the family (not in torchvision).
 ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
@@ -52,9 +52,25 @@ class ResNetEncoder(Encoder, ResNet):  # type: ignore[misc]  # torchvision is un
                 module, nn.Conv2d
             ):  # torchvision's; batch norm starts at weight 1, bias 0 by itself
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.kernel_size == (1, 1) and module.stride == (2, 2) and module.in_channels < 8:
+                    _subsample_first(module)
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b t d"]]:
         """The last feature map, averaged over its positions, and the positions as tokens, row by row."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean((2, 3)), x.flatten(2).transpose(1, 2)
+
+
+def _subsample_first(convolution: nn.Conv2d) -> None:
+    """Replace the stride of a 1x1 convolution by taking every second pixel of its input: equal values.
+
+    On processors with AVX2 and no AVX-512, the weight gradient of torch's strided 1x1 convolution over fewer
+    than 8 channels (channels_last, float32) writes out of bounds: oneDNN 3.12, torch 2.14.
+    """
+    convolution.stride = (1, 1)
+    convolution.register_forward_pre_hook(_every_second_pixel)
+
+
+def _every_second_pixel(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return inputs[0][..., ::2, ::2]

@@ -1,9 +1,12 @@
 """Encoder files: ``encoder.safetensors`` both ways, and weights that torchvision or timm wrote."""
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,14 @@ from contrastive.encoders.build import build_encoder, resolve_stem
 from contrastive.encoders.encoder import Encoder
 from memory_bank import sealed
 
+logger = logging.getLogger(__name__)
+
 FORMAT = "contrastive-encoder"
 FORMAT_VERSION = 2
 """2 is sealed (see sealed.py); 1 need not be, e.g. what another tool saved anew."""
+
+_PICKLES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+"""Suffixes of what ``torch.save`` writes."""
 
 
 @dataclass
@@ -99,27 +107,104 @@ def load_weights(encoder: Encoder, path: Path) -> None:
 
     Args:
         encoder: Changed in place; unchanged when the file does not fit.
-        path: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin``, ``.tar``, which may hold tensors only.
+        path: As ``read_tensors`` takes it; the names may have a prefix, see ``fit_names``.
 
     Raises:
         UserError: the file cannot be used; names the first key that does not fit, and the remedy.
     """
-    body = {name: tensor for name, tensor in read_tensors(path).items() if not name.startswith("fc.")}
-    # Counters of batches are missing in files of old torchvision releases and decide nothing here.
-    for name, tensor in encoder.state_dict().items():
-        if name.endswith(".num_batches_tracked"):
-            body.setdefault(name, tensor)
-    _require_fit(encoder, body, path)
-    encoder.load_state_dict(body)
+    wanted = encoder.state_dict()
+    encoder.load_state_dict(fit_names(wanted, read_tensors(path), ("fc",), str(path), _remedy))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of ``.safetensors``, ``.pth``, ``.pt``, ``.bin`` or ``.tar``; nothing else may be in it.
+    """The tensors of a ``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.tar`` or ``.ckpt`` file by name.
+
+    Of dictionaries in dictionaries, the keys are joined by dots: ``state_dict.conv1.weight``.
 
     Raises:
-        UserError: the file cannot be read, or holds other things.
+        UserError: the file cannot be read, needs more than torch's restricted unpickler, or has no tensors.
     """
     return _read(path)[0] if path.suffix == ".safetensors" else _read_pickle(path)
+
+
+def fit_names(
+    wanted: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    heads: Sequence[str],
+    source: str,
+    remedy: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], str],
+) -> dict[str, Tensor]:
+    """The tensors of a file under the names of the network, which one prefix of theirs must lead to.
+
+    Args:
+        wanted: State of the network; each of its names must be there, in the same shape.
+        tensors: By the file's names, e.g. ``state_dict.module.encoder_q.conv1.weight``.
+        heads: Names of the classifier, which is left out.
+        source: The file, for messages.
+        remedy: What to do where nothing fits, from ``wanted`` and the tensors that come closest.
+
+    Raises:
+        UserError: none or several prefixes fit, or a tensor is not finite.
+    """
+    anchor = next(iter(wanted))
+    ends = [name for name in tensors if name.endswith(f".{anchor}")]
+    prefixes = ["", *(name.removesuffix(anchor) for name in ends)]
+    found = {prefix: _below(prefix, tensors, heads, wanted) for prefix in prefixes}
+    fitting = [prefix for prefix, body in found.items() if not _misfit(wanted, body)]
+    chosen = [prefix for prefix in fitting if not _SECOND.search(prefix)] if len(fitting) > 1 else fitting
+    if not fitting:
+        closest = max(prefixes, key=lambda prefix: len(wanted.keys() & found[prefix].keys()))
+        place = f" (below {closest!r})" if closest else _held(wanted, tensors)
+        reason = f"{_misfit(wanted, found[closest])}{place}; {remedy(wanted, found[closest])}"
+        raise UserError(f"{source}: {reason}")
+    if len(chosen) != 1:
+        raise UserError(f"{source}: tensors below each of {', '.join(fitting)} fit; save one of them alone")
+    [prefix] = chosen
+    if prefix:
+        others = sum(not name.startswith(prefix) for name in tensors)
+        logger.info("%s: took the tensors below %r; %d others are left out", source, prefix, others)
+    for name, tensor in found[prefix].items():
+        if not tensor.float().isfinite().all():
+            raise UserError(f"{source}: {prefix}{name} holds numbers that are not finite; take another file")
+    return found[prefix]
+
+
+_SECOND = re.compile("encoder_k|momentum|student|target|(^|[._])ema[._]")
+"""Names the second of two copies of a network in a file: MoCo, BYOL, DINO (which scores its teacher), EMA."""
+
+
+def _below(
+    prefix: str, tensors: Mapping[str, Tensor], heads: Sequence[str], wanted: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What begins with ``prefix``, named without it, less the classifier."""
+    body = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    cut = tuple(f"{head}." for head in heads)
+    body = {name: value for name, value in body.items() if not name.startswith(cut)}
+    # Counters of batches are missing in files of old torchvision releases and decide nothing here.
+    counters = {name: value for name, value in wanted.items() if name.endswith(".num_batches_tracked")}
+    return counters | body
+
+
+def _misfit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """The first name or shape of ``tensors`` that is not that of ``wanted``; empty where all are."""
+    for name in [*wanted, *tensors]:
+        if name not in tensors:
+            return f"{name} is missing"
+        if name not in wanted:
+            return f"{name} is not in the network"
+        if wanted[name].shape != tensors[name].shape:
+            return f"{name} is {list(tensors[name].shape)}, the network has {list(wanted[name].shape)}"
+    return ""
+
+
+def _held(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """What all names of a file begin with, or its keys, in words; empty where it has names of the network."""
+    if not tensors or wanted.keys() & tensors.keys():
+        return ""
+    pairs = zip(min(tensors).split("."), max(tensors).split("."), strict=False)
+    common = ".".join(first for first, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    keys = dict.fromkeys(name.partition(".")[0] for name in tensors)
+    return f" (all names begin with {common}.)" if common else f" (it holds {', '.join([*keys][:6])})"
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -138,8 +223,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: it lets a weight file run code; unset it, or convert "
             f"{path} to safetensors"
         )
-    if path.exists() and path.suffix not in (".pth", ".pt", ".bin", ".tar"):
-        raise UserError(f"{path}: allowed are files in .safetensors, .pth, .pt, .bin or .tar")
+    if path.exists() and path.suffix not in _PICKLES:
+        raise UserError(f"{path}: allowed are files in .safetensors, {', '.join(_PICKLES)}")
     try:
         body = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -149,33 +234,36 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path}: not a file of tensors ({reason}); save model.state_dict() instead"
         ) from error
-    if isinstance(body, dict) and isinstance(body.get("state_dict"), dict):
-        body = body["state_dict"]  # how training scripts, timm's among them, wrap it
-    if not isinstance(body, dict) or not all(isinstance(value, Tensor) for value in body.values()):
-        raise UserError(f"{path}: a state dict is needed, names to tensors; save model.state_dict()")
-    return {str(name): value for name, value in body.items()}
+    tensors = _flat(body)
+    if not tensors:
+        holds = (
+            f" (it holds {', '.join(map(str, list(body)[:6]))})" if isinstance(body, dict) and body else ""
+        )
+        raise UserError(f"{path}: a state dict is needed, names to tensors{holds}; save model.state_dict()")
+    return tensors
+
+
+def _flat(body: Any, prefix: str = "", depth: int = 3) -> dict[str, Tensor]:
+    """Tensors of dictionaries in dictionaries, their keys joined by dots; everything else is passed over."""
+    found: dict[str, Tensor] = {}
+    for key, value in body.items() if isinstance(body, dict) else ():
+        if isinstance(value, Tensor):
+            found[f"{prefix}{key}"] = value
+        elif depth:
+            found |= _flat(value, f"{prefix}{key}.", depth - 1)
+    return found
 
 
 def _require_fit(encoder: Encoder, tensors: Mapping[str, Tensor], path: Path) -> None:
     wanted = encoder.state_dict()
-    if stem := _stem_remedy(wanted, tensors):
-        raise UserError(f"{path}: conv1.weight is {list(tensors['conv1.weight'].shape)}: {stem}")
-    remedy = "encoder.name and encoder.width must be those the file was made with"
-    require_fit(wanted, tensors, str(path), remedy)
+    if misfit := _misfit(wanted, tensors):
+        raise UserError(f"{path}: {misfit}; {_remedy(wanted, tensors)}")
 
 
-def require_fit(
-    wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str, remedy: str
-) -> None:
-    """Raise UserError unless every name and shape of ``tensors`` is that of ``wanted``, a network's."""
-    for name in [*wanted, *tensors]:
-        if name not in tensors:
-            raise UserError(f"{source}: {name} is missing; {remedy}")
-        if name not in wanted:
-            raise UserError(f"{source}: {name} is not in the network; {remedy}")
-        if wanted[name].shape != tensors[name].shape:
-            given, allowed = list(tensors[name].shape), list(wanted[name].shape)
-            raise UserError(f"{source}: {name} is {given}, the network has {allowed}; {remedy}")
+def _remedy(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    return _stem_remedy(wanted, tensors) or (
+        "encoder.name and encoder.width must be those the file was made with"
+    )
 
 
 def _stem_remedy(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:

@@ -12,11 +12,9 @@ from contrastive.data.manifest import read_manifest
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import Source
 from eval.features import write_file
-from eval.run_files import SCORE, misfit, read_json
+from eval.report.read import read_json
 
 log = logging.getLogger(__name__)
-
-_RESULT = {"protocol": str, "scores": [SCORE]}
 
 
 def card_of(out: Path) -> Path:
@@ -100,11 +98,12 @@ def _scores(source: Source, run: Path) -> list[str]:
     for file in sorted((run / "eval").rglob("*.json")):
         try:
             result = read_json(file)
+            if result.get("encoder_sha256") == source.sha256:
+                lines += [_score(result["protocol"], row) for row in result["scores"]]
         except UserError as error:
             log.warning("left out of the card: %s", error)
-            continue
-        if result.get("encoder_sha256") == source.sha256 and not misfit(result, _RESULT):
-            lines += [_score(result["protocol"], row) for row in result["scores"]]
+        except (KeyError, TypeError, ValueError):
+            continue  # no accuracies: what the stats protocol found, or another program's file
     if not lines:
         return ["## Scores", "", "None yet: `contrastive-eval linear checkpoint=RUN` makes some."]
     head = ["| protocol | number | % | 95% interval | beside it |", "|---|---|---|---|---|"]

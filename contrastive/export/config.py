@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from contrastive.config import check_path
 from eval.config import EvalDataConfig
 from memory_bank.config import check_choice, check_range
 
@@ -45,6 +46,8 @@ class ExportConfig:
             raise ValueError(
                 "checkpoint is not set; add checkpoint=runs/NAME, a checkpoint directory or a file"
             )
+        self.checkpoint = check_path("checkpoint", self.checkpoint)
+        self.out = check_path("out", self.out)
         if not self.format:
             raise ValueError(f"format is not set; add format=... with one of {', '.join(SUFFIXES)}")
         check_choice("format", self.format, tuple(SUFFIXES))
@@ -57,5 +60,3 @@ class ExportConfig:
                 f"{given}: format={self.format} is written to a file that ends in {' or '.join(suffixes)}, "
                 f"e.g. out=encoder{suffixes[0]}"
             )
-        if "\0" in self.out:
-            raise ValueError(f"out={self.out!r}: no name of a file has a NUL; leave it out")

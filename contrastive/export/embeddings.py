@@ -10,7 +10,7 @@ import torch
 
 from contrastive.config import UserError
 from contrastive.data.images import Images
-from contrastive.data.sources import open_eval, open_train
+from contrastive.data.sources import open_held_out, open_train
 from contrastive.encoders.foreign import Feed
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import Source
@@ -27,7 +27,12 @@ def write_embeddings(config: ExportConfig, source: Source, out: Path) -> dict[st
     asked = EvalConfig(checkpoint=config.checkpoint, data=config.data)
     meta = source.meta
     data = choose_data(asked, source.run, Feed(meta.image_size, meta.decode_size, meta.mean, meta.std))
-    images = open_train(data) if config.part == "train" else open_eval(data)[1]
+    images = open_train(data) if config.part == "train" else open_held_out(data)
+    if images is None:
+        raise UserError(
+            f"part=test: data.name={data.name} has no test part, all of its images are in part=train; use "
+            "that, or a data set with classes (data.name=imagefolder data.root=DIR)"
+        )
     features, rows = extract(
         source.encoder,
         images,

@@ -13,6 +13,7 @@ from contrastive.export.embeddings import write_embeddings
 from contrastive.export.graph import write_onnx
 from contrastive.export.networks import write_timm, write_torchvision
 from contrastive.export.source import Source
+from eval.features import check_folder
 from eval.frozen import resolve
 
 WRITERS: dict[str, Callable[[ExportConfig, Source, Path], dict[str, Any]]] = {
@@ -41,11 +42,11 @@ def export(config: ExportConfig) -> dict[str, Any]:
     encoder, meta = load_encoder(file)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     source = Source(encoder, meta, file, sha256, checkpoint.run)
-    out = Path(config.out).expanduser()
+    out = Path(config.out)
     if out.resolve() == file.resolve():
         raise UserError(f"out={config.out}: is the encoder itself; give another name")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        check_folder(out.parent)
         for path in (out, card_of(out)):
             if path.is_dir():
                 raise UserError(f"out={config.out}: {path} is a folder; move it away, or give another name")

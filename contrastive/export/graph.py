@@ -44,6 +44,7 @@ def write_onnx(config: ExportConfig, source: Source, out: Path) -> dict[str, Any
         raise UserError(
             f"format=onnx: {', '.join(missing)} not installed; run pip install 'contrastive-pretrain[onnx]'"
         )
+    out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
         _trace(source, partial)
         difference = source.compare(lambda pixels: _run(partial, pixels))

@@ -82,6 +82,7 @@ def _write(source: Source, out: Path, model: Any, lines: list[str]) -> dict[str,
 
 def _save(source: Source, out: Path, model: nn.Module) -> None:
     weights = dict(model.state_dict())
+    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
         sealed.write(out, weights, {"format": "pt", "source_sha256": source.sha256})
     else:

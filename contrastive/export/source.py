@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.weights import EncoderMeta
-from memory_bank.shapes import Float
 
 _TOLERANCE = 1e-4  # of the largest feature: other libraries order the same sums differently
 

@@ -32,7 +32,7 @@ METRICS = {
     "train/positive_similarity": "cosine of query and key, mean",
     "train/negative_similarity": "cosine of query and negatives, mean over all the loss saw",
     "train/effective_negatives": "how many negatives carry a query's gradient: 1 / sum of squared shares",
-    "train/neighbours": "nnclr: share of queries whose neighbour became a positive",
+    "train/neighbours": "nnclr, neighbour_info_nce: share of queries whose neighbour became a positive",
     "train/positives": "supcon: positives of a query",
     "train/skipped_steps": "steps skipped so far: a loss (16-mixed: gradient) was not finite, or no images",
     "mining/positive_similarity": "cosine of query and key, to read the mined ones against",

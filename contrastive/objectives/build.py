@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.augment.noise import uniforms
@@ -15,12 +16,12 @@ from contrastive.objectives.decoupled import dcl, dclw
 from contrastive.objectives.info_nce import info_nce
 from contrastive.objectives.logits import Diagnostics
 from contrastive.objectives.mixing import mixing, num_uniforms
+from contrastive.objectives.neighbour_info_nce import neighbour_info_nce
 from contrastive.objectives.nnclr import nnclr
 from contrastive.objectives.nt_xent import nt_xent
 from contrastive.objectives.supcon import supcon
 from memory_bank.config import MiningConfig
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float, Int
 
 #: Stream of the noise that mixing draws from; views of an image use the small numbers.
 MIXING_STREAM = 1_000
@@ -38,8 +39,8 @@ class Objective:
         loss: ``(query, key, negatives) -> (loss, diagnostics)``, and what ``inputs`` adds; diagnostics are
             those of ``Logits`` and others.
         inputs: Further arguments of ``loss`` for the images and the step at hand.
-        in_batch: The batch makes its own negatives (``nt_xent``): the key must carry gradient, come from the
-            query's network, and there is nothing to mine.
+        in_batch: The key must carry gradient and come from the query's network (``nt_xent``).
+        mined: Negatives come from the bank; else the batch makes its own (``nt_xent``, ``nnclr``).
         neighbour: The positive is the bank's nearest row to the key: see ``nnclr.attach_neighbour``.
     """
 
@@ -47,6 +48,7 @@ class Objective:
     loss: Callable[..., tuple[Tensor, Diagnostics]]
     inputs: StepInputs | None = None
     in_batch: bool = False
+    mined: bool = True
     neighbour: bool = False
 
     def __call__(
@@ -105,18 +107,26 @@ def build_objective(
         return Objective("dclw", partial(dclw, temperature=temperature, sigma=config.sigma))
     if config.name in ("debiased", "hcl"):
         return _build_debiased(config, mining)
-    if config.name == "nt_xent":
-        if mining.query == "stored":
-            raise UserError(
-                "mining.query=stored looks up what objective.name=nt_xent does not use, its batch being its "
-                "negatives; use mining.query=fresh"
-            )
-        return Objective("nt_xent", partial(nt_xent, temperature=temperature), in_batch=True)
-    if config.name == "nnclr":
-        return Objective("nnclr", partial(nnclr, temperature=temperature), neighbour=True)
+    if config.name in ("nt_xent", "nnclr"):
+        return _build_in_batch(config, mining)
+    if config.name == "neighbour_info_nce":
+        loss = partial(neighbour_info_nce, temperature=temperature)
+        return Objective("neighbour_info_nce", loss, neighbour=True)
     if config.name == "mixing":
         return _build_mixing(config, seed)
     return _build_supcon(config, labels)
+
+
+def _build_in_batch(config: ObjectiveConfig, mining: MiningConfig) -> Objective:
+    if mining.query == "stored":
+        raise UserError(
+            f"mining.query=stored looks up what objective.name={config.name} does not use, its batch being "
+            "its negatives; use mining.query=fresh"
+        )
+    if config.name == "nnclr":
+        loss = partial(nnclr, temperature=config.temperature)
+        return Objective("nnclr", loss, mined=False, neighbour=True)
+    return Objective("nt_xent", partial(nt_xent, temperature=config.temperature), in_batch=True, mined=False)
 
 
 def _build_debiased(config: ObjectiveConfig, mining: MiningConfig) -> Objective:

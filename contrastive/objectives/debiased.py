@@ -3,11 +3,11 @@
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.objectives.logits import Diagnostics, Logits, info_nce_of
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float
 
 
 def debiased(

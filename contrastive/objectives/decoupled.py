@@ -1,12 +1,12 @@
 """Decoupled contrastive learning: the positive is left out of the denominator."""
 
 import torch
-import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
+from contrastive.distributed import gather_rows
 from contrastive.objectives.logits import Diagnostics, Logits
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float
 
 
 def dcl(
@@ -34,7 +34,9 @@ def dclw(
     """DCL with ``v s`` for ``s``, ``v = 2 - e^(c / sigma) / mean_b e^(c / sigma)``, c the key's cosine.
 
     DCLW, section 3 of arXiv:2110.06848: pairs that agree already are pulled less (von Mises-Fisher
-    weights, mean 1 over the local batch). The weights carry no gradient.
+    weights, mean 1 over the batch of all ranks). The weights carry no gradient.
+
+    Collective: every rank must call it.
 
     Args:
         query: As ``info_nce``, and likewise the next three.
@@ -46,8 +48,9 @@ def dclw(
     if not sigma > 0:
         raise ValueError(f"sigma={sigma}: more than 0 is needed; the paper's is 0.5")
     logits = Logits.of(query, key, negatives, temperature)
-    cosine = logits.positive[:, 0].detach() * temperature
-    pull = 2 - len(cosine) * F.softmax(cosine / sigma, 0)
+    agreement = logits.positive[:, 0].detach() * temperature / sigma
+    everyone = gather_rows(agreement)
+    pull = 2 - len(everyone) * (agreement - everyone.logsumexp(0)).exp()
     return _decoupled(logits, pull[:, None]), logits.diagnostics()
 
 

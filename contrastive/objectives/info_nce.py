@@ -1,10 +1,10 @@
 """InfoNCE: which of these is the key?"""
 
+from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.objectives.logits import Diagnostics, Logits, info_nce_of
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float
 
 
 def info_nce(

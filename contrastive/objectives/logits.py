@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Bool, Float, Int
 
 Diagnostics = dict[str, Tensor]
 

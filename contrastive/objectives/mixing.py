@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.objectives.info_nce import info_nce
 from contrastive.objectives.logits import Diagnostics
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float
 
 
 def mixing(

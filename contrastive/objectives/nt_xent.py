@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from contrastive.distributed import gather_sizes, gather_with_grad, rank
+from contrastive.objectives.in_batch import others_in_batch
 from contrastive.objectives.info_nce import info_nce
 from contrastive.objectives.logits import Diagnostics
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Float
 
 
 def nt_xent(
@@ -19,7 +19,8 @@ def nt_xent(
 
     SimCLR eq. 1 and algorithm 1 (Chen et al. 2020, arXiv:2002.05709): for each of the 2 g views
     ``-log e^s / sum_(j != i) e^(s_j)``, s its other view, j over all other views; the mean over the 2 b
-    local ones. The mean over ranks, and DDP's mean gradient, equal one process on the joined batch.
+    local ones. Times ``distributed.mean_weight``, which is 1 for ranks of equal size, the mean over ranks and
+    DDP's mean gradient equal one process on the joined batch.
 
     Collective: every rank must call it. ``negatives`` push view 1 further; SimCLR has none.
 
@@ -32,7 +33,7 @@ def nt_xent(
     Returns:
         As ``info_nce``; diagnostics are of view 1.
     """
-    batch = _others(query, key, negatives)
+    batch = others_in_batch(query, key)
     joined = replace(
         negatives,
         shared=torch.cat([batch.shared, negatives.shared.to(batch.shared.dtype)]),
@@ -42,20 +43,3 @@ def nt_xent(
     forward, diagnostics = info_nce(query, key, joined, temperature=temperature)
     backward, _ = info_nce(key, query, batch, temperature=temperature)
     return (forward + backward) / 2, diagnostics
-
-
-def _others(query: Tensor, key: Tensor, negatives: Negatives) -> Negatives:
-    """All views of all ranks, shared, without each query's own two."""
-    rows = len(query)
-    sizes = gather_sizes(rows, query.device)
-    # One collective for both views: a gathered row holds the two of an image side by side.
-    views = gather_with_grad(torch.cat([query, key], 1), sizes).reshape(-1, query.shape[1])
-    image = torch.arange(len(views), device=query.device) // 2
-    own = sum(sizes[: rank()]) + torch.arange(rows, device=query.device)
-    log_weight = torch.zeros(rows, len(views), dtype=torch.float32, device=query.device)
-    return replace(
-        Negatives.none(query),
-        shared=views,
-        shared_log_weight=log_weight.masked_fill_(own[:, None] == image, -torch.inf),
-        shared_ids=torch.full_like(image, -1),
-    )

@@ -1,11 +1,11 @@
 """SupCon: all images of the same class are positives. Needs labels, so an oracle, never a default."""
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from contrastive.objectives.logits import Diagnostics, Logits
 from memory_bank.negatives import Negatives
-from memory_bank.shapes import Bool, Float, Int
 
 
 def supcon(

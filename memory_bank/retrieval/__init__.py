@@ -1,1 +1,1 @@
-"""Ways to find the closest rows of a bank; one interface (base.py), chosen in choose.py."""
+"""Search backends: ways to find the closest rows of a bank, behind the interface of ``base.py``."""

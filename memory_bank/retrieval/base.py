@@ -1,28 +1,28 @@
-"""What every backend offers, and what it hands back."""
+"""Define the interface of a search backend, and the candidates it returns."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memory_bank.bank import Bank
-from memory_bank.shapes import Bool, Float, Int
 
 
 @dataclass
 class Candidates:
-    """The closest rows found for each query, closest first; never a query's own row, never a stale one.
+    """Closest rows found for each query, closest first; never a query's own row, never one that is too old.
 
     Similarities are those of the *stored* keys, whatever an index approximates.
 
     Attributes:
         slots: Slots of the bank, -1 where fewer were found; those come last.
         similarity: Inner products, -inf for -1.
-        rows: Rows that were admissible for the query among those looked at.
-        above: Admissible rows above the ceiling that was asked for, left out of ``slots``.
-        share: Rows looked at as a share of the bank: 1, or less for a sample.
+        rows: Number of rows that were examined and admissible for the query.
+        above: Number of admissible rows above the ceiling that were left out of ``slots``.
+        share: Rows examined as a share of the bank: 1, or less for a sample.
     """
 
     slots: Int[Tensor, "b k"]
@@ -33,14 +33,12 @@ class Candidates:
 
 
 class Retrieval(ABC):
-    """A way to search a bank. One backend, one bank; not thread-safe.
+    """Search one bank; not thread-safe. Hooks that only approximate backends need do nothing by default.
 
     Attributes:
-        hides_above: Whether ``search`` leaves out and counts rows above a ceiling by itself.
+        hides_above: Whether ``search`` leaves out and counts rows above ``ceiling``.
         approximate: Whether rows may be missed, so that recall is worth measuring.
-        size: Rows that a search looks at; None is the whole bank.
-
-    What an exact search has no use for does nothing here.
+        size: Rows that a search examines; None is the whole bank.
     """
 
     hides_above = False
@@ -58,28 +56,28 @@ class Retrieval(ABC):
         ceiling: Float[Tensor, " b"] | None = None,
         key: int = 0,
     ) -> Candidates:
-        """The ``k`` closest admissible rows of each query, on the bank's device.
+        """Return the ``k`` closest admissible rows of each query, on the bank's device.
 
         Args:
             query: Float32 unit rows on the bank's device.
-            ids: Rows that are the queries' own, to be left out; -1 for a query from outside.
-            k: Any number; fewer come back where there are fewer.
-            admissible: Slots that may come back at all.
-            ceiling: Rows more similar than this may be left out, and are counted then (hides_above).
+            ids: The queries' own rows, which are left out; -1 for a query from outside.
+            k: Any number; fewer are returned if there are fewer.
+            admissible: Slots that may be returned.
+            ceiling: Rows more similar than this may be left out, and are then counted (hides_above).
             key: Decides the sample, where the backend draws one (draw.mix of seed and step).
         """
 
     @property
     def whole(self) -> "Retrieval":
-        """What searches every row of the bank for its very closest."""
+        """The backend that examines every row, for the very closest ones."""
         return self
 
     @abstractmethod
     def describe(self) -> str:
-        """What this backend does and why it was taken, in one line for the log."""
+        """Describe the backend and why it was chosen, in one line for the log."""
 
     def update(self, slots: Int[Tensor, " g"]) -> None:  # noqa: B027 - a default
-        """The bank has new keys in ``slots`` (-1 is skipped, repeats are allowed)."""
+        """Take over new keys of the bank in ``slots`` (-1 is skipped, repeats are allowed)."""
 
     def check(  # noqa: B027 - a default
         self,
@@ -89,24 +87,24 @@ class Retrieval(ABC):
         admissible: Bool[Tensor, " n"],
         step: int,
     ) -> None:
-        """Measure recall and act on it, where the backend is approximate."""
+        """Measure recall and act on it, if the backend is approximate."""
 
     def advance(self, step: int) -> None:  # noqa: B027 - a default
-        """Optimizer step ``step`` was written: take into use what was prepared for it."""
+        """Start to use what was prepared for ``step``, whose keys are written."""
 
     def metrics(self) -> dict[str, float]:
-        """What to log of the backend, by metric name."""
+        """Return values to log, by metric name."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Whatever cannot be derived from the bank."""
+        """Return the state that cannot be derived from the bank."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - a default
-        """Take it over; the bank is already loaded."""
+        """Restore it; the bank is already loaded."""
 
     def close(self) -> None:  # noqa: B027 - a default
-        """End what runs in the background."""
+        """End background threads."""
 
 
 def refine(
@@ -117,7 +115,7 @@ def refine(
     admissible: Bool[Tensor, " n"],
     k: int,
 ) -> tuple[Int[Tensor, "b k2"], Float[Tensor, "b k2"]]:
-    """Score candidate slots against the stored keys, drop what may not come back, keep the ``k`` closest.
+    """Score candidate slots by their stored keys, drop inadmissible and own rows, keep the ``k`` closest.
 
     Returns:
         slots, similarity: As in Candidates, min(c, k) wide.
@@ -132,7 +130,7 @@ def refine(
 
 
 def score(bank: Bank, query: Float[Tensor, "b d"], slots: Int[Tensor, "b c"]) -> Float[Tensor, "b c"]:
-    """Inner products with the stored keys; queries are taken a few at a time to bound the gathered copy."""
+    """Compute inner products with the stored keys, for a few queries at a time to bound the gathered copy."""
     width = max(1, slots.shape[1])
     step = max(1, (1 << 25) // (width * bank.dim))
     parts = [

@@ -1,12 +1,13 @@
-"""Exact search with torch: a matrix product and a top-k, the bank taken in pieces. Any device."""
+"""Search exactly with torch on any device: a matrix product and a top-k, piece by piece of the bank."""
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from typing_extensions import override
 
 from memory_bank.bank import Bank
 from memory_bank.draw import mix
 from memory_bank.retrieval.base import Candidates, Retrieval
-from memory_bank.shapes import Bool, Float, Int
 from memory_bank.storage import Storage
 from memory_bank.top import count, largest
 
@@ -15,13 +16,14 @@ _PIECE = 1 << 25
 
 
 class Exact(Retrieval):
-    """Every row of the bank is scored. The oracle of the other backends."""
+    """Score every row of the bank. The reference for the other backends."""
 
     hides_above = True
 
     def __init__(self, bank: Storage, reason: str = "") -> None:
         self._bank, self._reason = bank, reason
 
+    @override
     def search(
         self,
         query: Float[Tensor, "b d"],
@@ -32,7 +34,6 @@ class Exact(Retrieval):
         ceiling: Float[Tensor, " b"] | None = None,
         key: int = 0,
     ) -> Candidates:
-        """See Retrieval.search."""
         bank, n = self._bank, self._bank.capacity
         width = max(1, min(n, _PIECE // max(1, len(query))))
         above = torch.zeros_like(ids)
@@ -42,27 +43,27 @@ class Exact(Retrieval):
             similarity.masked_fill_(~admissible[start : start + width], -torch.inf)
             bank.hide_own(similarity, ids, start)
             above += hide_above(similarity, ceiling)
-            found, column = largest(similarity, min(k, similarity.shape[1]))
-            best, slots = _merge(best, slots, found, column + start, k)
+            nearest, column = largest(similarity, min(k, similarity.shape[1]))
+            best, slots = _merge(best, slots, nearest, column + start, k)
         slots = slots.masked_fill(best == -torch.inf, -1)
         rows = admissible.sum() - bank.num_own(admissible, ids)
         return Candidates(slots, best, rows, above, share=1.0)
 
+    @override
     def describe(self) -> str:
-        """One line for the log."""
         return f"exact search of {self._bank.capacity} rows on {self._bank.device}{self._reason}"
 
 
 class Subsample(Retrieval):
-    """Exact search in a uniform sample of the bank, drawn anew each time and shared by the queries.
+    """Search exactly in a uniform sample of the bank, drawn for each search and shared by the queries.
 
     For bands too deep for a top-k: ranks 0.1% to 5% of 1.28 million rows end at rank 64,000. The sample's
     rows between two of *its* quantiles are a uniform draw from the bank's rows between the same quantiles
     (a sample quantile at level p of s rows is unbiased up to 1/s, with standard error
-    sqrt(p (1 - p) / s) in level), which is just what the policy draws from the band anyway.
+    sqrt(p (1 - p) / s) in level), which is what the policy draws from the band anyway.
 
     Args:
-        whole: Searches all rows, for the closest ones, which a sample hardly holds.
+        whole: Searches all rows for the closest ones, of which a sample has few.
     """
 
     hides_above = True
@@ -71,6 +72,7 @@ class Subsample(Retrieval):
         self._bank, self._whole, self._reason = bank, whole, reason
         self.size: int = min(size, bank.capacity)
 
+    @override
     def search(
         self,
         query: Float[Tensor, "b d"],
@@ -81,7 +83,7 @@ class Subsample(Retrieval):
         ceiling: Float[Tensor, " b"] | None = None,
         key: int = 0,
     ) -> Candidates:
-        """See Retrieval.search; ``rows`` and ``above`` count rows of the sample."""
+        """Search the sample; ``rows`` and ``above`` count its rows."""
         bank = self._bank
         sample = bank.draw(admissible, self.size, mix(key, 0x5A))
         hidden = (sample < 0)[None] | (bank.ids_of(sample)[None] == ids[:, None])
@@ -93,17 +95,17 @@ class Subsample(Retrieval):
         return Candidates(slots, best, rows, above, share=self.size / bank.capacity)
 
     @property
+    @override
     def whole(self) -> Retrieval:
-        """See Retrieval.whole."""
         return self._whole
 
+    @override
     def describe(self) -> str:
-        """One line for the log."""
         return f"exact search in a sample of {self.size} of {self._bank.capacity} rows{self._reason}"
 
 
 def hide_above(similarity: Float[Tensor, "b c"], ceiling: Float[Tensor, " b"] | None) -> Int[Tensor, " b"]:
-    """Set what is above the ceiling to -inf, in place, and count it for each query."""
+    """Set similarities above the ceiling to -inf, in place, and count them for each query."""
     if ceiling is None:
         return similarity.new_zeros(len(similarity), dtype=torch.int64)
     over = similarity > ceiling[:, None]
@@ -111,9 +113,9 @@ def hide_above(similarity: Float[Tensor, "b c"], ceiling: Float[Tensor, " b"] | 
     return count(over)
 
 
-def _merge(best: Tensor, slots: Tensor, found: Tensor, where: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _merge(best: Tensor, slots: Tensor, more: Tensor, more_slots: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if not best.shape[1]:
-        return found, where
-    best, slots = torch.cat([best, found], 1), torch.cat([slots, where], 1)
+        return more, more_slots
+    best, slots = torch.cat([best, more], 1), torch.cat([slots, more_slots], 1)
     best, order = best.topk(min(k, best.shape[1]))
     return best, slots.gather(1, order)

@@ -1,4 +1,4 @@
-"""FAISS inverted-file indexes as raw tensors: made, filled and taken apart without FAISS's own file format.
+"""Build, fill and save FAISS inverted-file indexes as raw tensors, without FAISS's own file format.
 
 FAISS's reader trusts the bytes it is given (facebookresearch/faiss #5400); tensors can be checked.
 """
@@ -14,60 +14,60 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Its annotations cover a part of its classes only.
+# Its annotations cover only some of its classes.
 faiss: Any = _faiss
 
-# FAISS wants at least this many training rows a centroid, and gains little above it.
+# FAISS asks for at least this many training rows per centroid; more improve little.
 ROWS_PER_LIST = 39
 _FACTORY = re.compile(r"IVF(?P<nlist>[1-9]\d*),(?P<code>Flat|SQ8|SQfp16|PQ[1-9]\d*(x\d+)?|RaBitQ)")
 
 
 @dataclass
 class Trained:
-    """What training fixes: centroids of the lists and parameters of the code (empty where it has none)."""
+    """Hold the result of training: centroids of the lists, parameters of the code (empty if none)."""
 
     centroids: Tensor
     code: Tensor
 
 
 def parse(factory: str) -> tuple[int, str]:
-    """Number of lists and code of a factory string.
+    """Return number of lists and code of a factory string.
 
     Raises:
-        ValueError: an index whose vectors cannot be replaced in place, or no index at all.
+        ValueError: an index whose vectors cannot be replaced in place, or not an index.
     """
-    found = _FACTORY.fullmatch(factory)
-    if found is None:
+    match = _FACTORY.fullmatch(factory)
+    if match is None:
         raise ValueError(
             f"mining.index={factory!r}: allowed are auto, Flat and IVF<lists>,<code> with code Flat, SQ8, "
             "SQfp16, PQ<bytes> or RaBitQ, e.g. IVF1024,SQ8; HNSW and FastScan cannot replace vectors"
         )
-    return int(found["nlist"]), found["code"]
+    return int(match["nlist"]), match["code"]
 
 
 def rows_looked_up(code: str, k: int) -> int:
-    """How many rows to ask the index for, to have the best ``k`` among them after scoring.
+    """Return how many rows to request from the index, so that they contain the best ``k``.
 
-    Coarse codes rank badly; flat and scalar codes cost no recall that could be measured.
+    Coarse codes rank badly; flat and scalar codes cost no measurable recall.
     """
     return 4 * k if code.startswith(("PQ", "RaBitQ")) else k
 
 
 class Cancelled(Exception):
-    """A training that nobody waits for any more has ended."""
+    """Raised in a training that was cancelled."""
 
 
 def train(
     factory: str, rows: NDArray[np.float32], seed: int, cancelled: Callable[[], bool] = lambda: False
 ) -> Trained:
-    """K-means and code training on ``rows``; deterministic for one FAISS build and thread count.
+    """Train centroids (k-means) and code on ``rows``; deterministic for one FAISS build and thread count.
 
     Raises:
-        Cancelled: ``cancelled()``, asked before each round of k-means, said so.
+        Cancelled: ``cancelled()``, called before each round of k-means, returned True.
     """
     index = _empty(factory, rows.shape[1])
-    index.quantizer.add(_centroids(rows, index, seed, cancelled))  # what is there is not trained again
-    if hasattr(index, "pq"):  # the factory asks for what no search here uses and what takes most of the time
+    index.quantizer.add(_centroids(rows, index, seed, cancelled))  # existing centroids are not trained again
+    if hasattr(index, "pq"):  # no search here uses it, and it takes most of the time
         index.do_polysemous_training = False
     index.train(rows)
     centroids = index.quantizer.reconstruct_n(0, index.nlist)
@@ -77,7 +77,7 @@ def train(
 def _centroids(
     rows: NDArray[np.float32], index: Any, seed: int, cancelled: Callable[[], bool]
 ) -> NDArray[np.float32]:
-    """Round by round, since one call of FAISS for all of them could not be cancelled."""
+    """Run k-means round by round: one FAISS call for all rounds could not be cancelled."""
     once = faiss.ClusteringParameters()
     once.niter, once.seed, once.spherical = 1, seed % (1 << 31), True
     once.max_points_per_centroid = 2 * ROWS_PER_LIST
@@ -85,12 +85,12 @@ def _centroids(
     for _ in range(index.cp.niter):
         if cancelled():
             raise Cancelled
-        clustering.train(rows, faiss.IndexFlatIP(index.d))  # goes on from the centroids that it has
+        clustering.train(rows, faiss.IndexFlatIP(index.d))  # continues from its current centroids
     return _values(clustering.centroids).reshape(index.nlist, index.d)
 
 
 def assign(trained: Trained, rows: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The list of each row: its most similar centroid."""
+    """Return the list of each row: that of its most similar centroid."""
     quantizer = faiss.IndexFlatIP(trained.centroids.shape[1])
     quantizer.add(trained.centroids.numpy())
     lists: NDArray[np.int64] = quantizer.search(rows, 1)[1][:, 0]
@@ -104,7 +104,7 @@ def fill(
     slots: NDArray[np.int64],
     lists: NDArray[np.int64],
 ) -> Any:
-    """An index of ``rows``, each appended to its list under its slot, in the order given."""
+    """Build an index of ``rows``, each appended to its list under its slot, in the given order."""
     index = _empty(factory, rows.shape[1])
     if tuple(trained.centroids.shape) != (index.nlist, index.d):
         raise ValueError(
@@ -112,11 +112,11 @@ def fill(
             f"needs ({index.nlist}, {index.d})"
         )
     if not ((lists >= 0) & (lists < index.nlist)).all():
-        raise ValueError(f"a row stands in none of the {index.nlist} lists; the index's state is damaged")
+        raise ValueError(f"a row is in none of the {index.nlist} lists; the index's state is damaged")
     index.quantizer.add(trained.centroids.numpy())
     _set_code_parameters(index, trained.code.numpy())
     index.is_trained = True
-    # Hashed: slots may be missing, and a vector is replaced by removing and adding it.
+    # A hash table: slots may be missing, and a vector is replaced by removing and adding it.
     index.set_direct_map_type(faiss.DirectMap.Hashtable)
     # Through names: swig_ptr keeps no reference, a temporary would be freed before it is read.
     parts = [np.ascontiguousarray(part) for part in (rows, slots, lists)]
@@ -125,7 +125,7 @@ def fill(
 
 
 def row_lists(index: Any) -> tuple[Tensor, Tensor]:
-    """Slots in the order of the lists, and each list's length; with Trained and the bank, all there is."""
+    """Return slots in list order, and list lengths; with Trained and the bank this is the whole index."""
     sizes = [index.invlists.list_size(number) for number in range(index.nlist)]
     parts = [
         faiss.rev_swig_ptr(index.invlists.get_ids(number), size).copy() if size else np.zeros(0, np.int64)
@@ -154,7 +154,7 @@ def _code_parameters(index: Any) -> NDArray[np.float32]:
 
 
 def _set_code_parameters(index: Any, values: NDArray[np.float32]) -> None:
-    # FAISS reads as many as it needs, however few there are: a wrong number must not get that far.
+    # FAISS reads as many values as it needs, past the end if there are fewer, so the number is checked here.
     needed = 0
     if hasattr(index, "pq"):
         needed = index.pq.centroids.size()

@@ -1,4 +1,4 @@
-"""FAISS inverted files over a moving bank: vectors replaced in place, recall watched, centroids renewed."""
+"""Search a changing bank with FAISS inverted files: replace vectors, check recall, retrain centroids."""
 
 import logging
 import threading
@@ -6,32 +6,33 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from memory_bank.draw import draw_slots, mix
 from memory_bank.retrieval import inverted
 from memory_bank.retrieval.base import Candidates, Retrieval, refine
 from memory_bank.retrieval.exact import Exact
 from memory_bank.retrieval.retrain import Retraining
-from memory_bank.shapes import Bool, Float, Int
 from memory_bank.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-# Steps between the snapshot that new centroids are trained on and their use: a fixed number, so that the
-# result does not depend on how fast the training was. Should it need longer, the step waits.
+# Steps between the snapshot that new centroids are trained on and their first use: a fixed number, so that
+# results do not depend on the speed of training. If training takes longer, the step waits.
 _RETRAIN_STEPS = 500
 
 
 class Ivf(Retrieval):
-    """Approximate search on the CPU; candidates are scored with the stored keys, so only recall is lost.
+    """Search approximately on the CPU; candidates are scored by the stored keys, so only recall is lost.
 
     The index holds the written slots under their slot numbers. It is trained at the first look-up.
 
     Attributes:
-        nprobe: Lists visited now; raised when recall falls short.
-        recall: Last measured recall, nan before.
+        nprobe: Lists visited per query; raised when recall is too low.
+        recall: Last measured recall; nan before the first.
     """
 
     approximate = True
@@ -55,6 +56,7 @@ class Ivf(Retrieval):
         self._retraining: Retraining | None = None
         self._closed = threading.Event()
 
+    @override
     def search(
         self,
         query: Float[Tensor, "b d"],
@@ -65,7 +67,7 @@ class Ivf(Retrieval):
         ceiling: Float[Tensor, " b"] | None = None,
         key: int = 0,
     ) -> Candidates:
-        """See Retrieval.search; ``ceiling`` is left to the caller."""
+        """Search the admissible rows; the caller applies ``ceiling``."""
         bank = self._bank
         own = bank.num_own(admissible, ids)
         total = admissible.sum()
@@ -75,12 +77,12 @@ class Ivf(Retrieval):
             slots = ids.new_full((len(ids), k), -1)
             similarity = query.new_full((len(ids), k), -torch.inf)
         else:
-            found = torch.from_numpy(self._visit(query, admissible, wanted)).to(bank.device)
-            slots, similarity = refine(bank, query, ids, found, admissible, k)
+            visited = torch.from_numpy(self._visit(query, admissible, wanted)).to(bank.device)
+            slots, similarity = refine(bank, query, ids, visited, admissible, k)
         return Candidates(slots, similarity, total - own, torch.zeros_like(ids), share=1.0)
 
+    @override
     def update(self, slots: Int[Tensor, " g"]) -> None:
-        """Replace the vectors of ``slots``."""
         changed = np.unique(slots[slots >= 0].cpu().numpy())
         self._written += len(changed)
         if self._index is None or not len(changed):
@@ -90,6 +92,7 @@ class Ivf(Retrieval):
         if self._retraining is not None:
             self._retraining.changed[changed] = True
 
+    @override
     def check(
         self,
         query: Float[Tensor, "b d"],
@@ -98,10 +101,10 @@ class Ivf(Retrieval):
         admissible: Bool[Tensor, " n"],
         step: int,
     ) -> None:
-        """Measure recall@k against the exact search, and act where it is below ``min_recall``.
+        """Measure recall@k against exact search, and act if it is below ``min_recall``.
 
-        New centroids are trained once the bank has been rewritten since the last ones (drift); while
-        they are fresh, or on their way, ``nprobe`` is doubled instead.
+        New centroids are trained if the bank has been rewritten since the last training (drift); before that,
+        or while a training is running, ``nprobe`` is doubled instead.
         """
         mine = self.search(query, ids, k, admissible=admissible)
         true = Exact(self._bank).search(query, ids, k, admissible=admissible)
@@ -130,8 +133,8 @@ class Ivf(Retrieval):
                 step, k, self.recall, self._min_recall, self.nlist,
             )  # fmt: skip
 
+    @override
     def advance(self, step: int) -> None:
-        """Take new centroids into use when their step has come."""
         if self._retraining is None or step < self._retraining.due:
             return
         trained, lists = self._retraining.result()
@@ -143,19 +146,20 @@ class Ivf(Retrieval):
         self._retraining, self._written = None, 0
         logger.info("step %d: new centroids are in use", step)
 
+    @override
     def metrics(self) -> dict[str, float]:
-        """Last measured recall (nan before) and the lists visited."""
         return {"mining/recall": self.recall, "mining/nprobe": float(self.nprobe)}
 
+    @override
     def describe(self) -> str:
-        """One line for the log."""
         return (
             f"FAISS {self._factory} index of {self._bank.capacity} rows on the CPU, nprobe {self.nprobe}"
             f"{self._reason}"
         )
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Centroids, code, row lists, nprobe, and the training under way (which is waited for)."""
+        """Return centroids, code, row lists, nprobe and a running training, after waiting for its end."""
         state: dict[str, Any] = {"nprobe": self.nprobe, "recall": self.recall, "written": self._written}
         if self._trained is not None:
             slots, sizes = inverted.row_lists(self._index)
@@ -165,8 +169,9 @@ class Ivf(Retrieval):
             state["retraining"] = self._retraining.state_dict()
         return state
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Rebuild the index as it was from the bank, which is already loaded.
+        """Rebuild the index from the bank, which is already loaded.
 
         Raises:
             ValueError: the state is of another index, or does not fit the bank.
@@ -182,18 +187,19 @@ class Ivf(Retrieval):
         if "retraining" in state:
             self._retraining = Retraining.load(state["retraining"])
 
+    @override
     def close(self) -> None:
-        """Let a training under way end, wherever it runs: nobody waits for it any more."""
+        """Cancel a running training."""
         self._closed.set()
 
     def _load_index(self, state: dict[str, Any]) -> None:
         trained = inverted.Trained(state["centroids"].cpu(), state["code"].cpu())
         slots, sizes = state["slots"].cpu().numpy(), state["sizes"].cpu().numpy()
-        held = np.flatnonzero((self._bank.id >= 0).cpu().numpy())
-        if len(sizes) != self.nlist or not np.array_equal(np.sort(slots), held):
+        filled = np.flatnonzero((self._bank.id >= 0).cpu().numpy())
+        if len(sizes) != self.nlist or not np.array_equal(np.sort(slots), filled):
             raise ValueError(
                 f"saved index has {len(sizes)} lists of {len(slots)} rows, mining.index={self._factory!r} "
-                f"has {self.nlist}, the bank has {len(held)} rows; keep mining.index, or start a new run"
+                f"has {self.nlist}, the bank has {len(filled)} rows; keep mining.index, or start a new run"
             )
         lists = np.full(self._bank.capacity, -1, np.int64)
         lists[slots] = np.repeat(np.arange(self.nlist), sizes)
@@ -204,12 +210,12 @@ class Ivf(Retrieval):
             self._train()
         selector = None
         if ((self._bank.id >= 0) & ~admissible).any():
-            # One for all queries: what is too old, or stands in the batch itself.
+            # The same for all queries: excludes rows that are too old, or in the batch itself.
             bits = np.packbits(admissible.cpu().numpy(), bitorder="little")
             selector = inverted.faiss.IDSelectorBitmap(bits)
         options = inverted.faiss.SearchParametersIVF(nprobe=self.nprobe, sel=selector)
-        found = self._index.search(query.cpu().numpy(), count, params=options)[1]
-        return found  # type: ignore[no-any-return]
+        slots = self._index.search(query.cpu().numpy(), count, params=options)[1]
+        return slots  # type: ignore[no-any-return]
 
     def _train(self) -> None:
         valid = self._bank.id >= 0
@@ -222,7 +228,7 @@ class Ivf(Retrieval):
         self._written = 0
 
     def _retrain(self, step: int) -> None:
-        """Start on a snapshot, on a thread of its own."""
+        """Start training on a snapshot of the bank, on a thread of its own."""
         valid = self._bank.id >= 0
         slots = np.flatnonzero(valid.cpu().numpy())
         rows, sample = self._bank.key.cpu()[slots].clone(), self._training_rows(valid)
@@ -230,7 +236,7 @@ class Ivf(Retrieval):
         seed, factory, capacity, closed = self._seed, self._factory, self._bank.capacity, self._closed
 
         def work() -> tuple[inverted.Trained, NDArray[np.int64]]:
-            inverted.faiss.omp_set_num_threads(1)  # of this thread alone: the run keeps its cores
+            inverted.faiss.omp_set_num_threads(1)  # for this thread only: the run keeps its cores
             trained = inverted.train(factory, sample, seed, closed.is_set)
             lists = np.full(capacity, -1, np.int64)
             for start in range(0, len(slots), 65536):
@@ -252,7 +258,7 @@ class Ivf(Retrieval):
 
 
 def recall(found: Candidates, true: Candidates) -> float:
-    """Share of the true neighbours' similarity ranks reached: ties count as found; 1 of none."""
+    """Return the share of true neighbours that were found, up to ties; 1 if there are none."""
     if not true.slots.shape[1]:
         return 1.0
     last = true.similarity.masked_fill(true.slots < 0, torch.inf).amin(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""New centroids, trained beside the run on a snapshot of the bank."""
+"""Train new centroids on a snapshot of the bank, in the background."""
 
 import threading
 import weakref
@@ -15,11 +15,11 @@ Result = tuple[Trained, NDArray[np.int64]]
 
 
 class Retraining:
-    """A training under way; the result is asked for at a fixed step, so it decides nothing by its speed.
+    """Run a training whose result is used from a fixed step on, so that its speed changes no result.
 
     Attributes:
-        due: Optimizer step from which the result is in use.
-        changed: Slots written since the snapshot, whose list has to be found again.
+        due: Optimizer step from which the result is used.
+        changed: Slots written since the snapshot, whose list must be assigned again.
     """
 
     def __init__(self, due: int, changed: NDArray[np.bool_]) -> None:
@@ -34,8 +34,8 @@ class Retraining:
     ) -> "Retraining":
         """Run ``work`` on a thread of its own.
 
-        A process that ends sets ``cancelled`` and waits until ``work`` has seen it: Python kills threads it
-        finds in native code at exit together with the process.
+        At exit the process sets ``cancelled`` and waits until ``work`` has seen it: a thread that is in
+        native code when Python exits crashes the process.
         """
         self = cls(due, np.zeros(capacity, np.bool_))
         self._thread = threading.Thread(target=self._run, args=(work,), name="retrain", daemon=True)
@@ -44,7 +44,7 @@ class Retraining:
         return self
 
     def result(self) -> Result:
-        """Centroids and the list of each slot; waits, and raises what the training raised."""
+        """Wait for centroids and the list of each slot; raises what the training raised."""
         if self._thread is not None:
             self._thread.join()
         if self._error is not None:
@@ -53,7 +53,7 @@ class Retraining:
         return self._result
 
     def state_dict(self) -> dict[str, Any]:
-        """Waits for the result, which is part of it."""
+        """Wait for the result and return it with the rest of the state."""
         trained, lists = self.result()
         return {
             "due": self.due,
@@ -65,7 +65,7 @@ class Retraining:
 
     @classmethod
     def load(cls, state: dict[str, Any]) -> "Retraining":
-        """A training that has ended."""
+        """Restore a training, which has ended."""
         self = cls(int(state["due"]), state["changed"].cpu().numpy().copy())
         trained = Trained(state["centroids"].cpu(), state["code"].cpu())
         lists = state["lists"].cpu().numpy().copy()
@@ -79,7 +79,7 @@ class Retraining:
     def _run(self, work: Callable[[], Result]) -> None:
         try:
             self._result = work()
-        except BaseException as error:  # handed to the thread that asks for the result
+        except BaseException as error:  # passed to the thread that calls result()
             self._error = error
 
 

@@ -114,7 +114,7 @@ def small(cell: Any, arm: str, *overrides: str) -> Any:
         "data.image_size=16",
         "data.global_batch=16",
         "encoder.name=resnet10",
-        "encoder.width=4",
+        "encoder.width=8",
         "encoder.projector_hidden=16",
         "encoder.projector_dim=16",
         "schedule.epochs=4",

@@ -71,7 +71,7 @@ def test_convert_replaces_every_batch_norm_and_keeps_the_state(kind, names):
     from contrastive.config import EncoderConfig
     from contrastive.encoders.build import build_encoder
 
-    encoder = build_encoder(EncoderConfig(name="resnet10", width=4), 16)
+    encoder = build_encoder(EncoderConfig(name="resnet10", width=8), 16)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     images = torch.randn(8, 3, 16, 16)
     expected = copy.deepcopy(encoder).eval()(images)
@@ -105,7 +105,7 @@ def module_of(*overrides):
     from contrastive.encoders.build import build_encoder
     from contrastive.module import ContrastiveModule
 
-    sizes = ["encoder.width=4", "encoder.projector_hidden=16", "encoder.projector_dim=8"]
+    sizes = ["encoder.width=8", "encoder.projector_hidden=16", "encoder.projector_dim=8"]
     config = load_config(PretrainConfig, "pretrain", "digits", ["data.global_batch=12", *sizes, *overrides])
     torch.manual_seed(0)
     module = ContrastiveModule(

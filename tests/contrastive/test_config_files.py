@@ -4,6 +4,8 @@ import pytest
 
 from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import differences, load_config, load_saved, recipes, to_yaml
+from contrastive.export.config import ExportConfig
+from eval.config import EvalConfig
 
 
 def load(*overrides, recipe="digits"):
@@ -64,6 +66,12 @@ def test_a_users_file_builds_on_a_shipped_recipe_and_on_its_neighbours(tmp_path)
         ("epochs", ["'epochs'", "key=value"]),
         ("encoder.batch_norm=splitt", ["encoder.batch_norm='splitt'", "plain, split, shuffle, sync"]),
         ("run.name=../elsewhere", ["../elsewhere", "run.root"]),
+        ("run.name=.", ["run.name='.'", "a folder below run.root is needed"]),
+        ("run.name=./", ["run.name='./'", "a folder below run.root is needed"]),
+        ("run.name=/a", ["run.name='/a'", "a folder below run.root is needed"]),
+        ("run.name=''", ["run.name=''", "a folder below run.root is needed"]),
+        ("run.name=???", ["run.name=???", "still to be set"]),
+        ("run.seed=???", ["run.seed=???", "still to be set"]),
         ('run.name="a\\0b"', ["run.name='a\\x00b'", "no file's name"]),
         ('data.cache="a\\0b"', ["data.cache='a\\x00b'", "no file's name"]),
         ("data.root=a\udcff", ["data.root=a\\udcff", "not UTF-8", "a link whose name is"]),
@@ -80,6 +88,8 @@ def test_a_users_file_builds_on_a_shipped_recipe_and_on_its_neighbours(tmp_path)
         ("data.mean=[1,2]", ["data.mean=[1.0, 2.0]", "three"]),
         ("bank.kind=queue", ["bank.capacity", "65536"]),
         ("mining.overlap=true", ["mining.query=stored"]),
+        ("logging.wandb.tags=010", ["logging.wandb.tags: a list is needed"]),
+        ("mining=010", ["'mining/010': unknown"]),
         ("logging.wandb.project='a/b?c'", ["logging.wandb.project='a/b?c'", "none of"]),
         (f"logging.wandb.tags=[ok,{'t' * 65}]", ["logging.wandb.tags", "65 characters", "1 to 64"]),
     ],
@@ -125,3 +135,109 @@ def test_differences_are_named_by_their_dotted_path():
         "run.seed": (0, 5),
         "augment.view_2.hue": (old.augment.view_2.hue, 0.3),
     }
+
+
+NUMBERS = ["3e10482", "4e20913", "010", "12:30:00", "2026_11_29", "2026-11-29", "yes", "1.10", "0x1f", "~"]
+"""What yaml takes for a number, a truth value, a time, or nothing."""
+
+TEXTS = {
+    "run.name": PretrainConfig,
+    "data.cache": PretrainConfig,
+    "data.root": PretrainConfig,
+    "encoder.weights": PretrainConfig,
+    "logging.wandb.entity": PretrainConfig,
+    "checkpoint": EvalConfig,
+    "out": EvalConfig,
+    "device": ExportConfig,
+}
+
+
+def value_of(config, key):
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def load_text(schema, *overrides):
+    folder, recipe, needed = {
+        PretrainConfig: ("pretrain", "digits", []),
+        EvalConfig: ("eval", "knn", ["checkpoint=a"]),
+        ExportConfig: ("export", "export", ["checkpoint=a", "format=onnx", "out=a.onnx"]),
+    }[schema]
+    return load_config(schema, folder, recipe, [*needed, *overrides])
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_a_text_setting_keeps_the_characters_typed(key):
+    for typed in [text for text in NUMBERS if text != "~"] + ["a #1", "a: b", "[a]", "{a}"]:
+        assert value_of(load_text(TEXTS[key], f"{key}={typed}"), key) == typed
+    assert value_of(load_text(TEXTS[key], f"--{key}=1.10"), key) == "1.10"
+
+
+def test_text_may_be_quoted_and_null_stays_null():
+    assert load('run.name="a\\x20b"').run.name == "a b"
+    assert load("run.name='null'").run.name == "null"
+    assert load("data.cache=null").data.cache is None
+    assert load("data.cache=").data.cache is None
+    assert load('data.cache="null"').data.cache == "null"
+
+
+def test_the_elements_of_a_list_of_text_keep_theirs():
+    texts = [text for text in NUMBERS if text != "~"]
+    assert load(f"logging.wandb.tags=[{','.join(texts)},'a, b']").logging.wandb.tags == [*texts, "a, b"]
+    assert load("logging.wandb={tags: [1e5], project: 010}").logging.wandb.tags == ["1e5"]
+    assert load_text(EvalConfig, "compare=[1e3,010]").compare == ["1e3", "010"]
+
+
+def test_a_number_stays_one_where_the_schema_has_no_text():
+    assert load("run.seed=0x1f").run.seed == 31
+    assert load("trainer.max_steps=12").trainer == {"max_steps": 12}
+    assert load("mining.band=[0,1e-3]").mining.band == [0, 0.001]
+
+
+def test_a_choice_that_yaml_reads_as_a_truth_value_is_taken():
+    assert load("mining.false_negative=off").mining.false_negative == "off"
+    assert load("run.compile=True").run.compile == "true"
+
+
+def test_unquoted_text_in_a_file_keeps_its_characters(tmp_path):
+    file, option = tmp_path / "mine.yaml", tmp_path / "more.yaml"
+    file.write_text(
+        "defaults: [digits]\nrun: {name: 010, root: ~}\ndata: &d {root: 1e3}\nencoder: {weights: 0x1f}\n"
+        "logging: {every_n_steps: 0x10, wandb: {tags: [1.10, yes], entity: null}}\n"
+    )
+    with pytest.raises(UserError, match=r"run\.root: nothing given"):
+        load(recipe=str(file))
+    option.write_text(file.read_text().replace(", root: ~", ""))
+    loaded = load(recipe=str(option))
+    assert (loaded.run.name, loaded.data.root, loaded.encoder.weights) == ("010", "1e3", "0x1f")
+    assert (loaded.logging.wandb.tags, loaded.logging.wandb.entity) == (["1.10", "yes"], None)
+    assert loaded.logging.every_n_steps == 16
+
+
+def test_a_view_may_follow_the_other_from_the_command_line():
+    loaded = load("augment.view_2=${augment.view_1}", "augment.view_1.hue=0.3")
+    assert loaded.augment.view_2 == loaded.augment.view_1
+
+
+PATHS = [key for key in TEXTS if key in ("data.cache", "data.root", "encoder.weights", "checkpoint", "out")]
+
+
+@pytest.mark.parametrize("key", [*PATHS, "run.root"])
+def test_every_path_setting_expands_the_home_folder(key, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    schema = TEXTS.get(key, PretrainConfig)
+    assert value_of(load_text(schema, f"{key}=~/x"), key) == "/home/someone/x"
+    assert value_of(load_text(schema, f"{key}=~"), key) == "/home/someone"
+    assert value_of(load_text(schema, f"{key}=./~/x"), key) == "./~/x"
+    with pytest.raises(UserError, match=f"{key}=~nosuchuser/x: the home folder of ~nosuchuser is not known"):
+        load_text(schema, f"{key}=~nosuchuser/x")
+
+
+def test_paths_of_a_report_of_an_export_and_of_a_config_expand_it_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_text(EvalConfig, "compare=[~/a]").compare == [f"{tmp_path}/a"]
+    assert load_text(EvalConfig, "data.root=~/a").data.root == f"{tmp_path}/a"
+    assert load_text(ExportConfig, "out=~/a.onnx").out == f"{tmp_path}/a.onnx"
+    (tmp_path / "mine.yaml").write_text("defaults: [digits]\nrun: {name: mine}\n")
+    assert load(recipe="~/mine.yaml").run.name == "mine"

@@ -108,11 +108,11 @@ def test_without_account_or_package_it_says_what_to_do(dashboard, monkeypatch, c
     assert "pip install 'contrastive-pretrain[dashboards]'" in capsys.readouterr().err
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     code = (
-        "import sys, time; from contrastive.dashboard import main; status = main(['--help']); "
+        "import sys; from contrastive.dashboard import main; status = main(['--help']); "
         "assert not {'torch', 'numpy', 'wandb', 'wandb_workspaces'} & {*sys.modules}, 'heavy import'; "
-        "assert time.process_time() < 0.5, time.process_time(); sys.exit(status)"
+        "sys.exit(status)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60

@@ -24,7 +24,7 @@ def parts():
             "digits",
             [
                 "data.global_batch=8",
-                "encoder.width=4",
+                "encoder.width=8",
                 "encoder.projector_hidden=16",
                 "encoder.projector_dim=8",
                 "mining=band",
@@ -143,6 +143,26 @@ def test_nt_xent_compares_the_query_network_with_itself(parts, symmetric):
     assert not module._unwritten[-1][0].requires_grad
 
 
+def test_a_checkpoint_of_the_former_nnclr_is_not_continued_with_the_present_one(parts):
+    from contrastive.config import UserError
+
+    module, _ = parts("objective.name=nnclr")
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["objective"] == "nnclr"
+    del checkpoint["objective"]  # as before
+    with pytest.raises(UserError, match=r"resume with objective\.name=neighbour_info_nce"):
+        module.on_load_checkpoint(checkpoint)
+
+
+def test_nnclr_mines_nothing_and_looks_its_neighbours_up(parts):
+    module, batch = parts("objective.name=nnclr")
+    module.eval()
+    loss_of(module, batch)
+    assert module.last.negatives.hard_index.shape[1] == len(module.last.negatives.shared) == 0
+    assert module.diagnostics["neighbours"] == 1
+
+
 def test_keys_carry_no_gradient_and_queries_do(parts):
     module, batch = parts()
     module.training_step(batch, 0).backward()
@@ -203,7 +223,7 @@ from contrastive.data.batch import Batch
 from contrastive.data.plan import Plan
 from contrastive.encoders.build import build_encoder
 contrastive.module.COMPILER = "aot_eager"
-small = ["data.global_batch=8", "encoder.width=4", "encoder.projector_hidden=16", "encoder.projector_dim=8",
+small = ["data.global_batch=8", "encoder.width=8", "encoder.projector_hidden=16", "encoder.projector_dim=8",
          "mining.num_hard=4", "mining.num_uniform=4", "mining.min_fill=0", "augment=weak"]
 images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
 

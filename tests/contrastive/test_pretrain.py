@@ -43,7 +43,7 @@ def run(folder, tmp_path, capsys):
                 f"data.root={folder}",
                 "data.image_size=16",
                 "data.global_batch=8",
-                "encoder.width=4",
+                "encoder.width=8",
                 "encoder.projector_hidden=16",
                 "encoder.projector_dim=8",
                 "mining.num_hard=4",
@@ -160,6 +160,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, tmp_path):
     losses = [{row["step"]: row["train/loss"] for row in metrics(path)} for path in (whole, parts)]
     assert losses[0] == losses[1]
     assert len(metrics(parts)) == 12  # none twice
+
+
+def test_a_resumed_run_does_not_read_the_starting_weights(run, tmp_path):
+    file = tmp_path / "start.safetensors"
+    run("run.name=first", "trainer.max_steps=1")
+    (tmp_path / "runs/first/encoder.safetensors").rename(file)
+    given = [f"encoder.weights={file}", "run.checkpoint_every=2"]
+    assert run("run.name=whole", *given, "trainer.max_steps=6")[0] == 0
+    assert run(*given, "trainer.max_steps=4")[0] == 0
+    file.unlink()
+    code, _, err = run(*given, "--dry-run")
+    assert (code, "cannot be read" in err) == (2, True)  # a dry run starts from the file
+    code, result, _ = run(*given, "trainer.max_steps=6")
+    assert (code, result["steps"]) == (0, 6)
+    assert same(weights(tmp_path / "runs/tiny"), weights(tmp_path / "runs/whole"))
+
+
+def test_a_band_that_is_widened_is_said_at_the_start(run):
+    _, _, err = run("mining.band=[0.5,0.51]", "mining.num_hard=20", "trainer.max_steps=1")
+    (line,) = [line for line in err.splitlines() if "mining.band" in line]
+    assert "mining.num_hard=20 widens it" in line
 
 
 def test_the_seconds_of_a_resumed_run_are_those_of_all_its_parts(run, tmp_path, monkeypatch):
@@ -543,6 +564,11 @@ def test_a_profile_tells_the_parts_of_a_step_and_changes_none(run, tmp_path):
         (["encoder.batch_norm=split"], ["global_batch=8", "8 groups", "use 16 or more"]),
         (["data.global_batch=2", "trainer.accumulate_grad_batches=2"], ["2 images", "use 4 or more"]),
         (["encoder.weights=missing.pth"], ["missing.pth"]),
+        (["encoder.weights=~nosuchuser/w.pth"], ["encoder.weights=~nosuchuser/w.pth", "home folder"]),
+        (
+            ["data.name=images", "objective.name=supcon"],
+            ["data.name=images has no labels; use data.name=imagefolder"],
+        ),
         (["data.name=imagefoldr"], ["imagefoldr", "imagefolder"]),
         (["run.root=/proc/version/runs"], ["/proc/version", "run.root"]),
     ],
@@ -805,13 +831,73 @@ def test_a_dry_run_estimates_from_the_steps_after_the_first_in_bounded_time(run,
     assert f"median and quartiles of {taken - 1} steps" in err
 
 
-def test_a_recipe_for_a_gpu_on_a_cpu_is_told_what_makes_it_faster(run):
-    few = ("--dry-run", "schedule.epochs=1", "schedule.warmup_epochs=0")
-    assert "recipe for a GPU" not in run(*few)[2]
-    code, _, err = run(*few, "trainer.precision=bf16-mixed")
-    assert code == 0
-    assert err.count("trainer.precision=bf16-mixed is of a recipe for a GPU, and this is a CPU") == 1
-    assert err.index("recipe for a GPU") < err.index("step 1")
+@pytest.fixture
+def trained(monkeypatch):
+    """Precision of each run that started, on a processor with bfloat16 instructions or without."""
+    from contrastive import pretrain
+
+    found, fit = [], pretrain._fit
+
+    def noted(trainer, *others):
+        found.append(trainer.precision)
+        return fit(trainer, *others)
+
+    monkeypatch.setattr(pretrain, "_fit", noted)
+
+    def on(bf16):
+        monkeypatch.setattr(pretrain, "_cpu_has_bf16", lambda: bf16)
+        return found
+
+    return on
+
+
+EMULATED = "trainer.precision=bf16-mixed takes about ten times as long as 32-true on this processor"
+
+
+@pytest.fixture
+def mixed_recipe(tmp_path):
+    path = tmp_path / "mixed.yaml"
+    path.write_text("defaults: [digits]\ntrainer: {precision: bf16-mixed}\n")
+    return ["--config", str(path), "schedule.epochs=1", "schedule.warmup_epochs=0"]
+
+
+@pytest.mark.parametrize(("bf16", "used"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_a_recipe_in_bfloat16_runs_in_float32_where_the_processor_lacks_it(
+    run, tmp_path, trained, mixed_recipe, bf16, used
+):
+    from contrastive.config import PretrainConfig
+    from contrastive.config_files import load_saved
+
+    precisions = trained(bf16)
+    code, _, err = run(*mixed_recipe)
+    assert (code, precisions) == (0, [used])
+    assert err.count(f"{EMULATED}, which has no bfloat16 instructions; 32-true is used") == (not bf16)
+    saved_config = load_saved(PretrainConfig, tmp_path / "runs/tiny/config.yaml")
+    assert saved_config.trainer["precision"] == "bf16-mixed"  # what was asked for
+
+
+def test_a_run_that_fell_back_to_float32_resumes_where_the_processor_has_bfloat16(run, trained, mixed_recipe):
+    halves = [*mixed_recipe, "run.checkpoint_every=1"]
+    trained(bf16=False)
+    assert run(*halves, "trainer.max_steps=3")[1]["steps"] == 3
+    precisions = trained(bf16=True)
+    code, result, _ = run(*halves)
+    assert (code, result["finished"], precisions) == (0, True, ["32-true", "bf16-mixed"])
+
+
+@pytest.mark.parametrize("override", ["trainer.precision=bf16-mixed", "--trainer.precision=bf16-mixed"])
+def test_bfloat16_on_the_command_line_is_kept_with_a_warning(run, trained, override):
+    precisions = trained(bf16=False)
+    code, _, err = run(override, "schedule.epochs=1", "schedule.warmup_epochs=0")
+    assert (code, precisions) == (0, ["bf16-mixed"])
+    assert err.count(f"{EMULATED}, which has no bfloat16 instructions; set trainer.precision=32-true") == 1
+
+
+def test_a_dry_run_falls_back_to_float32_too(run, trained, mixed_recipe):
+    trained(bf16=False)
+    _, _, err = run(*mixed_recipe, "--dry-run")
+    assert err.count("32-true is used") == 1
+    assert err.index("32-true is used") < err.index("step 1")
 
 
 def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
@@ -825,6 +911,7 @@ def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
     def alignment(config, mining, **_):
         class Alignment:
             in_batch = neighbour = False
+            mined = True
 
             def __call__(self, query, key, negatives, **_):
                 loss = (query - key).square().sum(1).mean()
@@ -869,7 +956,8 @@ def test_a_signal_before_the_first_step_ends_the_start_in_order(run, monkeypatch
         )
         code, _, err = run()
     assert code == 75
-    assert err.splitlines()[-1] == f"stopped by {name}; the same command goes on from the last checkpoint"
+    goes_on = "the same command goes on from the last checkpoint, or starts anew where there is none"
+    assert err.splitlines()[-1] == f"stopped by {name}; {goes_on}"
     assert asked == (["requeue"] if name == "SIGUSR1" else [])
     assert signal.getsignal(signal.Signals[name]) == before
     assert run("trainer.max_steps=1")[0] == 0

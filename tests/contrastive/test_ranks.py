@@ -1,4 +1,4 @@
-"""Two ranks with half of a batch each against one process with all of it: loss, gradients, keys, bank."""
+"""Two ranks with a share of a batch each against one process with all of it: loss, gradients, keys, bank."""
 
 import pytest
 import torch
@@ -12,12 +12,16 @@ CASES = {
     "all rows": ["mining=all_rows"],
     "in the batch": ["mining=band", "mining.min_fill=1.0"],
     "SimCLR": ["objective.name=nt_xent"],
-    "neighbours": ["objective.name=nnclr", "mining=band", "mining.num_hard=4"],
+    "neighbours": ["objective.name=neighbour_info_nce", "mining=band", "mining.num_hard=4"],
+    "NNCLR": ["objective.name=nnclr", "objective.symmetric=true"],
+    "DCLW": ["objective.name=dclw", "mining=band", "mining.num_hard=4"],
     "sharded": ["mining=band", "mining.num_hard=4", "mining.num_uniform=4", "bank.placement=sharded"],
 }
+SHARES = ((0, 4, 8), (0, 3, 8))
+"""Where each rank's images begin and end; they differ in number where some could not be read."""
 
 
-def step(rank, world, overrides):
+def step(rank, bounds, overrides):
     """One step of a rank's share: what came out, gradients averaged as DDP does, and the bank after it."""
     import torch.distributed as dist
 
@@ -28,7 +32,7 @@ def step(rank, world, overrides):
     from contrastive.encoders.build import build_encoder
     from contrastive.module import ContrastiveModule
 
-    small = ["encoder.width=4", "encoder.projector_hidden=16", "encoder.projector_dim=8"]
+    small = ["encoder.width=8", "encoder.projector_hidden=16", "encoder.projector_dim=8"]
     given = [f"data.global_batch={BATCH}", "bank.dtype=float32", *small, *overrides]
     config = load_config(PretrainConfig, "pretrain", "digits", given)
     torch.manual_seed(0)
@@ -40,14 +44,14 @@ def step(rank, world, overrides):
         torch.nn.functional.normalize(torch.randn(ROWS - 4, 8), dim=1), torch.arange(ROWS - 4), 0
     )
     images = torch.randint(0, 256, (BATCH, 3, 16, 16), dtype=torch.uint8)
-    share = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    share = slice(bounds[rank], bounds[rank + 1])
     loss = module.training_step(Batch(images[share], torch.arange(BATCH)[share]), 0)
     loss.backward()
     found = {f"gradient of {name}": w.grad for name, w in module.named_parameters() if w.grad is not None}
     found["loss"] = loss.detach()
-    for value in found.values() if world > 1 else ():
+    for value in found.values() if len(bounds) > 2 else ():
         dist.all_reduce(value)
-        value /= world
+        value /= len(bounds) - 1
     keys, ids = module._unwritten[0]
     module.miner.write(keys, ids, 1)
     bank = module.miner.state_dict()["bank"]
@@ -56,7 +60,11 @@ def step(rank, world, overrides):
 
 
 def all_cases(rank):
-    return {name: step(rank, 2, overrides) for name, overrides in CASES.items()}
+    return {
+        f"{name} {bounds}": step(rank, bounds, overrides)
+        for name, overrides in CASES.items()
+        for bounds in SHARES
+    }
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +72,15 @@ def ranks(tmp_path_factory):
     return run_ranks(all_cases, tmp_path_factory.mktemp("ranks"))
 
 
+@pytest.mark.parametrize("bounds", SHARES)
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks_step_as_one_process_on_the_joined_batch(ranks, name):
-    one = step(0, 1, CASES[name])
+def test_two_ranks_step_as_one_process_on_the_joined_batch(ranks, name, bounds):
+    one = step(0, (0, BATCH), CASES[name])
     gradients = [key for key in one if key.startswith("gradient")]
     assert len(gradients) > 10
     assert max(float(one[key].abs().max()) for key in gradients) > 1e-3
     for number, rank in enumerate(ranks):
-        found = rank[name]
+        found = rank[f"{name} {bounds}"]
         # A sharded bank is saved by rank 0 alone.
         assert found.keys() | {"bank key", "bank id", "bank written_at"} == one.keys()
         assert (found.keys() == one.keys()) or (name == "sharded" and number == 1)
@@ -89,7 +98,7 @@ def test_the_bank_is_nothing_that_ddp_would_broadcast():
     from contrastive.encoders.build import build_encoder
     from contrastive.module import ContrastiveModule
 
-    config = load_config(PretrainConfig, "pretrain", "digits", ["encoder.width=4"])
+    config = load_config(PretrainConfig, "pretrain", "digits", ["encoder.width=8"])
     module = ContrastiveModule(
         config, Plan(300, 0, 128, 1), build_encoder(config.encoder, 16), lambda _: None
     )

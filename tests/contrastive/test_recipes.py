@@ -87,7 +87,7 @@ def test_two_steps_of_it(name, folder, tmp_path, monkeypatch, capsys):
     config = load(name)
     given = ["data.name=imagefolder", f"data.root={folder}", "data.image_size=16", *SMALL]
     if config.encoder.name != "resnet50":  # which has one width
-        given.append("encoder.width=4")
+        given.append("encoder.width=8")
     if config.encoder.batch_norm == "shuffle":  # which needs a second device
         given += ["encoder.batch_norm=split", "encoder.batch_norm_splits=2"]
     if config.bank.kind == "queue":

@@ -35,7 +35,7 @@ def command(photos, tmp_path, capsys, monkeypatch):
     for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):  # set for the whole process when a run starts
         monkeypatch.setenv(name, str(tmp_path / "wandb"))
     small = (
-        "data.image_size=16 data.global_batch=8 data.num_workers=0 encoder.width=4 encoder.projector_dim=8"
+        "data.image_size=16 data.global_batch=8 data.num_workers=0 encoder.width=8 encoder.projector_dim=8"
     )
     short = "schedule.epochs=3 schedule.warmup_epochs=1 logging.every_n_steps=2 logging.knn_every_epochs=1"
     mining = "mining.num_hard=4 mining.num_uniform=4 mining.min_fill=0.2 logging.mined_rows=3"

@@ -48,7 +48,7 @@ def make_run(folder: Path, **changes) -> Path:
     from contrastive.encoders.weights import save_encoder
 
     data = DataConfig(**({"image_size": 16, "mean": [0.3] * 3, "std": [0.35] * 3} | changes))
-    config = PretrainConfig(data=data, encoder=EncoderConfig(name="resnet10", width=4))
+    config = PretrainConfig(data=data, encoder=EncoderConfig(name="resnet10", width=8))
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(config))
     torch.manual_seed(0)

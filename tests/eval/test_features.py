@@ -68,7 +68,7 @@ def test_hash_sees_every_tensor(name):
     from contrastive.encoders.build import build_encoder
     from eval.frozen import tensor_hash
 
-    encoder = build_encoder(EncoderConfig(name="resnet10", width=4), 16)
+    encoder = build_encoder(EncoderConfig(name="resnet10", width=8), 16)
     before = tensor_hash(encoder)
     encoder.state_dict()[name].view(-1)[0] += 1
     assert tensor_hash(encoder) != before

@@ -74,3 +74,39 @@ def test_more_neighbours_than_rows(clusters):
     few = replace(clusters, train=clusters.train.take(torch.arange(15)))
     with pytest.raises(UserError, match=r"knn\.k=20: the training part has 15 .*knn\.k=\[15\]"):
         score(few, EvalConfig(checkpoint="x"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_float_dtype_votes_as_its_values_in_float32(clusters, dtype):
+    from eval.knn import knn_votes
+
+    train, test = clusters.train.take(torch.arange(150)), clusters.test.take(torch.arange(60))
+    rows, queries = (torch.nn.functional.normalize(part.features).to(dtype) for part in (train, test))
+    votes = knn_votes(rows, train.labels, queries, 6, ks=[5], temperature=0.07)
+    expected = knn_votes(rows.float(), train.labels, queries.float(), 6, ks=[5], temperature=0.07)
+    assert votes.dtype == torch.float32
+    assert torch.equal(votes, expected)
+
+
+def test_rows_that_are_not_finite_are_refused_by_number():
+    from contrastive.config import UserError
+    from eval.knn import knn_votes
+
+    sound, labels = torch.eye(8), torch.arange(8)
+    broken = sound.clone()
+    broken[2, 3], broken[5, 0] = torch.nan, torch.inf
+    with pytest.raises(UserError, match=r"^train: 2 of 8 rows \(float32\) are not finite.*: rows 2, 5;"):
+        knn_votes(broken, labels, sound, 8, ks=[1], temperature=0.07)
+    with pytest.raises(UserError, match=r"^test: 2 of 8 rows .*rows 2, 5;"):
+        knn_votes(sound, labels, broken, 8, ks=[1], temperature=0.07)
+
+
+def test_a_monitor_of_broken_features_is_nan():
+    from eval.online import OnlineKnn, OnlineProbe
+
+    rows, labels = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
+    broken = rows.clone()
+    broken[0] = torch.nan
+    for online in (OnlineKnn(), OnlineProbe()):
+        for train, test in ((broken, rows), (rows, broken)):
+            assert online(train, labels, test, labels) != online(train, labels, test, labels)  # NaN

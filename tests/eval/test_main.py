@@ -28,6 +28,17 @@ def tiny_folder(tmp_path):
     return tmp_path / "tiny"
 
 
+def test_threads_wait_without_spinning_unless_the_user_says_otherwise(capsys, monkeypatch):
+    import os
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert run_main(capsys, "--help")[0] == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert run_main(capsys, "--help")[0] == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
 @pytest.mark.parametrize(
     ("protocol", "names"),
     [
@@ -104,6 +115,10 @@ def test_overall_numbers_make_sense(shared_run, capsys):
         (["linear", "checkpoint=RUN", "protocol=sgd"], ["linear.protocol='sgd'", "sgd_augmented"]),
         (["stats", "checkpoint=RUN", "finetune.epochs=3"], ["finetune.epochs=3", "setting of finetune"]),
         (["finetune", "checkpoint=RUN", "finetune.learning_rates=[1,0.1]"], ["ascending"]),
+        (["finetune", "checkpoint=RUN", "finetune.batch_size=1"], ["batch_size=1", "2 or more"]),
+        (["knn", "checkpoint=RUN", 'out="a\\0b"'], ["out='a\\x00b'", "no file's name"]),
+        (["knn", "checkpoint=~nosuchuser/x"], ["checkpoint=~nosuchuser/x", "home folder"]),
+        (["knn", "checkpoint=RUN", "out=~nosuchuser/x"], ["out=~nosuchuser/x", "home folder"]),
         (["finetune", "checkpoint=RUN", "data.name=images", "data.root=TMP"], ["no labels", "imagefolder"]),
         (["knn", "checkpoint=torchvision:resnet18:random"], ["its data is unknown", "data.name="]),
         (["knn", "checkpoint=torchvision:resnt:random", "data.name=digits"], ["did you mean resnet"]),
@@ -127,17 +142,15 @@ def test_wrong_input(arguments, expected, shared_run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("protocol", ["knn", "stats", "report", "comparison"])
-@pytest.mark.parametrize("out", ["FILE", "FILE/below", "/proc/x", "/dev/null", '"a\\0b"'])
+@pytest.mark.parametrize("out", ["FILE", "FILE/below", "/proc/x", "/dev/null"])
 def test_results_that_cannot_be_written_are_refused_before_the_work(
     protocol, out, shared_run, tmp_path, monkeypatch, capsys
 ):
-    import eval.comparison
     import eval.evaluate
-    import eval.report
+    import eval.report.write
 
     monkeypatch.setattr(eval.evaluate, "Extractor", None)  # the work
-    for room in (eval.report, eval.comparison):
-        monkeypatch.setattr(room, "build", None)
+    monkeypatch.setattr(eval.report.write, "build", None)
     (tmp_path / "file").write_text("")
     given = [protocol, f"checkpoint={shared_run}", f"out={out.replace('FILE', str(tmp_path / 'file'))}"]
     if protocol == "comparison":
@@ -221,6 +234,49 @@ def test_one_class_few_rows_and_nan(new_run, tiny_folder, capsys):
     assert (code, "one class only (light)" in err) == (2, True)
 
 
+def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_folder, capsys):
+    from contrastive.data.files import open_tree
+    from contrastive.data.manifest import write_manifest
+
+    run = new_run(name="images", root=str(tiny_folder))
+    write_manifest(run / "manifest.csv", open_tree(tiny_folder, 16))
+    for file in (tiny_folder / "train" / "dark").iterdir():
+        file.write_bytes(b"no image")
+    data = ["data.name=imagefolder", f"data.root={tiny_folder}"]
+    code, out, err = run_main(capsys, "knn", f"checkpoint={run}", "device=cpu", "knn.k=[1]", *data)
+    assert code == 0
+    short = json.loads(out)
+    assert (short["num_classes"], short["classes"]) == (2, ["dark", "light"])
+    assert "of imagefolder, 2 classes (dark, light); test part" in err
+    pretrained, untrained = short["warnings"]
+    assert pretrained.startswith("4 of 4 test images were pretrained on")
+    assert untrained.startswith("2 of 4 test images are of 1 class without a training image (dark), which")
+    assert f"warning: {pretrained}\nwarning: {untrained}" in err
+    assert json.loads((run / "eval" / "knn.json").read_text())["warnings"] == [pretrained, untrained]
+
+
+def test_many_classes_are_shown_in_short():
+    from eval.evaluate import headline, table
+
+    data = {"name": "imagenet", "rows": {"train": 9}, "unreadable": {}, "test_part": "none"}
+    number = {"value": 0.5, "low": 0.4, "high": 0.6, "gain": {"value": 0.0}}
+    row = {"name": "top1", "encoder": number, "raw_pixels": number, "random_encoder": number}
+    data |= {"classes": [f"n{number}" for number in range(1000)]}
+    result = {"protocol": "knn", "scores": [row], "warnings": [], "data": data, "file": "knn.json"}
+    assert "1000 classes (n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, ...)" in table(result)
+    short = headline(result | {"seconds": {"total": 1}})
+    assert (short["num_classes"], short["classes"][-1], len(short["classes"])) == (1000, "n9", 10)
+
+
+@pytest.mark.parametrize("out", [None, "out/deep"])
+def test_a_failed_evaluation_leaves_no_folder(new_run, tiny_folder, tmp_path, capsys, out):
+    run = new_run(name="images", root=str(tiny_folder))
+    before = sorted(tmp_path.rglob("*"))
+    given = [] if out is None else [f"out={tmp_path / out}"]
+    assert run_main(capsys, "knn", f"checkpoint={run}", "device=cpu", *given)[0] == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_our_own_fault_shows_a_traceback(shared_run, monkeypatch, capsys):
     import eval.evaluate
 
@@ -244,11 +300,11 @@ def test_an_interrupt_is_no_fault_of_ours(shared_run, monkeypatch, capsys):
     assert err.startswith("interrupted; ")
 
 
-def test_help_is_quick_and_imports_no_torch():
+def test_help_imports_no_torch():
     code = (
-        "import sys, time; from eval.__main__ import main; status = main(['--help']); "
+        "import sys; from eval.__main__ import main; status = main(['--help']); "
         "assert not {'torch', 'numpy', 'faiss'} & {*sys.modules}, 'heavy import'; "
-        "assert time.process_time() < 0.5, time.process_time(); sys.exit(status)"
+        "sys.exit(status)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60

@@ -36,6 +36,32 @@ def test_reaches_the_minimum_of_every_head(shape):
         assert logistic_loss(x, y, weight, bias, decay) == pytest.approx(wanted, abs=2e-4)
 
 
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_a_weight_decay_in_scikit_learns_c(num_classes):
+    """C is 1 / (w n), and 2 / (w n) of two classes, as LinearConfig says: the same probabilities."""
+    from sklearn.linear_model import LogisticRegression
+
+    from eval.softmax import train_heads
+
+    features = torch.randn(120, 5, generator=torch.Generator().manual_seed(3))
+    labels, decay = (features[:, 0] + torch.arange(120) % 3 - 1 > 0).long(), 0.1
+    labels[torch.arange(120) % 4 == 0] = num_classes - 1
+    heads = train_heads(
+        features,
+        labels,
+        num_classes,
+        learning_rates=torch.tensor([0.3]),
+        weight_decays=torch.tensor([decay]),
+        steps=300,
+        batch_size=1000,
+    )
+    c = (2 if num_classes == 2 else 1) / (decay * len(features))
+    model = LogisticRegression(C=c, tol=1e-10, max_iter=5000).fit(features.double().numpy(), labels.numpy())
+    found = heads.logits(features)[:, :, 0].softmax(1)
+    wanted = torch.tensor(model.predict_proba(features.double().numpy()))
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-4)
+
+
 def test_heads_do_not_depend_on_each_other():
     from eval.softmax import train_heads
 

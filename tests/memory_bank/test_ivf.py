@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from memory_bank.choose import choose
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.retrieval import inverted
 from memory_bank.retrieval import ivf as ivf_module
-from memory_bank.retrieval.choose import choose
 from memory_bank.retrieval.exact import Exact, Subsample
 from memory_bank.retrieval.flat import Flat
 from memory_bank.retrieval.ivf import Ivf, recall

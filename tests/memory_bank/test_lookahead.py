@@ -171,9 +171,8 @@ def test_a_failing_job_raises_its_own_traceback_in_the_caller_and_closes():
     assert "broken_search" in "".join(traceback.format_exception(caught.value))
     with pytest.raises(ZeroDivisionError):
         subject.state_dict()
-    started = time.monotonic()
     subject.close()
-    assert time.monotonic() - started < 2
+    assert not subject._worker._thread.is_alive()
 
 
 def test_a_failure_surfaces_at_the_next_submit_too():
@@ -225,9 +224,8 @@ def test_close_leaves_a_hanging_job_behind():
     hang = threading.Event()
     worker = Worker(CPU)
     worker.submit(lambda: hang.wait() and None)
-    started = time.monotonic()
     worker.close(timeout_s=0.1)
-    assert time.monotonic() - started < 2
+    assert worker._thread.is_alive()
     hang.set()
 
 

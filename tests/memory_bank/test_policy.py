@@ -179,3 +179,38 @@ def test_drop_rates_are_shares_of_the_admissible_rows():
     assert dropped == pytest.approx(
         {"false_negative": 0.2, "relative_margin": 0.2, "skip_top": 0.1, "band": 0.3}
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "lines"),
+    [
+        ({"band": [0.5, 0.51], "num_hard": 200}, 1335, ["has 13 of 1335 rows, mining.num_hard=200 widens"]),
+        ({"band": [0.5, 0.51], "num_hard": 13}, 1335, []),
+        ({"band": [0.0, 0.000001], "num_hard": 200}, 1335, []),
+        ({"band": [0.5, 0.51], "num_hard": 0}, 1335, []),
+        ({"band": [0.5, 0.51], "num_hard": 200, "method": "full_bank"}, 1335, []),
+        (
+            {"band": [0.0, 0.5], "band_end": [0.0, 0.1], "band_steps": 9, "num_hard": 200},
+            1335,
+            ["mining.band_end=[0.0, 0.1] has 134 of 1335 rows"],
+        ),
+        (
+            {"band": [0.0, 0.5], "band_end": [0.0, 0.4], "num_hard": 8},
+            1335,
+            ["mining.band=[0.0, 0.5] is unused: band_steps=0"],
+        ),
+        (
+            {"class_prior": 0.9, "band": [0.0, 1.0], "num_hard": 200},
+            1000,
+            ["mining.class_prior=0.9 leaves out the closest 900 of 1000 rows, mining.num_hard=200 lowers"],
+        ),
+    ],
+)
+def test_settings_that_others_overrule_are_named(settings, rows, lines):
+    from memory_bank.config import MiningConfig
+    from memory_bank.policy import overruled
+
+    found = overruled(MiningConfig(**settings), rows)
+    assert len(found) == len(lines)
+    for text, part in zip(found, lines, strict=True):
+        assert part in text

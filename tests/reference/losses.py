@@ -98,6 +98,15 @@ def nt_xent(first, second, temperature):
     return total / len(views)
 
 
+def nnclr(neighbours, predictions, temperature):
+    """Dwibedi et al. 2021, eq. 2: row i of ``neighbours`` is NN(z_i), of ``predictions`` the other view's."""
+    total = 0.0
+    for i, neighbour in enumerate(neighbours):
+        logits = similarities(neighbour, predictions, temperature)
+        total += -math.log(math.exp(logits[i]) / sum(math.exp(s) for s in logits))
+    return total / len(neighbours)
+
+
 def supcon(queries, positives, negatives, temperature, same):
     """Eq. 2; ``same[i][j]``: negative j of query i carries its label."""
     losses = []

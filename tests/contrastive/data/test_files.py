@@ -3,7 +3,7 @@ import os
 import pytest
 
 from contrastive.config import UserError
-from contrastive.data.files import is_held_out, list_images, open_class_folders, open_tree
+from contrastive.data.files import EXTENSIONS, is_held_out, list_images, open_class_folders, open_tree
 
 
 def keys(images):
@@ -109,6 +109,40 @@ def test_missing_file_and_empty_roots(tmp_path, write_image):
         open_tree(tmp_path / "empty", 8)
 
 
+@pytest.mark.parametrize("ending", EXTENSIONS)
+def test_every_listed_format_is_decoded(tmp_path, write_image, ending):
+    write_image(f"a{ending}", 100)
+    images = open_tree(tmp_path, 8)
+    assert len(images) == 1
+    assert (images.read(0).int() - 100).abs().max() <= (155 if ending in (".pbm",) else 3)
+
+
+def test_documents_films_and_float_pixels_are_not_taken_for_images():
+    assert not {".pdf", ".ps", ".eps", ".mpg", ".h5", ".pfm", ".psd", ".ico", ".wmf"} & {*EXTENSIONS}
+
+
+def test_files_left_out_are_counted_once_for_all_parts(tmp_path, write_image, caplog):
+    for name in ("train/a/1.png", "val/a/2.png"):
+        write_image(name)
+    for name in ("train/a/1.heic", "train/a/2.HEIC", "val/a/3.heic", "val/readme", "train/.hidden.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    for _ in range(2):
+        open_class_folders(tmp_path, 8)
+    (told,) = caplog.messages
+    assert "left out: 3 x .heic, 1 x no extension" in told
+    assert ".png or .jpg" in told
+    open_tree(tmp_path / "train", 8)
+    assert "train: left out: 2 x .heic" in caplog.messages[1]
+
+
+def test_other_processes_than_the_first_say_nothing(tmp_path, write_image, caplog, monkeypatch):
+    write_image("a.png")
+    (tmp_path / "b.heic").write_bytes(b"x")
+    monkeypatch.setenv("RANK", "1")
+    open_tree(tmp_path, 8)
+    assert caplog.messages == []
+
+
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, write_image, monkeypatch):
     write_image("open/1.png")
     (tmp_path / "shut").mkdir()
@@ -126,7 +160,8 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, write_image, monkeypa
 
 def test_class_folders_without_a_split(tmp_path, write_image):
     for number in range(300):
-        write_image(f"{('cat', 'dog', 'train')[number % 3]}/{number // 50}/{number}.png")
+        name = ("cat", "dog", "train")[number % 3]
+        write_image(f"{name}/{name}-{number // 50}/{number}.png")
     train, test, by_hash = open_class_folders(tmp_path, 8)
     assert by_hash
     assert train.classes == test.classes == ["cat", "dog", "train"]
@@ -169,6 +204,79 @@ def test_val_is_taken_where_test_exists_too(tmp_path, write_image):
     assert keys(open_class_folders(tmp_path, 8)[1]) == ["val/a/2.png"]
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "validation"),
+        ("train", "valid"),
+        ("train", "dev"),
+        ("train", "Testing"),
+        ("TRAIN", "EVAL"),
+        ("Train", "Test"),
+        ("Training", "Validation"),
+    ],
+)
+def test_parts_under_near_names_are_no_classes(tmp_path, write_image, caplog, train, test):
+    for name in (f"{train}/b/1.png", f"{train}/a/2.png", f"{test}/a/4.png"):
+        write_image(name)
+    write_image("spare/other/6.png")
+    fit, score, by_hash = open_class_folders(tmp_path, 8)
+    assert not by_hash
+    assert (keys(fit), keys(score)) == ([f"{train}/a/2.png", f"{train}/b/1.png"], [f"{test}/a/4.png"])
+    assert fit.classes == score.classes == ["a", "b"]
+    assert caplog.messages == [
+        f"data.root={tmp_path}: {test} is the test part, and {train} the training part"
+    ]
+
+
+def test_exact_names_of_parts_come_before_near_ones(tmp_path, write_image):
+    for name in ("train/a/1.png", "test/a/2.png", "validation/a/3.png", "Val/a/4.png"):
+        write_image(name)
+    assert keys(open_class_folders(tmp_path, 8)[1]) == ["test/a/2.png"]
+    (tmp_path / "test").rename(tmp_path / "TEST")
+    assert keys(open_class_folders(tmp_path, 8)[1]) == ["Val/a/4.png"]
+
+
+def test_folders_that_may_be_parts_or_classes_are_refused(tmp_path, write_image):
+    for name in ("train/a/1.png", "train/b/2.png", "holdout/a/3.png", "holdout/b/4.png", "notes/5.png"):
+        write_image(name)
+    with pytest.raises(
+        UserError, match=r"train, holdout hold the same class folders \(a, b\).*rename holdout to"
+    ):
+        open_class_folders(tmp_path, 8)
+
+
+def test_parts_without_class_folders_are_refused(tmp_path, write_image):
+    for name in ("Train/1.png", "Valid/2.png"):
+        write_image(name)
+    with pytest.raises(UserError, match=r"Train/1.png lies in no class folder"):
+        open_class_folders(tmp_path, 8)
+
+
+def test_a_class_may_be_called_train(tmp_path, write_image, caplog):
+    for number in range(20):
+        write_image(f"train/{number}.png")
+        write_image(f"bus/{number}.png")
+    assert open_class_folders(tmp_path, 8)[0].classes == ["bus", "train"]
+    assert caplog.messages == []
+    for number in range(20):  # kinds of trains: the same reading, but said
+        write_image(f"train/steam/{number}.png")
+    assert open_class_folders(tmp_path, 8)[0].classes == ["bus", "train"]
+    (told,) = caplog.messages
+    assert "train is read as one class beside bus" in told
+
+
+@pytest.mark.parametrize("train", ["train", "Train"])
+def test_folders_without_an_image_are_not_beside_train(tmp_path, write_image, train):
+    for number in range(40):
+        write_image(f"{train}/{'ab'[number % 2]}/{number}.png")
+    for name in ("__MACOSX/train/a/._0.png", "valid/a/notes.txt", "docs/readme.md"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    images, test, by_hash = open_class_folders(tmp_path, 8)
+    assert (by_hash, images.classes, len(images) + len(test)) == (True, ["a", "b"], 40)
+
+
 def test_train_alone_is_split_by_hash(tmp_path, write_image):
     for number in range(40):
         write_image(f"train/{'ab'[number % 2]}/{number}.png")
@@ -189,7 +297,9 @@ def test_class_folder_mistakes(tmp_path, write_image):
     loose.unlink()
     write_image("train/a/1.png")
     write_image("val/b/1.png")
-    with pytest.raises(UserError, match=r"test classes without a training image: b \(1 of 1\)"):
+    with pytest.raises(
+        UserError, match=r"1 of 1 test images are of 1 class without a training image \(b\); both parts"
+    ):
         open_class_folders(tmp_path, 8)
 
 

@@ -103,6 +103,7 @@ def test_names_of_weights_are_fetched_without_pickle(images, monkeypatch):
         ("torchvision:resnet18:V9", "neither a name nor a file; allowed are random, IMAGENET1K_V1, a file"),
         ("timm:resnt18:random", "no classifier 'resnt18'; did you mean"),
         ("timm:resnet18:V9", "neither a name nor a file; allowed are random, a file"),
+        ("torchvision:resnet18:~nosuchuser/w", "the home folder of ~nosuchuser is not known"),
         ("torchvision:resnet34:FILE", "layer1.2.conv1.weight is missing; MODEL in LIBRARY:MODEL:FILE"),
     ],
 )
@@ -113,6 +114,39 @@ def test_what_cannot_be_had(text, message, tmp_path, images):
     with pytest.raises(UserError) as caught:
         features(text.replace("FILE", str(tmp_path / "w.pth")), images)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_names_with_a_prefix_are_taken(library, tmp_path, images):
+    body = timm.create_model("resnet18").state_dict()
+    torch.save({"model": {f"module.{name}": value for name, value in body.items()}}, tmp_path / "w.ckpt")
+    torch.save(body, tmp_path / "w.pth")
+    wrapped, _ = features(f"{library}:resnet18:{tmp_path / 'w.ckpt'}", images)
+    plain, _ = features(f"{library}:resnet18:{tmp_path / 'w.pth'}", images)
+    assert torch.equal(wrapped, plain)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, images):
+    from contrastive.config import UserError
+
+    body = torchvision.models.resnet18().state_dict()
+    body["bn1.bias"][0] = float("nan")
+    torch.save(body, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth: bn1\.bias holds numbers that are not finite"):
+        features(f"torchvision:resnet18:{tmp_path / 'w.pth'}", images)
+
+
+def test_a_transformer_is_built_for_the_size_of_the_images(images):
+    found, feed = features("torchvision:vit_b_16:random", images, 32)
+    assert (found.shape, feed.image_size) == ((2, 768), 32)
+
+
+@pytest.mark.parametrize(("model", "size"), [("vit_b_16", 30), ("alexnet", 32)])
+def test_a_size_that_a_network_does_not_take_is_named(model, size, images):
+    from contrastive.config import UserError
+
+    with pytest.raises(UserError, match=f"{model}:random: does not take images of {size} px .*leave data.im"):
+        features(f"torchvision:{model}:random", images, size)
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])

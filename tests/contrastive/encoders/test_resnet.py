@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -70,6 +75,43 @@ def test_width_scales_every_stage():
     assert [stage[0].conv2.out_channels for stage in stages] == [16, 32, 64, 128]
     assert encoder.dim == 128
     assert encoder(images(side=32)).shape == (2, 128)
+
+
+NARROW = """
+import torch
+from contrastive.config import EncoderConfig
+from contrastive.encoders.build import build_encoder
+
+encoder = build_encoder(EncoderConfig(name="resnet10", width=4), 16).to(memory_format=torch.channels_last)
+for _ in range(20):
+    images = torch.randn(16, 3, 16, 16).to(memory_format=torch.channels_last)
+    encoder(images).square().mean().backward()
+"""
+
+
+def test_a_narrow_network_trains_on_a_processor_without_avx512():
+    """In a process of its own, which a write out of bounds would abort."""
+    done = subprocess.run(
+        [sys.executable, "-c", NARROW],
+        cwd=Path(__file__).parents[3],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_narrow_network_computes_what_its_strides_say():
+    torch.manual_seed(0)
+    encoder = build("resnet10", 16, width=4).eval()
+    with torch.no_grad():
+        found = encoder(images(side=15))
+        narrow = encoder.layer2[0].downsample[0]
+        narrow._forward_pre_hooks.clear()
+        narrow.stride = (2, 2)
+        torch.testing.assert_close(found, encoder(images(side=15)))
 
 
 def test_initial_weights_are_torchvisions():

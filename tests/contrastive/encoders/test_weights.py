@@ -1,3 +1,4 @@
+import logging
 import os
 
 import pytest
@@ -191,7 +192,7 @@ def altered(change):
         (lambda body: body.pop("conv1.weight"), r"conv1\.weight is missing"),
         (
             lambda body: body.update({"conv1.weight": torch.zeros(8, 3, 5, 5)}),
-            r"conv1\.weight is \[8, 3, 5, 5\]: a 7x7 or 3x3 kernel is needed",
+            r"conv1\.weight is \[8, 3, 5, 5\], the network has .*; a 7x7 or 3x3 kernel is needed",
         ),
         (lambda body: body.update({"conv1.weight": torch.zeros(8)}), r"conv1\.weight is \[8\], the network"),
         (dict.clear, r"conv1\.weight is missing"),
@@ -276,9 +277,129 @@ def test_another_suffix(tmp_path):
     from contrastive.config import UserError
     from contrastive.encoders.weights import load_weights
 
-    (tmp_path / "w.ckpt").touch()
-    with pytest.raises(UserError, match=r"allowed are files in \.safetensors, \.pth"):
-        load_weights(fresh("resnet10", width=8), tmp_path / "w.ckpt")
+    (tmp_path / "w.npz").touch()
+    with pytest.raises(UserError, match=r"allowed are files in \.safetensors, \.pth.*, \.ckpt"):
+        load_weights(fresh("resnet10", width=8), tmp_path / "w.npz")
+
+
+def below(prefix, body):
+    return {prefix + name: value for name, value in body.items()}
+
+
+def other(body):
+    """The same names with other numbers, as a momentum copy has them."""
+    return {name: torch.zeros_like(value) for name, value in body.items()}
+
+
+@pytest.fixture
+def said():
+    """Lines of the log, which does not propagate once a command line has run."""
+    logger, lines = logging.getLogger("contrastive.encoders.weights"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(handler)
+
+
+WRAPPED = {
+    "module.": lambda body: below("module.", body),
+    "backbone.": lambda body: below("backbone.", body) | below("projector.", {"0.weight": torch.zeros(2)}),
+    "_orig_mod.": lambda body: below("_orig_mod.", body),
+    "model.": lambda body: {"model": body, "epoch": 3, "optimizer": {"state": {0: {"momentum": body}}}},
+    "state_dict.backbone.": lambda body: {"state_dict": below("backbone.", body), "epoch": 3},
+    "state_dict.module.base_encoder.": lambda body: {"state_dict": below("module.base_encoder.", body)},
+    "state_dict.module.encoder_q.": lambda body: {
+        "state_dict": below("module.encoder_q.", body | {"fc.0.weight": torch.zeros(2)})
+        | below("module.encoder_k.", other(body))
+        | {"module.queue": torch.zeros(2)}
+    },
+    "state_dict.": lambda body: {"state_dict": body, "state_dict_ema": other(body)},
+    "teacher.backbone.": lambda body: {
+        "student": below("module.backbone.", other(body)),
+        "teacher": below("backbone.", body) | below("head.", {"mlp.weight": torch.zeros(2)}),
+    },
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt"])
+@pytest.mark.parametrize("prefix", WRAPPED)
+def test_names_with_one_prefix_are_loaded_and_the_prefix_is_said(prefix, suffix, tmp_path, said):
+    from contrastive.encoders.weights import load_weights
+
+    encoder, _, _ = make("resnet10", width=8)
+    torch.save(WRAPPED[prefix](dict(encoder.state_dict())), tmp_path / f"w{suffix}")
+    loaded = fresh("resnet10", width=8)
+    load_weights(loaded, tmp_path / f"w{suffix}")
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    (line,) = said
+    assert f"took the tensors below {prefix!r}" in line
+
+
+def test_nothing_is_said_of_names_without_a_prefix(tmp_path, said):
+    from contrastive.encoders.weights import load_weights
+
+    encoder, _, _ = make("resnet10", width=8)
+    torch.save(encoder.state_dict(), tmp_path / "w.pt")
+    load_weights(fresh("resnet10", width=8), tmp_path / "w.pt")
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda body: below("a.", body) | below("b.", body), r"below each of a\., b\. fit; save one of them"),
+        (lambda body: below("net.0.", {"x.weight": torch.zeros(1)}), r"all names begin with net\.0\.x"),
+        (lambda body: {"model": {"x": torch.zeros(1)}, "ema": {"y": torch.zeros(1)}}, "it holds model, ema"),
+        (lambda body: {"model": 1, "epoch": 3}, r"a state dict is needed.*it holds model, epoch"),
+        (
+            lambda body: below("module.", {k: v for k, v in body.items() if k != "bn1.bias"}),
+            r"bn1\.bias is missing \(below 'module\.'\); encoder\.name",
+        ),
+        (
+            lambda body: below("module.", body | {"extra": torch.zeros(1)}),
+            r"extra is not in the network \(below 'module\.'\)",
+        ),
+    ],
+)
+def test_names_that_no_single_prefix_makes_fit_are_named(change, message, tmp_path):
+    from contrastive.config import UserError
+    from contrastive.encoders.weights import load_weights
+
+    torch.save(change(dict(fresh("resnet10", width=8).state_dict())), tmp_path / "w.pth")
+    encoder = fresh("resnet10", width=8)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    with pytest.raises(UserError, match=message):
+        load_weights(encoder, tmp_path / "w.pth")
+    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["layer1.0.conv1.weight", "bn1.running_var"])
+def test_numbers_that_are_not_finite_name_the_file_and_the_tensor(number, name, tmp_path):
+    from contrastive.config import UserError
+    from contrastive.encoders.weights import load_weights
+
+    body = {key: value.clone() for key, value in fresh("resnet10", width=8).state_dict().items()}
+    body[name].view(-1)[0] = number
+    torch.save(below("module.", body), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"w\.pth: module\.{name} holds numbers that are not finite"):
+        load_weights(fresh("resnet10", width=8), tmp_path / "w.pth")
+
+
+def test_a_file_saved_again_by_another_tool_says_what_to_do(tmp_path):
+    from contrastive.config import UserError
+    from contrastive.encoders.weights import load_encoder
+
+    encoder, config, data = make("resnet10", 32, width=8)
+    path = save(tmp_path / "encoder.safetensors", encoder, config, data)
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, metadata | {"note": "saved again"})
+    with pytest.raises(UserError, match=r"saved again by another tool; take the original file"):
+        load_encoder(path)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def all_losses():
     from contrastive.objectives.decoupled import dcl, dclw
     from contrastive.objectives.info_nce import info_nce
     from contrastive.objectives.mixing import mixing, num_uniforms
+    from contrastive.objectives.neighbour_info_nce import neighbour_info_nce
     from contrastive.objectives.nnclr import nnclr
     from contrastive.objectives.nt_xent import nt_xent
     from contrastive.objectives.supcon import supcon
@@ -109,13 +110,15 @@ def all_losses():
         "debiased": partial(debiased, temperature=0.5, tau_plus=0.1, hard_weighted=True),
         "hcl": partial(hcl, temperature=0.5, tau_plus=0.1, beta=1.0, hard_weighted=True),
         "mixing": mixed,
+        "neighbour_info_nce": partial(neighbour_info_nce, temperature=0.5),
         "nnclr": partial(nnclr, temperature=0.5),
         "nt_xent": partial(nt_xent, temperature=0.5),
         "supcon": supervised,
     }
 
 
-NAMES = ("info_nce", "dcl", "dclw", "debiased", "hcl", "mixing", "nnclr", "nt_xent", "supcon")
+IN_BATCH = ("nnclr", "nt_xent")
+NAMES = ("info_nce", "dcl", "dclw", "debiased", "hcl", "mixing", "neighbour_info_nce", "supcon", *IN_BATCH)
 
 
 def close(value, expected, tolerance=1e-10):

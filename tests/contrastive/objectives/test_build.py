@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.contrastive.objectives.cases import NAMES, make_case
+from tests.contrastive.objectives.cases import IN_BATCH, NAMES, make_case
 
 
 def build(name, mining=None, labels=None, **settings):
@@ -47,17 +47,21 @@ def test_every_name_builds_the_function_of_that_name():
 
 
 def test_flags():
-    assert build("nt_xent").in_batch
-    assert build("nnclr").neighbour
-    assert not build("info_nce").in_batch
-    assert not build("info_nce").neighbour
+    assert [name for name in NAMES if build_any(name).in_batch] == ["nt_xent"]
+    assert [name for name in NAMES if not build_any(name).mined] == list(IN_BATCH)
+    assert [name for name in NAMES if build_any(name).neighbour] == ["neighbour_info_nce", "nnclr"]
 
 
-def test_a_look_up_ahead_for_negatives_of_the_batch_is_refused():
+def build_any(name):
+    return build(name, uniform_mining(class_prior=0.1), torch.zeros(40, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", IN_BATCH)
+def test_a_look_up_ahead_for_negatives_of_the_batch_is_refused(name):
     from memory_bank.config import MiningConfig
 
-    with pytest.raises(ValueError, match=r"nt_xent does not use.*mining\.query=fresh"):
-        build("nt_xent", MiningConfig(query="stored"))
+    with pytest.raises(ValueError, match=rf"{name} does not use.*mining\.query=fresh"):
+        build(name, MiningConfig(query="stored"))
 
 
 @pytest.mark.parametrize("name", ["debiased", "hcl"])

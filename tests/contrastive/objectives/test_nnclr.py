@@ -1,61 +1,67 @@
-from dataclasses import replace
-
+import pytest
 import torch
 
-from tests.contrastive.objectives.cases import Case, close, make_case, unit, without_extras
+from tests.contrastive.objectives.cases import close, make_case, unit, without_extras
 from tests.reference import losses as reference
+
+
+def attached(case, ids):
+    """``case`` with a neighbour for each query whose id is not -1."""
+    from contrastive.objectives.nnclr import attach_neighbour
+
+    neighbours = unit(len(case.query), case.query.shape[1], seed=50)
+    return attach_neighbour(case.negatives, neighbours, torch.tensor(ids)), neighbours
 
 
 def test_equals_the_loops():
     from contrastive.objectives.nnclr import nnclr
 
+    case = without_extras(make_case())
+    negatives, neighbours = attached(case, [7, 8, -1, 9, 7])
+    got, diagnostics = nnclr(case.query, case.key, negatives, temperature=0.3)
+    targets = neighbours.clone()
+    targets[2] = case.key[2]  # no neighbour
+    close(got, reference.nnclr(targets.numpy(), case.queries, 0.3))
+    close(diagnostics["neighbours"], 0.8)
+    close(diagnostics["positive_similarity"], (case.query * case.key).sum(1).mean(), 1e-6)
+
+
+def test_the_heaviest_extra_positive_is_the_neighbour():
+    from contrastive.objectives.nnclr import nnclr
+
     case = make_case()
-    positives = []
-    for rows, weights in case.positives:
-        found = sum(weights[1:]) > 0
-        positives.append((rows, [0.0, *weights[1:]] if found else weights))
-    assert any(weights[0] for _, weights in positives)
-    assert any(not weights[0] for _, weights in positives)
-    got, diagnostics = nnclr(case.query, case.key, case.negatives, temperature=0.5)
-    close(got, reference.info_nce(case.queries, positives, case.others, 0.5))
-    close(diagnostics["neighbours"], sum(not weights[0] for _, weights in positives) / 5)
+    got, _ = nnclr(case.query, case.key, case.negatives, temperature=0.5)
+    targets = [rows[max(range(len(rows)), key=lambda j, w=w: [0.0, *w[1:]][j])] for rows, w in case.positives]
+    close(got, reference.nnclr(targets, case.queries, 0.5))
 
 
-def test_without_a_neighbour_it_is_info_nce():
-    from contrastive.objectives.info_nce import info_nce
+def test_the_softmax_is_at_the_neighbour_and_not_at_the_query():
     from contrastive.objectives.nnclr import nnclr
 
     case = without_extras(make_case())
-    got, _ = nnclr(case.query, case.key, case.negatives, temperature=0.5)
-    assert got == info_nce(case.query, case.key, case.negatives, temperature=0.5)[0]
+    negatives, neighbours = attached(case, [1, 2, 3, 4, 5])
+    got, _ = nnclr(case.query, case.key, negatives, temperature=0.5)
+    transposed = reference.nnclr(case.queries, neighbours.numpy(), 0.5)
+    assert abs(float(got) - transposed) > 1e-3
 
 
-def test_an_attached_neighbour_is_the_positive_and_no_negative():
-    from contrastive.objectives.nnclr import attach_neighbour, nnclr
+def test_every_prediction_of_the_batch_learns():
+    from contrastive.objectives.nnclr import nnclr
 
-    case = without_extras(make_case(weighted=False))
-    negatives = case.negatives
-    ids = torch.tensor([int(negatives.hard_ids[0, 0]), int(negatives.shared_ids[2]), -1, 999, 0])
-    neighbour = unit(5, 7, seed=50)
-    neighbour[0], neighbour[1] = negatives.hard[0], negatives.shared[2]
-    attached = attach_neighbour(negatives, neighbour, ids)
-    got, _ = nnclr(case.query, case.key, attached, temperature=0.5)
-
-    hard, shared = negatives.hard_log_weight.clone(), negatives.shared_log_weight.clone()
-    hard[0, 0], shared[1, 2] = -torch.inf, -torch.inf
-    expected = Case(case.query, case.key, replace(negatives, hard_log_weight=hard, shared_log_weight=shared))
-    keys = case.key.numpy()
-    positives = [([keys[i] if i == 2 else neighbour[i].numpy()], [1.0]) for i in range(5)]
-    close(got, reference.info_nce(case.queries, positives, expected.others, 0.5))
+    case = without_extras(make_case(b=3, d=4))
+    negatives, _ = attached(case, [1, 2, 3])
+    query, key = case.query.requires_grad_(), case.key.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda q: nnclr(q, key.detach(), negatives, temperature=0.5)[0], (query,))
+    nnclr(query, key, negatives, temperature=0.5)[0].backward()
+    assert key.grad is None or not key.grad.any()  # not in the loss where there is a neighbour
 
 
-def test_the_query_is_pulled_to_the_neighbour():
-    from contrastive.objectives.nnclr import attach_neighbour, nnclr
+def test_a_checkpoint_of_the_loss_that_had_this_name_is_refused():
+    from contrastive.config import UserError
+    from contrastive.objectives.nnclr import refuse_other_nnclr
 
-    case = without_extras(make_case(k=0, weighted=False))
-    neighbour = unit(5, 7, seed=51)
-    query = case.query.clone().requires_grad_()
-    negatives = attach_neighbour(case.negatives, neighbour, torch.full((5,), 999))
-    one, _ = nnclr(query, case.key, negatives, temperature=0.5)
-    two, _ = nnclr(query, -case.key, negatives, temperature=0.5)
-    assert one == two  # the key itself is not in the loss
+    refuse_other_nnclr("nnclr", "nnclr")
+    refuse_other_nnclr("info_nce", None)
+    refuse_other_nnclr("neighbour_info_nce", None)
+    with pytest.raises(UserError, match=r"objective\.name: neighbour_info_nce into the config\.yaml"):
+        refuse_other_nnclr("nnclr", None)

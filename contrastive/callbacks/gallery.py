@@ -1,0 +1,209 @@
+"""Pictures of a run: views.png, mined.csv and bank.png in the run directory, and the same on W&B."""
+
+import math
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import save_image
+
+from contrastive.augment.views import Views, center_view
+from contrastive.callbacks.steps import StepCallback
+from contrastive.data.sources import Images
+from contrastive.drawing.figures import scatter
+from contrastive.drawing.images import strip
+from contrastive.drawing.projection import principal_components
+from contrastive.logging.hard_negatives import HardNegative, read_or_none, write_mined
+from contrastive.logging.rows import log_row
+from contrastive.logging.throughput import off_the_clock
+from contrastive.logging.wandb_logger import log_media, wandb_run
+from contrastive.module import ContrastiveModule, Mined
+from contrastive.objectives.logits import own_similarity
+from memory_bank.replacing import replacing
+
+_TIMES = 20  # maps of the bank in a run: enough to see it unfold
+_MOST_POINTS = 2000
+_COLUMNS: list[str | int] = ["anchor", "negative", "similarity", "same label"]
+
+
+class Gallery(StepCallback):
+    """Writes views.png (an image above its two views) at the start, mined.csv at the end of each epoch.
+
+    mined.csv lists negatives that the last step really used. At every twentieth part of the run follow
+    bank.png, a map of the bank's keys, ``views/*`` of the images in views.png, and on W&B the map and the
+    hard negatives as pictures; at the end also as a table, to search for files in.
+
+    Args:
+        images: The training images.
+        run_dir: Where the files go.
+        anchors: Images shown, and queries listed.
+        negatives: Negatives listed for each query, the most similar first.
+    """
+
+    def __init__(self, images: Images, run_dir: Path, anchors: int, negatives: int = 8) -> None:
+        self.images, self.run_dir, self.anchors, self.negatives = images, run_dir, anchors, negatives
+        self._shown: dict[int, Tensor] | None = None
+        self._mined: list[HardNegative] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the views once, and send them to W&B when the run begins."""
+        super().on_train_start(trainer, pl_module)
+        assert isinstance(pl_module, ContrastiveModule)
+        file = self.run_dir / "views.png"
+        if trainer.is_global_zero and not file.exists():
+            self._draw_views(pl_module)
+        if trainer.global_step == 0 and wandb_run(trainer.loggers) is not None and file.is_file():
+            log_media(trainer, {"views/grid": _image(str(file), "images above their two views")})
+
+    def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
+        """Refresh mined.csv at the last step of an epoch, and of the run; the rest when it is due."""
+        if not trainer.is_global_zero:
+            return
+        due = picture_due(trainer, module, step)
+        if module.last is not None and (due or step % module.plan.steps_per_epoch == 0):
+            self._mined = self._hardest(module.last)
+            write_mined(self.run_dir / "mined.csv", self._mined)
+        if due:
+            with off_the_clock(trainer):
+                log_row(trainer, self._measure_views(module, step) | module.progress())
+                drawn = self._draw_bank(module, step)
+            if wandb_run(trainer.loggers) is not None:
+                last = step in (trainer.max_steps, module.plan.total_steps)
+                log_media(trainer, self._media(drawn, last))
+
+    def _draw_views(self, module: ContrastiveModule) -> None:
+        if not self._sample():
+            return
+        data, device = module.config.data, module.device
+        images, ids = self._batch(device)
+        views = torch.cat([center_view(images, data), *_views_of(module)(images, ids, 0)])
+        mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (data.mean, data.std))
+        save_image((views * std + mean).clamp(0, 1).cpu(), self.run_dir / "views.png", nrow=len(ids))
+
+    def _measure_views(self, module: ContrastiveModule, step: int) -> dict[str, float | Tensor]:
+        """Measure ``views/*``: the distance between two views of an image over that between images."""
+        if len(self._sample()) < 2:
+            return {}
+        images, ids = self._batch(module.device)
+        first, second = _views_of(module)(images, ids, module.plan.epoch_of(step - 1))
+        own = (first - second).square().mean()
+        others = (first - second.roll(1, 0)).square().mean()
+        return {"views/distance": own / others, "views/std": torch.cat([first, second]).std()}
+
+    def _sample(self) -> dict[int, Tensor]:
+        """Read images spread evenly over the rows; those that cannot be read are left out."""
+        if self._shown is None:
+            wanted = torch.linspace(0, len(self.images) - 1, min(self.anchors, len(self.images))).long()
+            read = {row: read_or_none(self.images, row) for row in wanted.tolist()}
+            self._shown = {row: image for row, image in read.items() if image is not None}
+        return self._shown
+
+    def _batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        shown = self._sample()
+        return torch.stack(list(shown.values())).to(device), torch.tensor(list(shown)).to(device)
+
+    def _draw_bank(self, module: ContrastiveModule, step: int) -> Tensor | None:
+        bank = module.miner.bank
+        slots = bank.admissible(step).nonzero()[:, 0]
+        slots = slots[:: math.ceil(len(slots) / _MOST_POINTS) or 1]
+        if len(slots) < 3:
+            return None
+        # Of a sharded bank, rank 0's rows: the others do not wait for it here.
+        ids, labels = bank.id[slots].cpu(), self.images.labels
+        points = principal_components(bank.local.read(slots).float().cpu())
+        shown = None if labels is None else labels[ids]
+        drawn = scatter(points, shown, self.images.classes or (), "map of the bank", legend=True).pixels()
+        with replacing(self.run_dir / "bank.png") as partial:
+            Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(partial, format="png")
+        return drawn
+
+    def _hardest(self, mined: Mined) -> list[HardNegative]:
+        return [
+            HardNegative(anchor, self.images.key(anchor), rank, row, self.images.key(row), round(score, 4))
+            for anchor, rank, row, score in hardest(mined, self.anchors, self.negatives)
+        ]
+
+    def _media(self, bank: Tensor | None, last: bool) -> dict[str, Any]:
+        """Pictures for W&B; the table only at the end, as W&B keeps each one as an artifact."""
+        import wandb
+
+        media: dict[str, Any] = {}
+        if bank is not None:
+            caption = "the bank's keys along their first two principal components"
+            media["bank/map"] = _image(bank.permute(1, 2, 0).numpy(), caption)
+        if self._mined:
+            groups = groupby(self._mined, key=lambda row: row.anchor_row)
+            strips = (self._strip(list(found)) for _, found in groups)
+            media["mining/gallery"] = [picture for picture in strips if picture is not None]
+            if last:
+                lines = [
+                    [row.anchor_key, row.negative_key, row.similarity, row.same_label(self.images.labels)]
+                    for row in self._mined
+                ]
+                media["mining/hardest"] = wandb.Table(_COLUMNS, data=lines)
+        return media
+
+    def _strip(self, found: list[HardNegative]) -> Any:
+        """Draw a query and its negatives as one picture; None where the query cannot be read."""
+        rows = [found[0].anchor_row, *(row.negative_row for row in found)]
+        images = [read_or_none(self.images, row) for row in rows]
+        if images[0] is None:
+            return None
+        nothing = torch.full_like(images[0], 128)
+        same = [row.same_label(self.images.labels) for row in found]
+        lines = [found[0].anchor_key]
+        lines += [
+            f"{row.similarity:.4f} {row.negative_key}{' (same label)' if framed else ''}"
+            for row, framed in zip(found, same, strict=True)
+        ]
+        drawn = strip([nothing if image is None else image for image in images], [False, *same])
+        return _image(drawn.permute(1, 2, 0).numpy(), "\n".join(lines))
+
+
+def _views_of(module: ContrastiveModule) -> Views:
+    """Build views like the module's, not compiled.
+
+    torch compiles for the batch size of the first call, which must be the step's; a second size would make it
+    compile again for any size, which is slower in every step.
+    """
+    return Views(module.config.augment, module.config.data, module.config.run.seed)
+
+
+def picture_due(trainer: pl.Trainer, module: ContrastiveModule, step: int) -> bool:
+    """Tell whether ``step`` ends one of about twenty parts of the run (whole epochs), or the run."""
+    plan = module.plan
+    if step in (trainer.max_steps, plan.total_steps):
+        return True
+    return step % (plan.steps_per_epoch * math.ceil(plan.epochs / _TIMES)) == 0
+
+
+def hardest(mined: Mined, anchors: int, negatives: int) -> list[tuple[int, int, int, float]]:
+    """List (anchor row, rank, negative row, similarity) of the first queries' most similar negatives."""
+    query, used = mined.query[:anchors], mined.negatives
+    similarity = own_similarity(query, used.hard, used.hard_index[:anchors]) + used.hard_log_weight[:anchors]
+    ids = used.hard_ids[:anchors]
+    if not ids.shape[1]:
+        # Every row is a negative: the listed ones are the closest of them. A log-weight is a mask here.
+        similarity = query @ used.shared.T
+        similarity = similarity.masked_fill(used.shared_log_weight[:anchors] == -torch.inf, -torch.inf)
+        ids = used.shared_ids.expand(len(query), -1)
+    similarity, place = similarity.topk(min(negatives, ids.shape[1]), dim=1)
+    rows: Tensor = ids.gather(1, place)
+    return [
+        (anchor, rank, row, score)
+        for anchor, found, scores in zip(
+            mined.ids[:anchors].tolist(), rows.tolist(), similarity.tolist(), strict=True
+        )
+        for rank, (row, score) in enumerate(zip(found, scores, strict=True))
+        if row >= 0 and score > -torch.inf
+    ]
+
+
+def _image(content: Any, caption: str) -> Any:
+    import wandb
+
+    return wandb.Image(content, caption=caption)

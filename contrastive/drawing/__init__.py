@@ -1,0 +1,1 @@
+"""Figures of the reports, the run directory and W&B: drawn once, rendered as SVG or as pixels."""

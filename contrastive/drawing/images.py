@@ -1,0 +1,40 @@
+"""Training images as thumbnails: scaled, and a query beside its negatives."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+from PIL import ImageColor
+from torch import Tensor
+
+from contrastive.drawing.canvas import LIGHT
+
+_FRAME, _GAP = 3, 2
+
+
+def strip(
+    images: Sequence[UInt8[Tensor, "3 s s"]], same: Sequence[bool], side: int = 96
+) -> UInt8[Tensor, "3 h w"]:
+    """Draw a query and its negatives side by side, ``side`` px each; those marked ``same`` in a red frame."""
+    tile = side + 2 * (_FRAME + _GAP)
+    paper, frame = (
+        torch.tensor(ImageColor.getrgb(LIGHT[name]), dtype=torch.uint8)[:, None, None]
+        for name in ("card", "same")
+    )
+    drawn = paper.repeat(1, tile, tile * len(images))
+    for place, (image, framed) in enumerate(zip(images, same, strict=True)):
+        left = place * tile + _GAP
+        if framed:
+            drawn[:, _GAP : tile - _GAP, left : left + side + 2 * _FRAME] = frame
+        inner = slice(_GAP + _FRAME, _GAP + _FRAME + side)
+        drawn[:, inner, left + _FRAME : left + _FRAME + side] = scaled(image, side)
+    return drawn
+
+
+def scaled(image: UInt8[Tensor, "3 s s"], side: int) -> UInt8[Tensor, "3 t t"]:
+    """Enlarge an image pixel by pixel, or make it smaller without aliasing."""
+    if image.shape[-1] <= side:
+        return F.interpolate(image[None], size=(side, side), mode="nearest")[0]
+    small = F.interpolate(image[None].float(), size=(side, side), mode="bilinear", antialias=True)
+    return small[0].round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,70 @@
+"""The rows of mined.csv: hard negatives by file and similarity. Training writes it, the report reads it."""
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from torch import Tensor
+
+from contrastive.data.sources import Images, Unreadable
+from memory_bank.replacing import replacing
+
+
+@dataclass(frozen=True)
+class HardNegative:
+    """A negative that was mined for an anchor.
+
+    Attributes:
+        anchor_row: Row of the data set.
+        anchor_key: Its file.
+        rank: 0 is the most similar of the anchor's negatives.
+        negative_row: Row of the data set.
+        negative_key: Its file.
+        similarity: To the anchor's query.
+    """
+
+    anchor_row: int
+    anchor_key: str
+    rank: int
+    negative_row: int
+    negative_key: str
+    similarity: float
+
+    @classmethod
+    def parse(cls, row: Mapping[str, str]) -> "HardNegative":
+        """Read a row of mined.csv.
+
+        Raises:
+            KeyError, TypeError, ValueError: a column is missing, or not a number.
+        """
+        anchor, rank, negative = (int(row[name]) for name in ("anchor_row", "rank", "negative_row"))
+        similarity = float(row["similarity"])
+        return cls(anchor, row["anchor_key"], rank, negative, row["negative_key"], similarity)
+
+    def same_label(self, labels: Tensor | None) -> bool:
+        """Tell whether both rows have one known label, so that this is probably not a negative at all."""
+        rows = (self.anchor_row, self.negative_row)
+        if labels is None or min(rows) < 0 or max(rows) >= len(labels):
+            return False
+        first, second = (int(labels[row]) for row in rows)
+        return first == second >= 0
+
+
+def write_mined(path: Path, rows: Iterable[HardNegative]) -> None:
+    """Write mined.csv; a reader sees the old file or the new one."""
+    with replacing(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(field.name for field in fields(HardNegative))
+        for row in rows:
+            writer.writerow([*astuple(row)[:-1], f"{row.similarity:.4f}"])
+
+
+def read_or_none(images: Images, row: int) -> Tensor | None:
+    """Read an image; None where there is no such row, or it cannot be read."""
+    if not 0 <= row < len(images):
+        return None
+    try:
+        return images.read(row)
+    except Unreadable:
+        return None

@@ -1,0 +1,55 @@
+"""Warnings about test images that make a score mean less than it seems to."""
+
+import os
+from pathlib import Path
+
+from contrastive.config import UserError
+from contrastive.data.files import describe_untrained
+from contrastive.data.images import printable
+from contrastive.data.manifest import read_manifest
+from contrastive.data.sources import FileImages, Images
+from eval.features import Features, run_data
+
+
+def warn_of_untrained(features: Features) -> list[str]:
+    """Name the classes that have readable test images but no readable training image."""
+    train, test = (
+        [features.classes[label] for label in split.labels.tolist()]
+        for split in (features.train, features.test)
+    )
+    told = describe_untrained(train, test)
+    return [f"{told}, which are right by chance at most; add images of them to train"] if told else []
+
+
+def warn_of_pretrained(run: Path | None, test: Images) -> list[str]:
+    """Count the test images among the files that the run was trained on.
+
+    Files are compared by their paths; by relative path and size where the run's ``data.root`` is not here.
+
+    Args:
+        run: The run directory, whose manifest.csv lists those files; None where the origin is unknown.
+        test: Images that are scored; only those in files are looked up.
+    """
+    data = run_data(run)
+    if run is None or data is None or data.root is None or not isinstance(test, FileImages):
+        return []
+    if not (run / "manifest.csv").is_file():
+        return []
+    try:
+        manifest = read_manifest(run / "manifest.csv")
+    except UserError as error:
+        return [f"not known whether test images were pretrained on: {error}"]
+    root, own = (os.path.realpath(os.path.expanduser(path)) for path in (data.root, os.fsdecode(test.root)))
+    if os.path.isdir(root):
+        start, own_start = (printable(os.fsencode(os.path.join(path, ""))) for path in (root, own))
+        seen = {start + key for key in manifest.keys}
+        found = sum(own_start + test.key(row) in seen for row in range(len(test)))
+    else:
+        known = {*zip(manifest.keys, manifest.sizes, strict=True)}
+        found = sum((test.key(row), test.stamp(row)) in known for row in range(len(test)))
+    if not found:
+        return []
+    return [
+        f"{found} of {len(test)} test images were pretrained on (manifest.csv of {run}), so the score is not "
+        "of unseen images; pretrain with the data.name and data.root of this evaluation"
+    ]

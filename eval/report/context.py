@@ -1,0 +1,88 @@
+"""The runs that a page is about, and what several of its sections need."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from contrastive.config import UserError
+from contrastive.data.sources import Images, open_held_out, open_train
+from contrastive.drawing.projection import embed
+from eval.config import EvalConfig
+from eval.features import Extractor
+from eval.frozen import resolve
+from eval.report.read import Run
+from eval.stats import Health, health
+
+_MOST_POINTS = 1500  # of the map
+
+
+@dataclass(frozen=True)
+class Map:
+    """Test features in the plane.
+
+    Attributes:
+        points: Coordinates.
+        labels: Class of each point.
+        classes: Names of the classes.
+        method: ``t-SNE`` or ``PCA``.
+        health: Of all test features.
+        full_rank: What their effective rank could be.
+    """
+
+    points: Float[Tensor, "n 2"]
+    labels: Int[Tensor, " n"]
+    classes: tuple[str, ...]
+    method: str
+    health: Health
+    full_rank: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a section is made from.
+
+    Attributes:
+        config: Of the command.
+        runs: One, or several to compare.
+        missing: What could not be drawn, and why; sections add to it.
+    """
+
+    config: EvalConfig
+    runs: list[Run]
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one run, so that pictures of it have room."""
+        return len(self.runs) == 1
+
+    @cached_property
+    def images(self) -> Images | None:
+        """Training images of the first run; None, with a reason, where they cannot be opened."""
+        settings = self.runs[0].settings
+        try:
+            return open_train(settings.data) if settings is not None else None
+        except UserError as error:
+            self.missing.append(f"pictures of the hard negatives ({error})")
+            return None
+
+    @cached_property
+    def map(self) -> Map | None:
+        """Test features of the first run; None, with a reason, where they cannot be had."""
+        run = self.runs[0]
+        try:
+            if run.settings is None or open_held_out(run.settings.data) is None:
+                return None  # no labels, so nothing to colour: the page is whole without it
+            config = replace(self.config, checkpoint=str(run.folder))
+            extractor = Extractor(config, resolve(config.checkpoint))
+            test = extractor.features("encoder").test
+        except UserError as error:
+            self.missing.append(f"the map of the features ({error})")
+            return None
+        shown = torch.linspace(0, len(test) - 1, min(_MOST_POINTS, len(test))).long()
+        points, method = embed(test.features[shown])
+        full_rank = min(test.features.shape[1], len(test))
+        return Map(points, test.labels[shown], extractor.classes, method, health(test.features), full_rank)

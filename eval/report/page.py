@@ -1,0 +1,99 @@
+"""The frame of the report: style sheet, sections, cards, tables. One file, no network, no scripts."""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib import resources
+
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from contrastive.drawing.canvas import DARK, LIGHT, css
+
+# A browser loads nothing but what is in the page.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def page(title: str, sections: Iterable[str]) -> str:
+    """Return the whole document; empty sections are left out."""
+    body = "\n".join(section for section in sections if section)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{escape(title)}</title>\n<style>{_style()}</style></head>\n"
+        f"<body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def _style() -> str:
+    light, dark = (
+        "".join(f"--{name}: {value}; " for name, value in palette.items()) for palette in (LIGHT, DARK)
+    )
+    themes = f":root {{ {light}}}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n"
+    return themes + (resources.files("eval.report") / "style.css").read_text()
+
+
+def section(title: str, note: str, body: str) -> str:
+    """Return a heading, a sentence that says what it means, and ``body``, which is HTML."""
+    return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{body}</section>'
+
+
+def card(title: str, body: str, caption: str = "") -> str:
+    """Frame a figure; ``body`` and ``caption`` are HTML."""
+    below = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f'<figure class="card"><h3>{escape(title)}</h3>{body}{below}</figure>'
+
+
+def grid(cards: Iterable[str]) -> str:
+    """Lay cards out side by side, as many as fit."""
+    return f'<div class="grid2">{"".join(cards)}</div>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    """Return a table of texts; of ``kind`` ``set`` the cells are long texts, otherwise numbers."""
+    lines = ["".join(f"<th>{escape(text)}</th>" for text in head)]
+    lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="scroll"><table class="{kind}">{body}</table></div>'
+
+
+def details(texts: Mapping[str, str]) -> str:
+    """Return long texts that unfold under their names."""
+    return "".join(
+        f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>"
+        for name, text in texts.items()
+    )
+
+
+def warning(text: str, items: Sequence[str] = ()) -> str:
+    """Return a warning, and what it lists."""
+    inner = "".join(f"<li>{escape(item)}</li>" for item in items)
+    return (
+        f'<div class="note warning"><p>{escape(text)}</p>' + (f"<ul>{inner}</ul>" if items else "") + "</div>"
+    )
+
+
+def key(colour: str) -> str:
+    """Return a square of one of the page's colours."""
+    return f'<span class="key" style="background:{css(colour)}"></span>'
+
+
+def legend(entries: Iterable[tuple[str, str]]) -> str:
+    """Return names beside squares of their colours."""
+    return "".join(f'<span class="entry">{key(colour)}{escape(name)}</span> ' for name, colour in entries)
+
+
+def png(image: UInt8[Tensor, "3 h w"]) -> str:
+    """Return an image as a data URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG", optimize=True)
+    return data_uri(buffer.getvalue())
+
+
+def data_uri(content: bytes) -> str:
+    """Return the bytes of a PNG file as a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

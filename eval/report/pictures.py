@@ -1,0 +1,128 @@
+"""Sections with the pictures of one run: views, hard negatives, mistakes and map, unreadable files."""
+
+from collections.abc import Sequence
+from html import escape
+from itertools import groupby
+
+from contrastive.config import UserError
+from contrastive.data.sources import Images
+from contrastive.drawing.figures import class_colour, confusion, scatter
+from contrastive.drawing.images import scaled
+from contrastive.logging.hard_negatives import HardNegative, read_or_none
+from eval.report.context import Map, Report
+from eval.report.page import card, data_uri, grid, legend, png, section, table
+from eval.report.read import TITLES, read_csv, read_mined
+
+_MOST_ANCHORS = 10  # of the gallery
+_MOST_CLASSES = 40  # of a readable confusion matrix
+_MOST_NAMES = 12  # of classes below the map
+_MOST_UNREADABLE = 10  # of the files shown
+_THUMBNAIL = 96
+
+
+def views(report: Report) -> str:
+    """Show views.png."""
+    file = report.runs[0].folder / "views.png"
+    if not report.alone or not file.is_file():
+        return ""
+    source = data_uri(file.read_bytes())
+    body = f'<div class="views"><img alt="images and their two views" src="{source}"></div>'
+    note = "First row: images. Below each: the two random views that must embed together."
+    return section("What does the network see?", note, body)
+
+
+def gallery(report: Report) -> str:
+    """Show mined.csv: anchors beside their negatives, those of the same label framed."""
+    if not report.alone:
+        return ""
+    try:
+        mined = read_mined(report.runs[0].folder / "mined.csv")
+    except UserError as error:
+        report.missing.append(f"the hard negatives ({error})")
+        return ""
+    if not mined:
+        return ""
+    images = report.images
+    groups = [list(found) for _, found in groupby(mined, key=lambda row: row.anchor_row)]
+    strips = "".join(_strip(images, found) for found in groups[:_MOST_ANCHORS])
+    note = "Left: an image. Right: the negatives mined for it, most similar first, with their similarity."
+    if images is not None and images.labels is not None:
+        note += " A red frame: the same label, so probably not a negative at all."
+    return section("What does it find hard?", note, strips)
+
+
+def _strip(images: Images | None, found: Sequence[HardNegative]) -> str:
+    labels = images.labels if images is not None else None
+    figures = [_thumbnail(images, found[0].anchor_row, found[0].anchor_key, "anchor", framed=False)]
+    figures += [
+        _thumbnail(
+            images, row.negative_row, row.negative_key, f"{row.similarity:.2f}", framed=row.same_label(labels)
+        )
+        for row in found
+    ]
+    return f'<div class="mined">{"".join(figures)}</div>'
+
+
+def _thumbnail(images: Images | None, row: int, key: str, text: str, *, framed: bool) -> str:
+    image = read_or_none(images, row) if images is not None else None
+    name, frame = escape(key, quote=True), ' class="same"' if framed else ""
+    picture = '<div class="none"></div>'
+    if image is not None:
+        source = png(scaled(image, min(_THUMBNAIL, image.shape[-1])))
+        picture = f'<img{frame} alt="{name}" src="{source}">'
+    # Right to left, so that a long path loses its beginning; the mark keeps its own order.
+    caption = f"<b>{escape(text)}</b><br><bdi>{name}</bdi>"
+    return f'<figure title="{name}">{picture}<figcaption>{caption}</figcaption></figure>'
+
+
+def mistakes(report: Report) -> str:
+    """Show the confusion matrix and a map of the test features."""
+    if not report.alone:
+        return ""
+    cards = [_confusion(report), _map(report.map) if report.map is not None else ""]
+    if not any(cards):
+        return ""
+    note = "Labels colour these pictures; training never saw them."
+    return section("Where does it err?", note, grid(cards))
+
+
+def _confusion(report: Report) -> str:
+    results = report.runs[0].results
+    for protocol in ("linear", "knn"):
+        result = results.get(protocol)
+        if result is not None and result.confusion is not None:
+            worst = confused(result.confusion, result.classes)
+            caption = f"{TITLES[protocol]}; rows are true classes, red is wrong. Most often: {worst}."
+            few = len(result.classes) <= _MOST_CLASSES
+            picture = confusion(result.confusion, result.classes).svg() if few else ""
+            return card("Confusion", picture, escape(caption))
+    return ""
+
+
+def confused(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
+    """Name the three most frequent mistakes."""
+    pairs = [
+        (count, f"{classes[row]} as {classes[column]} ({count})")
+        for row, line in enumerate(counts)
+        for column, count in enumerate(line)
+        if row != column and count
+    ]
+    return ", ".join(text for _, text in sorted(pairs, key=lambda pair: -pair[0])[:3]) or "none"
+
+
+def _map(plane: Map) -> str:
+    names = plane.classes if len(plane.classes) <= _MOST_NAMES else ()
+    keys = [(name, class_colour(index, len(names))) for index, name in enumerate(names)]
+    caption = f"{plane.method} of {len(plane.points)} test images, coloured by class. "
+    drawing = scatter(plane.points, plane.labels, plane.classes, "map of the test features")
+    return card("Map", drawing.svg(), escape(caption) + legend(keys))
+
+
+def unreadable(report: Report) -> str:
+    """Count the rows of corrupt.csv, and list the first."""
+    rows = read_csv(report.runs[0].folder / "corrupt.csv") if report.alone else []
+    if not rows:
+        return ""
+    lines = [[row.get(name) or "" for name in ("key", "reason")] for row in rows[:_MOST_UNREADABLE]]
+    note = f"Files that training left out: {len(rows)}, {len(lines)} of them here, all in corrupt.csv."
+    return section("What could not be read?", note, table(["file", "reason"], lines, "set"))

@@ -1,0 +1,246 @@
+"""Read what a report shows of a run directory: results, statistics, tables, settings."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from contrastive.config import PretrainConfig, UserError
+from contrastive.config_files import load_saved
+from contrastive.logging.hard_negatives import HardNegative
+
+T = TypeVar("T")
+
+TITLES = {
+    "linear": "Linear probe",
+    "linear-sgd_augmented": "Linear probe, SGD on random views",
+    "knn": "Nearest neighbours",
+    "lowshot": "Few labels",
+    "finetune": "Fine-tuned",
+}
+"""Protocols that give accuracies, as headings."""
+BASELINES = {"raw_pixels": "raw pixels", "random_encoder": "random encoder"}
+STATISTICS = {
+    "verdict": "verdict",
+    "rankme": "effective rank (RankMe)",
+    "dimensions": "of dimensions",
+    "alignment": "alignment of two views, 0 is best",
+    "uniformity": "uniformity, -4 is best",
+    "std": "spread, 1 is isotropic",
+}
+"""Numbers of the stats protocol, in words."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy.
+
+    Attributes:
+        name: Such as ``top1``.
+        value: The encoder's, in [0, 1].
+        low: Start of its 95% interval.
+        high: Its end.
+        baselines: The accuracy of each baseline, and the encoder's gain over it.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    baselines: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Accuracies of one protocol, from ``eval/<protocol>.json``.
+
+    Attributes:
+        scores: In the file's order.
+        warnings: Sentences for the reader.
+        data: Name of the data set.
+        classes: Their names.
+        rows: Number of training and test images.
+        test_part: Where the test images come from.
+        fingerprint: Differs where the images do.
+        confusion: Counts by true and predicted class; None where the protocol has none.
+        origin: Settings, hashes and versions, as JSON.
+    """
+
+    scores: list[Score]
+    warnings: list[str]
+    data: str
+    classes: list[str]
+    rows: tuple[int, int]
+    test_part: str
+    fingerprint: str
+    confusion: list[list[int]] | None
+    origin: str
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Results of the stats protocol: texts by encoder or baseline, then by name, and the closest pairs."""
+
+    numbers: dict[str, dict[str, str]]
+    near_duplicates: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of one run, or of another library's network that was evaluated.
+
+    Attributes:
+        name: Of its folder, or the path where two folders have one name.
+        folder: Where it is.
+        settings: From config.yaml; None without one.
+        results: Accuracies by protocol.
+        statistics: None where the stats protocol was not run.
+        metrics: Rows of metrics.csv; may be empty.
+    """
+
+    name: str
+    folder: Path
+    settings: PretrainConfig | None
+    results: dict[str, Result]
+    statistics: Statistics | None
+    metrics: list[dict[str, str]]
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Read a run directory.
+
+    Raises:
+        UserError: a file in it is not what training or evaluation writes.
+    """
+    config, found = folder / "config.yaml", folder / "eval"
+    results = {each: _read(found / f"{each}.json", _result) for each in TITLES}
+    return Run(
+        name,
+        folder,
+        load_saved(PretrainConfig, config) if config.is_file() else None,
+        {each: result for each, result in results.items() if result is not None},
+        _read(found / "stats.json", _statistics),
+        read_csv(folder / "metrics.csv"),
+    )
+
+
+def _read(path: Path, parse: Callable[[dict[str, Any]], T]) -> T | None:
+    """Parse a result; None where there is no file."""
+    content = read_json(path)
+    if not content:
+        return None
+    try:
+        return parse(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _refuse(path, error)
+
+
+def _refuse(path: Path, error: Exception | str) -> NoReturn:
+    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    raise UserError(
+        f"{path}: not what contrastive-eval writes ({reason}); delete it and evaluate again"
+    ) from None
+
+
+def _result(raw: dict[str, Any]) -> Result:
+    data, classes = raw["data"], list(map(str, raw["data"]["classes"]))
+    counts = raw.get("details", {}).get("encoder", {}).get("confusion")
+    if counts is not None:
+        counts = [list(map(int, line)) for line in counts]
+        if not classes or list(map(len, counts)) != [len(classes)] * len(classes):
+            raise ValueError(f"details.encoder.confusion is not of {len(classes)} classes")
+    origin = {name: value for name, value in raw.items() if name not in ("scores", "details")}
+    return Result(
+        [_score(row) for row in raw["scores"]],
+        list(map(str, raw["warnings"])),
+        str(data["name"]),
+        classes,
+        (int(data["rows"]["train"]), int(data["rows"]["test"])),
+        str(data["test_part"]),
+        json.dumps(data["fingerprint"], sort_keys=True),
+        counts,
+        json.dumps(origin, indent=1),
+    )
+
+
+def _score(row: dict[str, Any]) -> Score:
+    value, low, high = (float(row["encoder"][name]) for name in ("value", "low", "high"))
+    baselines = {name: (float(row[name]["value"]), float(row[name]["gain"]["value"])) for name in BASELINES}
+    return Score(str(row["name"]), value, low, high, baselines)
+
+
+def _statistics(raw: dict[str, Any]) -> Statistics:
+    scores, pairs = raw["scores"], raw["near_duplicates"]
+    numbers = {
+        which: {
+            name: _text(scores[which].get(name, "") if name == "verdict" else scores[which][name])
+            for name in STATISTICS
+        }
+        for which in ("encoder", *BASELINES)
+    }
+    told = f"Pairs of near-duplicates: {pairs['pairs']}, {pairs['listed']} listed in {pairs['file']}."
+    return Statistics(numbers, told)
+
+
+def _text(value: float | str | None) -> str:
+    """Format a statistic; JSON has null for what is not finite."""
+    if value is None:
+        return "not finite"
+    return value if isinstance(value, str) else f"{value:.3g}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the object in a file; empty where there is no file.
+
+    Raises:
+        UserError: not JSON, not an object, or a number in it is not finite.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(), parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON ({error}); delete it and evaluate again") from error
+    if not isinstance(content, dict):
+        _refuse(path, "it holds no object")
+    return content
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number - number != 0:
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read rows by column; none where there is no file. Bytes that are not UTF-8 become question marks.
+
+    Raises:
+        UserError: not a table.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            return list(csv.DictReader(file))
+    except csv.Error as error:
+        raise UserError(f"{path}: not a table ({error}); move it away") from error
+
+
+def read_mined(path: Path) -> list[HardNegative]:
+    """Read mined.csv; empty where there is no file.
+
+    Raises:
+        UserError: not such a table.
+    """
+    found = []
+    for count, row in enumerate(read_csv(path), start=1):
+        try:
+            found.append(HardNegative.parse(row))
+        except (KeyError, TypeError, ValueError) as error:
+            needed = ", ".join(HardNegative.__dataclass_fields__)
+            raise UserError(f"{path}: row {count} is not of mined negatives, {needed} are needed") from error
+    return found

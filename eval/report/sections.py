@@ -1,0 +1,292 @@
+"""What is on a report: a section is one function of ``Report``, named in ``SECTIONS``."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from html import escape
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from contrastive.config import PretrainConfig
+from contrastive.drawing.canvas import Points
+from contrastive.drawing.figures import interval_bar, line_chart
+from eval.report import pictures
+from eval.report.context import Report
+from eval.report.page import card, details, grid, key, legend, section, table, warning
+from eval.report.read import BASELINES, STATISTICS, TITLES, Run, Score, read_json
+
+_MOST_POINTS = 400  # of a curve
+_COLOURS = {"raw_pixels": "s1", "random_encoder": "s2"}  # of the baselines' marks
+_CHARTS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], str], ...] = (
+    ("Loss", (("loss", ("train/loss",)),), ""),
+    (
+        "Similarity to the query",
+        (
+            ("positive", ("mining/positive_similarity", "train/positive_similarity")),
+            ("mined negatives", ("mining/similarity_mean",)),
+            ("their top tenth", ("mining/similarity_q90",)),
+        ),
+        "the gap is what the network has learned",
+    ),
+    (
+        "Top-1 of held-out rows of train",
+        (("kNN", ("knn/top1",)), ("linear probe", ("probe/top1",))),
+        "online, the encoder frozen meanwhile",
+    ),
+    (
+        "Same-label share of mined negatives",
+        (("same label", ("mining/same_label_rate",)),),
+        "labels only watch",
+    ),
+    (
+        "Effective rank of the bank's keys",
+        (("RankMe", ("stats/rankme",)),),
+        "behind the projector; a fall early on is usual, below 5% of their dimensions is a collapse",
+    ),
+    ("Learning rate", (("learning rate", ("train/lr",)),), ""),
+    ("Images per second", (("images/s", ("perf/images_per_s",)),), ""),
+)
+"""Each chart: title, curves with their columns of metrics.csv (the first one found is drawn), caption."""
+
+
+def header(report: Report) -> str:
+    """Name the run and its main numbers, or all runs with their colours."""
+    return _one(report, report.runs[0]) if report.alone else _several(report.runs)
+
+
+def _one(report: Report, run: Run) -> str:
+    settings = run.settings
+    assert settings is not None  # a run directory
+    encoder, data = settings.encoder, settings.data
+    told = (
+        f"{encoder.name}, width {encoder.width}, on {data.name} at {data.image_size} px without labels: "
+        f"{settings.schedule.epochs} epochs in batches of {data.global_batch}, {settings.objective.name} "
+        f"with negatives mined from the memory bank."
+    )
+    cells = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(report, run)
+    )
+    intro = f'<h1>{escape(run.name)}</h1><p class="muted">{escape(told)}</p>'
+    return f'<header>{intro}<dl class="facts">{cells}</dl></header>'
+
+
+def _facts(report: Report, run: Run) -> Iterator[tuple[str, str]]:
+    for protocol, result in run.results.items():
+        # Of few labels the 10% one, where it is there; otherwise the first.
+        tenth = [score for score in result.scores if protocol == "lowshot" and score.name.endswith(" 10%")]
+        for score in (tenth or result.scores)[:1]:
+            yield f"{TITLES[protocol].lower()}, {score.name}", f"{100 * score.value:.1f}%"
+    if report.map is not None:
+        yield "test features", report.map.health.verdict
+        yield "their effective rank", f"{report.map.health.rankme:.0f} of {report.map.full_rank}"
+    if isinstance(seconds := read_json(run.folder / "summary.json").get("seconds"), int | float):
+        yield "training time", f"{seconds / 60:.1f} min"
+
+
+def _several(runs: list[Run]) -> str:
+    items = "".join(
+        f"<li>{key(f's{place}')}<b>{escape(run.name)}</b> "
+        f'<span class="muted">{escape(str(run.folder))}</span></li>'
+        for place, run in enumerate(runs)
+    )
+    told = []
+    data = {run.name: run.settings.data.name for run in runs if run.settings}
+    if len({*data.values()}) > 1:
+        listed = ", ".join(f"{run} on {name}" for run, name in data.items())
+        told.append(f"Not all runs trained on the same data, so their curves do not compare: {listed}.")
+    if bare := [run.name for run in runs if not run.results]:
+        told.append(f"Not evaluated yet, so without scores: {', '.join(bare)}.")
+    lines = "".join(map(warning, told))
+    return f'<header><h1>{len(runs)} runs compared</h1><ul class="runs">{items}</ul></header>{lines}'
+
+
+def scores(report: Report) -> str:
+    """Show every accuracy with its interval: one run beside the baselines, or the runs beside each other."""
+    if not any(run.results for run in report.runs):
+        return ""
+    return _beside_baselines(report.runs[0]) if report.alone else _beside_each_other(report.runs)
+
+
+def _beside_baselines(run: Run) -> str:
+    results = run.results
+    found = [score for result in results.values() for score in result.scores]
+    floor = _floor(
+        [value for each in found for value in (each.value, *(b[0] for b in each.baselines.values()))]
+    )
+    lines = []
+    for protocol, result in results.items():
+        lines.append(f'<tr class="group"><td colspan="5">{TITLES[protocol]}</td></tr>')
+        lines += [_score_row(escape(score.name), score, floor, baselines=True) for score in result.scores]
+    names = ("top-k accuracy, %", "encoder", *BASELINES.values())
+    head = "".join(f"<th>{name}</th>" for name in names)
+    head += f'<th class="picture">{100 * floor:.0f} to 100%</th>'
+    keys = [("encoder, 95% interval", "s0"), *((BASELINES[name], _COLOURS[name]) for name in BASELINES)]
+    told = "".join(warning(text) for result in results.values() for text in result.warnings)
+    first = next(iter(results.values()))
+    note = (
+        f"Frozen features, {first.rows[0]:,} training and {first.rows[1]:,} test images; in brackets what "
+        f"the encoder gains over that baseline on the same splits. Test part: {first.test_part}."
+    )
+    body = f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+    return section(
+        "How good are the features?", note, f"{body}<p class='note picture'>{legend(keys)}</p>{told}"
+    )
+
+
+def _beside_each_other(runs: list[Run]) -> str:
+    cards = []
+    for protocol, title in TITLES.items():
+        results = [run.results[protocol].scores if protocol in run.results else [] for run in runs]
+        floor = _floor([score.value for found in results for score in found])
+        for name in dict.fromkeys(score.name for found in results for score in found):
+            rows = [
+                _score_row(f"{key(f's{place}')}{escape(run.name)}", score, floor, f"s{place}")
+                for place, (run, found) in enumerate(zip(runs, results, strict=True))
+                for score in found
+                if score.name == name
+            ]
+            body = f'<table class="runs">{"".join(rows)}</table>'
+            cards.append(card(f"{title}: {name}", body, f"bar from {100 * floor:.0f} to 100%, 95% interval"))
+    note = "Frozen features on the test part, except where fine-tuned; in %."
+    return section("How good are they?", note, _unlike(runs) + grid(cards))
+
+
+def _floor(values: list[float]) -> float:
+    """Return where bars begin: a multiple of 10% below all values."""
+    return max(0.0, math.floor(10 * min(values, default=0.0) - 0.5) / 10)
+
+
+def _score_row(label: str, score: Score, floor: float, colour: str = "s0", *, baselines: bool = False) -> str:
+    """Return a row; ``label`` is HTML."""
+    interval = f"{100 * score.low:.1f}–{100 * score.high:.1f}"
+    cells = f'<td>{label}</td><td class="own">{100 * score.value:.1f} <small>{interval}</small></td>'
+    marks = []
+    for name, (value, gain) in score.baselines.items() if baselines else ():
+        cells += f"<td>{100 * value:.1f} <small>({100 * gain:+.1f})</small></td>"
+        marks.append((BASELINES[name], value, _COLOURS[name]))
+    picture = interval_bar(score.value, score.low, score.high, marks, floor, colour).svg()
+    return f'<tr>{cells}<td class="picture">{picture}</td></tr>'
+
+
+def _unlike(runs: list[Run]) -> str:
+    """Warn where scores are not of the same images."""
+    seen: dict[str, list[str]] = {}
+    for run in runs:
+        for result in run.results.values():
+            seen.setdefault(result.fingerprint, []).append(f"{run.name} on {result.data}")
+    if len(seen) < 2:
+        return ""
+    groups = "; ".join(", ".join(dict.fromkeys(names)) for names in seen.values())
+    return warning(f"Not all scores are of the same images, so they do not compare: {groups}.")
+
+
+def curves(report: Report) -> str:
+    """Draw metrics.csv: a chart of one run may have several curves, with several runs each has one a run."""
+    cards = []
+    for title, series, caption in _charts(report.runs):
+        if any(points for _, points in series):
+            keys = [(name, f"s{n}") for n, (name, points) in enumerate(series) if points]
+            parts = [legend(keys) if len(series) > 1 else "", escape(caption)]
+            cards.append(card(title, line_chart(series).svg(), "<br>".join(filter(None, parts))))
+    if not cards:
+        return ""
+    title, note = ("How did it learn?", "Over epochs, from metrics.csv.")
+    if not report.alone:
+        title, note = ("How did they learn?", "Over epochs, from each metrics.csv.")
+    return section(title, note, grid(cards))
+
+
+def _charts(runs: list[Run]) -> Iterator[tuple[str, list[tuple[str, Points]], str]]:
+    for title, columns, caption in _CHARTS:
+        if len(runs) == 1:
+            yield title, [(name, curve(runs[0], spellings)) for name, spellings in columns], caption
+            continue
+        for name, spellings in columns:
+            heading = title if len(columns) == 1 else f"{title}: {name}"
+            yield heading, [(run.name, curve(run, spellings)) for run in runs], caption
+
+
+def curve(run: Run, spellings: tuple[str, ...]) -> Points:
+    """Return (epoch, value) of the first column with values; empty and not finite cells are left out."""
+    for column in spellings:
+        pairs = [(_number(row.get("epoch")), _number(row.get(column))) for row in run.metrics]
+        found = [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
+        if found:
+            return found[:: max(1, len(found) // _MOST_POINTS)]
+    return []
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
+
+
+def health(report: Report) -> str:
+    """Show the stats protocol: one run beside the baselines and its closest pairs, or the runs."""
+    known = {run.name: run.statistics for run in report.runs if run.statistics is not None}
+    if not known:
+        return ""
+    columns, told = {name: found.numbers["encoder"] for name, found in known.items()}, ""
+    if report.alone:
+        (found,) = known.values()
+        columns = {BASELINES.get(which, which): numbers for which, numbers in found.numbers.items()}
+        told = f'<p class="note">{escape(found.near_duplicates)}</p>'
+    rows = [[title, *(numbers[name] for numbers in columns.values())] for name, title in STATISTICS.items()]
+    note = "Features of training images, before the projector."
+    kind = "" if report.alone else "set"
+    return section("Are the features healthy?", note, table(["", *columns], rows, kind) + told)
+
+
+def differences(report: Report) -> str:
+    """List the settings that are not the same in all runs."""
+    known = {run.name: dict(_flat(run.settings)) for run in report.runs if run.settings is not None}
+    if len(known) < 2:
+        return ""
+    names = dict.fromkeys(name for settings in known.values() for name in settings if name != "run.name")
+    rows = [[name, *(settings.get(name, "") for settings in known.values())] for name in names]
+    rows = [row for row in rows if len({*row[1:]}) > 1]
+    note = "Every other setting of their config.yaml is the same." if rows else "Their config.yaml are alike."
+    return section("What differs?", note, table(["", *known], rows, "set") if rows else "")
+
+
+def _flat(settings: PretrainConfig) -> Iterator[tuple[str, str]]:
+    def walk(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict) and value:
+            for name, each in value.items():
+                yield from walk(each, f"{prefix}.{name}".lstrip("."))
+        else:
+            yield prefix, json.dumps(value)
+
+    return walk(OmegaConf.to_container(OmegaConf.structured(settings)), "")
+
+
+def origin(report: Report) -> str:
+    """Show every setting, hash and version, folded."""
+    texts = {}
+    for run in report.runs:
+        before = "" if report.alone else f"{run.name}: "
+        if (config := run.folder / "config.yaml").is_file():
+            texts[f"{before}config.yaml"] = config.read_text()
+        texts |= {f"{before}eval/{name}.json": result.origin for name, result in run.results.items()}
+    return section("What produced this?", "Every setting, hash and version.", details(texts))
+
+
+Section = Callable[[Report], str]
+"""Returns HTML, or nothing where it has nothing to show; what it lacks it adds to ``Report.missing``."""
+
+SECTIONS: tuple[Section, ...] = (
+    header,
+    scores,
+    curves,
+    health,
+    pictures.views,
+    pictures.gallery,
+    pictures.mistakes,
+    pictures.unreadable,
+    differences,
+    origin,
+)
+"""The page, from top to bottom. To add a section, write a function and name it here."""

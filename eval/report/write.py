@@ -1,0 +1,95 @@
+"""The ``report`` protocol: report.html of one run, comparison-NAMES-HASH.html of several."""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from contrastive.config import UserError
+from contrastive.drawing.canvas import SERIES
+from contrastive.encoders.foreign import parse_foreign
+from eval.config import EvalConfig
+from eval.features import open_results, write_text
+from eval.frozen import resolve
+from eval.report.context import Report
+from eval.report.page import page, warning
+from eval.report.read import Run, read_run
+from eval.report.sections import SECTIONS
+
+log = logging.getLogger(__name__)
+
+_NAME_LENGTH = 40  # characters of the runs' names in a file name
+
+
+def write_report(config: EvalConfig) -> dict[str, Any]:
+    """Write a self-contained page; returns where it is, whose it is and what is missing in it.
+
+    Without ``compare`` it is ``report.html`` in the run directory; with it a page over all runs beside the
+    first one, see ``comparison_name``. ``out`` names another folder.
+
+    Raises:
+        UserError: a path that holds no run, more runs than there are colours, a file that training or
+            evaluation did not write, or the page cannot be written.
+    """
+    runs = _compared([config.checkpoint, *config.compare]) if config.compare else [_only(config.checkpoint)]
+    beside, name = runs[0].folder, "report.html"
+    if config.compare:
+        beside, name = beside.absolute().parent, comparison_name(runs)
+    target = (Path(config.out) if config.out else beside) / name
+    open_results(target.parent)
+    report = Report(config, runs)
+    text = build(report)
+    write_text(target, text)
+    for reason in report.missing:
+        log.warning("report: %s", reason)
+    told = {"runs": [run.name for run in runs]} if config.compare else {"missing": report.missing}
+    return {"protocol": "report", "file": str(target), "bytes": len(text.encode()), **told}
+
+
+def comparison_name(runs: list[Run]) -> str:
+    """Return the file name of a comparison: the same for the same runs, another for others."""
+    names = "-".join(run.folder.absolute().name for run in runs)[:_NAME_LENGTH]
+    folders = "\0".join(str(run.folder.resolve()) for run in runs)
+    return f"comparison-{names}-{hashlib.sha256(os.fsencode(folders)).hexdigest()[:8]}.html"
+
+
+def build(report: Report) -> str:
+    """Return the document; what could not be drawn is named on it, below the header."""
+    header, *others = (section(report) for section in SECTIONS)
+    lacking = warning("Not on this page:", report.missing) if report.missing else ""
+    names = [run.name for run in report.runs]
+    title = names[0] if len(names) == 1 else f"{len(names)} runs"
+    return page(f"{title} · contrastive pretraining", [header, lacking, *others])
+
+
+def _only(path: str) -> Run:
+    run = resolve(path).run
+    if run is None:
+        raise UserError(
+            f"checkpoint={path}: is not inside a run directory (no config.yaml there), so there "
+            "is nothing to report; give runs/NAME"
+        )
+    return read_run(run, run.name)
+
+
+def _compared(paths: list[str]) -> list[Run]:
+    if len(paths) > SERIES:
+        raise UserError(f"report: {len(paths)} runs given, up to {SERIES} can be told apart; compare fewer")
+    folders = [_folder(path) for path in paths]
+    names = [folder.absolute().name for folder in folders]
+    return [
+        read_run(folder, name if names.count(name) == 1 else path)
+        for path, name, folder in zip(paths, names, folders, strict=True)
+    ]
+
+
+def _folder(path: str) -> Path:
+    foreign = parse_foreign(path)
+    folder = Path("runs") / foreign.slug if foreign is not None else Path(path)
+    if not (folder / "config.yaml").is_file() and not any((folder / "eval").glob("*.json")):
+        raise UserError(
+            f"report: {path} holds neither config.yaml nor results in eval/; give run directories "
+            "(runs/NAME), or evaluate it first"
+        )
+    return folder

@@ -1,0 +1,1 @@
+"""Mining methods: turn rows of the bank into negatives, one a file; the interface is in ``base.py``."""

@@ -1,0 +1,21 @@
+"""Every row of the bank as a negative: the exact loss over the whole bank."""
+
+from typing_extensions import override
+
+from memory_bank.bank import Bank
+from memory_bank.config import MiningConfig
+from memory_bank.methods.base import Answer, Asked, LookUp, Method, with_fresh_batch
+from memory_bank.negatives import unless
+
+
+class AllRows(Method):
+    """Use every admissible row once; the batch's fresh keys stand for their own stale slots."""
+
+    looks_up = False
+    reads_every_row = True
+
+    @override
+    def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:
+        rest = bank.without(bank.admissible(asked.step), asked.batch_ids)
+        excluded = ~rest[None] | (bank.id[None] == asked.ids[:, None])
+        return Answer(with_fresh_batch(asked, bank.key.float(), bank.id, unless(excluded)))

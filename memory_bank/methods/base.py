@@ -1,0 +1,152 @@
+"""Define what a mining method is given, what it returns, and the parts that methods share."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from memory_bank.bank import Bank
+from memory_bank.config import MiningConfig
+from memory_bank.draw import mix
+from memory_bank.metrics import LookupStats
+from memory_bank.negatives import Negatives, unless
+from memory_bank.registry import METHODS
+from memory_bank.retrieval.base import Candidates
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One call of ``Miner.negatives``: detached float32 tensors on the bank's device.
+
+    Attributes:
+        query: Unit rows.
+        key: The queries' positives, unit rows.
+        ids: Dataset rows of the queries.
+        batch_keys: Keys of the whole batch over all ranks.
+        batch_ids: Their dataset rows.
+        step: The optimizer step.
+        seed: The miner's; see ``draw_key``.
+    """
+
+    query: Float[Tensor, "b d"]
+    key: Float[Tensor, "b d"]
+    ids: Int[Tensor, " b"]
+    batch_keys: Float[Tensor, "g d"]
+    batch_ids: Int[Tensor, " g"]
+    step: int
+    seed: int
+
+    @property
+    def positive(self) -> Float[Tensor, " b"]:
+        """Similarity of each query with its own key."""
+        return (self.query * self.key).sum(1)
+
+    @property
+    def own_in_batch(self) -> Bool[Tensor, "b g"]:
+        """Which of the batch's keys are of each query's own row."""
+        return self.batch_ids[None] == self.ids[:, None]
+
+    def draw_key(self, purpose: int) -> int:
+        """Key of this step's random draw for ``purpose``; the search takes purpose 1."""
+        return mix(self.seed, self.step, purpose)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Negatives, and what the metrics ``mining/...`` show of them.
+
+    Attributes:
+        negatives: On the bank's device.
+        stats: None takes the similarities of a few queries to their negatives.
+    """
+
+    negatives: Negatives
+    stats: LookupStats | None = None
+
+
+@runtime_checkable
+class LookUp(Protocol):
+    """Search the bank for one ``Asked``, with the fresh query or a stored one as ``mining.query`` says."""
+
+    def __call__(
+        self, admissible: Bool[Tensor, " n"], ceiling: Float[Tensor, " b"] | None = None
+    ) -> Candidates:
+        """Return the closest ``admissible`` rows of each query: ``Method.depth`` or more, if there are.
+
+        Args:
+            admissible: Slots that may come back.
+            ceiling: Rows more similar than this may be left out, and are then counted (``Candidates.above``).
+        """
+
+
+class Method(ABC):
+    """A way to turn rows of the bank into negatives.
+
+    Attributes:
+        looks_up: Whether ``negatives`` calls ``look_up``. If not, nothing is looked up ahead of a step, and
+            the search backend is chosen for galleries alone.
+        reads_every_row: Whether it reads ``bank.key`` of all slots, which no rank of a sharded bank holds.
+    """
+
+    looks_up = True
+    reads_every_row = False
+
+    @abstractmethod
+    def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:
+        """Find the negatives of each query; never a row of its own id.
+
+        Args:
+            asked: Queries and their batch.
+            bank: Read it, do not write it. It is filled to ``mining.min_fill``.
+            look_up: Searches the bank.
+            config: The settings.
+        """
+
+    def depth(self, config: MiningConfig, rows: int) -> int:
+        """Return how many of the closest of ``rows`` rows a look-up must return, at any step."""
+        return min(rows, config.num_hard)
+
+
+def method_of(config: MiningConfig) -> Method:
+    """Make the method that ``mining.method`` names."""
+    method: Method = METHODS[config.method]()
+    return method
+
+
+def distinct(slots: Int[Tensor, "b k"]) -> tuple[Int[Tensor, " u"], Int[Tensor, "b k"]]:
+    """Return slots and where each query's own are among them; on a CPU each slot once.
+
+    Elsewhere slots repeat, as the host would have to wait for their number.
+    """
+    if slots.device.type == "cpu":
+        # It sorts, which takes half as long in int32.
+        different, index = torch.unique(slots.int(), return_inverse=True)
+        return different.long(), index
+    return slots.flatten(), torch.arange(slots.numel(), device=slots.device).view_as(slots)
+
+
+def with_hard(
+    negatives: Negatives, bank: Bank, slots: Int[Tensor, " u"], index: Int[Tensor, "b k"]
+) -> Negatives:
+    """Return ``negatives`` with the rows in ``slots[index]`` as each query's own; -1 is none."""
+    return replace(
+        negatives,
+        hard=bank.read(slots),
+        hard_index=index,
+        hard_log_weight=unless(slots < 0)[index],
+        hard_ids=bank.ids_of(slots)[index],
+    )
+
+
+def with_fresh_batch(
+    asked: Asked, rows: Float[Tensor, "m d"], row_ids: Int[Tensor, " m"], log_weight: Float[Tensor, "b m"]
+) -> Negatives:
+    """Share ``rows`` and the batch's keys, which stand for their own stale slots, with all queries."""
+    return Negatives.none(asked.query).with_shared(
+        torch.cat([rows, asked.batch_keys]),
+        torch.cat([row_ids, asked.batch_ids]),
+        torch.cat([log_weight, unless(asked.own_in_batch)], 1),
+    )

@@ -1,0 +1,19 @@
+"""Negatives of the batch alone: used until the bank is filled to ``mining.min_fill``."""
+
+from typing_extensions import override
+
+from memory_bank.bank import Bank
+from memory_bank.config import MiningConfig
+from memory_bank.methods.base import Answer, Asked, LookUp, Method
+from memory_bank.negatives import Negatives, unless
+
+
+class InBatch(Method):
+    """Use the other keys of the batch as negatives of every query."""
+
+    looks_up = False
+
+    @override
+    def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:
+        log_weight = unless(asked.own_in_batch)
+        return Answer(Negatives.none(asked.query).with_shared(asked.batch_keys, asked.batch_ids, log_weight))

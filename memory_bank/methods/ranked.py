@@ -1,0 +1,65 @@
+"""Hard negatives from a band of ranks of each query, and uniform ones shared by the batch."""
+
+from dataclasses import replace
+
+from jaxtyping import Bool
+from torch import Tensor
+from typing_extensions import override
+
+from memory_bank import policy
+from memory_bank.bank import Bank
+from memory_bank.config import MiningConfig
+from memory_bank.methods.base import Answer, Asked, LookUp, Method, distinct, with_hard
+from memory_bank.metrics import LookupStats
+from memory_bank.negatives import Negatives, unless
+
+# Purposes of the random draws.
+_HARD, _SHARED = 2, 3
+
+
+class Ranked(Method):
+    """Draw ``num_hard`` rows from each query's band (``policy.py``) and ``num_uniform`` for all queries."""
+
+    @override
+    def depth(self, config: MiningConfig, rows: int) -> int:
+        return policy.depth(config, rows)
+
+    @override
+    def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:
+        query, ids, positive = asked.query, asked.ids, asked.positive
+        admissible = bank.admissible(asked.step)
+        ceiling = policy.ceiling(config, positive)
+        # Rows to attract may be above the ceiling and must be found, so there the policy applies the margin.
+        hidden = None if config.false_negative == "attract" else ceiling
+        candidates = look_up(admissible, hidden)
+        selection = policy.select(
+            candidates, positive, ids, config, step=asked.step, key=asked.draw_key(_HARD)
+        )
+
+        slots, index = distinct(selection.slots)
+        drawn = bank.draw(admissible, config.num_uniform, asked.draw_key(_SHARED))
+        shared, shared_ids = bank.read(drawn), bank.ids_of(drawn)
+        similarity = query @ shared.T
+        excluded = (drawn < 0)[None] | (shared_ids[None] == ids[:, None])
+        excluded |= policy.contains(slots, index, drawn) | (similarity >= selection.floor[:, None])
+        if ceiling is not None:
+            excluded |= similarity > ceiling[:, None]
+        negatives = replace(
+            with_hard(Negatives.none(query), bank, slots, index),
+            shared=shared,
+            shared_log_weight=unless(excluded),
+            shared_ids=shared_ids,
+        )
+        if config.false_negative == "attract":
+            negatives.extra_positives = bank.read(selection.alike)
+            negatives.extra_positive_weight = policy.attract_weight(selection.alike)
+        if bank.max_age is not None or config.query == "stored":
+            negatives = _serve_from_batch(negatives, asked, candidates.rows == 0)
+        stats = LookupStats(positive, selection.similarity, selection.slots, asked.step, selection.dropped)
+        return Answer(negatives, stats)
+
+
+def _serve_from_batch(negatives: Negatives, asked: Asked, unserved: Bool[Tensor, " b"]) -> Negatives:
+    """Add the batch's keys as negatives of the queries for which the bank had no row."""
+    excluded = asked.own_in_batch | ~unserved[:, None]
+    return negatives.with_shared(asked.batch_keys, asked.batch_ids, unless(excluded))

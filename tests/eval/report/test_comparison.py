@@ -1,0 +1,200 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.eval.conftest import add_pictures, make_run
+from tests.eval.report.test_sections import Page
+
+CURVE, BAR = "1.8", "8"  # widths of their lines
+
+
+def strokes(page):
+    """(width, colour) of all lines."""
+    lines = [given for tag, given in page.tags if tag == "path"]
+    return {(line["stroke-width"], line["stroke"].removeprefix("var(--").rstrip(")")) for line in lines}
+
+
+def add_scores(run, value, protocol="knn", fingerprint="same"):
+    """A result as the command writes it, as far as the page reads it."""
+    number = {"value": value, "low": value - 0.02, "high": value + 0.02}
+    baseline = number | {"gain": {"value": 0.0}}
+    row = {"name": "top1 <k=5>", "encoder": number, "raw_pixels": baseline, "random_encoder": baseline}
+    result = {
+        "protocol": protocol,
+        "scores": [row],
+        "warnings": [],
+        "details": {"encoder": {"confusion": [[3, 1], [0, 4]]}},
+        "data": {
+            "name": "digits",
+            "classes": ["0", "1"],
+            "rows": {"train": 9, "test": 8},
+            "fingerprint": {"test": fingerprint},
+            "test_part": "the data set's own",
+        },
+        "encoder_sha256": "abc" + run.name,
+    }
+    (run / "eval").mkdir(parents=True, exist_ok=True)
+    (run / "eval" / f"{protocol}.json").write_text(json.dumps(result))
+
+
+@pytest.fixture
+def compared(tmp_path, capsys):
+    """Writes the page by the command line; returns its JSON, its HTML and its text."""
+    from eval.__main__ import main
+
+    def call(*paths):
+        assert main(["report", *map(str, paths), f"out={tmp_path / 'out'}"]) == 0
+        result = json.loads(capsys.readouterr().out)
+        text = Path(result["file"]).read_text()
+        page = Page()
+        page.feed(text)
+        assert page.open == []
+        return result, text, page
+
+    return call
+
+
+@pytest.fixture
+def runs(tmp_path):
+    made = make_run(tmp_path / "one"), make_run(tmp_path / "<two>", mean=[0.5, 0.3, 0.3])
+    for run, value in zip(made, (0.912, 0.873), strict=True):
+        add_pictures(run)
+        add_scores(run, value)
+    return made
+
+
+def test_a_path_may_hold_any_character(runs, compared, tmp_path):
+    named = runs[1].rename(tmp_path / "zwei 😀")
+    assert compared(runs[0], named)[0]["runs"] == ["one", "zwei 😀"]
+
+
+def test_another_comparison_gets_another_file_and_the_same_one_its_own(runs, tmp_path, compared):
+    other = make_run(tmp_path / "elsewhere" / "one")
+    pages = [compared(*each)[0]["file"] for each in (runs, [*runs, runs[0]], [other, runs[1]], runs)]
+    assert pages[0] == pages[3]
+    assert len({*pages}) == len([*(tmp_path / "out").iterdir()]) == 3
+    assert Path(pages[0]).name.startswith("comparison-one-<two>-")
+    long = [make_run(tmp_path / ("ü" * 100 + str(number))) for number in range(2)]
+    compared(*long)
+
+
+def test_scores_curves_and_differences_of_all_runs(runs, compared):
+    result, text, page = compared(*runs)
+    assert result["runs"] == ["one", "<two>"]
+    words = " ".join(page.text)
+    for expected in ("91.2", "87.3", "89.2–93.2", "top1 <k=5>", "Loss", "Similarity to the query: positive"):
+        assert expected in words
+    assert "<two>" in page.text
+    assert "<two>" not in text
+    assert "data.mean" in words
+    assert "[0.5, 0.3, 0.3]" in words
+    for same in ("optimizer.name", "data.std", "run.name"):
+        assert same not in words
+    assert "do not compare" not in words
+    assert "abcone" in words
+    assert {(CURVE, "s0"), (CURVE, "s1"), (BAR, "s0"), (BAR, "s1")} <= strokes(page)
+
+
+def test_scores_of_other_images_are_a_warning(runs, compared):
+    add_scores(runs[1], 0.8, fingerprint="other")
+    _, _, page = compared(*runs)
+    assert "do not compare: one on digits; <two> on digits" in " ".join(page.text)
+
+
+def test_another_librarys_network_has_scores_only(runs, tmp_path, compared, monkeypatch):
+    """It keeps its own colour, also where a chart has no curve of it."""
+    monkeypatch.chdir(tmp_path)
+    foreign = tmp_path / "runs" / "timm-resnet18-random"
+    add_scores(foreign, 0.7)
+    result, _, page = compared("timm:resnet18:random", *runs)
+    assert result["runs"][0] == "timm-resnet18-random"
+    assert (BAR, "s0") in strokes(page)
+    assert (CURVE, "s0") not in strokes(page)
+    assert {(CURVE, "s1"), (CURVE, "s2")} <= strokes(page)
+
+
+def test_other_data_and_a_run_without_scores_are_told(runs, tmp_path, compared):
+    _, _, page = compared(*runs)
+    assert "Not " not in " ".join(page.text)
+    _, _, page = compared(*runs, make_run(tmp_path / "bare", name="images", root=str(tmp_path)))
+    words = " ".join(page.text)
+    assert "curves do not compare: one on digits, <two> on digits, bare on images." in words
+    assert "without scores: bare." in words
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path, compared):
+    made = [make_run(tmp_path / place / "run") for place in ("a", "b")]
+    result, _, page = compared(*made)
+    assert result["runs"] == [str(run) for run in made]
+    assert "alike" in " ".join(page.text)
+
+
+def test_health_where_it_was_measured(runs, compared):
+    numbers = dict.fromkeys(("rankme", "dimensions", "alignment", "uniformity", "std"), 12.345)
+    found = numbers | {"verdict": "healthy", "alignment": None}
+    stats = {
+        "scores": dict.fromkeys(("encoder", "raw_pixels", "random_encoder"), found),
+        "near_duplicates": {"pairs": 0, "listed": 0, "file": "near_duplicates.csv"},
+    }
+    (runs[0] / "eval" / "stats.json").write_text(json.dumps(stats))
+    _, _, page = compared(*runs)
+    words = " ".join(page.text)
+    assert "healthy" in words
+    assert "12.3" in words
+    assert "not finite" in words
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda result: [], "it holds no object"),
+        (lambda result: {"protocol": "knn"}, "is missing"),
+        (lambda result: result | {"scores": 5}, "not iterable"),
+        (lambda result: result | {"scores": [{"name": 1}]}, "'encoder' is missing"),
+        (lambda result: result | {"warnings": None}, "not iterable"),
+        (lambda result: result | {"data": result["data"] | {"rows": {"train": 9}}}, "'test' is missing"),
+        (
+            lambda result: result | {"data": result["data"] | {"classes": ["0"]}},
+            "confusion is not of 1 classes",
+        ),
+        (lambda result: result | {"details": []}, "no attribute"),
+        (
+            lambda result: result | {"scores": [result["scores"][0] | {"encoder": {"value": "high"}}]},
+            "could not convert string to float: 'high'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_results_of_another_shape_are_named(runs, capsys, change, reason, alone):
+    from eval.__main__ import main
+
+    path = runs[0] / "eval" / "knn.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    paths = map(str, runs[:1] if alone else runs)
+    assert main(["report", *paths, "data.name=digits", "progress=false", "device=cpu"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{path}: not what contrastive-eval writes (" in err
+    assert reason in err
+    assert "delete it and evaluate again" in err
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"scores": Infinity}', '{"scores": 1e999}'])
+def test_results_that_are_not_json_are_named(runs, capsys, text):
+    from eval.__main__ import main
+
+    path = runs[0] / "eval" / "knn.json"
+    path.write_text(text)
+    assert main(["report", *map(str, runs)]) == 2
+    assert f"{path}: is not JSON (" in capsys.readouterr().err
+
+
+def test_what_cannot_be_compared(runs, tmp_path, capsys):
+    from eval.__main__ import main
+
+    (tmp_path / "empty").mkdir()
+    assert main(["report", str(runs[0]), str(tmp_path / "empty")]) == 2
+    assert "holds neither config.yaml nor results" in capsys.readouterr().err
+    assert main(["report", *[str(runs[0])] * 9]) == 2
+    assert "9 runs given, up to 8" in capsys.readouterr().err

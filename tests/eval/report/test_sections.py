@@ -1,0 +1,169 @@
+import csv
+import json
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.eval.conftest import add_pictures
+
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Tags must nest; collects what a browser would load, and the text."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.loads, self.tags, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.loads += [
+            value for name, value in attrs if name in ("src", "href", "srcset", "data", "xlink:href")
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def report(run):
+    from eval.config import EvalConfig
+    from eval.report.write import write_report
+
+    result = write_report(EvalConfig(checkpoint=str(run), device="cpu", progress=False))
+    text = (run / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    return result, text, page
+
+
+@pytest.fixture(autouse=True)
+def no_scikit_learn(request, monkeypatch):
+    """Map by PCA, which is quick; one test takes t-SNE."""
+    if "t_sne" not in request.node.name:
+        monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+
+
+@pytest.fixture
+def scored_run(new_run, capsys):
+    from eval.__main__ import main
+
+    run = new_run()
+    add_pictures(run)
+    assert main(["knn", f"checkpoint={run}", "device=cpu", "progress=false"]) == 0
+    capsys.readouterr()
+    return run
+
+
+def test_a_whole_page_that_needs_no_network(scored_run):
+    result, text, page = report(scored_run)
+    assert result["missing"] == []
+    assert page.loads
+    assert all(value.startswith("data:") for value in page.loads)
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "@import" not in text
+    assert "url(" not in text
+    assert not any(tag == "script" for tag, _ in page.tags)
+    assert "prefers-color-scheme: dark" in text
+    assert any(tag == "meta" and given.get("name") == "viewport" for tag, given in page.tags)
+    words = " ".join(page.text)
+    for heading in (
+        "How good",
+        "How did it learn",
+        "What does the network see",
+        "find hard",
+        "Where does it err",
+    ):
+        assert heading in words
+    score = json.loads((scored_run / "eval/knn.json").read_text())["scores"][0]["encoder"]["value"]
+    assert f"{100 * score:.1f}" in words
+    pictures = [given for tag, given in page.tags if tag == "img"]
+    assert len(pictures) == 1 + 3  # views; an anchor and its two negatives
+    assert sum(tag == "circle" for tag, _ in page.tags) >= 462  # the map
+
+
+def test_same_label_negatives_are_framed(scored_run):
+    from contrastive.config import DataConfig
+    from contrastive.data.sources import open_train
+
+    labels = open_train(DataConfig(image_size=16)).labels
+    same = int((labels == labels[0]).nonzero()[1])
+    other = int((labels != labels[0]).nonzero()[0])
+    header = ["anchor_row", "anchor_key", "rank", "negative_row", "negative_key", "similarity"]
+    with (scored_run / "mined.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [header, [0, "a", 0, same, "same-one", 0.9], [0, "a", 1, other, "other", 0.5]]
+        )
+    _, _, page = report(scored_run)
+    framed = [given["alt"] for tag, given in page.tags if tag == "img" and given.get("class") == "same"]
+    assert framed == ["same-one"]
+
+
+def test_names_from_files_are_text_not_markup(scored_run):
+    _, text, page = report(scored_run)
+    assert "<b>&a.png" not in text
+    assert "<b>&a.png" in page.text
+
+
+def test_unreadable_files_are_counted_and_the_first_are_shown(new_run):
+    run = new_run(name="imagefolder", root="/nowhere/at/all")  # no map: quick
+    assert "could not be read" not in " ".join(report(run)[2].text)
+    lines = [f"{row},cats/<{row}>.jpg,OSError: truncated\n" for row in range(12)]
+    (run / "corrupt.csv").write_text("row,key,reason\n" + "".join(lines))
+    words = " ".join(report(run)[2].text)
+    assert "Files that training left out: 12, 10 of them here" in words
+    assert "cats/<9>.jpg" in words
+    assert "cats/<10>.jpg" not in words
+    assert "OSError: truncated" in words
+
+
+def test_a_run_whose_data_is_gone(new_run):
+    """The page says what it lacks; curves and the numbers are still there."""
+    run = new_run(name="imagefolder", root="/nowhere/at/all")
+    add_pictures(run)
+    result, _, page = report(run)
+    assert len(result["missing"]) == 2
+    words = " ".join(page.text)
+    assert "Not on this page" in words
+    assert "/nowhere/at/all" in words
+    assert "How did it learn" in words
+    assert "c.png" in words
+
+
+def test_a_bare_run(new_run):
+    result, _, page = report(new_run())
+    assert result["missing"] == []
+    assert "How did it learn" not in " ".join(page.text)
+
+
+@pytest.mark.parametrize(
+    "text", [b"a,b\n1,2\n", b"\xff\xd8\xff\n\x00\n", b"anchor_row,anchor_key,negative_row\n0,a\n"]
+)
+def test_tables_of_something_else_cost_their_own_sections_only(new_run, text):
+    run = new_run(name="imagefolder", root="/nowhere/at/all")  # no map: quick
+    add_pictures(run)
+    for name in ("metrics.csv", "mined.csv"):
+        (run / name).write_bytes(text)
+    result, _, page = report(run)
+    words = " ".join(page.text)
+    assert any("mined.csv: row 1 is not of mined negatives" in reason for reason in result["missing"])
+    assert "What does the network see" in words
+    assert "How did it learn" not in words
+    assert "find hard" not in words
+
+
+def test_the_most_frequent_mistakes_are_named():
+    from eval.report.pictures import confused
+
+    assert confused([[8, 2], [0, 5]], ["cat", "dog"]) == "cat as dog (2)"

@@ -1,0 +1,90 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.eval.conftest import make_run
+
+
+def features(train, test, classes):
+    from eval.features import Features, Split
+
+    def split(labels):
+        return Split(torch.zeros(len(labels), 2), torch.tensor(labels), torch.arange(len(labels)))
+
+    return Features(split(train), split(test), classes)
+
+
+def test_test_classes_without_a_training_image_are_counted_and_named():
+    from eval.leakage import warn_of_untrained
+
+    assert warn_of_untrained(features([0, 1, 1], [0, 0, 1], ("a", "b"))) == []
+    (told,) = warn_of_untrained(features([0], [0, 1, 2, 2], ("a", "b", "c")))
+    assert told.startswith("3 of 4 test images are of 2 classes without a training image (b, c), which")
+    assert told.endswith("; add images of them to train")
+    names = tuple(f"r{number}" for number in range(9))
+    assert "(r1, r2, r3, r4, r5, ...)" in warn_of_untrained(features([0], [*range(9)], names))[0]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """40 images in two class folders, and a run that was trained on all of them as one tree."""
+    from contrastive.data.files import open_tree
+    from contrastive.data.manifest import write_manifest
+
+    for row in range(40):
+        folder = tmp_path / "photos" / "ab"[row % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8 + row, 3), row, dtype=np.uint8)).save(folder / f"{row}.png")
+    run = make_run(tmp_path / "run", name="images", root=str(tmp_path / "photos"))
+    write_manifest(run / "manifest.csv", open_tree(tmp_path / "photos", 8))
+    return tmp_path / "photos", run
+
+
+def test_test_images_that_were_pretrained_on_are_counted(photos, tmp_path):
+    from contrastive.data.files import open_class_folders, open_tree
+    from contrastive.data.manifest import write_manifest
+    from eval.leakage import warn_of_pretrained
+
+    root, run = photos
+    train, test, _ = open_class_folders(root, 8)
+    (told,) = warn_of_pretrained(run, test)
+    assert told.startswith(
+        f"{len(test)} of {len(test)} test images were pretrained on (manifest.csv of {run})"
+    )
+    (tmp_path / "link").symlink_to(root)
+    assert warn_of_pretrained(run, open_class_folders(tmp_path / "link", 8)[1]) == [told]
+    assert "20 of 20 test" in warn_of_pretrained(run, open_tree(root / "a", 8))[0]  # a part of the tree
+    write_manifest(run / "manifest.csv", train)
+    assert warn_of_pretrained(run, test) == []
+    os.rename(root / "a", tmp_path / "a")  # other images than those of the run
+    assert warn_of_pretrained(run, open_tree(tmp_path / "a", 8)) == []
+
+
+def test_images_that_were_moved_since_are_known_by_relative_path_and_size(photos, tmp_path):
+    from contrastive.data.files import open_class_folders
+    from eval.leakage import warn_of_pretrained
+
+    root, run = photos
+    moved = root.rename(tmp_path / "moved")
+    test = open_class_folders(moved, 8)[1]
+    assert f"{len(test)} of {len(test)} test images" in warn_of_pretrained(run, test)[0]
+    with open(test.path(0), "ab") as file:
+        file.write(b"more")
+    assert f"{len(test) - 1} of {len(test)} test images" in warn_of_pretrained(run, test)[0]
+
+
+def test_what_is_not_known_of_pretraining_is_no_failure(photos):
+    from contrastive.data.files import open_tree
+    from contrastive.data.published import open_digits
+    from eval.leakage import warn_of_pretrained
+
+    root, run = photos
+    images = open_tree(root, 8)
+    assert warn_of_pretrained(None, images) == warn_of_pretrained(run, open_digits(8)[1]) == []
+    (run / "manifest.csv").write_text("torn")
+    assert "manifest.csv: not a manifest" in warn_of_pretrained(run, images)[0]
+    (run / "manifest.csv").unlink()
+    assert warn_of_pretrained(run, images) == []
