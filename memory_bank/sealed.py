@@ -63,6 +63,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     with replacing(path) as partial, partial.open("wb") as file:
         file.seek(len(header))
         for tensor in ordered.values():
+            if not tensor.numel():  # NumPy's empty arrays have a stride of 0, which cannot be viewed as bytes
+                continue
             data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             digest.update(data)
             file.write(data)

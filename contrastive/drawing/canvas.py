@@ -1,10 +1,9 @@
 """A drawing of a few kinds of shapes, rendered as SVG for a page or as pixels for a PNG file and W&B."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,42 +14,24 @@ from torch import Tensor
 Number = int | float  # to beartype, an int is no float
 Points = Sequence[tuple[Number, Number]]
 
-LIGHT = {
-    "paper": "#fdfdfb",
-    "ink": "#1d2127",
-    "muted": "#646c78",
-    "line": "#e2e4e6",
-    "card": "#ffffff",
-    "same": "#c7362f",
-    "on": "#ffffff",
-    "s0": "#2563b8",
-    "s1": "#d0641c",
-    "s2": "#2b8a57",
-    "s3": "#8a4fbf",
-    "s4": "#a37b0b",
-    "s5": "#0d8494",
-    "s6": "#c0417b",
-    "s7": "#5f6873",
+COLOURS = {
+    "paper": ("#fdfdfb", "#14171b"),
+    "ink": ("#1d2127", "#e6e8ea"),
+    "muted": ("#646c78", "#98a1ad"),
+    "line": ("#e2e4e6", "#2c3138"),
+    "card": ("#ffffff", "#1a1e23"),
+    "same": ("#c7362f", "#f0716a"),
+    "on": ("#ffffff", "#14171b"),
+    "s0": ("#2563b8", "#71a7f0"),
+    "s1": ("#d0641c", "#f0995a"),
+    "s2": ("#2b8a57", "#6cc997"),
+    "s3": ("#8a4fbf", "#c39bf0"),
+    "s4": ("#a37b0b", "#dcb84e"),
+    "s5": ("#0d8494", "#58c3d2"),
+    "s6": ("#c0417b", "#f085b6"),
+    "s7": ("#5f6873", "#a5adb8"),
 }
-"""Named colours: CSS variables on a page, these values in a PNG. ``same`` marks what is wrong."""
-DARK = {
-    "paper": "#14171b",
-    "ink": "#e6e8ea",
-    "muted": "#98a1ad",
-    "line": "#2c3138",
-    "card": "#1a1e23",
-    "same": "#f0716a",
-    "on": "#14171b",
-    "s0": "#71a7f0",
-    "s1": "#f0995a",
-    "s2": "#6cc997",
-    "s3": "#c39bf0",
-    "s4": "#dcb84e",
-    "s5": "#58c3d2",
-    "s6": "#f085b6",
-    "s7": "#a5adb8",
-}
-"""The same names where the reader's system prefers a dark page."""
+"""Named colours, (light theme, dark theme): CSS variables on a page, the first of them in a PNG."""
 SERIES = 8
 """Colours that curves and bars may have: ``s0`` to ``s7``."""
 
@@ -58,20 +39,7 @@ _FONT_PX = 11
 _ANCHORS = {"start": "ls", "middle": "ms", "end": "rs"}  # Pillow's names; all on the baseline
 
 
-class Shape(ABC):
-    """A part of a drawing; y counts downwards, a colour is a name of ``LIGHT`` or ``#rrggbb``."""
-
-    @abstractmethod
-    def svg(self) -> str:
-        """Return one SVG element."""
-
-    @abstractmethod
-    def paint(self, image: Image.Image, scale: int) -> None:
-        """Draw on ``image``, ``scale`` px a unit."""
-
-
-@dataclass(frozen=True)
-class Dot(Shape):
+class Dot(NamedTuple):
     """A filled circle; ``title`` is shown while the mouse is over it."""
 
     x: Number
@@ -80,20 +48,9 @@ class Dot(Shape):
     colour: str
     title: str = ""
 
-    def svg(self) -> str:
-        """Return a ``circle``."""
-        place = f'cx="{self.x:.1f}" cy="{self.y:.1f}" r="{self.radius}"'
-        return f'<circle {place} fill="{css(self.colour)}">{_tooltip(self.title)}</circle>'
 
-    def paint(self, image: Image.Image, scale: int) -> None:
-        """Draw an ellipse."""
-        ends = (self.x - self.radius, self.y - self.radius, self.x + self.radius, self.y + self.radius)
-        ImageDraw.Draw(image).ellipse([scale * end for end in ends], fill=_rgb(self.colour))
-
-
-@dataclass(frozen=True)
-class Box(Shape):
-    """A filled rectangle; ``opacity`` 0 is the paper's colour."""
+class Box(NamedTuple):
+    """A filled rectangle; with ``opacity`` 0 it is not seen."""
 
     x: Number
     y: Number
@@ -103,22 +60,8 @@ class Box(Shape):
     opacity: Number = 1.0
     title: str = ""
 
-    def svg(self) -> str:
-        """Return a ``rect``."""
-        place = f'x="{self.x:.1f}" y="{self.y:.1f}" width="{self.width:.1f}" height="{self.height:.1f}"'
-        look = f'fill="{css(self.colour)}" fill-opacity="{self.opacity:.2f}"'
-        return f"<rect {place} {look}>{_tooltip(self.title)}</rect>"
 
-    def paint(self, image: Image.Image, scale: int) -> None:
-        """Draw a rectangle, its colour mixed with white."""
-        mixed = tuple(round(255 - self.opacity * (255 - part)) for part in _rgb(self.colour))
-        right, bottom = scale * (self.x + self.width) - 1, scale * (self.y + self.height) - 1
-        left, top = scale * self.x, scale * self.y
-        ImageDraw.Draw(image).rectangle((left, top, max(left, right), max(top, bottom)), fill=mixed)
-
-
-@dataclass(frozen=True)
-class Line(Shape):
+class Line(NamedTuple):
     """Straight segments through ``points``."""
 
     points: Points
@@ -126,22 +69,9 @@ class Line(Shape):
     width: Number = 1.0
     title: str = ""
 
-    def svg(self) -> str:
-        """Return a ``path``."""
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in self.points)
-        look = f'fill="none" stroke="{css(self.colour)}" stroke-width="{self.width}"'
-        return f'<path d="M{path}" {look} stroke-linejoin="round">{_tooltip(self.title)}</path>'
 
-    def paint(self, image: Image.Image, scale: int) -> None:
-        """Draw segments."""
-        places = [(scale * x, scale * y) for x, y in self.points]
-        width = max(1, round(scale * self.width))
-        ImageDraw.Draw(image).line(places, fill=_rgb(self.colour), width=width, joint="curve")
-
-
-@dataclass(frozen=True)
-class Label(Shape):
-    """Text whose baseline is at ``y``, or at ``x`` where it is ``upright`` (read from bottom to top)."""
+class Label(NamedTuple):
+    """Text with its baseline at ``y``, or at ``x`` where it is ``upright`` (read from bottom to top)."""
 
     x: Number
     y: Number
@@ -150,23 +80,9 @@ class Label(Shape):
     colour: str = "muted"
     upright: bool = False
 
-    def svg(self) -> str:
-        """Return a ``text``."""
-        turned = f' transform="rotate(-90 {self.x:.1f} {self.y:.1f})"' if self.upright else ""
-        place = f'x="{self.x:.1f}" y="{self.y:.1f}" text-anchor="{self.anchor}"{turned}'
-        return f'<text {place} fill="{css(self.colour)}">{escape(self.text)}</text>'
 
-    def paint(self, image: Image.Image, scale: int) -> None:
-        """Draw the text; upright text is drawn on the image turned by a quarter."""
-        font = ImageFont.load_default(_FONT_PX * scale)
-        x, y = scale * self.x, scale * self.y
-        drawn = image.transpose(Image.Transpose.ROTATE_270) if self.upright else image
-        place = (image.height - 1 - y, x) if self.upright else (x, y)
-        ImageDraw.Draw(drawn).text(
-            place, self.text, fill=_rgb(self.colour), font=font, anchor=_ANCHORS[self.anchor]
-        )
-        if self.upright:
-            image.paste(drawn.transpose(Image.Transpose.ROTATE_90))
+Shape = Dot | Box | Line | Label
+"""y counts downwards; a colour is a name of ``COLOURS`` or ``#rrggbb``."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +103,7 @@ class Drawing:
 
     def svg(self) -> str:
         """Render as inline SVG, which fills the width that a page gives it and follows the page's theme."""
-        inner = "".join(shape.svg() for shape in self.shapes)
+        inner = "".join(_svg(shape) for shape in self.shapes)
         label = escape(self.title, quote=True)
         return (
             f'<svg viewBox="0 0 {self.width:g} {self.height:g}" role="img" aria-label="{label}">{inner}</svg>'
@@ -195,10 +111,52 @@ class Drawing:
 
     def pixels(self, scale: int = 2) -> UInt8[Tensor, "3 h w"]:
         """Render on white, ``scale`` px a unit."""
-        canvas = Image.new("RGB", (round(scale * self.width), round(scale * self.height)), LIGHT["card"])
+        canvas = Image.new("RGB", (round(scale * self.width), round(scale * self.height)), rgb("card"))
         for shape in self.shapes:
-            shape.paint(canvas, scale)
+            _paint(shape, canvas, scale)
         return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
+
+
+def _svg(shape: Shape) -> str:
+    match shape:
+        case Dot(x, y, radius, colour, title):
+            inner = f'circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{css(colour)}"'
+        case Box(x, y, width, height, colour, opacity, title):
+            inner = f'rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+            inner += f'fill="{css(colour)}" fill-opacity="{opacity:.2f}"'
+        case Line(points, colour, width, title):
+            path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+            inner = f'path d="M{path}" fill="none" stroke="{css(colour)}" stroke-width="{width}"'
+        case Label(x, y, text, anchor, colour, upright):
+            turned = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if upright else ""
+            place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}'
+            return f'<text {place} fill="{css(colour)}">{escape(text)}</text>'
+    tooltip = f"<title>{escape(title)}</title>" if title else ""
+    return f"<{inner}>{tooltip}</{inner.split()[0]}>"
+
+
+def _paint(shape: Shape, image: Image.Image, scale: int) -> None:
+    pen = ImageDraw.Draw(image)
+    match shape:
+        case Dot(x, y, radius, colour):
+            ends = (x - radius, y - radius, x + radius, y + radius)
+            pen.ellipse([scale * end for end in ends], fill=rgb(colour))
+        case Box(x, y, width, height, colour, opacity):
+            mixed = tuple(round(255 - opacity * (255 - part)) for part in rgb(colour))
+            left, top = scale * x, scale * y
+            ends = (left, top, max(left, left + scale * width - 1), max(top, top + scale * height - 1))
+            pen.rectangle(ends, fill=mixed)
+        case Line(points, colour, width):
+            places = [(scale * x, scale * y) for x, y in points]
+            pen.line(places, fill=rgb(colour), width=max(1, round(scale * width)), joint="curve")
+        case Label(x, y, upright=True):  # level on the image turned by a quarter
+            turned = image.transpose(Image.Transpose.ROTATE_270)
+            place = ((image.height - 1) / scale - y, x)
+            _paint(shape._replace(x=place[0], y=place[1], upright=False), turned, scale)
+            image.paste(turned.transpose(Image.Transpose.ROTATE_90))
+        case Label(x, y, text, anchor, colour):
+            font, place = ImageFont.load_default(_FONT_PX * scale), (scale * x, scale * y)
+            pen.text(place, text, fill=rgb(colour), font=font, anchor=_ANCHORS[anchor])
 
 
 def css(colour: str) -> str:
@@ -206,9 +164,6 @@ def css(colour: str) -> str:
     return colour if colour.startswith("#") else f"var(--{colour})"
 
 
-def _rgb(colour: str) -> tuple[int, ...]:
-    return ImageColor.getrgb(LIGHT.get(colour, colour))
-
-
-def _tooltip(title: str) -> str:
-    return f"<title>{escape(title)}</title>" if title else ""
+def rgb(colour: str) -> tuple[int, ...]:
+    """Return a colour of the light theme in numbers."""
+    return ImageColor.getrgb(COLOURS[colour][0] if colour in COLOURS else colour)

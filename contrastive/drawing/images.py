@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
-from PIL import ImageColor
 from torch import Tensor
 
-from contrastive.drawing.canvas import LIGHT
+from contrastive.drawing.canvas import rgb
 
 _FRAME, _GAP = 3, 2
 
@@ -18,10 +17,7 @@ def strip(
 ) -> UInt8[Tensor, "3 h w"]:
     """Draw a query and its negatives side by side, ``side`` px each; those marked ``same`` in a red frame."""
     tile = side + 2 * (_FRAME + _GAP)
-    paper, frame = (
-        torch.tensor(ImageColor.getrgb(LIGHT[name]), dtype=torch.uint8)[:, None, None]
-        for name in ("card", "same")
-    )
+    paper, frame = (torch.tensor(rgb(name), dtype=torch.uint8)[:, None, None] for name in ("card", "same"))
     drawn = paper.repeat(1, tile, tile * len(images))
     for place, (image, framed) in enumerate(zip(images, same, strict=True)):
         left = place * tile + _GAP

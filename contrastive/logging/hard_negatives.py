@@ -13,20 +13,11 @@ from memory_bank.replacing import replacing
 
 @dataclass(frozen=True)
 class HardNegative:
-    """A negative that was mined for an anchor.
+    """A negative that was mined for an anchor; the fields are the columns of mined.csv."""
 
-    Attributes:
-        anchor_row: Row of the data set.
-        anchor_key: Its file.
-        rank: 0 is the most similar of the anchor's negatives.
-        negative_row: Row of the data set.
-        negative_key: Its file.
-        similarity: To the anchor's query.
-    """
-
-    anchor_row: int
-    anchor_key: str
-    rank: int
+    anchor_row: int  # of the data set
+    anchor_key: str  # its file
+    rank: int  # 0: the most similar of the anchor's negatives
     negative_row: int
     negative_key: str
     similarity: float

@@ -21,23 +21,14 @@ _MOST_POINTS = 1500  # of the map
 
 @dataclass(frozen=True)
 class Map:
-    """Test features in the plane.
-
-    Attributes:
-        points: Coordinates.
-        labels: Class of each point.
-        classes: Names of the classes.
-        method: ``t-SNE`` or ``PCA``.
-        health: Of all test features.
-        full_rank: What their effective rank could be.
-    """
+    """Test features in the plane."""
 
     points: Float[Tensor, "n 2"]
     labels: Int[Tensor, " n"]
     classes: tuple[str, ...]
-    method: str
-    health: Health
-    full_rank: int
+    method: str  # t-SNE or PCA
+    health: Health  # of all test features
+    full_rank: int  # the most that their effective rank could be
 
 
 @dataclass(frozen=True)

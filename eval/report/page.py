@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from contrastive.drawing.canvas import DARK, LIGHT, css
+from contrastive.drawing.canvas import COLOURS, css
 
 # A browser loads nothing but what is in the page.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -31,7 +31,7 @@ def page(title: str, sections: Iterable[str]) -> str:
 
 def _style() -> str:
     light, dark = (
-        "".join(f"--{name}: {value}; " for name, value in palette.items()) for palette in (LIGHT, DARK)
+        "".join(f"--{name}: {pair[theme]}; " for name, pair in COLOURS.items()) for theme in (0, 1)
     )
     themes = f":root {{ {light}}}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n"
     return themes + (resources.files("eval.report") / "style.css").read_text()

@@ -35,48 +35,28 @@ STATISTICS = {
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy.
+    """An accuracy in [0, 1] with its 95% interval."""
 
-    Attributes:
-        name: Such as ``top1``.
-        value: The encoder's, in [0, 1].
-        low: Start of its 95% interval.
-        high: Its end.
-        baselines: The accuracy of each baseline, and the encoder's gain over it.
-    """
-
-    name: str
+    name: str  # such as top1
     value: float
     low: float
     high: float
-    baselines: dict[str, tuple[float, float]]
+    baselines: dict[str, tuple[float, float]]  # accuracy of each, and the encoder's gain over it
 
 
 @dataclass(frozen=True)
 class Result:
-    """Accuracies of one protocol, from ``eval/<protocol>.json``.
-
-    Attributes:
-        scores: In the file's order.
-        warnings: Sentences for the reader.
-        data: Name of the data set.
-        classes: Their names.
-        rows: Number of training and test images.
-        test_part: Where the test images come from.
-        fingerprint: Differs where the images do.
-        confusion: Counts by true and predicted class; None where the protocol has none.
-        origin: Settings, hashes and versions, as JSON.
-    """
+    """Accuracies of one protocol, from ``eval/<protocol>.json``."""
 
     scores: list[Score]
     warnings: list[str]
-    data: str
+    data: str  # name of the data set
     classes: list[str]
-    rows: tuple[int, int]
-    test_part: str
-    fingerprint: str
-    confusion: list[list[int]] | None
-    origin: str
+    rows: tuple[int, int]  # training, test
+    test_part: str  # where the test images come from
+    fingerprint: str  # of the images
+    confusion: list[list[int]] | None  # by true class, then by predicted class
+    origin: str  # settings, hashes and versions, as JSON
 
 
 @dataclass(frozen=True)
@@ -89,23 +69,14 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of one run, or of another library's network that was evaluated.
+    """A run directory, or the folder of another library's network that was evaluated."""
 
-    Attributes:
-        name: Of its folder, or the path where two folders have one name.
-        folder: Where it is.
-        settings: From config.yaml; None without one.
-        results: Accuracies by protocol.
-        statistics: None where the stats protocol was not run.
-        metrics: Rows of metrics.csv; may be empty.
-    """
-
-    name: str
+    name: str  # of the folder, or the path where two folders have one name
     folder: Path
-    settings: PretrainConfig | None
-    results: dict[str, Result]
+    settings: PretrainConfig | None  # None without config.yaml
+    results: dict[str, Result]  # by protocol
     statistics: Statistics | None
-    metrics: list[dict[str, str]]
+    metrics: list[dict[str, str]]  # rows of metrics.csv
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -184,7 +155,7 @@ def _statistics(raw: dict[str, Any]) -> Statistics:
     return Statistics(numbers, told)
 
 
-def _text(value: float | str | None) -> str:
+def _text(value: int | float | str | None) -> str:
     """Format a statistic; JSON has null for what is not finite."""
     if value is None:
         return "not finite"

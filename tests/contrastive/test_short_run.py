@@ -88,7 +88,7 @@ def test_look_ups_further_ahead_than_keys_live_are_named():
 
 
 def test_a_band_that_does_not_arrive_and_a_warm_up_that_does_not_end_are_named():
-    config, plan = make(mining=mining(band_end=[0.0, 0.1], band_steps=10_000), warmup=3.0)
+    config, plan = make(mining=mining(band_end=[0.0, 0.1], band_steps=250), warmup=3.0)
     warm_up, ring = lines(config, plan)
     assert "schedule.warmup_epochs=3 takes all 249 steps" in warm_up
     assert "lower mining.band_steps to 249 or less" in ring

@@ -62,7 +62,7 @@ def test_unlabelled_images_from_end_to_end(new_run, photos, capsys):
         )
     found = result["scores"]["encoder"]
     assert found["alignment"] == pytest.approx(probe.alignment(first, second), rel=1e-3)
-    assert len(result["details"]["encoder"]["dimension_std"]) == found["dimensions"] == 32
+    assert len(result["details"]["encoder"]["dimension_std"]) == found["dimensions"] == 64
 
 
 def test_labelled_parts_are_searched_together(shared_run, capsys):

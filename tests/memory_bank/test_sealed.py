@@ -3,6 +3,7 @@ import json
 import os
 import struct
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -71,6 +72,17 @@ def test_no_tensors_and_no_metadata(tmp_path):
     tensors, metadata = read(tmp_path / "a.safetensors")
     assert (tensors, set(metadata)) == ({}, {"seal"})
     assert safetensors.torch.load_file(tmp_path / "a.safetensors") == {}
+
+
+def test_empty_arrays_of_numpy_are_written(tmp_path):
+    """Their stride is 0; an index without a code has one."""
+    from memory_bank.sealed import read, write
+
+    path = tmp_path / "file.safetensors"
+    write(path, {"code": torch.from_numpy(np.zeros(0, np.float32)), "ids": torch.arange(3)}, {})
+    found, _ = read(path)
+    assert found["code"].shape == (0,)
+    assert found["ids"].tolist() == [0, 1, 2]
 
 
 def test_equal_contents_give_equal_bytes(tensors, tmp_path):

@@ -70,7 +70,7 @@ def test_a_map_of_many_classes_has_no_legend(figures):
 
 
 def test_confusion_is_blue_where_right_and_red_where_wrong(figures):
-    from contrastive.drawing.canvas import LIGHT
+    from contrastive.drawing.canvas import rgb
 
     names = [f"{row}" for row in range(100)]  # too many to be written
     counts = [[0] * 100 for _ in names]
@@ -78,7 +78,7 @@ def test_confusion_is_blue_where_right_and_red_where_wrong(figures):
     drawn = figures.confusion(counts, names).pixels(scale=2).float()
     side = drawn.shape[1] / 100
     cells = [[drawn[:, int((r + 0.4) * side), int((c + 0.4) * side)] for c in (0, 1)] for r in (0, 1)]
-    right, wrong = (torch.tensor(ImageColor.getrgb(LIGHT[name])).float() for name in ("s0", "same"))
+    right, wrong = (torch.tensor(rgb(name)).float() for name in ("s0", "same"))
     torch.testing.assert_close(cells[0][0], right)
     torch.testing.assert_close(cells[0][1], torch.full((3,), 255.0))
     torch.testing.assert_close(cells[1][0], (255 - 0.9**0.5 * (255 - wrong)).round())

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from PIL import ImageColor
 
 
 @pytest.fixture
@@ -15,7 +14,7 @@ def test_a_strip_shows_each_image_and_frames_what_has_the_same_label(drawing):
     drawn = drawing.strip(images, [False, True, False], side=32)
     tile = drawn.shape[1]
     assert drawn.shape == (3, tile, 3 * tile)
-    red = torch.tensor(ImageColor.getrgb(drawing.LIGHT["same"]), dtype=torch.uint8)
+    red = torch.tensor(drawing.rgb("same"), dtype=torch.uint8)
     for place, value in enumerate((10, 90, 200)):
         part = drawn[:, :, place * tile : (place + 1) * tile]
         assert (part == value).all(0).sum() == 32 * 32

@@ -195,7 +195,7 @@ def test_a_parquet_file_is_refused_without_pyarrow_and_holds_the_same_with_it(co
     assert (code, result["rows"], out.read_bytes()) == (0, 1335, b"parquet")
     assert list(written) == ["id", "path", "label", "embedding"]
     assert {len(column) for column in written.values()} == {1335}
-    assert len(written["embedding"][0]) == result["dim"] == 32
+    assert len(written["embedding"][0]) == result["dim"] == 64
 
 
 def test_the_card_tells_data_recipe_and_scores(command, tmp_path):

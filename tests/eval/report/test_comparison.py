@@ -132,7 +132,7 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path, compared):
 
 def test_health_where_it_was_measured(runs, compared):
     numbers = dict.fromkeys(("rankme", "dimensions", "alignment", "uniformity", "std"), 12.345)
-    found = numbers | {"verdict": "healthy", "alignment": None}
+    found = numbers | {"verdict": "healthy", "alignment": None, "dimensions": 64}
     stats = {
         "scores": dict.fromkeys(("encoder", "raw_pixels", "random_encoder"), found),
         "near_duplicates": {"pairs": 0, "listed": 0, "file": "near_duplicates.csv"},
@@ -143,6 +143,7 @@ def test_health_where_it_was_measured(runs, compared):
     assert "healthy" in words
     assert "12.3" in words
     assert "not finite" in words
+    assert "64" in page.text
 
 
 @pytest.mark.parametrize(
