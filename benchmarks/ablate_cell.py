@@ -13,13 +13,11 @@ import shutil
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from unittest import mock
 
 import torch
 from common import context, once
@@ -36,7 +34,7 @@ from eval.features import Extractor, Features, choose_device
 from eval.frozen import resolve
 from memory_bank.choose import choose
 from memory_bank.config import BankConfig, MiningConfig
-from memory_bank.miner import Miner
+from memory_bank.miner import Miner, build_miner
 from memory_bank.negatives import Negatives
 from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.storage import Storage, build_storage
@@ -114,8 +112,8 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     config = _config(cell, folder)
     device = choose_device(cell.device)
     ended: list[int] = []
-    with label_oracle(_labels(config)) if cell.oracle else nullcontext():
-        trained = once(lambda: ended.append(pretrain(config, keep_precision=True)[0]), device)
+    miner = label_oracle(_labels(config)) if cell.oracle else build_miner
+    trained = once(lambda: ended.append(pretrain(config, keep_precision=True, miner=miner)[0]), device)
     result: dict[str, Any] = {
         "arm": cell.arm,
         "temperature": cell.temperature,
@@ -312,15 +310,12 @@ class OracleMiner(Miner):
         return replace(found, shared_log_weight=found.shared_log_weight.masked_fill(same, -torch.inf))
 
 
-@contextmanager
-def label_oracle(labels: Tensor) -> Iterator[None]:
-    """Let the training step be served by an ``OracleMiner`` meanwhile."""
+def label_oracle(labels: Tensor) -> Callable[..., Miner]:
+    """Return the function that builds an ``OracleMiner`` where ``build_miner`` builds a Miner."""
 
     def build(bank: BankConfig, mining: MiningConfig, **given: Any) -> Miner:
         storage = build_storage(bank, rows=given["rows"], dim=given["dim"], device=given["device"])
         retrieval = choose(mining, storage, seed=given["seed"])
         return OracleMiner(storage, retrieval, mining, labels, given["seed"])
 
-    make: Callable[..., Miner] = build
-    with mock.patch("contrastive.module.build_miner", make):
-        yield
+    return build

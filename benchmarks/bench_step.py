@@ -34,12 +34,13 @@ from common import RESULTS, Clock, Spent, context, median, once, quartiles, rati
 from PIL import Image
 from torch import nn
 
+from contrastive.compiling import compiler
 from contrastive.config import PretrainConfig
 from contrastive.config_files import load_config
 from contrastive.data.files import list_images
-from contrastive.data.plan import Plan
 from contrastive.encoders.build import build_encoder
 from contrastive.module import ContrastiveModule
+from contrastive.networks import Networks
 from contrastive.optim import build_optimizer
 from contrastive.pretrain import pretrain
 
@@ -168,12 +169,11 @@ class Limit:
     """The networks, the optimizer and the moving average of a run, and nothing else."""
 
     def __init__(self, scene: Scene, config: PretrainConfig, device: torch.device) -> None:
-        plan = Plan(scene.batch, 0, scene.batch, 1_000)
         encoder = build_encoder(config.encoder, scene.side)
-        self.module = ContrastiveModule(config, plan, encoder, lambda module: None).to(device)
-        self.module.on_fit_start()  # pairs the averages, compiles where the run does
-        self.module.train()
-        self.optimizer = build_optimizer(self.module, config.optimizer, config.data.global_batch)
+        self.networks = Networks(encoder, config.encoder).to(device)
+        self.networks.prepare(compiler(config.run.compile, device))
+        self.networks.train()
+        self.optimizer = build_optimizer(self.networks, config.optimizer, config.data.global_batch)
         self.scene, self.device = scene, device
         self.views = [
             torch.randn(scene.batch, 3, scene.side, scene.side, device=device).contiguous(
@@ -184,15 +184,14 @@ class Limit:
         self.own = torch.arange(scene.batch, device=device)
 
     def step(self) -> None:
-        module = self.module
+        networks = self.networks
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.scene.precision == "bf16-mixed"):
-            query, key = module.embed(self.views[0]), module.embed_key(self.views[1])
+            query, key = networks.embed(self.views[0]), networks.embed_key(self.views[1])
         loss = F.cross_entropy(query @ key.T / 0.2, self.own)  # the batch's other keys, or it would collapse
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        for follow in module._follow:
-            follow(0.99)
+        networks.follow(0.99)
 
     def turn(self) -> Spent:
         return once(lambda: [self.step() for _ in range(self.scene.steps)], self.device)

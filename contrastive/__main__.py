@@ -2,7 +2,6 @@
 
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 
 from contrastive.config import PretrainConfig, UserError
@@ -58,7 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     log_to_stderr()
-    _quieten()
     try:
         with stopping():
             return _run(given)
@@ -94,13 +92,6 @@ def _run(arguments: Sequence[str]) -> int:
     if result is not None:
         answer(json.dumps(result))
     return code
-
-
-def _quieten() -> None:
-    """Warnings of libraries that are not the user's to mend."""
-    warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-    # Untrue here: the last step has a row whatever the interval.
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Lightning runs the devices, the precision, DDP and accumulation. What it does di
 import contextlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,13 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from torch import Tensor
 from torch.amp import GradScaler
+
+
+def ignore_untrue_warnings() -> None:
+    """Ignore warnings of libraries that a user of this project cannot act on."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+    # Untrue here: the last step has a row whatever the interval.
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
 
 
 def continue_after(checkpoint: dict[str, Any], accumulate: int) -> None:

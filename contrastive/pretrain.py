@@ -37,7 +37,7 @@ from contrastive.encoders.build import build_encoder
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.weights import load_weights, save_encoder
 from contrastive.fit_checks import check_fit, check_readable
-from contrastive.lightning_glue import progress_bar
+from contrastive.lightning_glue import ignore_untrue_warnings, progress_bar
 from contrastive.logging.memory import peak_memory
 from contrastive.logging.metrics_csv import MetricsCsv, read_metrics
 from contrastive.logging.throughput import Throughput
@@ -104,6 +104,7 @@ def pretrain(
     Raises:
         UserError: wrong input; exit code 2.
     """
+    ignore_untrue_warnings()
     given = Given(images, encoder, method, miner, callbacks)
     if dry_run:
         return _dry_run(config, given, keep_precision)

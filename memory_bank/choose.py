@@ -4,7 +4,7 @@ import math
 
 from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
-from memory_bank.methods.base import Method, method_of
+from memory_bank.methods.base import MiningMethod, method_of
 from memory_bank.policy import skip_top
 from memory_bank.retrieval.base import Retrieval
 from memory_bank.retrieval.exact import Exact, Subsample
@@ -25,7 +25,9 @@ EXACT_ROWS_GPU = 131_072
 REACH = 2048
 
 
-def choose(config: MiningConfig, bank: Storage, *, seed: int, method: Method | None = None) -> Retrieval:
+def choose(
+    config: MiningConfig, bank: Storage, *, seed: int, method: MiningMethod | None = None
+) -> Retrieval:
     """Make the backend that ``config`` asks for; ``auto`` decides by rows, ranks needed and device.
 
     A bank on a GPU is searched by torch, not by FAISS's GPU build: its inverted files can neither remove nor
@@ -60,7 +62,7 @@ def choose(config: MiningConfig, bank: Storage, *, seed: int, method: Method | N
     return _faiss(config, bank, needed, seed, f" (auto: more than {EXACT_ROWS_CPU} rows on a CPU)")
 
 
-def is_sampled(config: MiningConfig, bank: Bank, method: Method) -> bool:
+def is_sampled(config: MiningConfig, bank: Bank, method: MiningMethod) -> bool:
     """Return whether a sample of the bank is searched: as set, or with ``auto`` if the band is deep."""
     if config.backend != "auto":
         return config.backend == "subsample"
@@ -104,7 +106,7 @@ def _reach(bank: Storage) -> int:
     return max(REACH, bank.capacity // 8)
 
 
-def _needed(config: MiningConfig, bank: Bank, method: Method) -> int:
+def _needed(config: MiningConfig, bank: Bank, method: MiningMethod) -> int:
     # A method without look-ups leaves only galleries of a few neighbours to search for.
     return method.depth(config, bank.capacity) if method.looks_up else 1
 

@@ -14,7 +14,7 @@ from memory_bank.choose import choose
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.draw import mix
 from memory_bank.lookahead import LookAhead
-from memory_bank.methods.base import Asked, Method, method_of
+from memory_bank.methods.base import Asked, MiningMethod, method_of
 from memory_bank.methods.in_batch import InBatch
 from memory_bank.metrics import LookupStats, Metrics, bank_metrics, mining_metrics
 from memory_bank.negatives import Negatives
@@ -52,7 +52,7 @@ class Miner:
         *,
         seed: int,
         upcoming: Callable[[int], Tensor | None] | None = None,
-        method: Method | None = None,
+        method: MiningMethod | None = None,
     ) -> None:
         self.bank, self.retrieval, self.config, self.seed = bank, retrieval, config, seed
         self.method = method or method_of(config)
@@ -243,7 +243,7 @@ def build_miner(
     device: torch.device,
     upcoming: Callable[[int], Tensor | None] | None = None,
     exchange: Exchange | None = None,
-    method: Method | None = None,
+    method: MiningMethod | None = None,
 ) -> Miner:
     """Build a miner for a dataset of ``rows``, embeddings of ``dim`` and a model on ``device``.
 

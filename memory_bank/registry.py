@@ -2,7 +2,7 @@
 
 To add a method of your own, put its class here before the config is built::
 
-    METHODS["mine"] = Mine  # a memory_bank.methods.base.Method
+    METHODS["mine"] = Mine  # a memory_bank.methods.base.MiningMethod
 """
 
 from collections.abc import Callable

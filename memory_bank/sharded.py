@@ -21,7 +21,7 @@ from memory_bank.bank import Bank
 from memory_bank.choose import EXACT_ROWS_CPU, is_sampled, sample_size
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.draw import domain, first, shuffled
-from memory_bank.methods.base import Method
+from memory_bank.methods.base import MiningMethod
 from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.retrieval.exact import Exact, Subsample
 from memory_bank.retrieval.flat import Flat
@@ -239,7 +239,7 @@ class ShardedBank(Bank):
 def build_sharded(
     bank: BankConfig,
     mining: MiningConfig,
-    method: Method,
+    method: MiningMethod,
     exchange: Exchange | None,
     *,
     rows: int,

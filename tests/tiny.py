@@ -84,3 +84,21 @@ def write_images(folder, count, *, size=32, channel=0, suffix="png", seed=0):
         pixels[..., channel] += 150
         Image.fromarray(pixels.astype(np.uint8)).save(path)
     return paths
+
+
+def run_config(folder, *overrides):
+    """Return the config of a whole run below ``folder``, without monitors, in a second or two."""
+    return config(
+        f"run.root={folder / 'runs'}",
+        "run.name=tiny",
+        "schedule.epochs=2",
+        "schedule.warmup_epochs=0",
+        "logging.every_n_steps=1",
+        "logging.knn_every_epochs=0",
+        "logging.probe_every_epochs=0",
+        "logging.mined_rows=0",
+        "logging.progress=false",
+        "logging.wandb.mode=disabled",
+        "trainer.accelerator=cpu",
+        *overrides,
+    )

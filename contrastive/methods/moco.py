@@ -7,7 +7,7 @@ from torch import Tensor
 
 from contrastive.distributed import Rows, gather_rows
 from contrastive.methods.method import Method, Outcome, Parts, mean_outcome
-from contrastive.objectives.build import Objective, build_objective
+from contrastive.objectives.build import Loss, build_objective
 from contrastive.objectives.logits import Diagnostics
 from memory_bank.negatives import Negatives
 
@@ -23,14 +23,13 @@ class Moco(Method):
 
     Args:
         parts: See Method.
-        objective: ``(query, key, negatives, ids=, step=) -> (loss, diagnostics)``; None builds the one that
-            the config names.
+        objective: The loss; None builds the one that the config names.
     """
 
-    def __init__(self, parts: Parts, objective: Objective | None = None) -> None:
+    def __init__(self, parts: Parts, objective: Loss | None = None) -> None:
         super().__init__(parts)
         config = parts.config
-        self.objective = objective or build_objective(
+        self.objective: Loss = objective or build_objective(
             config.objective, config.mining, seed=config.run.seed, labels=parts.labels
         )
         self.symmetric = config.objective.symmetric

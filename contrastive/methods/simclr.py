@@ -8,7 +8,7 @@ from torch import Tensor
 from contrastive.distributed import Rows
 from contrastive.methods.in_batch import other_images, refuse_look_ahead
 from contrastive.methods.method import Method, Outcome, Parts, mean_outcome
-from contrastive.objectives.build import Objective, build_objective
+from contrastive.objectives.build import Loss, build_objective
 
 
 class SimClr(Method):
@@ -30,11 +30,11 @@ class SimClr(Method):
     averages_keys = False
     mines = False
 
-    def __init__(self, parts: Parts, objective: Objective | None = None) -> None:
+    def __init__(self, parts: Parts, objective: Loss | None = None) -> None:
         super().__init__(parts)
         config = parts.config
         refuse_look_ahead(config)
-        self.objective = objective or build_objective(
+        self.objective: Loss = objective or build_objective(
             config.objective, config.mining, in_batch=True, seed=config.run.seed, labels=parts.labels
         )
 

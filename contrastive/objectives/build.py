@@ -14,6 +14,9 @@ from contrastive.registry import OBJECTIVES
 from memory_bank.config import MiningConfig
 from memory_bank.negatives import Negatives
 
+Loss = Callable[..., tuple[Tensor, Diagnostics]]
+"""``(query, key, negatives, *, ids, step) -> (loss, diagnostics)``, as ``Objective.__call__`` has it."""
+
 StepInputs = Callable[[Tensor, int], dict[str, Any]]
 """What a loss needs beside query, key and negatives: from the images' rows and the optimizer step."""
 

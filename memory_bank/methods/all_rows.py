@@ -4,11 +4,11 @@ from typing_extensions import override
 
 from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
-from memory_bank.methods.base import Answer, Asked, LookUp, Method, with_fresh_batch
+from memory_bank.methods.base import Answer, Asked, LookUp, MiningMethod, with_fresh_batch
 from memory_bank.negatives import unless
 
 
-class AllRows(Method):
+class AllRows(MiningMethod):
     """Use every admissible row once; the batch's fresh keys stand for their own stale slots."""
 
     looks_up = False

@@ -74,7 +74,7 @@ class LookUp(Protocol):
     def __call__(
         self, admissible: Bool[Tensor, " n"], ceiling: Float[Tensor, " b"] | None = None
     ) -> Candidates:
-        """Return the closest ``admissible`` rows of each query: ``Method.depth`` or more, if there are.
+        """Return the closest ``admissible`` rows of each query: ``MiningMethod.depth`` or more, if there are.
 
         Args:
             admissible: Slots that may come back.
@@ -82,7 +82,7 @@ class LookUp(Protocol):
         """
 
 
-class Method(ABC):
+class MiningMethod(ABC):
     """A way to turn rows of the bank into negatives.
 
     Attributes:
@@ -110,9 +110,9 @@ class Method(ABC):
         return min(rows, config.num_hard)
 
 
-def method_of(config: MiningConfig) -> Method:
+def method_of(config: MiningConfig) -> MiningMethod:
     """Make the method that ``mining.method`` names."""
-    method: Method = METHODS[config.method]()
+    method: MiningMethod = METHODS[config.method]()
     return method
 
 

@@ -25,14 +25,22 @@ from typing_extensions import override
 from memory_bank import policy
 from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
-from memory_bank.methods.base import Answer, Asked, LookUp, Method, distinct, with_fresh_batch, with_hard
+from memory_bank.methods.base import (
+    Answer,
+    Asked,
+    LookUp,
+    MiningMethod,
+    distinct,
+    with_fresh_batch,
+    with_hard,
+)
 from memory_bank.metrics import LookupStats
 
 # Purpose of the random draw.
 _SHARED = 3
 
 
-class FullBank(Method):
+class FullBank(MiningMethod):
     """Retrieve the ``num_hard`` nearest rows (R), and draw ``num_uniform`` rows (U) to stand for the rest."""
 
     @override

@@ -4,11 +4,11 @@ from typing_extensions import override
 
 from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
-from memory_bank.methods.base import Answer, Asked, LookUp, Method
+from memory_bank.methods.base import Answer, Asked, LookUp, MiningMethod
 from memory_bank.negatives import Negatives, unless
 
 
-class InBatch(Method):
+class InBatch(MiningMethod):
     """Use the other keys of the batch as negatives of every query."""
 
     looks_up = False

@@ -9,7 +9,7 @@ from typing_extensions import override
 from memory_bank import policy
 from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
-from memory_bank.methods.base import Answer, Asked, LookUp, Method, distinct, with_hard
+from memory_bank.methods.base import Answer, Asked, LookUp, MiningMethod, distinct, with_hard
 from memory_bank.metrics import LookupStats
 from memory_bank.negatives import Negatives, unless
 
@@ -17,7 +17,7 @@ from memory_bank.negatives import Negatives, unless
 _HARD, _SHARED = 2, 3
 
 
-class Ranked(Method):
+class Ranked(MiningMethod):
     """Draw ``num_hard`` rows from each query's band (``policy.py``) and ``num_uniform`` for all queries."""
 
     @override

@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 from typing_extensions import override
 
 from memory_bank.config import BankConfig, MiningConfig
-from memory_bank.methods.base import Answer, Method, distinct, with_hard
+from memory_bank.methods.base import Answer, MiningMethod, distinct, with_hard
 from memory_bank.miner import build_miner
 from memory_bank.negatives import Negatives
 from memory_bank.registry import METHODS
@@ -14,7 +14,7 @@ from memory_bank.registry import METHODS
 LIMIT = 0.9
 
 
-class BelowLimit(Method):
+class BelowLimit(MiningMethod):
     """Push each query away from its nearest rows, but not from near-duplicates of its image."""
 
     @override
