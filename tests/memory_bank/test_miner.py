@@ -286,6 +286,18 @@ def test_nothing_is_near_until_min_fill_so_that_an_index_is_trained_on_enough():
         subject.write(key, ids, step)
 
 
+def test_rows_that_the_step_has_written_anew_do_not_count_as_young_negatives():
+    world, subject = World(), miner(bank={"dtype": "float32"}, num_uniform=0)
+    run(subject, world, 9)
+    ids, query, key = world.step(9)
+    found = subject.negatives(query, key, ids, 9)
+    kept = ~torch.isin(found.hard_ids, ids)
+    assert not kept.all()
+    age = (9 - subject.bank.written_at[found.hard_ids])[kept].float().mean()
+    subject.write(key, ids, 9)
+    assert float(subject.metrics()["mining/age_mean"]) == pytest.approx(float(age), rel=1e-6)
+
+
 def test_metrics_say_what_was_mined():
     world, subject = World(), miner(bank={"dtype": "float32"}, num_uniform=0)
     run(subject, world, 9)
