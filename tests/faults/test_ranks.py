@@ -72,18 +72,18 @@ def test_sharded_bank_trains_and_resumes_as_a_replicated_one(lab, whole):
     ],
 )
 def test_rank_that_hangs_is_named_and_the_run_ends(lab, rank, where):
-    run = lab.start("hanging", "run.hang_s=2", ranks=2, faults={rank: [["hang_at", 6, where]]})
+    run = lab.start("hanging", "run.hang_s=4", ranks=2, faults={rank: [["hang_at", 6, where]]})
     ended = run.wait()
     assert ended.codes == [1, 1]
     named = f"rank {rank} on {socket.gethostname()}, process {run.pids[rank]}, hangs; the others wait for it"
     for err in ended.err:
-        assert f"no progress for 2 s: {named}\n" in err
+        assert f"no progress for 4 s: {named}\n" in err
     assert lab.finish("hanging", ranks=2).rows  # from the checkpoint of step 4
 
 
 @pytest.mark.faults
 def test_rank_whose_machine_stands_still_is_named(lab):
-    run = lab.start("frozen", "run.hang_s=2", "schedule.epochs=200", ranks=2)
+    run = lab.start("frozen", "run.hang_s=4", "schedule.epochs=200", ranks=2)
     while not (lab.folder / "runs" / "frozen" / "metrics.csv").is_file():
         time.sleep(0.05)
     run.kill(signal.SIGSTOP, [1])

@@ -188,6 +188,7 @@ import os, signal, sys, threading, time
 import torch
 from tests.memory_bank.worlds import World, miner, run
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started without
 world = World()
 subject = miner(world, query="stored", overlap=True)
 run(subject, world, 4)
