@@ -1,5 +1,6 @@
 """Checks of a run that need its images or its devices; all of them come before the first byte is written."""
 
+import logging
 import math
 
 import pytorch_lightning as pl
@@ -7,6 +8,13 @@ import pytorch_lightning as pl
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.decode import Unreadable
 from contrastive.data.images import Images
+from contrastive.data.plan import Plan
+from contrastive.run_dir import is_first_rank
+from contrastive.short_run import too_short_for
+from memory_bank.miner import Miner
+from memory_bank.policy import overruled
+
+logger = logging.getLogger(__name__)
 
 
 def check_readable(images: Images) -> None:
@@ -62,3 +70,19 @@ def _check_batch_norm(config: PretrainConfig, trainer: pl.Trainer) -> None:
             f"encoder.batch_norm=sync works between GPUs, these are {ranks} processes on the CPU; use "
             "encoder.batch_norm=shuffle"
         )
+
+
+def warn_of_settings(config: PretrainConfig, plan: Plan, miner: Miner, mines: bool) -> None:
+    """Warn of settings that others overrule, or that the run is too short for."""
+    slots = config.bank.capacity or plan.rows
+    young = (config.bank.max_age or slots) * config.data.global_batch
+    short = too_short_for(config, plan, mines=mines, approximate=miner.retrieval.approximate)
+    for line in [*overruled(config.mining, min(slots, young)), *short] if is_first_rank() else ():
+        logger.warning("%s", line)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` means too little memory; devices have exceptions of their own for this, or none."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "allocate memory")
+    )

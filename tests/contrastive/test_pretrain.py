@@ -344,11 +344,11 @@ def test_a_look_up_that_fails_on_its_thread_stops_the_run_with_its_own_traceback
 @pytest.fixture
 def alerts(monkeypatch):
     """Title and text of what W&B would tell people."""
-    from contrastive import pretrain
+    from contrastive import fitting
     from contrastive.callbacks import watch_health
 
     sent = []
-    for module in (pretrain, watch_health):
+    for module in (fitting, watch_health):
         monkeypatch.setattr(module, "alert", lambda trainer, title, text: sent.append((title, text)))
     return sent
 
@@ -642,12 +642,12 @@ def test_settings_that_fail_late_are_refused_early(run, tmp_path, override):
 
 
 def test_networks_that_do_not_fit_into_memory_are_refused(run, tmp_path, monkeypatch):
-    from contrastive import pretrain
+    from contrastive import parts
 
     def build(config, image_size):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nmore")
 
-    monkeypatch.setattr(pretrain, "build_encoder", build)
+    monkeypatch.setattr(parts, "build_encoder", build)
     code, _, err = run()
     assert code == 2
     assert "can't allocate memory); lower encoder.width" in err
@@ -833,13 +833,13 @@ def trained(monkeypatch):
     """Precision of each run that started, on a processor with bfloat16 instructions or without."""
     from contrastive import pretrain, trainer_settings
 
-    found, fit = [], pretrain._fit
+    found, fit = [], pretrain.fit
 
     def noted(trainer, *others):
         found.append(trainer.precision)
         return fit(trainer, *others)
 
-    monkeypatch.setattr(pretrain, "_fit", noted)
+    monkeypatch.setattr(pretrain, "fit", noted)
 
     def on(bf16):
         monkeypatch.setattr(trainer_settings, "_cpu_has_bf16", lambda: bf16)
@@ -924,24 +924,24 @@ def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
     assert (title, "collapse of the embeddings" in text) == ("collapse", True)
 
 
-@pytest.mark.parametrize("when", ["open_train", "build_loader"])  # outside of Lightning's fit, and within
+@pytest.mark.parametrize("when", ["pretrain.open_train", "parts.build_loader"])  # outside of Lightning's fit, and within
 def test_a_signal_ends_a_dry_run_without_a_promise(run, tmp_path, monkeypatch, when):
     asked = []
     monkeypatch.setattr("contrastive.__main__.requeue", lambda: asked.append("requeue"))
-    monkeypatch.setattr(f"contrastive.pretrain.{when}", lambda *_, **__: signal.raise_signal(signal.SIGUSR1))
+    monkeypatch.setattr(f"contrastive.{when}", lambda *_, **__: signal.raise_signal(signal.SIGUSR1))
     code, _, err = run("--dry-run")
     assert (code, err.splitlines()[-1]) == (75, "stopped by SIGUSR1; nothing is kept")
     assert (asked, (tmp_path / "runs").exists()) == ([], False)
 
 
-@pytest.mark.parametrize("when", ["open_train", "build_loader"])  # outside of Lightning's fit, and within
+@pytest.mark.parametrize("when", ["pretrain.open_train", "parts.build_loader"])  # outside of Lightning's fit, and within
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT"])
 def test_a_signal_before_the_first_step_ends_the_start_in_order(run, monkeypatch, when, name):
     asked, before = [], signal.getsignal(signal.Signals[name])
     with monkeypatch.context() as patch:
         patch.setattr("contrastive.__main__.requeue", lambda: asked.append("requeue"))
         patch.setattr(
-            f"contrastive.pretrain.{when}", lambda *_, **__: signal.raise_signal(signal.Signals[name])
+            f"contrastive.{when}", lambda *_, **__: signal.raise_signal(signal.Signals[name])
         )
         code, _, err = run()
     assert code == 75

@@ -1,0 +1,70 @@
+"""The callbacks of a run."""
+
+from pathlib import Path
+from typing import cast
+
+import pytorch_lightning as pl
+
+from contrastive.callbacks.gallery import Gallery
+from contrastive.callbacks.metrics import LogMetrics
+from contrastive.callbacks.online import OnlineScores
+from contrastive.callbacks.profile import ProfileSteps
+from contrastive.callbacks.saving import SaveCheckpoint
+from contrastive.callbacks.watch_health import WatchHealth
+from contrastive.callbacks.watch_mining import WatchMining
+from contrastive.callbacks.watch_ranks import WatchRanks
+from contrastive.config import PretrainConfig
+from contrastive.data.images import Images
+from contrastive.data.plan import Plan
+from contrastive.data.sources import open_labelled_train
+from contrastive.encoders.weights import save_encoder
+from contrastive.lightning_glue import progress_bar
+from contrastive.logging.throughput import Throughput
+from contrastive.module import ContrastiveModule
+from contrastive.run_dir import UnreadableFiles
+
+
+def build_saving(config: PretrainConfig, plan: Plan, run_dir: Path) -> SaveCheckpoint:
+    """Build what saves the checkpoints, each with the encoder beside it."""
+
+    def write_files(trainer: pl.Trainer, folder: Path) -> None:
+        module = cast(ContrastiveModule, trainer.lightning_module)
+        write_encoder(config, module, folder)
+
+    return SaveCheckpoint(
+        run_dir / "checkpoints",
+        config.run.checkpoint_every or plan.steps_per_epoch,
+        max(2, config.run.keep_last),
+        extra_files=write_files,
+        in_doubt=lambda trainer: cast(ContrastiveModule, trainer.lightning_module).guard.in_doubt,
+    )
+
+
+def build_monitors(
+    config: PretrainConfig, images: Images, run_dir: Path, unreadable: UnreadableFiles
+) -> list[pl.Callback]:
+    """Build what watches, logs and draws, in the order it is called."""
+    logging = config.logging
+    callbacks: list[pl.Callback] = [
+        Throughput(),
+        LogMetrics(unreadable, images.labels),
+        WatchHealth(),
+        WatchMining(),
+        WatchRanks(config.run.hang_s),
+    ]
+    if config.profile:
+        callbacks.append(ProfileSteps())
+    scored = logging.knn_every_epochs or logging.probe_every_epochs
+    labelled = open_labelled_train(config.data) if scored else None
+    if labelled is not None:
+        callbacks.append(OnlineScores(labelled, logging.knn_every_epochs, logging.probe_every_epochs))
+    if logging.mined_rows:
+        callbacks.append(Gallery(images, run_dir, logging.mined_rows))
+    if (bar := progress_bar(config.logging.progress)) is not None:
+        callbacks.append(bar)
+    return callbacks
+
+
+def write_encoder(config: PretrainConfig, module: ContrastiveModule, folder: Path) -> None:
+    """Write ``encoder.safetensors``, the product of the run."""
+    save_encoder(folder / "encoder.safetensors", module.encoder, config.encoder, config.data, {})

@@ -1,0 +1,129 @@
+"""Builds the parts of a run that do not come from a callback: networks, miner, method, module."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from contrastive.config import PretrainConfig, UserError
+from contrastive.data.images import Images
+from contrastive.data.loader import build_loader
+from contrastive.data.plan import Plan
+from contrastive.distributed import Collectives
+from contrastive.encoders.build import build_encoder
+from contrastive.encoders.encoder import Encoder
+from contrastive.encoders.weights import load_weights
+from contrastive.fit_checks import check_fit, is_out_of_memory, warn_of_settings
+from contrastive.methods.build import find_method
+from contrastive.methods.method import BuildMethod, Parts
+from contrastive.module import ContrastiveModule
+from contrastive.networks import Networks
+from contrastive.run_dir import UnreadableFiles
+from memory_bank.miner import Miner, build_miner
+
+
+@dataclass(frozen=True)
+class Given:
+    """Parts that a program hands to ``pretrain`` in place of those the config names; see there."""
+
+    images: Images | None = None
+    encoder: Encoder | None = None
+    method: BuildMethod | None = None
+    miner: Callable[..., Miner] = build_miner
+    callbacks: Sequence[pl.Callback] = field(default=())
+
+
+def build_module(
+    config: PretrainConfig,
+    given: Given,
+    plan: Plan,
+    images: Images,
+    trainer: pl.Trainer,
+    unreadable: UnreadableFiles,
+    *,
+    resumed: bool = False,
+) -> ContrastiveModule:
+    """Build the module of a run, after checking that its settings and devices fit each other.
+
+    Args:
+        config: The run.
+        given: Parts that take the place of the config's.
+        plan: Who sees what.
+        images: The data set.
+        trainer: Says which devices there are.
+        unreadable: Where images that cannot be read are listed.
+        resumed: Whether a checkpoint will bring the weights.
+
+    Raises:
+        UserError: settings that do not fit each other, the data or the devices.
+    """
+
+    def note_corrupt(row: int, reason: str) -> None:
+        unreadable.add(row, images.key(row), reason)
+
+    def loader(trainer: pl.Trainer) -> Any:
+        return build_loader(
+            images,
+            plan,
+            config.data,
+            device=trainer.strategy.root_device,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            accumulate=trainer.accumulate_grad_batches,
+            whole_plan=True,
+            on_corrupt=note_corrupt,
+            progress=config.logging.progress,
+        )
+
+    check_fit(config, trainer)
+    method = given.method or find_method(config)
+    networks = _build_networks(config, given.encoder, resumed, getattr(method, "averages_keys", True))
+    miner = _build_miner(config, given.miner, plan, trainer)
+    warn_of_settings(config, plan, miner, getattr(method, "mines", True))
+    labels = images.labels if config.objective.name == "supcon" else None
+    if config.objective.name == "supcon" and labels is None:
+        raise UserError(
+            f"objective.name=supcon: data.name={config.data.name} has no labels; use data.name=imagefolder "
+            "with a folder for each class, or another objective"
+        )
+    parts = Parts(config, networks, miner, labels)
+    return ContrastiveModule(config, plan, method(parts), loader, row_identity=images.numbering())
+
+
+def _build_networks(
+    config: PretrainConfig, encoder: Encoder | None, resumed: bool, averaged: bool
+) -> Networks:
+    torch.manual_seed(config.run.seed)
+    try:
+        if encoder is None:
+            encoder = build_encoder(config.encoder, config.data.image_size)
+        if config.encoder.weights is not None and not resumed:  # a checkpoint has every weight
+            load_weights(encoder, Path(config.encoder.weights))
+        return Networks(encoder, config.encoder, seed=config.run.seed, averaged=averaged)
+    except RuntimeError as error:  # torch's word for too little memory, and for sizes beyond counting
+        raise UserError(
+            f"encoder: the networks cannot be made ({str(error).splitlines()[0]}); lower encoder.width, "
+            "encoder.projector_hidden or encoder.predictor_hidden"
+        ) from error
+
+
+def _build_miner(
+    config: PretrainConfig, build: Callable[..., Miner], plan: Plan, trainer: pl.Trainer
+) -> Miner:
+    try:
+        return build(
+            config.bank,
+            config.mining,
+            rows=plan.rows,
+            dim=config.encoder.projector_dim,
+            seed=config.run.seed,
+            device=trainer.strategy.root_device,
+            upcoming=lambda step: plan.ids(step) if step < plan.total_steps else None,
+            exchange=Collectives(trainer.global_rank, trainer.world_size),
+        )
+    except (ValueError, RuntimeError, MemoryError) as error:
+        remedy = "; lower bank.capacity or encoder.projector_dim" if is_out_of_memory(error) else ""
+        raise UserError(f"bank and mining: {error}{remedy}") from error

@@ -1,0 +1,59 @@
+"""What a run leaves when it ends."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from contrastive.callbacks.build import write_encoder
+from contrastive.callbacks.watch_mining import WatchMining
+from contrastive.checkpoint.folder import read_last
+from contrastive.config import PretrainConfig
+from contrastive.logging.memory import peak_memory
+from contrastive.logging.metrics_csv import read_metrics
+from contrastive.logging.wandb_logger import finish_wandb
+from contrastive.module import ContrastiveModule
+from contrastive.run_dir import write_atomically
+
+
+def finish(
+    config: PretrainConfig,
+    module: ContrastiveModule,
+    trainer: pl.Trainer,
+    run_dir: Path,
+    seconds: float,
+    code: int,
+    steps: int,
+) -> dict[str, Any]:
+    """Write encoder.safetensors and summary.json, tell W&B, and return the summary.
+
+    A run that diverged (``code`` 3) writes neither; its summary names the last good
+    checkpoint's encoder.
+    """
+    rows = read_metrics(run_dir / "metrics.csv") if (run_dir / "metrics.csv").is_file() else {}
+    known = {name: [value for value in values if math.isfinite(value)] for name, values in rows.items()}
+    home = run_dir if code != 3 else read_last(run_dir / "checkpoints")
+    summary = {
+        "run": str(run_dir),
+        "encoder": str(home / "encoder.safetensors") if home is not None else None,
+        "steps": trainer.global_step,
+        "epochs": trainer.global_step / module.plan.steps_per_epoch,
+        "seconds": round(seconds, 1),
+        "peak_memory_mib": peak_memory(module.device),
+        "metrics": {name: values[-1] for name, values in known.items() if values},
+        "finished": code == 0 and trainer.global_step >= steps,
+        "bank_used": _is_bank_used(trainer),
+    }
+    if code != 3:
+        write_encoder(config, module, run_dir)
+    if code == 0:
+        write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    finish_wandb(trainer.loggers, summary, run_dir / "encoder.safetensors" if code == 0 else None, code)
+    return summary
+
+
+def _is_bank_used(trainer: pl.Trainer) -> bool:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+    return any(each.bank_used for each in callbacks if isinstance(each, WatchMining))
