@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from contrastive.checkpoint.folder import point, read_last, remove_stale
-from contrastive.checkpoint.storage import DirectoryCheckpointIO, SaveOptions
+from contrastive.checkpoint.storage import DirectoryCheckpointIO, ExtraFiles, SaveOptions
 from contrastive.logging.throughput import off_the_clock
 
 
@@ -103,8 +102,9 @@ class SaveCheckpoint(Checkpoint):
         """Know the step that was resumed from as saved."""
         self.step = int(state_dict["step"])
 
-    def _files_of(self, trainer: Trainer) -> Callable[[Path], None] | None:
-        return None if self._extra_files is None else partial(self._extra_files, trainer)
+    def _files_of(self, trainer: Trainer) -> ExtraFiles | None:
+        write = self._extra_files
+        return None if write is None else lambda checkpoint, folder: write(trainer, folder)
 
     def _report(self, error: OSError) -> None:
         if not self._warned:

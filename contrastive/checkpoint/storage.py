@@ -17,8 +17,8 @@ from memory_bank.state import BANK, read_state, save_state
 
 _MINER = "miner"  # the entry of Lightning's dict that is kept in a file of its own
 
-ExtraFiles = Callable[[Path], None]
-"""Writes further files of a checkpoint: gets the directory being filled."""
+ExtraFiles = Callable[[dict[str, Any], Path], None]
+"""Writes further files of a checkpoint: gets Lightning's checkpoint dict and the directory being filled."""
 
 
 @dataclass
@@ -112,7 +112,7 @@ def _write(path: Path, checkpoint: dict[str, Any], extra_files: ExtraFiles | Non
         if bank is not None:
             save_state(partial / BANK, bank)
         if extra_files is not None:
-            extra_files(partial)
+            extra_files(checkpoint, partial)
         seal(partial, int(checkpoint["global_step"]))
         if path.exists():  # a damaged one, or a run that went back: the new save takes its place
             folder.remove(path)

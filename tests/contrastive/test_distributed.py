@@ -146,7 +146,7 @@ def test_a_part_of_the_bank_can_be_planned_before_the_ranks_are_there():
         dim=4,
         seed=0,
         device=torch.device("cpu"),
-        exchange=Collectives(4),
+        exchange=Collectives(0, 4),
     )
     assert miner.bank.local.capacity == 3
 

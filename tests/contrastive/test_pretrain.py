@@ -924,7 +924,9 @@ def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
     assert (title, "collapse of the embeddings" in text) == ("collapse", True)
 
 
-@pytest.mark.parametrize("when", ["pretrain.open_train", "parts.build_loader"])  # outside of Lightning's fit, and within
+@pytest.mark.parametrize(
+    "when", ["pretrain.open_train", "parts.build_loader"]
+)  # outside of Lightning's fit, and within
 def test_a_signal_ends_a_dry_run_without_a_promise(run, tmp_path, monkeypatch, when):
     asked = []
     monkeypatch.setattr("contrastive.__main__.requeue", lambda: asked.append("requeue"))
@@ -934,15 +936,15 @@ def test_a_signal_ends_a_dry_run_without_a_promise(run, tmp_path, monkeypatch, w
     assert (asked, (tmp_path / "runs").exists()) == ([], False)
 
 
-@pytest.mark.parametrize("when", ["pretrain.open_train", "parts.build_loader"])  # outside of Lightning's fit, and within
+@pytest.mark.parametrize(
+    "when", ["pretrain.open_train", "parts.build_loader"]
+)  # outside of Lightning's fit, and within
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT"])
 def test_a_signal_before_the_first_step_ends_the_start_in_order(run, monkeypatch, when, name):
     asked, before = [], signal.getsignal(signal.Signals[name])
     with monkeypatch.context() as patch:
         patch.setattr("contrastive.__main__.requeue", lambda: asked.append("requeue"))
-        patch.setattr(
-            f"contrastive.{when}", lambda *_, **__: signal.raise_signal(signal.Signals[name])
-        )
+        patch.setattr(f"contrastive.{when}", lambda *_, **__: signal.raise_signal(signal.Signals[name]))
         code, _, err = run()
     assert code == 75
     goes_on = "the same command goes on from the last checkpoint, or starts anew where there is none"

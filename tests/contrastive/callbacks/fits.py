@@ -96,7 +96,12 @@ def fit(
     **options: Any,
 ) -> tuple[Trainer, Module, Preemption]:
     """Two epochs of 6 batches; returns trainer, module and the Preemption callback."""
-    saver = SaveCheckpoint(root, every_steps, keep_last, extra)
+    saver = SaveCheckpoint(
+        root,
+        every_steps,
+        keep_last,
+        lambda trainer, folder: extra({"global_step": trainer.global_step}, folder),
+    )
     preemption = Preemption(saver)
     module = Module(events)
     trainer = Trainer(

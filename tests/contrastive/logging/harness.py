@@ -59,7 +59,7 @@ def fit(tmp_path: Path, loggers: Any, callbacks: list[Any], loader: Loader, **op
 def make_row_logger() -> Any:
     from pytorch_lightning import Callback
 
-    from contrastive.logging import rows
+    from contrastive import lightning_glue as rows
 
     class Rows(Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
