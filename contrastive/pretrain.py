@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,10 +26,11 @@ from contrastive.callbacks.watch_mining import WatchMining
 from contrastive.callbacks.watch_ranks import WatchRanks
 from contrastive.checkpoint.folder import forget, read_last, step_of
 from contrastive.config import PretrainConfig, UserError
+from contrastive.data.dataset import GIVEN, Dataset, as_dataset, open_dataset
 from contrastive.data.images import Images
 from contrastive.data.loader import build_loader
-from contrastive.data.plan import Plan
-from contrastive.data.sources import open_labelled_train, open_train
+from contrastive.data.order.build import build_order
+from contrastive.data.plan import Plan, Share
 from contrastive.data.tally import TooManyCorrupt
 from contrastive.distributed import Collectives, wait_for_all
 from contrastive.dry_run import SECONDS, STEPS, StepTimer, estimate
@@ -69,7 +70,7 @@ logger = logging.getLogger(__name__)
 class Given:
     """Parts that a program hands to ``pretrain`` in place of those the config names; see there."""
 
-    images: Images | None = None
+    images: Any = None
     encoder: Encoder | None = None
     method: BuildMethod | None = None
     miner: Callable[..., Miner] = build_miner
@@ -81,7 +82,7 @@ def pretrain(
     *,
     dry_run: bool = False,
     keep_precision: bool = False,
-    images: Images | None = None,
+    images: Any = None,
     encoder: Encoder | None = None,
     method: BuildMethod | None = None,
     miner: Callable[..., Miner] = build_miner,
@@ -95,7 +96,9 @@ def pretrain(
         config: The run.
         dry_run: Take a few steps in a folder that is thrown away.
         keep_precision: See ``build_trainer``.
-        images: Your own data set, in place of ``config.data.name``.
+        images: Your own data set, in place of ``config.data.name``: a map-style torch Dataset of PIL images
+            or uint8 (3, h, w) tensors; an ``Images``, e.g. ``DatasetImages(dataset, size, labels=...)``,
+            whose labels monitors read; or a ``Dataset``. config.yaml then says ``data.name: dataset``.
         encoder: Your own network, in place of ``config.encoder.name``.
         method: Your own ``Method`` (its class, or a function from ``Parts``), in place of ``config.method``.
         miner: Builds the miner; takes what ``build_miner`` takes.
@@ -105,10 +108,13 @@ def pretrain(
         UserError: wrong input; exit code 2.
     """
     given = Given(images, encoder, method, miner, callbacks)
+    if images is not None:
+        config = replace(config, data=replace(config.data, name=GIVEN, root=None))
     if dry_run:
         return _dry_run(config, given, keep_precision)
     run_dir = Path(config.run.root) / config.run.name
-    images, plan = _open(config, given)
+    dataset, plan = _open(config, given)
+    images = dataset.train
     steps = min(config.trainer.get("max_steps", plan.total_steps), plan.total_steps)
     finished, checkpoint = look_at(run_dir, config, images, steps)
     if finished is not None:
@@ -122,7 +128,7 @@ def pretrain(
     saving = _build_saving(config, plan, run_dir)
     preemption = Preemption(saving, time_limit(config.trainer))
     unreadable = UnreadableFiles(run_dir / "corrupt.csv")
-    monitors = _build_callbacks(config, images, run_dir, unreadable)
+    monitors = _build_callbacks(config, dataset, run_dir, unreadable)
     trainer = build_trainer(config, [*monitors, saving, preemption, *callbacks], keep_precision)
     resumed = checkpoint is not None
     module = _build_module(config, given, plan, images, trainer, unreadable, resumed=resumed)
@@ -144,11 +150,13 @@ def pretrain(
         return code, summary
 
 
-def _open(config: PretrainConfig, given: Given) -> tuple[Images, Plan]:
+def _open(config: PretrainConfig, given: Given) -> tuple[Dataset, Plan]:
     check_trainer(config.trainer, config.profile)
-    images = open_train(config.data) if given.images is None else given.images
-    check_readable(images)
-    return images, Plan(len(images), config.run.seed, config.data.global_batch, config.schedule.epochs)
+    data, seed = config.data, config.run.seed
+    dataset = open_dataset(data) if given.images is None else as_dataset(given.images, data.stored_size)
+    check_readable(dataset.train)
+    order = build_order(data.order, dataset.train, seed)
+    return dataset, Plan(len(dataset.train), seed, data.global_batch, config.schedule.epochs, order)
 
 
 def _build_module(
@@ -170,10 +178,7 @@ def _build_module(
             plan,
             config.data,
             device=trainer.strategy.root_device,
-            rank=trainer.global_rank,
-            world=trainer.world_size,
-            accumulate=trainer.accumulate_grad_batches,
-            whole_plan=True,
+            share=Share(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches),
             on_corrupt=note_corrupt,
             progress=config.logging.progress,
         )
@@ -190,7 +195,7 @@ def _build_module(
             "with a folder for each class, or another objective"
         )
     parts = Parts(config, networks, miner, labels)
-    return ContrastiveModule(config, plan, method(parts), loader, row_identity=images.numbering())
+    return ContrastiveModule(config, plan, method(parts), loader, row_identity=images.row_identity_hash())
 
 
 def _build_networks(
@@ -252,12 +257,12 @@ def _build_saving(config: PretrainConfig, plan: Plan, run_dir: Path) -> SaveChec
 
 
 def _build_callbacks(
-    config: PretrainConfig, images: Images, run_dir: Path, unreadable: UnreadableFiles
+    config: PretrainConfig, dataset: Dataset, run_dir: Path, unreadable: UnreadableFiles
 ) -> list[pl.Callback]:
     logging = config.logging
     callbacks: list[pl.Callback] = [
         Throughput(),
-        LogMetrics(unreadable, images.labels),
+        LogMetrics(unreadable, dataset.train.labels),
         WatchHealth(),
         WatchMining(),
         WatchRanks(config.run.hang_s),
@@ -265,11 +270,10 @@ def _build_callbacks(
     if config.profile:
         callbacks.append(ProfileSteps())
     scored = logging.knn_every_epochs or logging.probe_every_epochs
-    labelled = open_labelled_train(config.data) if scored else None
-    if labelled is not None:
-        callbacks.append(OnlineScores(labelled, logging.knn_every_epochs, logging.probe_every_epochs))
+    if scored and dataset.labelled is not None:
+        callbacks.append(OnlineScores(dataset.labelled, logging.knn_every_epochs, logging.probe_every_epochs))
     if logging.mined_rows:
-        callbacks.append(Gallery(images, run_dir, logging.mined_rows))
+        callbacks.append(Gallery(dataset.train, run_dir, logging.mined_rows))
     if (bar := progress_bar(config.logging.progress)) is not None:
         callbacks.append(bar)
     return callbacks
@@ -395,12 +399,12 @@ def _dry_run(config: PretrainConfig, given: Given, keep_precision: bool) -> tupl
     """Take a few steps in a folder that is thrown away."""
     check_writable(Path(config.run.root) / config.run.name)
     with tempfile.TemporaryDirectory(prefix="contrastive-dry-run-") as scratch:
-        images, plan = _open(config, given)
+        dataset, plan = _open(config, given)
         timer = StepTimer(SECONDS)
         steps = min(STEPS, plan.total_steps)
         trainer = build_trainer(config, [timer], keep_precision, max_steps=steps)
         module = _build_module(
-            config, given, plan, images, trainer, UnreadableFiles(Path(scratch) / "corrupt.csv")
+            config, given, plan, dataset.train, trainer, UnreadableFiles(Path(scratch) / "corrupt.csv")
         )
         try:
             with _memory_for_steps():

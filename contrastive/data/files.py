@@ -1,4 +1,4 @@
-"""Finding image files: any folder tree, or one folder a class with or without a split."""
+"""``data.name=images`` and ``imagefolder``: any folder tree; one folder a class, with or without a split."""
 
 import hashlib
 import logging
@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from PIL import features
 
-from contrastive.config import UserError
+from contrastive.config import DataConfig, UserError
+from contrastive.data.dataset import Dataset, root_of
 from contrastive.data.images import FileImages, printable
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ EXTENSIONS = (
     *_ALWAYS.split(),
     *(ending for name in _SUPPORTED if features.check(name) for ending in _OPTIONAL[name].split()),
 )
-"""Of still images that this Pillow decodes; documents, films and float pixels are left out."""
+"""Endings of the still images that this Pillow decodes; documents, films and float pixels are left out."""
 
 HELD_OUT_SHARE = 0.2
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
@@ -33,8 +34,19 @@ _TEST_FOLDERS = ("val", "validation", "valid", "dev", "test", "testing", "eval",
 _NAMED = 5  # names in a message
 
 
+def open_images(data: DataConfig) -> Dataset:
+    """Open every image file below ``data.root``, unlabelled; raises as ``open_tree``."""
+    return Dataset(open_tree(root_of(data), data.stored_size))
+
+
+def open_imagefolder(data: DataConfig) -> Dataset:
+    """Open class folders below ``data.root``; raises as ``open_class_folders``."""
+    train, test, held_out_by_hash = open_class_folders(root_of(data), data.stored_size)
+    return Dataset(train, train, test, held_out_by_hash)
+
+
 def open_tree(root: Path, size: int) -> FileImages:
-    """``images``: every image file below ``root``, unlabelled.
+    """Open every image file below ``root``, unlabelled.
 
     Raises:
         UserError: no such folder, a folder that cannot be listed, no image file.
@@ -43,7 +55,7 @@ def open_tree(root: Path, size: int) -> FileImages:
 
 
 def open_class_folders(root: Path, size: int) -> tuple[FileImages, FileImages, bool]:
-    """``imagefolder``: training part, test part, and whether the test part was held out by hash.
+    """Open the training part and the test part, and tell whether the latter was held out by a hash.
 
     ``root`` holds class folders, or parts that hold them (``find_parts``). Without a test part, images are
     held out by a hash of their relative path, never by class, so that adding files moves no other file from
