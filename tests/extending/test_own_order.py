@@ -13,6 +13,9 @@ from contrastive.lightning_glue import StepCallback
 from contrastive.pretrain import pretrain
 from contrastive.registry import ORDERS
 from tests import tiny
+from tests.contrastive.callbacks.fits import quiet
+
+pytestmark = quiet
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ from contrastive.pretrain import pretrain
 from contrastive.registry import DATASETS
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
+from tests.contrastive.callbacks.fits import quiet
 from tests.tiny import SETTINGS
+
+pytestmark = quiet
 
 opened = []
 
