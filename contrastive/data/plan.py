@@ -140,5 +140,5 @@ class Plan:
         return self._positions(self.epoch_of(step), start, start + count)
 
     def _positions(self, epoch: int, start: int, stop: int) -> Tensor:
-        order = self.order or GlobalOrder(self.rows, self.seed)
+        order = GlobalOrder(self.rows, self.seed) if self.order is None else self.order
         return order.ids(epoch, start, stop)

@@ -26,7 +26,7 @@ def build_order(name: str, images: Images, seed: int) -> Order:
     rows = len(images)
     if rows <= _CHECKED_ROWS:
         ids = order.ids(0, 0, rows)
-        if ids.dtype != torch.int64 or ids.sort().values.tolist() != list(range(rows)):
+        if ids.dtype != torch.int64 or not torch.equal(ids.sort().values, torch.arange(rows)):
             raise UserError(
                 f"data.order={name}: epoch 0 does not hold each of the {rows} rows once, as int64; correct "
                 f"its ids(epoch, start, stop), or use data.order=global"
