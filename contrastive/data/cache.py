@@ -77,6 +77,10 @@ class CachedImages(Images):
         """Return the source's content."""
         return self._source.content(row)
 
+    def version(self, row: int) -> str:
+        """Return the source's version."""
+        return self._source.version(row)
+
 
 def cached(images: Images, folder: Path, *, progress: bool = False) -> CachedImages:
     """Read ``images`` from a decoded array below ``folder``; decode them into it first where it is missing.

@@ -70,6 +70,10 @@ class Images(ABC):
         """Return what identifies the pixels, for caches and results; the stamp, where that does."""
         return self.stamp(row)
 
+    def version(self, row: int) -> str:
+        """Return what differs as soon as the pixels *may* have changed, for caches of decoded images."""
+        return self.content(row)
+
     def manifest(self) -> Iterator[tuple[int, str, str]]:
         """Yield row, key and stamp of every image, in order: what manifest.csv of a run holds."""
         return ((row, self.key(row), self.stamp(row)) for row in range(len(self)))
@@ -83,8 +87,8 @@ class Images(ABC):
         return fingerprint((self.key(row), self.content(row)) for row in range(len(self)))
 
     def revision(self) -> str:
-        """Hash as the fingerprint, but differ as soon as an image *may* have changed."""
-        return self.fingerprint()
+        """Hash all keys and versions (SHA-256): differs as soon as an image may have changed."""
+        return fingerprint((self.key(row), self.version(row)) for row in range(len(self)))
 
 
 def fingerprint(rows: Iterable[tuple[str, str]]) -> str:
@@ -158,11 +162,8 @@ class FileImages(Images):
         except OSError:
             return "unreadable"
 
-    def revision(self) -> str:
-        """Hash the times of writing too, since a bitmap may change and keep its size."""
-        return fingerprint((self.key(row), self._size_and_time(row)) for row in range(len(self)))
-
-    def _size_and_time(self, row: int) -> str:
+    def version(self, row: int) -> str:
+        """Return the size and the time of writing, since a bitmap may change and keep its size."""
         try:
             status = os.stat(self.path(row))
         except OSError:
@@ -338,6 +339,10 @@ class SomeImages(Images):
     def content(self, row: int) -> str:
         """Return the other set's content."""
         return self.images.content(int(self.rows[row]))
+
+    def version(self, row: int) -> str:
+        """Return the other set's version."""
+        return self.images.version(int(self.rows[row]))
 
 
 def _square(pixels: np.ndarray[Any, np.dtype[np.uint8]], size: int) -> UInt8[Tensor, "3 s s"]:

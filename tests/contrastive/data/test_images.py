@@ -1,4 +1,5 @@
 import hashlib
+import os
 import pickle
 
 import numpy as np
@@ -75,6 +76,19 @@ def test_file_names_take_little_memory():
     for row in (-1, 50_000):
         with pytest.raises(IndexError, match="there are 50000 images"):
             images.key(row)
+
+
+def test_a_bitmap_that_keeps_its_size_gets_another_version_also_in_a_subset(tmp_path):
+    """Caches of decoded images use it; the fingerprint, which a copy of the files keeps, stays."""
+    Image.fromarray(pixels(1)[0]).save(tmp_path / "a.bmp")
+    files = FileImages(tmp_path, [b"a.bmp"], 4)
+    sets = [files, SomeImages(files, torch.tensor([0]))]
+    before = [(images.fingerprint(), images.revision()) for images in sets]
+    Image.fromarray(pixels(1, seed=1)[0]).save(tmp_path / "a.bmp")
+    os.utime(tmp_path / "a.bmp", ns=(0, 0))
+    for images, (fingerprinted, revised) in zip(sets, before, strict=True):
+        assert images.fingerprint() == fingerprinted
+        assert images.revision() != revised
 
 
 class Given:
