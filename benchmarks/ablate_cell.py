@@ -25,7 +25,7 @@ from torch import Tensor
 
 from contrastive.config import PretrainConfig
 from contrastive.config_files import load_config
-from contrastive.data.sources import open_train
+from contrastive.data.dataset import open_dataset
 from contrastive.logging.metrics_csv import read_metrics
 from contrastive.pretrain import pretrain
 from eval import knn, linear_probe, lowshot
@@ -161,7 +161,7 @@ def _config(cell: Cell, folder: Path) -> PretrainConfig:
 
 
 def _labels(config: PretrainConfig) -> Tensor:
-    labels = open_train(config.data).labels
+    labels = open_dataset(config.data).train.labels
     assert labels is not None, "class folders have labels"
     return labels
 

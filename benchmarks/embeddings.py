@@ -32,9 +32,9 @@ from contrastive.checkpoint.folder import latest_valid
 from contrastive.checkpoint.storage import DirectoryCheckpointIO
 from contrastive.config import PretrainConfig
 from contrastive.config_files import load_config
+from contrastive.data.dataset import open_dataset
 from contrastive.data.files import list_images
 from contrastive.data.reading import decode_all
-from contrastive.data.sources import open_train
 from contrastive.encoders.build import build_encoder
 from contrastive.heads import projector
 from contrastive.pretrain import pretrain
@@ -86,10 +86,10 @@ class Source:
         self.origin = f"{'digits' if root is None else root.resolve().name}, {options.epochs} epochs"
         self._pixels: Tensor | None = None
         self._network: nn.Module | None = None
-        self._length = len(open_train(self.config.data))
+        self._images = open_dataset(self.config.data).train
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._images)
 
     def rows(self, count: int) -> Rows:
         """The first ``count`` embeddings: from the cache, or made now."""
@@ -110,13 +110,13 @@ class Source:
         if self._network is not None:
             return
         self._network = _trained(self.config)
-        pixels, unreadable = decode_all(open_train(self.config.data))
-        if unreadable:
+        decoded = decode_all(self._images)
+        if decoded.bad:
             raise SystemExit(
-                f"{len(unreadable)} images cannot be read, e.g. {next(iter(unreadable.values()))}"
+                f"{len(decoded.bad)} images cannot be read, e.g. {next(iter(decoded.bad.values()))}"
             )
-        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(SEED))
-        self._pixels = pixels[order]
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(SEED))
+        self._pixels = decoded.images[order]
 
     @torch.inference_mode()
     def _embed(self, number: int) -> Tensor:

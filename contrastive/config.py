@@ -79,12 +79,15 @@ class DataConfig:
     """Where images come from and how they are batched.
 
     Attributes:
-        name: Source, see SOURCES in contrastive/data/sources.py.
+        name: Source, see DATASETS in contrastive/registry.py; ``dataset`` stands for images that a Python
+            program gave.
         root: Its place on disk (``digits`` needs none).
         image_size: Side in pixels of the square the network sees.
         decode_size: Side of the square that is kept of each file before views are cut from it; None takes
             ``image_size`` up to 64 px and 8/7 of it above (256 for 224).
         global_batch: Images of one optimizer step, over all ranks and accumulated micro-batches.
+        order: In which order an epoch goes through the images, see ORDERS in contrastive/registry.py:
+            ``global`` is a fresh permutation of all of them.
         num_workers: Decoding processes; None chooses.
         resident: ``auto`` keeps decoded sets of up to 1 GiB on the training device; ``true``, ``false``.
         cache: Folder for decoded training images: the first run decodes them, all read them as one mapped
@@ -102,6 +105,7 @@ class DataConfig:
     image_size: int = 32
     decode_size: int | None = None
     global_batch: int = 256
+    order: str = "global"
     num_workers: int | None = None
     resident: str = "auto"
     cache: str | None = None

@@ -55,8 +55,8 @@ class ContrastiveModule(pl.LightningModule):
         plan: Who sees what, and how many optimizer steps there are.
         method: The step, with its networks and its miner.
         build_loader: Makes the loader of this rank once the process group exists.
-        row_identity: Hash of the row -> image mapping (``Images.numbering``). If a checkpoint has another
-            one, its weights are resumed with an empty bank, because its slots belong to other images.
+        row_identity: Hash of the row -> image mapping (``Images.row_identity_hash``). If a checkpoint has
+            another one, its weights are resumed with an empty bank, because its slots belong to other images.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class ContrastiveModule(pl.LightningModule):
         """Compute the loss of one micro-batch: its mean, times ``mean_weight``."""
         rows, step = Rows.of(batch.ids), self.global_step
         if self._loader is not None:
-            self._loader.judge(rows.all_ids)
+            self._loader.check_corrupt_share(rows.all_ids)
         if min(rows.sizes) < 2:
             return self.guard.note_left_out(step)
         views = self.views(batch.images, batch.ids, self.plan.epoch_of(step))

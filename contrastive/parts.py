@@ -11,7 +11,7 @@ import torch
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.images import Images
 from contrastive.data.loader import build_loader
-from contrastive.data.plan import Plan
+from contrastive.data.plan import Plan, Share
 from contrastive.distributed import Collectives
 from contrastive.encoders.build import build_encoder
 from contrastive.encoders.encoder import Encoder
@@ -29,7 +29,7 @@ from memory_bank.miner import Miner, build_miner
 class Given:
     """Parts that a program hands to ``pretrain`` in place of those the config names; see there."""
 
-    images: Images | None = None
+    images: Any = None
     encoder: Encoder | None = None
     method: BuildMethod | None = None
     miner: Callable[..., Miner] = build_miner
@@ -70,10 +70,7 @@ def build_module(
             plan,
             config.data,
             device=trainer.strategy.root_device,
-            rank=trainer.global_rank,
-            world=trainer.world_size,
-            accumulate=trainer.accumulate_grad_batches,
-            whole_plan=True,
+            share=Share(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches),
             on_corrupt=note_corrupt,
             progress=config.logging.progress,
         )
@@ -90,7 +87,7 @@ def build_module(
             "with a folder for each class, or another objective"
         )
     parts = Parts(config, networks, miner, labels)
-    return ContrastiveModule(config, plan, method(parts), loader, row_identity=images.numbering())
+    return ContrastiveModule(config, plan, method(parts), loader, row_identity=images.row_identity_hash())
 
 
 def _build_networks(

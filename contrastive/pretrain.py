@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +15,9 @@ from contrastive.callbacks.build import build_monitors, build_saving
 from contrastive.callbacks.preemption import Preemption
 from contrastive.checkpoint.folder import step_of
 from contrastive.config import PretrainConfig, UserError
-from contrastive.data.images import Images
+from contrastive.data.dataset import GIVEN, Dataset, as_dataset, open_dataset
+from contrastive.data.order.build import build_order
 from contrastive.data.plan import Plan
-from contrastive.data.sources import open_train
 from contrastive.data.tally import TooManyCorrupt
 from contrastive.distributed import wait_for_all
 from contrastive.dry_run import SECONDS, STEPS, StepTimer, estimate
@@ -43,7 +44,7 @@ def pretrain(
     *,
     dry_run: bool = False,
     keep_precision: bool = False,
-    images: Images | None = None,
+    images: Any = None,
     encoder: Encoder | None = None,
     method: BuildMethod | None = None,
     miner: Callable[..., Miner] = build_miner,
@@ -57,7 +58,9 @@ def pretrain(
         config: The run.
         dry_run: Take a few steps in a folder that is thrown away.
         keep_precision: See ``build_trainer``.
-        images: Your own data set, in place of ``config.data.name``.
+        images: Your own data set, in place of ``config.data.name``: a map-style torch Dataset of PIL images
+            or uint8 (3, h, w) tensors; an ``Images``, e.g. ``DatasetImages(dataset, size, labels=...)``,
+            whose labels monitors read; or a ``Dataset``. config.yaml then says ``data.name: dataset``.
         encoder: Your own network, in place of ``config.encoder.name``.
         method: Your own ``Method`` (its class, or a function from ``Parts``), in place of ``config.method``.
         miner: Builds the miner; takes what ``build_miner`` takes.
@@ -68,10 +71,13 @@ def pretrain(
     """
     ignore_untrue_warnings()
     given = Given(images, encoder, method, miner, callbacks)
+    if images is not None:
+        config = replace(config, data=replace(config.data, name=GIVEN, root=None))
     if dry_run:
         return _dry_run(config, given, keep_precision)
     run_dir = Path(config.run.root) / config.run.name
-    images, plan = _open(config, given)
+    dataset, plan = _open(config, given)
+    images = dataset.train
     steps = min(config.trainer.get("max_steps", plan.total_steps), plan.total_steps)
     finished, checkpoint = look_at(run_dir, config, images, steps)
     if finished is not None:
@@ -85,7 +91,7 @@ def pretrain(
     saving = build_saving(config, plan, run_dir)
     preemption = Preemption(saving, time_limit(config.trainer))
     unreadable = UnreadableFiles(run_dir / "corrupt.csv")
-    monitors = build_monitors(config, images, run_dir, unreadable)
+    monitors = build_monitors(config, dataset, run_dir, unreadable)
     trainer = build_trainer(config, [*monitors, saving, preemption, *callbacks], keep_precision)
     resumed = checkpoint is not None
     module = build_module(config, given, plan, images, trainer, unreadable, resumed=resumed)
@@ -107,11 +113,13 @@ def pretrain(
         return code, summary
 
 
-def _open(config: PretrainConfig, given: Given) -> tuple[Images, Plan]:
+def _open(config: PretrainConfig, given: Given) -> tuple[Dataset, Plan]:
     check_trainer(config.trainer, config.profile)
-    images = open_train(config.data) if given.images is None else given.images
-    check_readable(images)
-    return images, Plan(len(images), config.run.seed, config.data.global_batch, config.schedule.epochs)
+    data, seed = config.data, config.run.seed
+    dataset = open_dataset(data) if given.images is None else as_dataset(given.images, data.stored_size)
+    check_readable(dataset.train)
+    order = build_order(data.order, dataset.train, seed)
+    return dataset, Plan(len(dataset.train), seed, data.global_batch, config.schedule.epochs, order)
 
 
 def _build_wandb(config: PretrainConfig, run_dir: Path) -> list[Logger]:
@@ -130,12 +138,12 @@ def _dry_run(config: PretrainConfig, given: Given, keep_precision: bool) -> tupl
     """Take a few steps in a folder that is thrown away."""
     check_writable(Path(config.run.root) / config.run.name)
     with tempfile.TemporaryDirectory(prefix="contrastive-dry-run-") as scratch:
-        images, plan = _open(config, given)
+        dataset, plan = _open(config, given)
         timer = StepTimer(SECONDS)
         steps = min(STEPS, plan.total_steps)
         trainer = build_trainer(config, [timer], keep_precision, max_steps=steps)
         module = build_module(
-            config, given, plan, images, trainer, UnreadableFiles(Path(scratch) / "corrupt.csv")
+            config, given, plan, dataset.train, trainer, UnreadableFiles(Path(scratch) / "corrupt.csv")
         )
         try:
             with explain_out_of_memory():

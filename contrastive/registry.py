@@ -26,3 +26,19 @@ NAMED_AFTER_METHOD = {
     "neighbour_info_nce": ("neighbour", "neighbour_info_nce"),
 }
 """``objective.name`` that stands for a method: the method that ``method=auto`` is then, and the loss."""
+
+DATASETS = {
+    "digits": "contrastive.data.digits:open_digits",
+    "imagefolder": "contrastive.data.files:open_imagefolder",
+    "images": "contrastive.data.files:open_images",
+    "cifar10": "contrastive.data.cifar:open_cifar10",
+    "cifar100": "contrastive.data.cifar:open_cifar100",
+    "stl10": "contrastive.data.stl10:open_stl10",
+    "imagenet": "contrastive.data.imagenet:open_imagenet",
+}
+"""``data.name``: functions from ``DataConfig`` to a ``contrastive.data.dataset.Dataset``."""
+
+ORDERS = {
+    "global": "contrastive.data.order.global_:build",
+}
+"""``data.order``: functions from (``Images``, seed) to a ``contrastive.data.order.base.Order``."""

@@ -18,8 +18,8 @@ from contrastive.checkpoint.folder import latest_valid
 from contrastive.checkpoint.plain import refuse_unsafe_loading
 from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import differences, load_saved
-from contrastive.data.manifest import describe_changes, read_manifest, write_manifest
-from contrastive.data.sources import Images
+from contrastive.data.image_list import describe_changes, read_image_list, write_image_list
+from contrastive.data.images import Images
 from memory_bank.replacing import replacing
 
 fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -150,7 +150,7 @@ def _check_same_run(run_dir: Path, config: PretrainConfig, images: Images) -> No
                 f"{run_dir}: manifest.csv is missing, so changed data could not be told; restore it, choose "
                 "another run.name, or trust the data with data.allow_changed=true"
             )
-        changes = describe_changes(read_manifest(run_dir / "manifest.csv"), images)
+        changes = describe_changes(read_image_list(run_dir / "manifest.csv"), images)
         if changes:
             raise UserError(
                 f"{run_dir}: the data changed since this run began: {changes}; restore it, choose another "
@@ -195,7 +195,7 @@ def prepare(run_dir: Path, config: PretrainConfig, images: Images) -> None:
     begun, manifest = (run_dir / "config.yaml").is_file() and is_begun(run_dir), run_dir / "manifest.csv"
     if not begun or config.data.allow_changed:
         before = manifest.read_bytes() if begun and manifest.is_file() else None
-        write_manifest(manifest, images)
+        write_image_list(manifest, images)
         if manifest.read_bytes() != before:  # rows of corrupt.csv are numbered by it
             (run_dir / "corrupt.csv").unlink(missing_ok=True)
     if begun:

@@ -19,17 +19,17 @@ def steps_to_fill(plan: Plan, bank: BankConfig, min_fill: float) -> int | None:
     if bank.kind == "queue":
         assert bank.capacity is not None
         return math.ceil(min_fill * bank.capacity / plan.global_batch - 1e-9)
-    wanted, per_epoch = math.ceil(min_fill * plan.rows - 1e-9), plan.steps_per_epoch * plan.global_batch
-    if wanted <= per_epoch:
+    wanted = math.ceil(min_fill * plan.rows - 1e-9)
+    if wanted <= plan.steps_per_epoch * plan.global_batch:
         return math.ceil(wanted / plan.global_batch)
     seen = torch.zeros(plan.rows, dtype=torch.bool)
     for epoch in range(plan.epochs):
-        order = plan.order(epoch)[:per_epoch]
-        filled = seen.sum() + (~seen[order]).cumsum(0)
+        ids = plan.epoch_ids(epoch)
+        filled = seen.sum() + (~seen[ids]).cumsum(0)
         if filled[-1] >= wanted:
-            place = int(torch.searchsorted(filled, wanted))
-            return epoch * plan.steps_per_epoch + place // plan.global_batch + 1
-        seen[order] = True
+            position = int(torch.searchsorted(filled, wanted))
+            return epoch * plan.steps_per_epoch + position // plan.global_batch + 1
+        seen[ids] = True
     return None
 
 

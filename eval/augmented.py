@@ -45,9 +45,7 @@ def augmented_batches(
     labels = images.labels.to(network.device)
     plan = Plan(len(images), seed, min(batch_size, len(images)), epochs)
     chain = Chain(view, network.data)
-    loader = build_loader(
-        images, plan, network.data, device=network.device, whole_plan=True, on_corrupt=lambda *_: None
-    )
+    loader = build_loader(images, plan, network.data, device=network.device, on_corrupt=lambda *_: None)
     bar = tqdm(
         loader,
         total=plan.total_steps,

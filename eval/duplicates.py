@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from contrastive.data.sources import Images
+from contrastive.data.images import Images
 from eval.features import Split, write_text
 from eval.finite import finite_float32
 from memory_bank.retrieval.exact import Exact

@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from contrastive.augment.views import Views
 from contrastive.config import AugmentConfig, PretrainConfig, UserError
 from contrastive.config_files import load_saved
+from contrastive.data.dataset import GIVEN, Dataset
 from contrastive.data.files import shorten
 from contrastive.data.images import SomeImages
 from contrastive.data.reading import decode_all
@@ -39,16 +40,23 @@ _SETTINGS = ("linear", "knn", "lowshot", "finetune", "stats")
 Result = dict[str, Any]
 
 
-def evaluate(protocol: str, config: EvalConfig) -> Result | None:
+def evaluate(protocol: str, config: EvalConfig, *, dataset: Dataset | None = None) -> Result | None:
     """Run ``protocol`` and write ``<protocol>.json``; of several processes the first does, others get None.
+
+    Args:
+        protocol: One that has a ``.json``: all but ``report``.
+        config: The settings.
+        dataset: Your own images, in place of ``config.data.name``.
 
     Raises:
         UserError: the checkpoint, the data or a setting cannot be used, or no result can be written.
     """
     started = time.perf_counter()
+    if dataset is not None:
+        config = replace(config, data=replace(config.data, name=GIVEN, root=None))
     checkpoint = resolve(config.checkpoint, config.out)
     open_results(checkpoint.results)
-    extractor = Extractor(config, checkpoint, labelled=protocol != "stats")
+    extractor = Extractor(config, checkpoint, labelled=protocol != "stats", dataset=dataset)
     with joined(extractor.device) as several:
         for name in extractor.modules() if several else ():
             extractor.splits(name)
@@ -97,7 +105,7 @@ def _stats(kind: str, config: EvalConfig, checkpoint: Checkpoint, extractor: Ext
     shown = torch.linspace(0, len(known) - 1, min(config.stats.rows, len(known))).long()
     if len(shown) < 2:
         raise UserError(f"the training part has {len(known)} readable images, statistics need 2 or more")
-    pixels, _ = decode_all(SomeImages(extractor.parts["train"], known.rows[shown]))
+    pixels = decode_all(SomeImages(extractor.parts["train"], known.rows[shown])).images
     views = Views(augment, extractor.data, seed=0)
     scores, details, seconds = {}, {}, {}
     for name, build in extractor.modules().items():

@@ -23,10 +23,10 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from contrastive.augment.views import center_view
 from contrastive.config import DataConfig, PretrainConfig, UserError
 from contrastive.config_files import load_saved
-from contrastive.data.images import ArrayImages, SomeImages
+from contrastive.data.dataset import Dataset, as_dataset, open_dataset
+from contrastive.data.images import ArrayImages, Images, SomeImages
 from contrastive.data.loader import is_resident
 from contrastive.data.reading import decode_all, read_in_order, usable_cpus
-from contrastive.data.sources import Images, open_eval, open_held_out, open_train
 from contrastive.distributed import all_true, gather_rows, gather_sizes, rank, world_size
 from contrastive.encoders.foreign import Feed
 from eval.config import EvalConfig
@@ -172,6 +172,7 @@ class Extractor:
         config: ``batch_size``, ``device``, ``baselines`` and ``data`` count.
         checkpoint: Where the encoder is.
         labelled: Whether labels are needed. Without them the training part is all that pretraining sees.
+        dataset: The images, where they are open already; None opens those of the settings.
 
     Attributes:
         frozen: The encoder.
@@ -187,23 +188,30 @@ class Extractor:
         UserError: the encoder or the data cannot be used.
     """
 
-    def __init__(self, config: EvalConfig, checkpoint: Checkpoint, *, labelled: bool = True) -> None:
+    def __init__(
+        self,
+        config: EvalConfig,
+        checkpoint: Checkpoint,
+        *,
+        labelled: bool = True,
+        dataset: Dataset | None = None,
+    ) -> None:
         self.config, self._labelled = config, labelled
         self.frozen = open_frozen(
             checkpoint, image_size=config.data.image_size, seed=config.baselines.random_seed
         )
         self.data = choose_data(config, checkpoint.run, self.frozen.feed)
         self.device = choose_device(config.device)
-        self.parts: dict[str, Images] = {}
-        self.held_out = False
+        size = self.data.stored_size
+        dataset = open_dataset(self.data) if dataset is None else as_dataset(dataset, size)
+        self.parts: dict[str, Images] = {"train": dataset.train}
+        self.held_out = dataset.held_out_by_hash
         self.classes: tuple[str, ...] = ()
         if labelled:
-            self.parts["train"], self.parts["test"], self.held_out = open_eval(self.data)
+            self.parts["train"], self.parts["test"] = dataset.labelled_parts(self.data.name)
             self.classes = _check_labels(self.parts["train"], self.parts["test"])
-        else:
-            self.parts["train"] = open_train(self.data)
-            if open_held_out(self.data) is not None:
-                _, self.parts["test"], self.held_out = open_eval(self.data)
+        elif dataset.test is not None:
+            self.parts["test"] = dataset.test
         self.fingerprints = {name: images.fingerprint() for name, images in self.parts.items()}
         self.unreadable: dict[str, int] = {}
         self._cache = checkpoint.home / "eval" / "cache"
@@ -231,7 +239,7 @@ class Extractor:
         images = self.parts["train"]
         if not is_resident(images, self.data):
             return images
-        pixels, _ = decode_all(images, progress=self.config.progress)  # unreadable rows have no features
+        pixels = decode_all(images, progress=self.config.progress).images  # unreadable rows have no features
         array = pixels.permute(0, 2, 3, 1).numpy()
         return ArrayImages("train", [array], images.size, labels=images.labels, classes=images.classes)
 

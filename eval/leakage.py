@@ -5,9 +5,8 @@ from pathlib import Path
 
 from contrastive.config import UserError
 from contrastive.data.files import describe_untrained
-from contrastive.data.images import printable
-from contrastive.data.manifest import read_manifest
-from contrastive.data.sources import FileImages, Images
+from contrastive.data.image_list import read_image_list
+from contrastive.data.images import FileImages, Images, printable
 from eval.features import Features, run_data
 
 
@@ -36,7 +35,7 @@ def warn_of_pretrained(run: Path | None, test: Images) -> list[str]:
     if not (run / "manifest.csv").is_file():
         return []
     try:
-        manifest = read_manifest(run / "manifest.csv")
+        manifest = read_image_list(run / "manifest.csv")
     except UserError as error:
         return [f"not known whether test images were pretrained on: {error}"]
     root, own = (os.path.realpath(os.path.expanduser(path)) for path in (data.root, os.fsdecode(test.root)))

@@ -14,9 +14,8 @@ from contrastive.callbacks.watch_health import WatchHealth
 from contrastive.callbacks.watch_mining import WatchMining
 from contrastive.callbacks.watch_ranks import WatchRanks
 from contrastive.config import PretrainConfig
-from contrastive.data.images import Images
+from contrastive.data.dataset import Dataset
 from contrastive.data.plan import Plan
-from contrastive.data.sources import open_labelled_train
 from contrastive.encoders.weights import save_encoder
 from contrastive.lightning_glue import progress_bar
 from contrastive.logging.throughput import Throughput
@@ -41,13 +40,13 @@ def build_saving(config: PretrainConfig, plan: Plan, run_dir: Path) -> SaveCheck
 
 
 def build_monitors(
-    config: PretrainConfig, images: Images, run_dir: Path, unreadable: UnreadableFiles
+    config: PretrainConfig, dataset: Dataset, run_dir: Path, unreadable: UnreadableFiles
 ) -> list[pl.Callback]:
     """Build what watches, logs and draws, in the order it is called."""
     logging = config.logging
     callbacks: list[pl.Callback] = [
         Throughput(),
-        LogMetrics(unreadable, images.labels),
+        LogMetrics(unreadable, dataset.train.labels),
         WatchHealth(),
         WatchMining(),
         WatchRanks(config.run.hang_s),
@@ -55,11 +54,10 @@ def build_monitors(
     if config.profile:
         callbacks.append(ProfileSteps())
     scored = logging.knn_every_epochs or logging.probe_every_epochs
-    labelled = open_labelled_train(config.data) if scored else None
-    if labelled is not None:
-        callbacks.append(OnlineScores(labelled, logging.knn_every_epochs, logging.probe_every_epochs))
+    if scored and dataset.labelled is not None:
+        callbacks.append(OnlineScores(dataset.labelled, logging.knn_every_epochs, logging.probe_every_epochs))
     if logging.mined_rows:
-        callbacks.append(Gallery(images, run_dir, logging.mined_rows))
+        callbacks.append(Gallery(dataset.train, run_dir, logging.mined_rows))
     if (bar := progress_bar(config.logging.progress)) is not None:
         callbacks.append(bar)
     return callbacks

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from contrastive.augment.views import Views, center_view
-from contrastive.data.sources import Images
+from contrastive.data.images import Images
 from contrastive.drawing.figures import scatter
 from contrastive.drawing.images import strip
 from contrastive.drawing.projection import principal_components

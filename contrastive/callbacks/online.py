@@ -10,9 +10,8 @@ from torch import Tensor
 
 from contrastive.augment.views import center_view
 from contrastive.callbacks.preemption import is_preempted
-from contrastive.data.images import SomeImages
+from contrastive.data.images import Images, SomeImages
 from contrastive.data.reading import decode_all
-from contrastive.data.sources import Images
 from contrastive.lightning_glue import StepCallback, log_row
 from contrastive.logging.throughput import off_the_clock
 from contrastive.module import ContrastiveModule
@@ -116,8 +115,6 @@ class OnlineScores(StepCallback):
     def _decode(self, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Read once; unreadable rows are left out (the training path counts them)."""
         if part not in self._decoded:
-            pixels, bad = decode_all(SomeImages(self.images, rows))
-            readable = torch.ones(len(rows), dtype=torch.bool)
-            readable[list(bad)] = False
-            self._decoded[part] = pixels[readable], rows[readable]
+            decoded = decode_all(SomeImages(self.images, rows)).batch
+            self._decoded[part] = decoded.images, rows[decoded.ids]
         return self._decoded[part]

@@ -1,1 +1,1 @@
-"""Which images there are, who sees them when, and how they reach the device. Import the rooms directly."""
+"""Data sets, the order of their images, and the loaders that deliver them; import the modules directly."""

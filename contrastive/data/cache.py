@@ -22,7 +22,7 @@ from contrastive.data.reading import decode_blocks, num_bytes
 logger = logging.getLogger(__name__)
 fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
 
-_FORMAT = 1  # to be raised when contrastive/data/decode.py makes other pixels of the same file
+_FORMAT = 1  # raise it when contrastive/data/decode.py makes other pixels of the same file
 
 
 class CachedImages(Images):
@@ -55,33 +55,41 @@ class CachedImages(Images):
     def read(self, row: int) -> UInt8[torch.Tensor, "3 s s"]:
         """See Images."""
         pixels = torch.empty(1, 3, self.size, self.size, dtype=torch.uint8)
-        for _, reason in self.read_into(pixels, [row]):
+        for reason in self.read_into(pixels, [row]).values():
             raise Unreadable(reason)
         return pixels[0]
 
-    def read_into(self, pixels: UInt8[torch.Tensor, "b 3 s s"], rows: Sequence[int]) -> list[tuple[int, str]]:
-        """See Images; one gather."""
+    def read_into(self, pixels: UInt8[torch.Tensor, "b 3 s s"], rows: Sequence[int]) -> dict[int, str]:
+        """See Images; gathers all rows at once."""
         # Rows are in range; mode="raise" would go through a buffer.
         np.take(self._pixels, rows, axis=0, out=pixels.numpy(), mode="clip")
-        return [(row, self._unreadable[row]) for row in rows if row in self._unreadable]
+        return {row: self._unreadable[row] for row in rows if row in self._unreadable}
 
     def key(self, row: int) -> str:
-        """The source's."""
+        """Return the source's key."""
         return self._source.key(row)
 
     def stamp(self, row: int) -> str:
-        """The source's."""
+        """Return the source's stamp."""
         return self._source.stamp(row)
+
+    def content(self, row: int) -> str:
+        """Return the source's content."""
+        return self._source.content(row)
+
+    def version(self, row: int) -> str:
+        """Return the source's version."""
+        return self._source.version(row)
 
 
 def cached(images: Images, folder: Path, *, progress: bool = False) -> CachedImages:
-    """``images`` from the decoded array below ``folder``, which is made first if it is not there yet.
+    """Read ``images`` from a decoded array below ``folder``; decode them into it first where it is missing.
 
     Its name is a hash of all keys, sizes and times of the files, and the side of the decoded square: images
     that change get another array, so nothing stale is ever read, and old ones may be deleted at any time.
-    Of several processes one decodes and the others wait. What a killed one leaves is never taken for an
-    array: the name is given last. One that is cut, or of another form, is decoded again, aloud; altered
-    pixels are not looked for, which would mean to read all of them at every start.
+    Of several processes one decodes and the others wait. The array gets its name last, so that what a killed
+    process leaves is never read. An array that is cut, or of another form, is decoded again, with a warning;
+    altered pixels are not detected, since that would read all of them at every start.
 
     Args:
         images: Whatever is slow to read.
@@ -111,7 +119,7 @@ def cached(images: Images, folder: Path, *, progress: bool = False) -> CachedIma
 
 
 def _check(path: Path, images: Images) -> dict[int, str] | None:
-    """What _decode_to returned for ``path``; None if that is missing, or not of the form it writes."""
+    """Read what _decode_to returned for ``path``; None if it is missing, or of another form."""
     try:
         with path.open("rb") as file:
             np.lib.format.read_magic(file)
@@ -136,7 +144,7 @@ def _shape(images: Images) -> tuple[int, int, int, int]:
 
 
 def _decode_to(path: Path, images: Images, progress: bool) -> dict[int, str]:
-    """Write the array, and beside it the reason of each row that could not be decoded, which it returns."""
+    """Write the array, and beside it the reason of each unreadable row; return the reasons."""
     logger.info("decoding %d images into %s, once", len(images), path)
     unreadable: dict[int, str] = {}
     partial = path.with_suffix(".partial")
@@ -144,9 +152,9 @@ def _decode_to(path: Path, images: Images, progress: bool) -> dict[int, str]:
     # Written, not mapped: a disk that is full then raises, where a store into a mapped page would kill.
     with partial.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for pixels, failed in decode_blocks(images, progress=progress):
-            file.write(pixels.numpy().data)
-            unreadable.update(failed)
+        for block in decode_blocks(images, progress=progress):
+            file.write(block.images.numpy().data)
+            unreadable |= block.bad
         file.flush()
         os.fsync(file.fileno())
     path.with_suffix(".json").write_text(json.dumps(unreadable))
@@ -156,7 +164,7 @@ def _decode_to(path: Path, images: Images, progress: bool) -> dict[int, str]:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process is within; a lock ends with its process, however that ends."""
+    """Keep other processes out; the lock ends with this process, however that ends."""
     with path.open("w") as file:
         if fcntl is not None:
             fcntl.lockf(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Finding image files: any folder tree, or one folder a class with or without a split."""
+"""``data.name=images`` and ``imagefolder``: any folder tree; one folder a class, with or without a split."""
 
 import hashlib
 import logging
@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from PIL import features
 
-from contrastive.config import UserError
+from contrastive.config import DataConfig, UserError
+from contrastive.data.dataset import Dataset, root_of
 from contrastive.data.images import FileImages, printable
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ EXTENSIONS = (
     *_ALWAYS.split(),
     *(ending for name in _SUPPORTED if features.check(name) for ending in _OPTIONAL[name].split()),
 )
-"""Of still images that this Pillow decodes; documents, films and float pixels are left out."""
+"""Endings of the still images that this Pillow decodes; documents, films and float pixels are left out."""
 
 HELD_OUT_SHARE = 0.2
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
@@ -33,8 +34,19 @@ _TEST_FOLDERS = ("val", "validation", "valid", "dev", "test", "testing", "eval",
 _NAMED = 5  # names in a message
 
 
+def open_images(data: DataConfig) -> Dataset:
+    """Open every image file below ``data.root``, unlabelled; raises as ``open_tree``."""
+    return Dataset(open_tree(root_of(data), data.stored_size))
+
+
+def open_imagefolder(data: DataConfig) -> Dataset:
+    """Open class folders below ``data.root``; raises as ``open_class_folders``."""
+    train, test, held_out_by_hash = open_class_folders(root_of(data), data.stored_size)
+    return Dataset(train, train, test, held_out_by_hash)
+
+
 def open_tree(root: Path, size: int) -> FileImages:
-    """``images``: every image file below ``root``, unlabelled.
+    """Open every image file below ``root``, unlabelled.
 
     Raises:
         UserError: no such folder, a folder that cannot be listed, no image file.
@@ -43,7 +55,7 @@ def open_tree(root: Path, size: int) -> FileImages:
 
 
 def open_class_folders(root: Path, size: int) -> tuple[FileImages, FileImages, bool]:
-    """``imagefolder``: training part, test part, and whether the test part was held out by hash.
+    """Open the training part and the test part, and tell whether the latter was held out by a hash.
 
     ``root`` holds class folders, or parts that hold them (``find_parts``). Without a test part, images are
     held out by a hash of their relative path, never by class, so that adding files moves no other file from
@@ -77,16 +89,19 @@ def open_class_folders(root: Path, size: int) -> tuple[FileImages, FileImages, b
 
 
 def is_held_out(key: bytes) -> bool:
-    """Whether an image of an unsplit folder belongs to the held-out part, by its relative path alone."""
+    """Decide whether an image of an unsplit folder is held out, by its relative path alone."""
     return int.from_bytes(hashlib.sha256(key).digest()[:8]) < HELD_OUT_SHARE * 2**64
 
 
 def describe_untrained(train: Iterable[str], test: Sequence[str]) -> str:
-    """Which test images no classifier can get right, as their class has no training image, or nothing.
+    """Name the test images whose class has no training image, so that no classifier gets them right.
 
     Args:
         train: Class of each training image.
         test: Class of each test image.
+
+    Returns:
+        One sentence; empty if there are none.
     """
     known = set(train)
     missed = [name for name in test if name not in known]
@@ -100,12 +115,12 @@ def describe_untrained(train: Iterable[str], test: Sequence[str]) -> str:
 
 
 def shorten(names: Sequence[str], most: int = _NAMED) -> str:
-    """The first ``most`` names, and whether there are more."""
+    """Join the first ``most`` names, with an ellipsis if there are more."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def find_parts(root: Path) -> tuple[str, str | None]:
-    """Folders of the training part ("" is ``root`` itself) and of the test part, None where there is none.
+    """Find the folder of the training part ("" is ``root`` itself) and of the test part, None without one.
 
     ``train`` beside ``val`` or ``test`` are parts whatever they hold (``val`` is taken where both exist).
     Near names (``Train``, ``training``; ``validation``, ``valid``, ``dev``, ``testing``, ``eval``, in any
@@ -159,18 +174,18 @@ def _distinct(root: Path, train: str, test: str) -> tuple[str, str]:
 
 
 def _image_folders(folder: Path) -> list[str]:
-    """Names of the visible folders inside that hold an image, at any depth."""
+    """List the visible folders inside that hold an image, at any depth."""
     _, entries = _scan(os.fsencode(folder))
     inner = (entry for entry in entries if _kind(entry) == "folder")
     return [os.fsdecode(entry.name) for entry in inner if any(map(_is_image, _walk(entry.path)))]
 
 
 def list_images(folder: Path) -> list[bytes]:
-    """Paths of all image files below ``folder``, relative to it, sorted by their bytes.
+    """List the paths of all image files below ``folder``, relative to it, sorted by their bytes.
 
     Links to folders are followed, but no folder is entered twice, so loops end. Hidden names (a leading
-    dot) are left out, and so is what is no file (a pipe would block whoever opens it); a dangling link
-    stays in, and is found unreadable. Other files are counted in one warning.
+    dot) are left out, and so is what is no file (opening a pipe would block); a dangling link is kept, and
+    later counted as unreadable. Other files are counted in one warning.
 
     Raises:
         UserError: no such folder, a folder that cannot be listed, no image file.
@@ -181,7 +196,7 @@ def list_images(folder: Path) -> list[bytes]:
 
 
 def _find_images(folder: Path, root: Path) -> tuple[list[bytes], Counter[str]]:
-    """Paths of the images below ``folder`` relative to ``root``, and how many files of other endings."""
+    """List the images below ``folder`` relative to ``root``, and count files of other endings."""
     _check_root(folder)
     keys, others = [], Counter[str]()
     start = len(os.path.join(os.fsencode(root), b""))
@@ -223,7 +238,7 @@ def log_once(text: str) -> None:
 
 
 def _walk(folder: bytes) -> Iterator[os.DirEntry[bytes]]:
-    """Visible files and dangling links below ``folder``, each real folder once."""
+    """Yield visible files and dangling links below ``folder``; enter each real folder once."""
     pending, entered = [folder], set()
     while pending:
         identity, entries = _scan(pending.pop())
@@ -254,7 +269,7 @@ def _check_root(folder: Path) -> None:
 
 
 def _scan(folder: bytes) -> tuple[tuple[int, int], list[os.DirEntry[bytes]]]:
-    """What identifies the folder, and its visible entries by name."""
+    """Return what identifies the folder, and its visible entries by name."""
     try:
         status = os.stat(folder)
         with os.scandir(folder) as entries:

@@ -12,18 +12,19 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from contrastive.config import UserError
 from contrastive.data.decode import Unreadable, read_file, to_rgb, to_square, to_tensor
 
 
 class Images(ABC):
     """Map-style data set of square RGB images; subclass it to train on your own.
 
-    Rows are numbered from 0 and keep their number for good: the memory bank has one slot for each.
+    Rows are numbered from 0, and a row is always the same image: the memory bank has one slot for each.
 
     Attributes:
         size: Side s of what ``read`` returns.
-        labels: Class of each row, -1 where unknown; None without classes. Monitors and evaluation look
-            labels up here; the training path never does.
+        labels: Class of each row, -1 where unknown; None without classes. Monitors and evaluation read
+            them; the training path never does.
         classes: Names of the classes, or None.
         thread_safe: Whether several threads may read at once.
     """
@@ -38,49 +39,60 @@ class Images(ABC):
 
     @abstractmethod
     def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
-        """The decoded image.
+        """Return the decoded image.
 
         Raises:
             Unreadable: it cannot be decoded; the message says why.
         """
 
-    def read_into(self, pixels: UInt8[Tensor, "b 3 s s"], rows: Sequence[int]) -> list[tuple[int, str]]:
-        """Read ``rows`` into ``pixels``; returns the unreadable ones, with the reason and without pixels."""
-        bad = []
-        for place, row in enumerate(rows):
+    def read_into(self, pixels: UInt8[Tensor, "b 3 s s"], rows: Sequence[int]) -> dict[int, str]:
+        """Read ``rows`` into ``pixels``; return the reason of each unreadable row, whose pixels stay."""
+        bad = {}
+        for index, row in enumerate(rows):
             try:
-                pixels[place] = self.read(row)
+                pixels[index] = self.read(row)
             except Unreadable as error:
-                bad.append((row, str(error)))
+                bad[row] = str(error)
         return bad
 
     @abstractmethod
     def key(self, row: int) -> str:
-        """What a person finds the image by: its path relative to the root, or e.g. ``digits/17``."""
+        """Return what a person finds the image by: its path relative to the root, or e.g. ``digits/17``."""
 
     @abstractmethod
     def stamp(self, row: int) -> str:
-        """What changes when the image does: size in bytes of a file, a hash of pixels in memory."""
+        """Return what a resume compares to notice an altered image, without decoding it.
+
+        Size in bytes of a file, a hash of pixels in memory.
+        """
+
+    def content(self, row: int) -> str:
+        """Return what identifies the pixels, for caches and results; the stamp, where that does."""
+        return self.stamp(row)
+
+    def version(self, row: int) -> str:
+        """Return what differs as soon as the pixels *may* have changed, for caches of decoded images."""
+        return self.content(row)
 
     def manifest(self) -> Iterator[tuple[int, str, str]]:
-        """Row, key and stamp of every image, in order."""
+        """Yield row, key and stamp of every image, in order: what manifest.csv of a run holds."""
         return ((row, self.key(row), self.stamp(row)) for row in range(len(self)))
 
-    def numbering(self) -> str:
-        """SHA-256 over all keys: equal if each row is of the same image as before, altered or not."""
+    def row_identity_hash(self) -> str:
+        """Hash all keys (SHA-256): equal if each row is the same image as before, altered or not."""
         return fingerprint((self.key(row), "") for row in range(len(self)))
 
     def fingerprint(self) -> str:
-        """SHA-256 over all keys and stamps: equal if the images are."""
-        return fingerprint((key, stamp) for _, key, stamp in self.manifest())
+        """Hash all keys and contents (SHA-256): equal if the images are."""
+        return fingerprint((self.key(row), self.content(row)) for row in range(len(self)))
 
     def revision(self) -> str:
-        """As the fingerprint, but different as soon as an image *may* have changed."""
-        return self.fingerprint()
+        """Hash all keys and versions (SHA-256): differs as soon as an image may have changed."""
+        return fingerprint((self.key(row), self.version(row)) for row in range(len(self)))
 
 
 def fingerprint(rows: Iterable[tuple[str, str]]) -> str:
-    """SHA-256, in hex, over (key, stamp) pairs in order."""
+    """Hash (key, stamp) pairs in order: SHA-256, in hex."""
     digest = hashlib.sha256()
     for key, stamp in rows:
         digest.update(f"{key}\0{stamp}\0".encode("utf-8", "surrogateescape"))
@@ -88,7 +100,7 @@ def fingerprint(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def printable(name: bytes) -> str:
-    r"""A file's name that any log can take, different for each name.
+    r"""Escape a file's name so that any log can hold it, to another text for each name.
 
     What is not UTF-8 or not printable appears as ``\xNN``, ``\n`` and the like, a backslash as two.
     """
@@ -132,7 +144,7 @@ class FileImages(Images):
         return len(self._ends)
 
     def path(self, row: int) -> bytes:
-        """Absolute path of the file."""
+        """Return the absolute path of the file."""
         return os.path.join(self.root, self._raw(row))
 
     def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
@@ -140,21 +152,18 @@ class FileImages(Images):
         return read_file(self.path(row), self.size)
 
     def key(self, row: int) -> str:
-        """Relative path, as ``printable`` has it."""
+        """Return the relative path, escaped by ``printable``."""
         return printable(self._raw(row))
 
     def stamp(self, row: int) -> str:
-        """Size in bytes, or ``unreadable``."""
+        """Return the size in bytes, or ``unreadable``."""
         try:
             return str(os.stat(self.path(row)).st_size)
         except OSError:
             return "unreadable"
 
-    def revision(self) -> str:
-        """See Images: with the times the files were written, since a bitmap may change and keep its size."""
-        return fingerprint((self.key(row), self._size_and_time(row)) for row in range(len(self)))
-
-    def _size_and_time(self, row: int) -> str:
+    def version(self, row: int) -> str:
+        """Return the size and the time of writing, since a bitmap may change and keep its size."""
         try:
             status = os.stat(self.path(row))
         except OSError:
@@ -203,12 +212,12 @@ class ArrayImages(Images):
         return _square(self._pixels(row), self.size)
 
     def key(self, row: int) -> str:
-        """E.g. ``digits/17``."""
+        """Return e.g. ``digits/17``."""
         return f"{self.name}/{self._rows[row]}"
 
     def stamp(self, row: int) -> str:
-        """Hash of the pixels, 64 bits in hex."""
-        return hashlib.sha256(np.ascontiguousarray(self._pixels(row)).tobytes()).hexdigest()[:16]
+        """Hash the pixels, to 64 bits in hex."""
+        return _hash(np.ascontiguousarray(self._pixels(row)))
 
     def _pixels(self, row: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         source = self._rows[row]
@@ -223,12 +232,19 @@ class DatasetImages(Images):
     A tuple is taken for (image, label, ...) and its first item used. Whatever ``dataset[i]`` raises makes
     that row unreadable.
 
+    A resume is refused if the number of rows differs. It also notices an altered image if the dataset has a
+    method ``stamp(row)``, which returns a string that changes with the image (a file's size, a hash): then
+    caches of features and of decoded images use that too, else they decode every image to hash it.
+
     Args:
         dataset: Anything with ``__len__`` and ``__getitem__``.
         size: Side of what ``read`` returns.
         name: Keys are ``name/row``.
-        labels: Class of each row for monitors and evaluation, or None.
-        classes: Names of the classes, or None.
+        labels: Class of each row for monitors and evaluation, -1 where unknown; None without classes.
+        classes: Names of the classes; None numbers them.
+
+    Raises:
+        UserError: not one label for each row.
     """
 
     thread_safe = False  # a Dataset need not be: torch reads it from processes
@@ -239,11 +255,19 @@ class DatasetImages(Images):
         size: int,
         *,
         name: str = "dataset",
-        labels: Int[Tensor, " n"] | None = None,
+        labels: Sequence[int] | Int[Tensor, " n"] | None = None,
         classes: list[str] | None = None,
     ) -> None:
-        self.dataset, self.size, self.name = dataset, size, name
-        self.labels, self.classes = labels, classes
+        self.dataset, self.size, self.name, self.classes = dataset, size, name, classes
+        if labels is None:
+            return
+        self.labels = torch.as_tensor(labels, dtype=torch.int64)
+        if len(self.labels) != len(dataset):
+            raise UserError(
+                f"labels: {len(self.labels)} for {len(dataset)} images; give one a row, -1 where unknown"
+            )
+        if classes is None:
+            self.classes = [str(number) for number in range(max([-1, *self.labels.tolist()]) + 1)]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -263,15 +287,25 @@ class DatasetImages(Images):
         raise TypeError(f"{self.name}[{row}] is {given}: a PIL image or a uint8 (3, h, w) tensor is needed")
 
     def key(self, row: int) -> str:
-        """E.g. ``dataset/17``."""
+        """Return e.g. ``dataset/17``."""
         return f"{self.name}/{row}"
 
     def stamp(self, row: int) -> str:
-        """Hash of the pixels as read (so the fingerprint decodes every image once)."""
+        """Return the dataset's own stamp, or nothing if it has none."""
+        return str(self.dataset.stamp(row)) if self._has_stamps else ""
+
+    def content(self, row: int) -> str:
+        """Return the dataset's own stamp, or a hash of the decoded pixels."""
+        if self._has_stamps:
+            return self.stamp(row)
         try:
-            return hashlib.sha256(self.read(row).numpy().tobytes()).hexdigest()[:16]
+            return _hash(self.read(row).numpy())
         except Unreadable:
             return "unreadable"
+
+    @property
+    def _has_stamps(self) -> bool:
+        return callable(getattr(self.dataset, "stamp", None))
 
 
 class SomeImages(Images):
@@ -295,15 +329,27 @@ class SomeImages(Images):
         return self.images.read(int(self.rows[row]))
 
     def key(self, row: int) -> str:
-        """As the other set has it."""
+        """Return the other set's key."""
         return self.images.key(int(self.rows[row]))
 
     def stamp(self, row: int) -> str:
-        """As the other set has it."""
+        """Return the other set's stamp."""
         return self.images.stamp(int(self.rows[row]))
+
+    def content(self, row: int) -> str:
+        """Return the other set's content."""
+        return self.images.content(int(self.rows[row]))
+
+    def version(self, row: int) -> str:
+        """Return the other set's version."""
+        return self.images.version(int(self.rows[row]))
 
 
 def _square(pixels: np.ndarray[Any, np.dtype[np.uint8]], size: int) -> UInt8[Tensor, "3 s s"]:
     if pixels.shape[:2] == (size, size):
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
     return to_tensor(to_square(Image.fromarray(np.ascontiguousarray(pixels)), size))
+
+
+def _hash(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> str:
+    return hashlib.sha256(pixels.tobytes()).hexdigest()[:16]

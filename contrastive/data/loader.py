@@ -3,8 +3,8 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -14,7 +14,7 @@ from contrastive.config import DataConfig
 from contrastive.data.batch import Batch
 from contrastive.data.cache import cached
 from contrastive.data.images import Images
-from contrastive.data.plan import Plan
+from contrastive.data.plan import WHOLE, Plan, Share
 from contrastive.data.reading import (
     MOST_WORKERS,
     Decoded,
@@ -31,94 +31,74 @@ RESIDENT_BYTES = 2**30  # sets up to this size stay on the device under data.res
 
 
 class Loader(ABC):
-    """Micro-batches of one rank, in the plan's order; iterating yields the rest of the current epoch.
-
-    With ``whole_plan`` it yields the rest of the plan instead: one pass over all epochs.
+    """Micro-batches of one rank, in the plan's order; iterating yields the rest of the plan.
 
     The number of batches is exact whatever the files are like: rows that cannot be read are left out of
-    their batch, and one of which none can be read is delivered with 0 rows.
+    their batch, and a batch without a readable row is delivered with 0 rows.
 
     Args:
-        plan: The order.
-        rank: This process.
-        world: Processes in all.
-        accumulate: Micro-batches of one optimizer step.
-        start_step: Optimizer steps already done.
-        whole_plan: A pass is the plan, not an epoch.
+        plan: Which rows each step takes.
+        share: The part of this process.
 
     Raises:
         UserError: the global batch does not divide evenly.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        *,
-        rank: int,
-        world: int,
-        accumulate: int,
-        start_step: int = 0,
-        whole_plan: bool = False,
-    ) -> None:
-        plan.share(world, accumulate)
-        self._plan, self._rank, self._world, self._accumulate = plan, rank, world, accumulate
-        self._epochs_a_pass = plan.epochs if whole_plan else 1
+    def __init__(self, plan: Plan, share: Share) -> None:
+        plan.local_batch(share)
+        self._plan, self._share = plan, share
         self._delivered = 0
-        self.load_state_dict({"delivered": start_step * accumulate})
 
     def __len__(self) -> int:
-        """Micro-batches of a pass: an epoch or the plan, whether or not part of it is done."""
-        return self._plan.steps_per_epoch * self._accumulate * self._epochs_a_pass
+        """Count the micro-batches of the plan, whether or not part of it is done."""
+        return self._plan.total_steps * self._share.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        end = min((self._delivered // len(self) + 1) * len(self), self._total)
-        while self._delivered < end:
+        while self._delivered < len(self):
             batch = self._next()
-            # Counted when handed out, not when fetched: after a resume, workers prepare the rest again.
+            # Counted when delivered, not when fetched: after a resume, workers prepare the rest again.
             self._delivered += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Micro-batches handed out since the start of the run, by this rank as by every other."""
+        """Return the micro-batches delivered since the start of the run, on this rank as on every other."""
         return {"delivered": self._delivered}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after ``state["delivered"]`` micro-batches.
+        """Continue after ``state["delivered"]`` micro-batches.
 
         Raises:
             ValueError: not in 0 to the plan's total.
         """
-        if not 0 <= state["delivered"] <= self._total:
+        if not 0 <= state["delivered"] <= len(self):
             raise ValueError(
-                f"delivered={state['delivered']}: the plan has {self._total} micro-batches "
-                f"({self._plan.total_steps} steps x {self._accumulate})"
+                f"delivered={state['delivered']}: the plan has {len(self)} micro-batches "
+                f"({self._plan.total_steps} steps x {self._share.accumulate})"
             )
         self._delivered = state["delivered"]
 
-    def judge(self, read: Int[Tensor, " g"]) -> None:  # noqa: B027  # where all ranks read all, nothing is left
-        """Count what could not be read of the micro-batch handed out last, over all ranks; call it on all.
+    def check_corrupt_share(self, read: Int[Tensor, " g"]) -> None:  # noqa: B027  # a resident set is checked when decoded
+        """Compare the rows asked for in the last micro-batch with those read; enforce data.max_corrupt.
+
+        Call it on every rank after each micro-batch.
 
         Args:
-            read: Rows that the ranks got, on any device.
+            read: Rows that all ranks got, on any device.
 
         Raises:
             TooManyCorrupt: on all ranks alike.
         """
 
-    def close(self) -> None:  # noqa: B027  # nothing to end is the common case
+    def close(self) -> None:  # noqa: B027  # most loaders hold no process
         """End worker processes; the loader may be used again afterwards."""
 
-    @property
-    def _total(self) -> int:
-        return self._plan.total_steps * self._accumulate
-
     def _ids(self, position: int) -> Int[Tensor, " b"]:
-        step, micro = divmod(position, self._accumulate)
-        return self._plan.local_ids(step, micro, self._rank, self._world, self._accumulate)
+        step, micro = divmod(position, self._share.accumulate)
+        return self._plan.local_ids(step, micro, self._share)
 
     @abstractmethod
     def _next(self) -> Batch:
-        """Micro-batch number ``self._delivered``."""
+        """Return micro-batch number ``self._delivered``."""
 
 
 class ResidentLoader(Loader):
@@ -127,21 +107,21 @@ class ResidentLoader(Loader):
     Args:
         images: The data set.
         plan: See Loader.
+        share: See Loader.
         device: Where batches are wanted.
-        tally: Judges the unreadable ones, all of them at once.
+        tally: Counts the unreadable ones, all of them at once.
         progress: Show a bar on stderr while decoding.
-        kwargs: See Loader.
     """
 
     def __init__(
-        self, images: Images, plan: Plan, *, device: torch.device, tally: Tally, progress: bool, **kwargs: Any
+        self, images: Images, plan: Plan, share: Share, *, device: torch.device, tally: Tally, progress: bool
     ) -> None:
-        super().__init__(plan, **kwargs)
-        pixels, bad = decode_all(images, progress=progress)
-        tally.add(torch.arange(len(images)), sorted(bad.items()))
-        self._readable = torch.ones(len(images), dtype=torch.bool)
-        self._readable[list(bad)] = False
-        self._pixels = pixels.to(device)
+        super().__init__(plan, share)
+        decoded = decode_all(images, progress=progress)
+        tally.report(decoded.bad)
+        tally.count(decoded.rows, decoded.bad)
+        self._readable = decoded.readable
+        self._pixels = decoded.images.to(device)
 
     def _next(self) -> Batch:
         ids = self._ids(self._delivered)
@@ -149,36 +129,36 @@ class ResidentLoader(Loader):
         return Batch(self._pixels.index_select(0, ids), ids)
 
 
-class StreamLoader(Loader):
-    """Images decoded by worker processes, ahead of their use and across the border of an epoch.
+class DecodingLoader(Loader):
+    """Images decoded by worker processes, ahead of their use and into the next epoch.
 
     Batches come in host memory, pinned for a GPU.
 
     Args:
         images: The data set.
         plan: See Loader.
+        share: See Loader.
         device: Where batches are going.
-        tally: Judges the unreadable ones as they appear.
+        tally: Counts the unreadable ones as they appear.
         num_workers: Decoding processes; 0 decodes in this one.
-        kwargs: See Loader.
     """
 
     def __init__(
         self,
         images: Images,
         plan: Plan,
+        share: Share,
         *,
         device: torch.device,
         tally: Tally,
         num_workers: int,
-        **kwargs: Any,
     ) -> None:
+        super().__init__(plan, share)
         self._images, self._device, self._tally, self._num_workers = images, device, tally, num_workers
         self._stream: Iterator[Decoded] | None = None
-        super().__init__(plan, **kwargs)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """See Loader; what workers had ready is thrown away."""
+        """See Loader; batches that workers had prepared are dropped."""
         super().load_state_dict(state)
         self.close()
 
@@ -188,25 +168,24 @@ class StreamLoader(Loader):
 
     def _next(self) -> Batch:
         if self._stream is None:
-            todo = (self._ids(position).tolist() for position in range(self._delivered, self._total))
+            todo = (self._ids(position).tolist() for position in range(self._delivered, len(self)))
             self._stream = decode_ahead(self._images, todo, self._num_workers, self._device)
         decoded = next(self._stream)
-        if self._world == 1:
-            self._tally.add(decoded.asked, decoded.bad)
-        else:
-            self._tally.tell(decoded.bad)  # to stop here would leave the other ranks waiting: see judge
+        self._tally.report(decoded.bad)
+        if self._share.world == 1:  # to stop here would leave other ranks waiting: see check_corrupt_share
+            self._tally.count(decoded.rows, decoded.bad)
         return decoded.batch
 
-    def judge(self, read: Int[Tensor, " g"]) -> None:
+    def check_corrupt_share(self, read: Int[Tensor, " g"]) -> None:
         """See Loader."""
-        if self._world == 1:
+        if self._share.world == 1:
             return
-        step, micro = divmod(self._delivered - 1, self._accumulate)
-        place = (self._world, self._accumulate)
-        shares = [self._plan.local_ids(step, micro, rank, *place) for rank in range(self._world)]
-        asked = torch.cat(shares)
-        # The usual case needs no look at the rows, which would wait for the device.
-        self._tally.add_global(asked, asked if len(read) == len(asked) else read.cpu())
+        step, micro = divmod(self._delivered - 1, self._share.accumulate)
+        shares = (replace(self._share, rank=rank) for rank in range(self._share.world))
+        asked = torch.cat([self._plan.local_ids(step, micro, share) for share in shares])
+        # If every row was read, which is usual, nothing is copied from the device.
+        bad = asked[:0] if len(read) == len(asked) else asked[~torch.isin(asked, read.cpu())]
+        self._tally.count(asked, bad.tolist())
 
 
 def build_loader(
@@ -215,27 +194,19 @@ def build_loader(
     data: DataConfig,
     *,
     device: torch.device,
-    rank: int = 0,
-    world: int = 1,
-    accumulate: int = 1,
+    share: Share = WHOLE,
     on_corrupt: Report,
-    start_step: int = 0,
-    whole_plan: bool = False,
     progress: bool = False,
 ) -> Loader:
-    """The loader that suits the size of the data set and ``data.resident``.
+    """Build the loader that suits the size of the data set and ``data.resident``.
 
     Args:
         images: The data set, ``plan.rows`` of them.
-        plan: The order.
+        plan: Which rows each step takes.
         data: resident, cache, num_workers, max_corrupt are read.
         device: Where the network is.
-        rank: This process.
-        world: Processes in all.
-        accumulate: Micro-batches of one optimizer step.
+        share: The part of this process.
         on_corrupt: Called in this process, once for each unreadable row, with the reason.
-        start_step: Optimizer steps already done.
-        whole_plan: Iterating yields the rest of the plan, not of the epoch.
         progress: Show a bar on stderr while a whole set is decoded.
 
     Raises:
@@ -245,30 +216,23 @@ def build_loader(
     if len(images) != plan.rows:
         raise ValueError(f"plan.rows={plan.rows}, but there are {len(images)} images")
     if data.cache is not None:
-        images = cached(images, Path(data.cache).expanduser(), progress=progress)
+        images = cached(images, Path(data.cache), progress=progress)
     tally = Tally(images, data.max_corrupt, on_corrupt)
-    place = {
-        "rank": rank,
-        "world": world,
-        "accumulate": accumulate,
-        "start_step": start_step,
-        "whole_plan": whole_plan,
-    }
     if is_resident(images, data):
-        return ResidentLoader(images, plan, device=device, tally=tally, progress=progress, **place)
-    workers = default_workers(world) if data.num_workers is None else data.num_workers
-    return StreamLoader(images, plan, device=device, tally=tally, num_workers=workers, **place)
+        return ResidentLoader(images, plan, share, device=device, tally=tally, progress=progress)
+    workers = default_workers(share.world) if data.num_workers is None else data.num_workers
+    return DecodingLoader(images, plan, share, device=device, tally=tally, num_workers=workers)
 
 
 def is_resident(images: Images, data: DataConfig) -> bool:
-    """Whether the decoded set is kept on the device: as ``data.resident`` says, or by its size."""
+    """Decide whether the decoded set is kept on the device: as ``data.resident`` says, or by its size."""
     if data.resident == "auto":
         return num_bytes(images) <= RESIDENT_BYTES
     return data.resident == "true"
 
 
 def default_workers(world: int) -> int:
-    """Decoding processes for each of ``world`` ranks: the processors it may use, at most 16."""
+    """Choose the decoding processes of each of ``world`` ranks: the processors it may use, at most 16."""
     if "SLURM_CPUS_PER_TASK" in os.environ:  # there, the processors seen are this rank's own
         return min(MOST_WORKERS, int(os.environ["SLURM_CPUS_PER_TASK"]))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", min(world, torch.cuda.device_count() or world)))

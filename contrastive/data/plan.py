@@ -1,30 +1,58 @@
-"""Who sees which image when: one pure function of (seed, epoch), read by loader, miner and resume alike."""
+"""Which rows each optimizer step and each rank sees; loader, miner and resume read the same plan."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from contrastive.config import UserError
+from contrastive.data.order.base import Order
+from contrastive.data.order.global_ import GlobalOrder
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of each global batch that one process takes.
+
+    Attributes:
+        rank: This process.
+        world: Number of processes.
+        accumulate: Micro-batches of one optimizer step.
+
+    Raises:
+        ValueError: world or accumulate below 1, or no such rank.
+    """
+
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        if self.world < 1 or self.accumulate < 1:
+            raise ValueError(f"{self}: world and accumulate of 1 or more are needed")
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"{self}: the rank must be below world")
+
+
+WHOLE = Share()
+"""Everything, in one process without accumulation."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The order of a whole run.
+    """The rows of every optimizer step of a run.
 
-    An epoch is a fresh permutation of all rows, cut into batches of ``global_batch``; the shuffled
-    remainder that does not fill one is left out of that epoch. Nothing is padded or repeated. The plan
-    knows nothing of processes: ranks and micro-batches are slices of the same global batch, so a run
-    goes on at another world size with the same images in the same steps.
+    An epoch goes through all rows in the epoch's order, cut into batches of ``global_batch``; the remainder
+    that does not fill one is left out of that epoch. Nothing is padded or repeated. Ranks and micro-batches
+    are slices of the same global batch, so a run resumes at another world size with the same images in the
+    same steps.
 
     Attributes:
         rows: Images of the training set.
         seed: In [0, 2**32), as run.seed.
         global_batch: Images of one optimizer step, over all ranks and micro-batches.
         epochs: Passes over the data.
+        order: Which row stands at which position of an epoch; None is ``data.order=global`` by ``seed``.
 
     Raises:
         UserError: fewer rows than one batch takes.
@@ -35,6 +63,7 @@ class Plan:
     seed: int
     global_batch: int
     epochs: int
+    order: Order | None = None
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.global_batch < 1 or self.epochs < 1 or self.seed < 0:
@@ -58,57 +87,49 @@ class Plan:
         return self.steps_per_epoch * self.epochs
 
     def epoch_of(self, step: int) -> int:
-        """Epoch that optimizer step ``step`` belongs to, both from 0."""
+        """Return the epoch of optimizer step ``step``, both from 0."""
         return step // self.steps_per_epoch
 
-    def order(self, epoch: int) -> Int[Tensor, " n"]:
-        """All rows in the order of ``epoch``, the undelivered remainder last.
-
-        Returns:
-            int64 permutation of ``range(rows)``; a pure function of (rows, seed, epoch).
-        """
-        return torch.from_numpy(_order(self.rows, self.seed, epoch).copy())
+    def epoch_ids(self, epoch: int) -> Int[Tensor, " n"]:
+        """Return the rows of all steps of ``epoch``, int64."""
+        return self._positions(epoch, 0, self.steps_per_epoch * self.global_batch)
 
     def ids(self, step: int) -> Int[Tensor, " g"]:
-        """Rows of optimizer step ``step``, over all ranks and micro-batches, int64.
+        """Return the rows of optimizer step ``step``, over all ranks and micro-batches, int64.
 
         Raises:
             ValueError: the step is not in ``range(total_steps)``.
         """
         return self._slice(step, 0, self.global_batch)
 
-    def local_ids(self, step: int, micro: int, rank: int, world: int, accumulate: int) -> Int[Tensor, " b"]:
-        """The share of ``ids(step)`` that one rank takes in one of ``accumulate`` micro-batches.
+    def local_ids(self, step: int, micro: int, share: Share) -> Int[Tensor, " b"]:
+        """Return the part of ``ids(step)`` that ``share`` takes in one of its micro-batches.
 
         Contiguous, by micro-batch and then by rank: the first micro-batch of all ranks together is the
         first part of the global batch.
 
         Raises:
             UserError: the global batch does not divide evenly.
-            ValueError: step, micro or rank out of range.
+            ValueError: step or micro out of range.
         """
-        share = self.share(world, accumulate)
-        if not 0 <= micro < accumulate or not 0 <= rank < world:
-            raise ValueError(
-                f"micro={micro} of {accumulate}, rank={rank} of {world}: each must be below its count"
-            )
-        return self._slice(step, (micro * world + rank) * share, share)
+        size = self.local_batch(share)
+        if not 0 <= micro < share.accumulate:
+            raise ValueError(f"micro={micro} of {share.accumulate}: it must be below its count")
+        return self._slice(step, (micro * share.world + share.rank) * size, size)
 
-    def share(self, world: int, accumulate: int) -> int:
-        """Images of one micro-batch on one rank.
+    def local_batch(self, share: Share) -> int:
+        """Count the images of one micro-batch on one rank.
 
         Raises:
             UserError: the global batch does not divide evenly.
         """
-        parts = world * accumulate
-        if parts < 1:
-            raise ValueError(f"world={world}, accumulate={accumulate}: 1 or more is needed of each")
+        parts = share.world * share.accumulate
         if self.global_batch % parts:
             below = self.global_batch // parts * parts
             near = f"{below} or {below + parts}" if below else f"{parts}"
             raise UserError(
-                f"data.global_batch={self.global_batch} does not divide evenly over {world} ranks x "
-                f"{accumulate} accumulated micro-batches; nearest that do: {near}"
+                f"data.global_batch={self.global_batch} does not divide evenly over {share.world} ranks x "
+                f"{share.accumulate} accumulated micro-batches; nearest that do: {near}"
             )
         return self.global_batch // parts
 
@@ -116,23 +137,8 @@ class Plan:
         if not 0 <= step < self.total_steps:
             raise ValueError(f"step={step}: the plan has steps 0 to {self.total_steps - 1}")
         start += step % self.steps_per_epoch * self.global_batch
-        return torch.from_numpy(
-            _order(self.rows, self.seed, self.epoch_of(step))[start : start + count].copy()
-        )
+        return self._positions(self.epoch_of(step), start, start + count)
 
-
-# Several epochs are kept: decoding and the miner look ahead over the border of an epoch.
-@lru_cache(maxsize=4)
-def _order(rows: int, seed: int, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Rows sorted by one random 64-bit word each.
-
-    NumPy promises the raw words of a bit generator for ever, those of ``Generator.permutation`` only
-    within a version (NEP 19); so a resume under another NumPy still sees the same order. Equal words
-    (about 1e-7 likely at a million rows) fall back on the row number.
-    """
-    if epoch < 0:
-        raise ValueError(f"epoch={epoch}: 0 or more is needed")
-    words = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(rows)
-    order = np.argsort(words, kind="stable").astype(np.int64, copy=False)
-    order.flags.writeable = False
-    return order
+    def _positions(self, epoch: int, start: int, stop: int) -> Tensor:
+        order = GlobalOrder(self.rows, self.seed) if self.order is None else self.order
+        return order.ids(epoch, start, stop)

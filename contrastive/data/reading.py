@@ -1,4 +1,4 @@
-"""Decoding many images: all at once by threads, or batch after batch by worker processes."""
+"""Decode many images: all at once by threads, or batch after batch by worker processes."""
 
 import gc
 import os
@@ -7,14 +7,14 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -27,35 +27,54 @@ from contrastive.data.images import Images
 MOST_WORKERS = 16
 _BLOCK = 64  # rows of one decoding task: long enough to hide its cost, short enough for a live bar
 
-# Told each unreadable row and the reason.
+# Called for each unreadable row, with the reason.
 Report = Callable[[int, str], None]
 
 
 @dataclass
 class Decoded:
-    """What a worker hands over.
+    """Some rows of a data set, decoded.
 
     Attributes:
-        batch: The images that could be read.
-        asked: All rows it was asked for, int64.
-        bad: Row and reason of those that could not be read.
+        images: The pixels of each row; 0 where it could not be read.
+        rows: The rows, int64.
+        bad: Reason of each row that could not be read.
     """
 
-    batch: Batch
-    asked: Int[Tensor, " n"]
-    bad: list[tuple[int, str]]
+    images: UInt8[Tensor, "n 3 s s"]
+    rows: Int[Tensor, " n"]
+    bad: dict[int, str]
+
+    @property
+    def readable(self) -> Bool[Tensor, " n"]:
+        """Whether each row could be read."""
+        return torch.tensor([row not in self.bad for row in self.rows.tolist()], dtype=torch.bool)
+
+    @property
+    def batch(self) -> Batch:
+        """The rows that could be read."""
+        if not self.bad:
+            return Batch(self.images, self.rows)
+        return Batch(self.images[self.readable], self.rows[self.readable])
 
     def pin_memory(self) -> "Decoded":
-        """The same, its batch in page-locked memory; called by the DataLoader's pinning thread."""
-        return Decoded(self.batch.pin_memory(), self.asked, self.bad)
+        """Move the pixels to page-locked memory; called by the DataLoader's pinning thread."""
+        return Decoded(self.images.pin_memory(), self.rows.pin_memory(), self.bad)
 
 
 class WorkerDied(RuntimeError):
     """A decoding process was killed from outside, most often for memory."""
 
 
-def decode_all(images: Images, *, progress: bool = False) -> tuple[UInt8[Tensor, "n 3 s s"], dict[int, str]]:
-    """Every image, and the reason for each row that could not be read (whose pixels are 0).
+def decode(images: Images, rows: Sequence[int]) -> Decoded:
+    """Decode some rows, in this thread."""
+    pixels = torch.zeros(len(rows), 3, images.size, images.size, dtype=torch.uint8)
+    bad = images.read_into(pixels, rows)
+    return Decoded(pixels, torch.tensor(rows, dtype=torch.int64), bad)
+
+
+def decode_all(images: Images, *, progress: bool = False) -> Decoded:
+    """Decode every image, on all processors.
 
     Raises:
         UserError: there is not enough memory.
@@ -68,20 +87,16 @@ def decode_all(images: Images, *, progress: bool = False) -> tuple[UInt8[Tensor,
             f"({error}); set data.resident=false or a smaller data.decode_size"
         ) from error
     bad: dict[int, str] = {}
-    start = 0
-    for block, failed in decode_blocks(images, progress=progress):
-        pixels[start : start + len(block)] = block
-        start += len(block)
-        bad.update(failed)
-    return pixels, bad
+    for block in decode_blocks(images, progress=progress):
+        pixels[block.rows] = block.images
+        bad |= block.bad
+    return Decoded(pixels, torch.arange(len(images)), bad)
 
 
-def decode_blocks(
-    images: Images, *, progress: bool = False
-) -> Iterator[tuple[UInt8[Tensor, "b 3 s s"], list[tuple[int, str]]]]:
-    """All images in order, a few dozen at a time, and the unreadable ones among them (whose pixels are 0)."""
+def decode_blocks(images: Images, *, progress: bool = False) -> Iterator[Decoded]:
+    """Decode all images in order, a few dozen at a time."""
     blocks = (range(start, min(start + _BLOCK, len(images))) for start in range(0, len(images), _BLOCK))
-    # Threads suffice: PIL gives the interpreter away while it decodes and resizes.
+    # Threads suffice: PIL releases the interpreter's lock while it decodes and resizes.
     threads = min(MOST_WORKERS, usable_cpus()) if images.thread_safe else 1
     with (
         warnings.catch_warnings(),
@@ -91,36 +106,36 @@ def decode_blocks(
         ThreadPoolExecutor(threads) as pool,
     ):
         ignore_warnings()
-        # Not pool.map, which would start them all: whoever writes to a slow disk would fill the memory.
-        running = deque(pool.submit(_read_block, images, rows) for rows in islice(blocks, 2 * threads))
+        # Not pool.map, which starts all blocks: with a slow consumer they would fill the memory.
+        running = deque(pool.submit(decode, images, rows) for rows in islice(blocks, 2 * threads))
         while running:
-            pixels, bad = running.popleft().result()
-            running.extend(pool.submit(_read_block, images, rows) for rows in islice(blocks, 1))
-            bar.update(len(pixels))
-            yield pixels, bad
+            block = running.popleft().result()
+            running.extend(pool.submit(decode, images, rows) for rows in islice(blocks, 1))
+            bar.update(len(block.rows))
+            yield block
 
 
 def read_in_order(
     images: Images, batch_size: int, *, num_workers: int, device: torch.device, on_corrupt: Report
 ) -> Iterator[Batch]:
-    """All images once, by row, for evaluation; unreadable ones are left out and told to ``on_corrupt``.
+    """Decode all images once, by row, for evaluation; unreadable ones only reach ``on_corrupt``.
 
     Batches come in host memory, pinned for a GPU.
     """
     rows = (list(range(at, min(at + batch_size, len(images)))) for at in range(0, len(images), batch_size))
     for decoded in decode_ahead(images, rows, num_workers, device):
-        for row, reason in decoded.bad:
+        for row, reason in decoded.bad.items():
             on_corrupt(row, reason)
         yield decoded.batch
 
 
 def usable_cpus() -> int:
-    """Processors that this process may run on."""
+    """Count the processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Decoder(Dataset[Any]):
-    """Turns a list of rows into a finished batch inside the worker, so that nothing is left to collate."""
+    """Decode a list of rows inside the worker, so that nothing is left to collate."""
 
     def __init__(self, images: Images) -> None:
         self._images = images
@@ -132,18 +147,7 @@ class _Decoder(Dataset[Any]):
         return self.__getitems__([row])
 
     def __getitems__(self, rows: list[int]) -> Decoded:
-        pixels = torch.empty(len(rows), 3, self._images.size, self._images.size, dtype=torch.uint8)
-        bad = self._images.read_into(pixels, rows)
-        ids, failed = torch.tensor(rows, dtype=torch.int64), {row for row, _ in bad}
-        if failed:
-            good = torch.tensor([row not in failed for row in rows])
-            return Decoded(Batch(pixels[good], ids[good]), ids, bad)
-        return Decoded(Batch(pixels, ids), ids, bad)
-
-
-def _read_block(images: Images, rows: range) -> tuple[Tensor, list[tuple[int, str]]]:
-    pixels = torch.zeros(len(rows), 3, images.size, images.size, dtype=torch.uint8)
-    return pixels, images.read_into(pixels, rows)
+        return decode(self._images, rows)
 
 
 def decode_ahead(
@@ -162,20 +166,20 @@ def decode_ahead(
         pin_memory=device.type == "cuda",
         worker_init_fn=_init_worker,
         multiprocessing_context=_start_method() if num_workers else None,
-        generator=torch.Generator(),  # else a word of the global stream is drawn, and a resume would differ
+        generator=torch.Generator(),  # else the global generator is advanced, and a resume would differ
     )
     stream = _start(loader)
     try:
         yield from stream
     except (RuntimeError, OSError, EOFError) as error:
-        # What it had sent may be found missing before its death is: tensors travel by the sender's socket.
+        # A broken socket may show before the death does: tensors travel through the sender's socket.
         cut_off = isinstance(error, OSError | EOFError) and not str(error).startswith("Caught")
         if not num_workers or not (cut_off or str(error).startswith("DataLoader worker")):
             raise
         raise WorkerDied(
             f"a decoding process was killed ({_first_line(error)}); most often memory ran out: lower "
             f"data.num_workers (now {num_workers}) or data.decode_size, or enlarge /dev/shm (docker: "
-            f"--shm-size); then run again to go on from the last checkpoint"
+            f"--shm-size); then run again to resume from the last checkpoint"
         ) from error
 
 
@@ -186,12 +190,12 @@ def _first_line(error: BaseException) -> str:
 def _start(loader: DataLoader[Any]) -> Iterator[Decoded]:
     """Start the workers.
 
-    torch installs a handler that raises a worker's death wherever the main thread is, which may be in the
-    middle of saving a checkpoint. It is taken out again: the next batch tells, within seconds.
+    torch installs a signal handler that raises a worker's death wherever the main thread is, which may be in
+    the middle of saving a checkpoint. It is removed again: fetching the next batch raises, within seconds.
     """
     handler = signal.getsignal(signal.SIGCHLD)
     with warnings.catch_warnings():
-        # Python 3.12 warns of forking beside threads; these children only run PIL, and no torch thread pool.
+        # Python 3.12 warns of forking with threads; these children only run PIL, and no torch thread pool.
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
         stream = iter(loader)
     if threading.current_thread() is threading.main_thread():
@@ -200,14 +204,14 @@ def _start(loader: DataLoader[Any]) -> Iterator[Decoded]:
 
 
 def _start_method() -> str:
-    """Fork shares the list of files for nothing; where it is unsafe (macOS) or missing, spawn."""
+    """Choose fork, which shares the list of files without a copy; where it is unsafe or missing, spawn."""
     return "fork" if sys.platform == "linux" else "spawn"
 
 
 def _init_worker(number: int) -> None:
     torch.set_num_threads(1)
     ignore_warnings()
-    # Signals of the terminal or the cluster go to a process group: the main process alone decides what to do.
+    # The terminal and the cluster signal the whole process group: only the main process may react.
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -219,5 +223,5 @@ def _as_is(batch: Any) -> Any:
 
 
 def num_bytes(images: Images) -> int:
-    """Bytes of the decoded set."""
+    """Count the bytes of the decoded set."""
     return len(images) * 3 * images.size**2

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import load_saved
-from contrastive.data.manifest import read_manifest
+from contrastive.data.image_list import read_image_list
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import Source
 from eval.features import write_file
@@ -73,7 +73,7 @@ def _recipe(run: Path) -> list[str]:
     data, objective, mining = saved.data, saved.objective, saved.mining
     images = ""
     if (run / "manifest.csv").is_file():
-        manifest = read_manifest(run / "manifest.csv")
+        manifest = read_image_list(run / "manifest.csv")
         images = f", {len(manifest.keys)} images, fingerprint `{manifest.fingerprint()[:16]}`"
     told = {
         "data": _place(data.name, data.root) + images,

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from contrastive.config import UserError
+from contrastive.data.dataset import open_dataset
 from contrastive.data.images import Images
-from contrastive.data.sources import open_held_out, open_train
 from contrastive.encoders.foreign import Feed
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import Source
@@ -27,7 +27,8 @@ def write_embeddings(config: ExportConfig, source: Source, out: Path) -> dict[st
     asked = EvalConfig(checkpoint=config.checkpoint, data=config.data)
     meta = source.meta
     data = choose_data(asked, source.run, Feed(meta.image_size, meta.decode_size, meta.mean, meta.std))
-    images = open_train(data) if config.part == "train" else open_held_out(data)
+    dataset = open_dataset(data)
+    images = dataset.train if config.part == "train" else dataset.test
     if images is None:
         raise UserError(
             f"part=test: data.name={data.name} has no test part, all of its images are in part=train; use "

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from contrastive.data.sources import Images, Unreadable
+from contrastive.data.decode import Unreadable
+from contrastive.data.images import Images
 from memory_bank.replacing import replacing
 
 

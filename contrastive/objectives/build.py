@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.config import ObjectiveConfig
+from contrastive.find_part import find_part
 from contrastive.objectives.logits import Diagnostics
 from contrastive.registry import OBJECTIVES
 from memory_bank.config import MiningConfig
@@ -103,6 +103,5 @@ def build_objective(
     Raises:
         UserError: the settings do not go together.
     """
-    module, _, name = OBJECTIVES[config.loss].partition(":")
-    build: Callable[[LossSettings], Objective] = getattr(import_module(module), name)
+    build: Callable[[LossSettings], Objective] = find_part("objective.name", OBJECTIVES, config.loss)
     return build(LossSettings(config, mining or MiningConfig(), in_batch, seed, labels))

@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.config import UserError
-from contrastive.data.sources import Images, open_held_out, open_train
+from contrastive.data.dataset import Dataset, open_dataset
+from contrastive.data.images import Images
 from contrastive.drawing.projection import embed
-from eval.config import EvalConfig
+from eval.config import EvalConfig, EvalDataConfig
 from eval.features import Extractor
 from eval.frozen import resolve
 from eval.report.read import Run
@@ -51,11 +52,20 @@ class Report:
         return len(self.runs) == 1
 
     @cached_property
+    def dataset(self) -> Dataset | None:
+        """The data set of the first run; None where it is not known.
+
+        Raises:
+            UserError: it cannot be opened.
+        """
+        settings = self.runs[0].settings
+        return open_dataset(settings.data) if settings is not None else None
+
+    @cached_property
     def images(self) -> Images | None:
         """Training images of the first run; None, with a reason, where they cannot be opened."""
-        settings = self.runs[0].settings
         try:
-            return open_train(settings.data) if settings is not None else None
+            return self.dataset.train if self.dataset is not None else None
         except UserError as error:
             self.missing.append(f"pictures of the hard negatives ({error})")
             return None
@@ -65,10 +75,11 @@ class Report:
         """Test features of the first run; None, with a reason, where they cannot be had."""
         run = self.runs[0]
         try:
-            if run.settings is None or open_held_out(run.settings.data) is None:
+            if self.dataset is None or self.dataset.test is None:
                 return None  # no labels, so nothing to colour: the page is whole without it
             config = replace(self.config, checkpoint=str(run.folder))
-            extractor = Extractor(config, resolve(config.checkpoint))
+            own = self.dataset if config.data == EvalDataConfig() else None
+            extractor = Extractor(config, resolve(config.checkpoint), dataset=own)
             test = extractor.features("encoder").test
         except UserError as error:
             self.missing.append(f"the map of the features ({error})")

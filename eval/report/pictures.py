@@ -5,7 +5,7 @@ from html import escape
 from itertools import groupby
 
 from contrastive.config import UserError
-from contrastive.data.sources import Images
+from contrastive.data.images import Images
 from contrastive.drawing.figures import class_colour, confusion, scatter
 from contrastive.drawing.images import scaled
 from contrastive.logging.hard_negatives import HardNegative, read_or_none

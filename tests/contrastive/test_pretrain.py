@@ -240,8 +240,8 @@ def test_online_scores_agree_with_the_offline_protocols(run, tmp_path):
     from contrastive.callbacks.online import monitor_split
     from contrastive.config import PretrainConfig
     from contrastive.config_files import load_saved
+    from contrastive.data.dataset import open_dataset
     from contrastive.data.images import SomeImages
-    from contrastive.data.sources import open_labelled_train
     from contrastive.encoders.weights import load_encoder
     from eval import knn, linear_probe
     from eval.config import EvalConfig, KnnConfig
@@ -251,7 +251,10 @@ def test_online_scores_agree_with_the_offline_protocols(run, tmp_path):
     code, result, _ = run(*digits, "encoder.name=resnet10", "logging.probe_every_epochs=2")
     assert code == 0
     data = load_saved(PretrainConfig, tmp_path / "runs/tiny/config.yaml").data
-    images, (encoder, _) = open_labelled_train(data), load_encoder(tmp_path / "runs/tiny/encoder.safetensors")
+    images, (encoder, _) = (
+        open_dataset(data).labelled,
+        load_encoder(tmp_path / "runs/tiny/encoder.safetensors"),
+    )
     parts = []
     for rows in monitor_split(images):
         features, _ = extract(
@@ -925,7 +928,7 @@ def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
 
 
 @pytest.mark.parametrize(
-    "when", ["pretrain.open_train", "parts.build_loader"]
+    "when", ["pretrain.open_dataset", "parts.build_loader"]
 )  # outside of Lightning's fit, and within
 def test_a_signal_ends_a_dry_run_without_a_promise(run, tmp_path, monkeypatch, when):
     asked = []
@@ -937,7 +940,7 @@ def test_a_signal_ends_a_dry_run_without_a_promise(run, tmp_path, monkeypatch, w
 
 
 @pytest.mark.parametrize(
-    "when", ["pretrain.open_train", "parts.build_loader"]
+    "when", ["pretrain.open_dataset", "parts.build_loader"]
 )  # outside of Lightning's fit, and within
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT"])
 def test_a_signal_before_the_first_step_ends_the_start_in_order(run, monkeypatch, when, name):

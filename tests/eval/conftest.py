@@ -11,16 +11,16 @@ import torch
 def digits():
     """Raw pixels of scikit-learn's digits in the project's own split, as Features."""
     from contrastive.config import DataConfig
-    from contrastive.data.sources import open_eval
+    from contrastive.data.dataset import open_dataset
     from eval.features import Features, Split
 
-    train, test, _ = open_eval(DataConfig(image_size=8))
+    dataset = open_dataset(DataConfig(image_size=8))
 
     def split(images):
         pixels = torch.stack([images.read(row)[0].flatten().float() for row in range(len(images))])
         return Split(pixels, images.labels, torch.arange(len(images)))
 
-    return Features(split(train), split(test), tuple(train.classes))
+    return Features(split(dataset.train), split(dataset.test), tuple(dataset.train.classes))
 
 
 @pytest.fixture(scope="session")

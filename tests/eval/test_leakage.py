@@ -32,20 +32,20 @@ def test_test_classes_without_a_training_image_are_counted_and_named():
 def photos(tmp_path):
     """40 images in two class folders, and a run that was trained on all of them as one tree."""
     from contrastive.data.files import open_tree
-    from contrastive.data.manifest import write_manifest
+    from contrastive.data.image_list import write_image_list
 
     for row in range(40):
         folder = tmp_path / "photos" / "ab"[row % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8 + row, 3), row, dtype=np.uint8)).save(folder / f"{row}.png")
     run = make_run(tmp_path / "run", name="images", root=str(tmp_path / "photos"))
-    write_manifest(run / "manifest.csv", open_tree(tmp_path / "photos", 8))
+    write_image_list(run / "manifest.csv", open_tree(tmp_path / "photos", 8))
     return tmp_path / "photos", run
 
 
 def test_test_images_that_were_pretrained_on_are_counted(photos, tmp_path):
     from contrastive.data.files import open_class_folders, open_tree
-    from contrastive.data.manifest import write_manifest
+    from contrastive.data.image_list import write_image_list
     from eval.leakage import warn_of_pretrained
 
     root, run = photos
@@ -57,7 +57,7 @@ def test_test_images_that_were_pretrained_on_are_counted(photos, tmp_path):
     (tmp_path / "link").symlink_to(root)
     assert warn_of_pretrained(run, open_class_folders(tmp_path / "link", 8)[1]) == [told]
     assert "20 of 20 test" in warn_of_pretrained(run, open_tree(root / "a", 8))[0]  # a part of the tree
-    write_manifest(run / "manifest.csv", train)
+    write_image_list(run / "manifest.csv", train)
     assert warn_of_pretrained(run, test) == []
     os.rename(root / "a", tmp_path / "a")  # other images than those of the run
     assert warn_of_pretrained(run, open_tree(tmp_path / "a", 8)) == []
@@ -77,13 +77,14 @@ def test_images_that_were_moved_since_are_known_by_relative_path_and_size(photos
 
 
 def test_what_is_not_known_of_pretraining_is_no_failure(photos):
+    from contrastive.config import DataConfig
+    from contrastive.data.digits import open_digits
     from contrastive.data.files import open_tree
-    from contrastive.data.published import open_digits
     from eval.leakage import warn_of_pretrained
 
     root, run = photos
-    images = open_tree(root, 8)
-    assert warn_of_pretrained(None, images) == warn_of_pretrained(run, open_digits(8)[1]) == []
+    images, digits = open_tree(root, 8), open_digits(DataConfig(image_size=8))
+    assert warn_of_pretrained(None, images) == warn_of_pretrained(run, digits.test) == []
     (run / "manifest.csv").write_text("torn")
     assert "manifest.csv: not a manifest" in warn_of_pretrained(run, images)[0]
     (run / "manifest.csv").unlink()

@@ -236,10 +236,10 @@ def test_one_class_few_rows_and_nan(new_run, tiny_folder, capsys):
 
 def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_folder, capsys):
     from contrastive.data.files import open_tree
-    from contrastive.data.manifest import write_manifest
+    from contrastive.data.image_list import write_image_list
 
     run = new_run(name="images", root=str(tiny_folder))
-    write_manifest(run / "manifest.csv", open_tree(tiny_folder, 16))
+    write_image_list(run / "manifest.csv", open_tree(tiny_folder, 16))
     for file in (tiny_folder / "train" / "dark").iterdir():
         file.write_bytes(b"no image")
     data = ["data.name=imagefolder", f"data.root={tiny_folder}"]

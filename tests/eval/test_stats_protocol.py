@@ -28,7 +28,7 @@ def test_unlabelled_images_from_end_to_end(new_run, photos, capsys):
     from contrastive.augment.views import Views
     from contrastive.config import PretrainConfig
     from contrastive.config_files import load_saved
-    from contrastive.data.sources import open_train
+    from contrastive.data.dataset import open_dataset
     from contrastive.encoders.weights import load_encoder
     from eval.__main__ import main
 
@@ -53,7 +53,7 @@ def test_unlabelled_images_from_end_to_end(new_run, photos, capsys):
     assert result["near_duplicates"]["listed"] == len(table)
 
     saved = load_saved(PretrainConfig, run / "config.yaml")
-    images, (encoder, _) = open_train(saved.data), load_encoder(run / "encoder.safetensors")
+    images, (encoder, _) = open_dataset(saved.data).train, load_encoder(run / "encoder.safetensors")
     pixels = torch.stack([images.read(row) for row in range(13)])
     with torch.no_grad():
         first, second = (

@@ -60,9 +60,7 @@ def test_batches_and_reports_are_those_without_it(tree, tmp_path, resident, work
     for cache in (None, str(tmp_path / "cache")):
         data = DataConfig(resident=resident, num_workers=workers, cache=cache, max_corrupt=0.5)
         told = {}
-        loader = build_loader(
-            tree(), plan, data, device=torch.device("cpu"), on_corrupt=told.__setitem__, whole_plan=True
-        )
+        loader = build_loader(tree(), plan, data, device=torch.device("cpu"), on_corrupt=told.__setitem__)
         found.append((list(loader), told))
     (plain, reasons), (mapped, reasons_mapped) = found
     assert reasons == reasons_mapped

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import pickle
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from contrastive.config import UserError
 from contrastive.data.decode import Unreadable
 from contrastive.data.images import ArrayImages, DatasetImages, FileImages, SomeImages, fingerprint
 
@@ -76,6 +78,19 @@ def test_file_names_take_little_memory():
             images.key(row)
 
 
+def test_a_bitmap_that_keeps_its_size_gets_another_version_also_in_a_subset(tmp_path):
+    """Caches of decoded images use it; the fingerprint, which a copy of the files keeps, stays."""
+    Image.fromarray(pixels(1)[0]).save(tmp_path / "a.bmp")
+    files = FileImages(tmp_path, [b"a.bmp"], 4)
+    sets = [files, SomeImages(files, torch.tensor([0]))]
+    before = [(images.fingerprint(), images.revision()) for images in sets]
+    Image.fromarray(pixels(1, seed=1)[0]).save(tmp_path / "a.bmp")
+    os.utime(tmp_path / "a.bmp", ns=(0, 0))
+    for images, (fingerprinted, revised) in zip(sets, before, strict=True):
+        assert images.fingerprint() == fingerprinted
+        assert images.revision() != revised
+
+
 class Given:
     """A data set of someone's own, with one broken row."""
 
@@ -104,11 +119,34 @@ def test_a_data_set_of_ones_own():
     images = DatasetImages(Given(items), 4, labels=torch.arange(5))
     for row in range(4):
         assert torch.equal(images.read(row), tensor)
-    assert len({images.stamp(row) for row in range(4)}) == 1
+    assert len({images.content(row) for row in range(4)}) == 1
     assert images.key(2) == "dataset/2"
     with pytest.raises(Unreadable, match="OSError: torn page"):
         images.read(4)
-    assert images.stamp(4) == "unreadable"
+    assert images.content(4) == "unreadable"
+    assert images.classes == ["0", "1", "2", "3", "4"]
+
+
+def test_labels_that_do_not_fit_a_data_set_of_ones_own_are_refused():
+    with pytest.raises(UserError, match="labels: 2 for 3 images"):
+        DatasetImages(Given([0, 0, 0]), 4, labels=[0, 1])
+
+
+class Stamped(Given):
+    def stamp(self, row):
+        return f"version {row}"
+
+
+def test_the_manifest_of_a_data_set_of_ones_own_decodes_nothing():
+    """Its fingerprint does, where the set has no stamps: caches must not mix up two sets of one length."""
+    unread = [OSError("read")] * 2
+    assert [*DatasetImages(Given(unread), 4).manifest()] == [(0, "dataset/0", ""), (1, "dataset/1", "")]
+    assert [*DatasetImages(Stamped(unread), 4).manifest()][1] == (1, "dataset/1", "version 1")
+    sets = [DatasetImages(Given([Image.fromarray(pixels(1, seed=seed)[0])]), 4) for seed in (0, 0, 1)]
+    assert sets[0].fingerprint() == sets[1].fingerprint() != sets[2].fingerprint()
+    assert len({SomeImages(images, torch.tensor([0])).fingerprint() for images in sets}) == 2
+    stamped = DatasetImages(Stamped(unread), 4)
+    assert stamped.fingerprint() == fingerprint([("dataset/0", "version 0"), ("dataset/1", "version 1")])
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import torch
 from contrastive.config import DataConfig, UserError
 from contrastive.data.files import open_tree
 from contrastive.data.images import ArrayImages
-from contrastive.data.loader import ResidentLoader, StreamLoader, build_loader, default_workers, is_resident
-from contrastive.data.plan import Plan
+from contrastive.data.loader import DecodingLoader, ResidentLoader, build_loader, default_workers, is_resident
+from contrastive.data.plan import Plan, Share
 from contrastive.data.tally import TooManyCorrupt
 from tests.contrastive.data.test_decode import BAD
 
@@ -28,7 +28,7 @@ def make(images, plan, kind, *, told=None, max_corrupt=0.5, **place):
     on_corrupt = (
         (lambda row, reason: None) if told is None else (lambda row, reason: told.append((row, reason)))
     )
-    return build_loader(images, plan, data, device=CPU, on_corrupt=on_corrupt, **place)
+    return build_loader(images, plan, data, device=CPU, share=Share(**place), on_corrupt=on_corrupt)
 
 
 def ids(batches):
@@ -36,19 +36,16 @@ def ids(batches):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_delivers_the_plan_epoch_by_epoch(kind):
+def test_delivers_the_plan(kind):
     plan = Plan(30, seed=3, global_batch=8, epochs=2)
     loader = make(numbered(30), plan, kind)
-    assert isinstance(loader, ResidentLoader if kind[0] == "true" else StreamLoader)
-    assert len(loader) == 3
-    for epoch in range(2):
-        batches = list(loader)
-        assert ids(batches) == [plan.ids(3 * epoch + step).tolist() for step in range(3)]
-        for batch in batches:
-            assert batch.images.dtype == torch.uint8
-            assert torch.equal(
-                batch.images, batch.ids.to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
-            )
+    assert isinstance(loader, ResidentLoader if kind[0] == "true" else DecodingLoader)
+    assert len(loader) == 6
+    batches = list(loader)
+    assert ids(batches) == [plan.ids(step).tolist() for step in range(6)]
+    for batch in batches:
+        assert batch.images.dtype == torch.uint8
+        assert torch.equal(batch.images, batch.ids.to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2))
     assert list(loader) == []
     assert loader.state_dict() == {"delivered": 6}
 
@@ -67,10 +64,10 @@ def test_ranks_and_micro_batches_make_up_the_step(kind):
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 7, 8])
 def test_resume_gives_exactly_the_rest(kind, stop):
     plan = Plan(37, seed=5, global_batch=8, epochs=2)
-    whole = make(numbered(37), plan, kind, accumulate=2, whole_plan=True)
+    whole = make(numbered(37), plan, kind, accumulate=2)
     everything = ids(whole)
     assert len(everything) == len(whole) == 16
-    first = make(numbered(37), plan, kind, accumulate=2, whole_plan=True)
+    first = make(numbered(37), plan, kind, accumulate=2)
     stream = iter(first)
     for _ in range(stop):
         next(stream)
@@ -78,34 +75,36 @@ def test_resume_gives_exactly_the_rest(kind, stop):
     assert state == {"delivered": stop}  # what workers hold ready does not count
     second = make(numbered(37), plan, kind, accumulate=2)
     second.load_state_dict(state)
-    assert len(second) == 8
-    assert ids(second) == everything[stop : (stop // 8 + 1) * 8]
-    assert ids(second) == everything[(stop // 8 + 1) * 8 :]
+    assert len(second) == 16
+    assert ids(second) == everything[stop:]
     second.load_state_dict(state)  # and back again, with a stream under way
     assert ids(second)[0] == everything[stop]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_broken_off_epoch_goes_on(kind):
+def test_iterating_again_continues(kind):
     plan = Plan(40, seed=5, global_batch=8, epochs=2)
-    everything = ids(make(numbered(40), plan, kind, whole_plan=True))
+    everything = ids(make(numbered(40), plan, kind))
     loader = make(numbered(40), plan, kind)
     found = []
     for batch in loader:
         found.append(batch.ids.tolist())
         if len(found) == 2:
             break
-    assert found + ids(loader) == everything[:5]
+    assert found + ids(loader) == everything
 
 
-def test_start_step_is_the_optimizer_step_also_at_another_world_size():
+def test_a_resume_continues_at_the_optimizer_step_also_at_another_world_size():
     plan = Plan(64, seed=0, global_batch=16, epochs=3)
     for world, accumulate in ((1, 1), (2, 2), (4, 1)):
-        parts = [
-            ids(make(numbered(64), plan, KINDS[0], rank=r, world=world, accumulate=accumulate, start_step=6))
-            for r in range(world)
+        loaders = [
+            make(numbered(64), plan, KINDS[0], rank=rank, world=world, accumulate=accumulate)
+            for rank in range(world)
         ]
-        assert [len(part) for part in parts] == [2 * accumulate] * world
+        for loader in loaders:
+            loader.load_state_dict({"delivered": 6 * accumulate})
+        parts = [ids(loader) for loader in loaders]
+        assert [len(part) for part in parts] == [6 * accumulate] * world
         step = sorted(row for part in parts for batch in part[:accumulate] for row in batch)
         assert step == sorted(plan.ids(6).tolist())
 
@@ -138,16 +137,11 @@ def test_bad_files_are_left_out_counted_once_and_never_replaced(folder_with_bad_
     told = []
     plan = Plan(50, seed=2, global_batch=10, epochs=3)
     loader = make(images, plan, kind, told=told)
-    for epoch in range(3):
-        batches = list(loader)
-        assert len(batches) == 5  # a batch stays a batch, however few rows are left
-        for step, batch in enumerate(batches):
-            assert batch.ids.tolist() == [
-                row for row in plan.ids(5 * epoch + step).tolist() if row not in bad
-            ]
-            assert batch.images[:, 0, 0, 0].tolist() == [
-                int(images.key(row)[:2]) for row in batch.ids.tolist()
-            ]
+    batches = list(loader)
+    assert len(batches) == 15  # a batch stays a batch, however few rows are left
+    for step, batch in enumerate(batches):
+        assert batch.ids.tolist() == [row for row in plan.ids(step).tolist() if row not in bad]
+        assert batch.images[:, 0, 0, 0].tolist() == [int(images.key(row)[:2]) for row in batch.ids.tolist()]
     assert sorted(row for row, _ in told) == sorted(bad)
     reasons = {images.key(row): reason for row, reason in told}
     assert reasons["empty.jpg"] == "empty file"

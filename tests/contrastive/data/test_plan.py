@@ -1,12 +1,11 @@
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrastive.config import UserError
-from contrastive.data.plan import Plan
-from tests.reference import plan as reference
+from contrastive.data.order.base import Order
+from contrastive.data.plan import WHOLE, Plan, Share
 
 
 @st.composite
@@ -19,53 +18,6 @@ def plans(draw):
     return plan, world, accumulate
 
 
-@pytest.mark.parametrize(("rows", "seed", "epoch"), [(1, 0, 0), (7, 3, 1), (1335, 2**32 - 1, 199)])
-def test_order_is_philox_sorted(rows, seed, epoch):
-    plan = Plan(rows, seed, 1, epochs=200)
-    assert plan.order(epoch).tolist() == reference.order(rows, seed, epoch)
-
-
-def test_order_is_pinned():
-    # What a resume under another version of any library must find again.
-    assert Plan(10, 0, 2, 1).order(0).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
-    assert Plan(10, 1, 2, 2).order(1).tolist() == [0, 6, 5, 3, 4, 9, 7, 8, 2, 1]
-
-
-def test_order_differs_between_epochs_and_seeds():
-    orders = {tuple(Plan(50, seed, 5, 3).order(epoch).tolist()) for seed in range(3) for epoch in range(3)}
-    assert len(orders) == 9
-
-
-def test_order_is_uniform():
-    """Each row is at each place equally often: chi-square over 2,000 epochs, 25 degrees of freedom."""
-    counts = np.zeros((6, 6))
-    for epoch in range(2000):
-        counts[Plan(6, 0, 6, 2000).order(epoch).numpy(), np.arange(6)] += 1
-    expected = 2000 / 6
-    assert ((counts - expected) ** 2 / expected).sum() < 52.6  # p = 0.001
-
-
-def test_order_ignores_and_leaves_global_random_state():
-    torch.manual_seed(0)
-    np.random.seed(0)
-    first = Plan(100, 5, 10, 2).order(1)
-    torch.manual_seed(1)
-    np.random.seed(1)
-    before = torch.get_rng_state().clone(), np.random.get_state()[2]
-    assert torch.equal(Plan(100, 5, 20, 9).order(1), first)  # nor does it depend on batch and epochs
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.random.get_state()[2] == before[1]
-
-
-def test_order_may_be_written_to():
-    plan = Plan(20, 0, 5, 1)
-    kept = plan.order(0).clone()
-    plan.order(0).zero_()
-    plan.ids(0).zero_()
-    assert torch.equal(plan.order(0), kept)
-    assert torch.equal(plan.ids(0), kept[:5])
-
-
 @settings(deadline=None, max_examples=60)
 @given(plans())
 def test_an_epoch_is_a_partition_less_its_tail(case):
@@ -75,9 +27,9 @@ def test_an_epoch_is_a_partition_less_its_tail(case):
         seen = torch.cat([plan.ids(step) for step in steps]).tolist()
         assert {plan.epoch_of(step) for step in steps} == {epoch}
         assert len(set(seen)) == len(seen) == plan.rows // plan.global_batch * plan.global_batch
-        tail = plan.order(epoch)[len(seen) :].tolist()
-        assert len(tail) < plan.global_batch
-        assert sorted(seen + tail) == list(range(plan.rows))
+        assert plan.epoch_ids(epoch).tolist() == seen
+        assert plan.rows - len(seen) < plan.global_batch
+        assert {*seen} <= {*range(plan.rows)}
 
 
 @settings(deadline=None, max_examples=60)
@@ -85,16 +37,22 @@ def test_an_epoch_is_a_partition_less_its_tail(case):
 def test_ranks_share_exactly_the_ids_of_the_step(case, data):
     plan, world, accumulate = case
     step = data.draw(st.integers(0, plan.total_steps - 1))
-    parts = [plan.local_ids(step, m, r, world, accumulate) for m in range(accumulate) for r in range(world)]
+    shares = [Share(rank, world, accumulate) for rank in range(world)]
+    parts = [plan.local_ids(step, micro, share) for micro in range(accumulate) for share in shares]
     assert len({len(part) for part in parts}) == 1
     # By micro-batch and then by rank, end to end: nothing is shared, missing, or hangs on the world size.
     assert torch.equal(torch.cat(parts), plan.ids(step))
-    assert torch.equal(plan.local_ids(step, 0, 0, 1, 1), plan.ids(step))
+    assert torch.equal(plan.local_ids(step, 0, WHOLE), plan.ids(step))
 
 
-def test_the_tail_changes_with_the_epoch():
-    plan = Plan(103, 0, 10, epochs=4)
-    assert len({tuple(plan.order(epoch)[-3:].tolist()) for epoch in range(4)}) == 4
+def test_rows_come_from_the_order():
+    class Backwards(Order):
+        def ids(self, epoch, start, stop):
+            return torch.arange(19 - start, 19 - stop, -1)
+
+    plan = Plan(20, 0, 8, 2, Backwards())
+    assert plan.ids(1).tolist() == plan.ids(3).tolist() == [11, 10, 9, 8, 7, 6, 5, 4]
+    assert plan.local_ids(2, 1, Share(0, 2, 2)).tolist() == [15, 14]
 
 
 def test_a_batch_larger_than_the_data_is_refused():
@@ -105,9 +63,9 @@ def test_a_batch_larger_than_the_data_is_refused():
 
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match=r"global_batch=10 .* 2 ranks x 2 .* 8 or 12"):
-        Plan(100, 0, 10, 1).local_ids(0, 0, 0, 2, 2)
+        Plan(100, 0, 10, 1).local_ids(0, 0, Share(0, 2, 2))
     with pytest.raises(UserError, match=r"nearest that do: 16"):
-        Plan(100, 0, 10, 1).share(16, 1)
+        Plan(100, 0, 10, 1).local_batch(Share(0, 16))
 
 
 @pytest.mark.parametrize("arguments", [(0, 0, 1, 1), (5, -1, 1, 1), (5, 0, 0, 1), (5, 0, 1, 0)])
@@ -123,12 +81,13 @@ def test_a_step_outside_of_the_plan_is_refused(step):
         plan.ids(step)
 
 
-@pytest.mark.parametrize(("micro", "rank"), [(2, 0), (0, 2), (-1, 0), (0, -1)])
-def test_a_share_outside_of_the_batch_is_refused(micro, rank):
+@pytest.mark.parametrize("micro", [2, -1])
+def test_a_micro_batch_outside_of_the_step_is_refused(micro):
     with pytest.raises(ValueError, match="must be below its count"):
-        Plan(100, 0, 8, 2).local_ids(0, micro, rank, world=2, accumulate=2)
+        Plan(100, 0, 8, 2).local_ids(0, micro, Share(0, 2, 2))
 
 
-def test_a_negative_epoch_is_refused():
-    with pytest.raises(ValueError, match="epoch=-1"):
-        Plan(100, 0, 8, 2).order(-1)
+@pytest.mark.parametrize("share", [(2, 2, 1), (-1, 2, 1), (0, 0, 1), (0, 1, 0)])
+def test_senseless_shares_are_refused(share):
+    with pytest.raises(ValueError, match=r"the rank must be below|1 or more are needed"):
+        Share(*share)

@@ -31,11 +31,13 @@ def test_all_at_once(tmp_path, write_image, capfd):
     for number in range(150):  # more than one block of rows
         write_image(f"{number:03}.png", number)
     (tmp_path / "070.png").write_bytes(b"")
-    pixels, bad = decode_all(open_tree(tmp_path, 8))
-    assert bad == {70: "empty file"}
+    decoded = decode_all(open_tree(tmp_path, 8))
+    assert decoded.bad == {70: "empty file"}
+    assert decoded.rows.tolist() == list(range(150))
+    assert decoded.batch.ids.tolist() == [row for row in range(150) if row != 70]
     wanted = torch.arange(150, dtype=torch.uint8)
     wanted[70] = 0
-    assert torch.equal(pixels, wanted[:, None, None, None].expand(-1, 3, 8, 8))
+    assert torch.equal(decoded.images, wanted[:, None, None, None].expand(-1, 3, 8, 8))
     assert capfd.readouterr() == ("", "")
     decode_all(open_tree(tmp_path, 8), progress=True)
     out, err = capfd.readouterr()
@@ -149,8 +151,8 @@ def test_only_the_batch_is_pinned(monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: pinned.append(self) or self)
     decoded = next(decode_ahead(Odd(4, lambda row: None), [[2, 3]], 0, CPU))
-    decoded.bad.append((1, "torn"))
+    decoded.bad[3] = "torn"
     moved = pin_memory(decoded)
     assert [tensor.shape for tensor in pinned] == [(2, 3, 2, 2), (2,)]
-    assert moved.batch.ids.tolist() == moved.asked.tolist() == [2, 3]
-    assert moved.bad == [(1, "torn")]
+    assert (moved.rows.tolist(), moved.bad) == ([2, 3], {3: "torn"})
+    assert moved.batch.ids.tolist() == [2]

@@ -116,7 +116,7 @@ def photos(tmp_path):
 
 def test_embeddings_have_ids_and_paths(command, tmp_path, photos):
     from contrastive.config import DataConfig
-    from contrastive.data.sources import open_train
+    from contrastive.data.dataset import open_dataset
 
     run = make_run(tmp_path / "run", width=8, name="resnet10")
     text = (run / "config.yaml").read_text()
@@ -127,7 +127,7 @@ def test_embeddings_have_ids_and_paths(command, tmp_path, photos):
     assert code == 0, err
     assert (result["rows"], result["unreadable"]) == (5, 1)
     assert "1.png" in err
-    images = open_train(DataConfig(name="imagefolder", root=str(photos), image_size=16))
+    images = open_dataset(DataConfig(name="imagefolder", root=str(photos), image_size=16)).train
     with np.load(tmp_path / "train.npz", allow_pickle=False) as table:
         assert set(table) == {"id", "path", "label", "embedding"}
         assert len(set(table["id"])) == 5

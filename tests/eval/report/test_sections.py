@@ -95,9 +95,9 @@ def test_a_whole_page_that_needs_no_network(scored_run):
 
 def test_same_label_negatives_are_framed(scored_run):
     from contrastive.config import DataConfig
-    from contrastive.data.sources import open_train
+    from contrastive.data.dataset import open_dataset
 
-    labels = open_train(DataConfig(image_size=16)).labels
+    labels = open_dataset(DataConfig(image_size=16)).train.labels
     same = int((labels == labels[0]).nonzero()[1])
     other = int((labels != labels[0]).nonzero()[0])
     header = ["anchor_row", "anchor_key", "rank", "negative_row", "negative_key", "similarity"]

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import datasets
 
 from contrastive.config import DataConfig, UserError
-from contrastive.data.sources import open_eval, open_held_out, open_train
+from contrastive.data.dataset import open_dataset
 
 
 def md5(path):
@@ -119,7 +119,8 @@ def imagenet(tmp_path, monkeypatch):
 
 def test_imagenet_archives_are_unpacked_once(imagenet, tmp_path):
     (tmp_path / ".train.partial" / "n09").mkdir(parents=True)  # of an unpacking that was killed
-    train, test, by_hash = open_eval(imagenet)
+    dataset = open_dataset(imagenet)
+    train, test, by_hash = dataset.labelled, dataset.test, dataset.held_out_by_hash
     assert ([train.key(row) for row in range(3)], by_hash) == (
         ["train/n01/n01_10.JPEG", "train/n01/n01_20.JPEG", "train/n02/n02_30.JPEG"],
         False,
@@ -129,34 +130,34 @@ def test_imagenet_archives_are_unpacked_once(imagenet, tmp_path):
     assert [int(train.read(row)[0, 0, 0]) for row in range(3)] == [10, 20, 30]
     for archive in tmp_path.glob("ILSVRC2012*"):
         archive.unlink()
-    assert open_train(imagenet).fingerprint() == train.fingerprint()
+    assert open_dataset(imagenet).train.fingerprint() == train.fingerprint()
 
 
 def test_imagenet_that_is_not_there_or_damaged_is_explained(imagenet, tmp_path):
     archive = tmp_path / "ILSVRC2012_img_val.tar"
     archive.write_bytes(archive.read_bytes() + b"!")
     with pytest.raises(UserError, match=r"img_val\.tar is not present .* or is corrupted.*set data\.root"):
-        open_train(imagenet)
+        open_dataset(imagenet)
     assert not (tmp_path / "val").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no train/ and val/ .*ILSVRC2012_img_train\.tar"):
-        open_train(DataConfig(name="imagenet", root=str(tmp_path / "empty")))
+        open_dataset(DataConfig(name="imagenet", root=str(tmp_path / "empty")))
     with pytest.raises(UserError, match=r"nowhere: no such folder; set data\.root"):
-        open_train(DataConfig(name="imagenet", root=str(tmp_path / "nowhere")))
+        open_dataset(DataConfig(name="imagenet", root=str(tmp_path / "nowhere")))
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_cifar10(cifar10):
-    train, test, by_hash = open_eval(cifar10)
-    assert (len(train), len(test), by_hash) == (10, 3, False)
+    dataset = open_dataset(cifar10)
+    train, test = dataset.train, dataset.test
+    assert dataset.labelled is train
+    assert (len(train), len(test), dataset.held_out_by_hash) == (10, 3, False)
     assert train.classes[3] == "class 3"
     assert train.labels.tolist() == list(range(10))
     assert [train.key(0), test.key(2)] == ["cifar10/train/0", "cifar10/test/2"]
     for row in range(10):
         wanted = torch.tensor([row, row + 50, row + 100], dtype=torch.uint8)[:, None, None].expand(3, 32, 32)
         assert torch.equal(train.read(row), wanted)
-    assert open_train(cifar10).fingerprint() == train.fingerprint()
-    assert open_held_out(cifar10).fingerprint() == test.fingerprint()
 
 
 def test_cifar100_is_asked_of_torchvision(monkeypatch, tmp_path):
@@ -169,23 +170,24 @@ def test_cifar100_is_asked_of_torchvision(monkeypatch, tmp_path):
             self.targets, self.classes = [99] * len(self.data), [str(n) for n in range(100)]
 
     monkeypatch.setattr(datasets, "CIFAR100", Fake)
-    train, test, _ = open_eval(DataConfig(name="cifar100", root=str(tmp_path), download=True))
+    dataset = open_dataset(DataConfig(name="cifar100", root=str(tmp_path), download=True))
+    train, test = dataset.train, dataset.test
     assert (len(train), len(test), train.key(0)) == (4, 2, "cifar100/train/0")
     assert asked == [(str(tmp_path), True, False), (str(tmp_path), False, False)]
 
 
 def test_stl10(stl10):
-    train, test, _ = open_eval(stl10)
+    dataset = open_dataset(stl10)
+    train, test = dataset.labelled, dataset.test
     assert (len(train), len(test)) == (3, 2)
     assert train.labels.tolist() == [0, 1, 2]
     image = test.read(1)
     assert image[:, 5, 5].tolist() == [10, 11, 12]
     assert image[:, 5, 0].tolist() == [110, 111, 112]  # the bright column stands upright
-    pretraining = open_train(stl10)
+    pretraining = dataset.train
     assert len(pretraining) == 7
     assert pretraining.labels.tolist() == [0, 1, 2, -1, -1, -1, -1]
     assert [int(pretraining.read(row)[0, 9, 9]) for row in range(7)] == [0, 10, 20, 0, 10, 20, 30]
-    assert len(open_held_out(stl10)) == 2
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10"])
@@ -193,14 +195,14 @@ def test_missing_files_are_explained_without_a_download(tmp_path, name):
     with pytest.raises(
         UserError, match=r"not found or damaged, and data.download=false; set data.download=true"
     ):
-        open_train(DataConfig(name=name, root=str(tmp_path), download=False))
+        open_dataset(DataConfig(name=name, root=str(tmp_path), download=False))
 
 
 def test_damaged_files_are_refused(cifar10, tmp_path):
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(UserError, match="not found or damaged"):
-        open_train(cifar10)
+        open_dataset(cifar10)
 
 
 def test_one_process_downloads_and_a_failure_is_explained(tmp_path, monkeypatch, capfd):
@@ -217,7 +219,7 @@ def test_one_process_downloads_and_a_failure_is_explained(tmp_path, monkeypatch,
     with pytest.raises(
         UserError, match=r"download failed \(unreachable, lock held: True\).*data.name=digits"
     ):
-        open_train(data)
+        open_dataset(data)
     out, err = capfd.readouterr()
     assert out == ""
     assert "Downloading" in err

@@ -1,4 +1,4 @@
-"""The list of images a run was trained on, so that a resume on other images is refused and explained."""
+"""Write and compare manifest.csv, the list of a run's images: a resume on other images is refused."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -14,26 +14,26 @@ _NAMED = 3
 
 
 @dataclass
-class Manifest:
-    """What ``manifest.csv`` says.
+class ImageList:
+    """The content of manifest.csv.
 
     Attributes:
-        keys: Of each row.
-        sizes: Of each row: bytes of a file, or a hash of pixels in memory.
+        keys: Key of each row.
+        sizes: Stamp of each row: bytes of a file, or a hash of pixels in memory.
     """
 
     keys: list[str]
     sizes: list[str]
 
     def fingerprint(self) -> str:
-        """SHA-256 over keys and sizes; equals that of the images it was written from."""
+        """Hash keys and sizes (SHA-256); equals that of the images it was written from."""
         return fingerprint(zip(self.keys, self.sizes, strict=True))
 
 
-def write_manifest(path: Path, images: Images) -> str:
-    """Write row, key and size of every image as csv, whole or not at all; returns the fingerprint of it."""
+def write_image_list(path: Path, images: Images) -> str:
+    """Write row, key and size of every image as csv, whole or not at all; return its fingerprint."""
 
-    def noted() -> Iterator[tuple[str, str]]:
+    def write_rows() -> Iterator[tuple[str, str]]:
         for row, key, size in images.manifest():
             writer.writerow((row, key, size))
             yield key, size
@@ -41,12 +41,12 @@ def write_manifest(path: Path, images: Images) -> str:
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
-        written = fingerprint(noted())
+        written = fingerprint(write_rows())
     return written
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read what ``write_manifest`` wrote.
+def read_image_list(path: Path) -> ImageList:
+    """Read what ``write_image_list`` wrote.
 
     Raises:
         UserError: missing, or not such a file.
@@ -63,11 +63,11 @@ def read_manifest(path: Path) -> Manifest:
             f"{path}: not a manifest: columns {','.join(_COLUMNS)} and rows 0, 1, 2, ... are needed; "
             f"restore it from a copy of the run"
         )
-    return Manifest([row[1] for row in rows], [row[2] for row in rows])
+    return ImageList([row[1] for row in rows], [row[2] for row in rows])
 
 
-def describe_changes(old: Manifest, images: Images) -> str:
-    """What differs between then and now, e.g. ``2 added (a.png, b.png), 1 altered (c.png)``, or nothing."""
+def describe_changes(old: ImageList, images: Images) -> str:
+    """Say what changed since, e.g. ``2 added (a.png, b.png), 1 altered (c.png)``; empty if nothing did."""
     before = dict(zip(old.keys, old.sizes, strict=True))
     now = {key: size for _, key, size in images.manifest()}
     groups = {
@@ -75,10 +75,10 @@ def describe_changes(old: Manifest, images: Images) -> str:
         "removed": [key for key in before if key not in now],
         "altered": [key for key, size in now.items() if before.get(key, size) != size],
     }
-    told = [f"{len(keys)} {change} ({_first(keys)})" for change, keys in groups.items() if keys]
-    if not told and old.keys != list(now):
+    changes = [f"{len(keys)} {change} ({_first(keys)})" for change, keys in groups.items() if keys]
+    if not changes and old.keys != list(now):
         return "the same images in another order"
-    return ", ".join(told)
+    return ", ".join(changes)
 
 
 def _first(keys: Sequence[str]) -> str:

@@ -1,0 +1,118 @@
+"""Open a data set by ``data.name``: training images, and labelled parts for evaluation and monitors."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from contrastive.config import DataConfig, UserError
+from contrastive.data.images import DatasetImages, Images, SomeImages
+from contrastive.find_part import find_part
+from contrastive.registry import DATASETS
+
+GIVEN = "dataset"
+"""``data.name`` of images that a Python program gave: no config can open them again."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The parts of a data set, opened once a run.
+
+    Attributes:
+        train: The images that pretraining sees.
+        labelled: Labelled training images, to fit classifiers on; None without labels. Usually ``train``, or
+            some of its rows.
+        test: Labelled images to score on, none of them in ``train``; None where there are none.
+        held_out_by_hash: Whether ``test`` was cut off by a hash of the path, for want of a test part.
+    """
+
+    train: Images
+    labelled: Images | None = None
+    test: Images | None = None
+    held_out_by_hash: bool = False
+
+    def labelled_parts(self, name: str) -> tuple[Images, Images]:
+        """Return the images to fit on and those to score on.
+
+        Args:
+            name: ``data.name``, for the message.
+
+        Raises:
+            UserError: one of them is missing.
+        """
+        if self.labelled is None or self.test is None:
+            lacks, needed = ("labels", "some") if self.labelled is None else ("test part", "one")
+            raise UserError(
+                f"data.name={name} has no {lacks}, evaluation needs {needed}; sort the images into one "
+                "folder a class and use data.name=imagefolder, or evaluate on another set with data.name "
+                "and data.root"
+            )
+        return self.labelled, self.test
+
+
+def open_dataset(data: DataConfig) -> Dataset:
+    """Open the data set that ``data.name`` names, by the function that the registry gives for it.
+
+    Raises:
+        UserError: unknown name, no or a wrong ``data.root``, no images, a missing package.
+    """
+    if data.name == GIVEN:
+        raise UserError(
+            f"data.name={GIVEN}: these images were given by a Python program, and no setting opens them; set "
+            "data.name and data.root to other images, or give them again from Python: "
+            "pretrain(config, images=...), evaluate(protocol, config, dataset=...)"
+        )
+    opened: Dataset = find_part("data.name", DATASETS, data.name)(data)
+    return opened
+
+
+def as_dataset(images: Any, size: int) -> Dataset:
+    """Wrap images that a Python program gave: a Dataset, an Images, or a map-style torch Dataset.
+
+    Args:
+        images: What was given.
+        size: Side of the decoded square: ``data.stored_size``.
+
+    Raises:
+        UserError: it has no length, or its images have another size.
+    """
+    dataset = images if isinstance(images, Dataset) else _wrap(images, size)
+    for part in (dataset.train, dataset.labelled, dataset.test):
+        if part is not None and part.size != size:
+            raise UserError(
+                f"the images given are squares of {part.size} px, the settings ask for {size} px; give "
+                f"images of that size, or pretrain with data.decode_size={part.size}"
+            )
+    return dataset
+
+
+def _wrap(images: Any, size: int) -> Dataset:
+    if isinstance(images, IterableDataset) or not hasattr(images, "__len__"):
+        raise UserError(
+            f"images={type(images).__name__}: rows need numbers; give a map-style Dataset, with __len__ and "
+            "__getitem__"
+        )
+    train = images if isinstance(images, Images) else DatasetImages(images, size)
+    return Dataset(train, _with_known_labels(train))
+
+
+def _with_known_labels(images: Images) -> Images | None:
+    if images.labels is None:
+        return None
+    known = (images.labels >= 0).nonzero()[:, 0]
+    return images if len(known) == len(images) else SomeImages(images, known) if len(known) else None
+
+
+def root_of(data: DataConfig) -> Path:
+    """Return ``data.root``.
+
+    Raises:
+        UserError: it is not set.
+    """
+    if not data.root:
+        raise UserError(
+            f"data.root is not set (~ alone is yaml for that), data.name={data.name} needs a folder; "
+            "add data.root=PATH"
+        )
+    return Path(data.root)

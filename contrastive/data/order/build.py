@@ -1,0 +1,34 @@
+"""Build the order that ``data.order`` names."""
+
+import torch
+
+from contrastive.config import UserError
+from contrastive.data.images import Images
+from contrastive.data.order.base import Order
+from contrastive.find_part import find_part
+from contrastive.registry import ORDERS
+
+_CHECKED_ROWS = 2**20  # the check takes memory and time in proportion to the rows
+
+
+def build_order(name: str, images: Images, seed: int) -> Order:
+    """Build an order, and check that its first epoch holds each row once.
+
+    Args:
+        name: Name in the registry.
+        images: The training set.
+        seed: As run.seed.
+
+    Raises:
+        UserError: unknown name, or rows that are missing, repeated or out of range.
+    """
+    order: Order = find_part("data.order", ORDERS, name)(images, seed)
+    rows = len(images)
+    if rows <= _CHECKED_ROWS:
+        ids = order.ids(0, 0, rows)
+        if ids.dtype != torch.int64 or not torch.equal(ids.sort().values, torch.arange(rows)):
+            raise UserError(
+                f"data.order={name}: epoch 0 does not hold each of the {rows} rows once, as int64; correct "
+                f"its ids(epoch, start, stop), or use data.order=global"
+            )
+    return order
