@@ -11,10 +11,10 @@ from contrastive.config import UserError
 from contrastive.data.sources import Images, open_held_out, open_train
 from contrastive.drawing.projection import embed
 from eval.config import EvalConfig
-from eval.features import Extractor
 from eval.frozen import resolve
 from eval.report.read import Run
 from eval.stats import Health, health
+from eval.subject import Extractor
 
 _MOST_POINTS = 1500  # of the map
 
