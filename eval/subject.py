@@ -28,7 +28,7 @@ from eval.features import (
     read_features,
     write_features,
 )
-from eval.frozen import Checkpoint, open_frozen, seeded, tensor_hash
+from eval.frozen import EncoderLocation, open_frozen, seeded, tensor_hash
 
 _CACHE_VERSION = 1
 
@@ -81,7 +81,7 @@ class Extractor:
         UserError: the encoder or the data cannot be used.
     """
 
-    def __init__(self, config: EvalConfig, location: Checkpoint, *, labelled: bool = True) -> None:
+    def __init__(self, config: EvalConfig, location: EncoderLocation, *, labelled: bool = True) -> None:
         self.config, self.location, self._labelled = config, location, labelled
         self.frozen = open_frozen(
             location, image_size=config.data.image_size, seed=config.baselines.random_seed
