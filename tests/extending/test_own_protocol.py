@@ -15,8 +15,9 @@ from eval.config import EvalConfig, EvalDataConfig
 from eval.evaluate import evaluate
 from eval.frozen import resolve
 from eval.knn import KnnEvaluation
-from eval.protocol import Scoring
+from eval.protocol import Scoring, accuracy_titles
 from eval.registry import PROTOCOLS
+from eval.report.read import read_run
 from eval.scores import Scored, accuracy_line
 from eval.subject import Extractor
 from memory_bank.config import check_above_zero
@@ -47,7 +48,7 @@ def score(features, config):
     return Scored([accuracy_line("top1", (distance.argmin(1) == test.labels)[None])], details={})
 
 
-PROTOCOL = Scoring(NcmEvaluation, score)
+PROTOCOL = Scoring(NcmEvaluation, score, title="Nearest class mean")
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,10 @@ def test_its_number_equals_a_loop_and_stands_beside_the_baselines(encoder_file):
     assert row["raw_pixels"]["value"] > row["encoder"]["value"] > 0.3
     gain = row["encoder"]["value"] - row["random_encoder"]["value"]
     assert row["random_encoder"]["gain"]["value"] == pytest.approx(gain, abs=1e-6)
+
+    shown = read_run(encoder_file.parent, "tiny").results["ncm"]  # by a report
+    assert shown.scores[0].value == row["encoder"]["value"]
+    assert accuracy_titles()["ncm"] == "Nearest class mean"
 
 
 def test_it_runs_from_the_command_line_with_settings_of_its_own(encoder_file, capsys):
