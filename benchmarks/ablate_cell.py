@@ -29,9 +29,10 @@ from contrastive.data.dataset import open_dataset
 from contrastive.logging.metrics_csv import read_metrics
 from contrastive.pretrain import pretrain
 from eval import knn, linear_probe, lowshot
-from eval.config import EvalConfig
-from eval.features import Extractor, Features, choose_device
+from eval.features import Features, choose_device
 from eval.frozen import resolve
+from eval.protocol import find_protocol
+from eval.subject import Extractor
 from memory_bank.choose import choose
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.miner import Miner, build_miner
@@ -171,7 +172,10 @@ def _score(cell: Cell, folder: Path, run_dir: Path) -> dict[str, Any]:
     given = [f"checkpoint={run_dir}", f"data.root={folder / 'data' / cell.part}", f"device={cell.device}"]
     given.append("progress=false")
     levels = {"knn": ["knn.k=[20]"], "lowshot": ["lowshot.labels_per_class=[10]", "lowshot.fractions=[]"]}
-    configs = {name: load_config(EvalConfig, "eval", name, given + levels.get(name, [])) for name in SCORES}
+    configs = {
+        name: load_config(find_protocol(name).config, "eval", name, given + levels.get(name, []))
+        for name in SCORES
+    }
     extractor = Extractor(configs["linear"], resolve(str(run_dir)))
 
     def scores(features: Features) -> dict[str, float]:

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from common import RESULTS, context, median, once, quartiles, walls, write
 
-from eval.config import EvalConfig, EvalDataConfig, LinearConfig
-from eval.features import Extractor, Features
+from eval.config import EvalConfig, EvalDataConfig
+from eval.features import Features
 from eval.frozen import resolve
-from eval.linear_probe import score
+from eval.linear_probe import LinearConfig, LinearEvaluation, score
 from eval.splits import hold_out
+from eval.subject import Extractor
 
 PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy")
 
@@ -76,7 +77,7 @@ def main() -> None:
     features = load(options)
     if options.threads:  # scikit-learn's L-BFGS takes what OMP_NUM_THREADS and the cores allow
         torch.set_num_threads(options.threads)
-    settings = EvalConfig(checkpoint=options.checkpoint)
+    settings = LinearEvaluation(checkpoint=options.checkpoint)
     scored = []
     spent = [once(lambda: scored.append(score(features, settings))) for _ in range(options.repeats)]
     ours = {

@@ -24,9 +24,8 @@ from sklearn.linear_model import LogisticRegression
 
 from contrastive.config import EncoderConfig
 from contrastive.encoders.build import build_encoder
-from eval.config import EvalConfig
 from eval.features import Features, Split
-from eval.linear_probe import score
+from eval.linear_probe import LinearEvaluation, score
 from eval.softmax import Standardiser
 from eval.splits import class_orders, hold_out
 
@@ -72,7 +71,7 @@ def part(x: torch.Tensor, y: torch.Tensor, seed: int) -> Features:
     )
 
 
-def converged(features: Features, config: EvalConfig) -> tuple[float, int]:
+def converged(features: Features, config: LinearEvaluation) -> tuple[float, int]:
     """Accuracy on test, and how many solves did not converge."""
     train, test, classes = features.train, features.test, len(features.classes)
 
@@ -98,7 +97,7 @@ def converged(features: Features, config: EvalConfig) -> tuple[float, int]:
 
 def compare(name: str, splits: int) -> dict[str, Any]:
     x, y = SETS[name]()
-    config = EvalConfig(checkpoint="-")
+    config = LinearEvaluation(checkpoint="-")
     found, unsolved = [], 0
     for seed in range(splits):
         features = part(x, y, seed)

@@ -30,8 +30,8 @@ _TextLoader.yaml_implicit_resolvers = {
 }
 
 
-def load_config(schema: type[Schema], folder: str, recipe: str, overrides: Sequence[str]) -> Schema:
-    """Compose ``recipe`` with ``overrides`` and check the result.
+def load_config(schema: type[Schema], folder: str, recipe: str | None, overrides: Sequence[str]) -> Schema:
+    """Compose ``recipe`` with ``overrides`` and check the result; without a recipe, the schema's defaults.
 
     A recipe is a yaml file, by path or by the name of one shipped under ``configs/<folder>``. Its
     ``defaults`` list names other recipes, or ``group/option`` files, that are merged first, in order.
@@ -45,7 +45,7 @@ def load_config(schema: type[Schema], folder: str, recipe: str, overrides: Seque
     """
     pairs = [_split_override(text) for text in overrides]
     options = [(key, value) for key, value in pairs if _is_group(schema, key)]
-    layers = [_compose(schema, folder, recipe)]
+    layers = [_compose(schema, folder, recipe)] if recipe is not None else []
     layers += [_read(schema, _find(f"{key}/{value}", folder), group=key) for key, value in options]
     values = [(key, value) for key, value in pairs if not _is_group(schema, key)]
     try:

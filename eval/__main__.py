@@ -1,6 +1,5 @@
-"""``contrastive-eval``: how good a frozen encoder is. Heavy imports wait for a sound command line."""
+"""Run ``contrastive-eval``; torch is imported only when a protocol is to run."""
 
-import difflib
 import json
 import os
 import sys
@@ -9,9 +8,9 @@ from importlib import resources
 from typing import Any
 
 from contrastive.config import UserError
-from contrastive.config_files import load_config
+from contrastive.config_files import load_config, nearest, recipes
 from contrastive.console import answer, log_to_stderr
-from eval.config import EvalConfig
+from eval.registry import PROTOCOLS
 
 USAGE = """\
 usage: contrastive-eval PROTOCOL checkpoint=PATH [key=value ...]
@@ -20,13 +19,7 @@ Scores a frozen encoder beside raw pixels and a random encoder of the same shape
 PATH is a run directory, a checkpoint directory, an encoder.safetensors, or a network of another library:
 torchvision:MODEL[:WEIGHTS] or timm:MODEL[:WEIGHTS], WEIGHTS being a file, `random`, or one of its names.
 
-  linear     linear probe; learning rate and weight decay chosen on a held-out part of train
-             (protocol=sgd_augmented trains by SGD on random views, the papers' way)
-  knn        weighted nearest-neighbour vote
-  lowshot    linear probes from 1, 5, 10 labels a class and 1%, 10%, 100% of the labels
-  finetune   the whole network trained on labels
-  stats      effective rank, alignment, uniformity, spread, collapse; near-duplicates as a table
-  report     one self-contained page: contrastive-eval report RUN, or several: report RUN RUN
+{protocols}
 
   key=value  change a setting, e.g. data.name=imagefolder data.root=photos seeds=5 device=cpu
              linear.weight_decays=[1e-4,1e-3,1e-2] knn.k=[5,20] finetune.fraction=0.1 view.flip=0
@@ -36,9 +29,6 @@ in RUN/eval/PROTOCOL.json; the last line of stdout is one JSON object.
 Exit codes: 0 done, 2 wrong input, 130 interrupted, 1 a fault of the program.
 contrastive-eval PROTOCOL --help shows its settings.
 """
-
-PROTOCOLS = ("linear", "knn", "lowshot", "finetune", "stats", "report")
-_OWN_SETTINGS = ("linear", "knn", "lowshot", "finetune", "stats")
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -54,9 +44,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
         raise UserError(f"no protocol given; allowed are {', '.join(PROTOCOLS)}; see contrastive-eval --help")
     protocol, *overrides = arguments
     if protocol not in PROTOCOLS:
-        close = difflib.get_close_matches(protocol.lower(), PROTOCOLS, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UserError(f"protocol {protocol!r}: unknown; {hint}allowed are {', '.join(PROTOCOLS)}")
+        raise UserError(f"protocol {protocol!r}: unknown; {nearest(protocol.lower(), tuple(PROTOCOLS))}")
     if protocol == "report":
         paths = [text for text in overrides if "=" not in text and not text.startswith("-")]
         overrides = [text for text in overrides if text not in paths]
@@ -67,7 +55,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
         overrides = [f"linear.{text}" if text.startswith("protocol=") else text for text in overrides]
     for text in overrides:
         group = text.removeprefix("--").partition("=")[0].partition(".")[0]
-        if group in _OWN_SETTINGS and group != protocol:
+        if group in PROTOCOLS and group != protocol:
             raise UserError(f"{text!r}: is a setting of {group}, this is {protocol}; leave it out")
         if "=" not in text and not text.startswith("-"):
             raise UserError(f"{text!r}: a setting is key=value; for the encoder write checkpoint={text}")
@@ -75,20 +63,19 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     log_to_stderr()
-    # Before torch is loaded: its threads else spin while they wait for one that another process kept off its
-    # core, and a probe beside a busy process took five times the seconds.
+    # Set before torch is imported. By default its threads spin while they wait for one that another process
+    # keeps off its core, and a probe beside a busy process took five times the seconds.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not given:
-        print(USAGE, file=sys.stderr)
+        print(_usage(), file=sys.stderr)
     try:
         if {"--help", "-h"} & {*given}:
             _help(given)
             return 0
-        protocol, overrides = parse(given)
-        result = _run(protocol, load_config(EvalConfig, "eval", protocol, overrides))
+        result = _run(*parse(given))
         if result is not None:
             answer(json.dumps(result))
     except UserError as error:
@@ -102,24 +89,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _usage() -> str:
+    """Return the help text; a protocol is described by the first line of its yaml file."""
+    width = max(9, *map(len, PROTOCOLS))
+    about = {name: _shipped(name).partition("\n")[0].lstrip("# ") for name in PROTOCOLS}
+    lines = [f"  {name:{width}}  {text}".rstrip() for name, text in about.items()]
+    return USAGE.format(protocols="\n".join(lines))
+
+
 def _help(given: list[str]) -> None:
-    answer(USAGE.rstrip())
+    answer(_usage().rstrip())
     for protocol in {*given} & {*PROTOCOLS}:
-        shipped = resources.files("configs") / "eval" / f"{protocol}.yaml"
-        answer(f"\nSettings of {protocol}:\n\n{shipped.read_text().rstrip()}")
+        answer(f"\nSettings of {protocol}:\n\n{_shipped(protocol).rstrip()}")
 
 
-def _run(protocol: str, config: EvalConfig) -> dict[str, Any] | None:
-    if protocol == "report":
-        from eval.report.write import write_report
+def _shipped(protocol: str) -> str:
+    """Return the yaml file of a protocol; empty where there is none."""
+    file = resources.files("configs") / "eval" / f"{protocol}.yaml"
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
-        return write_report(config)
+
+def _run(protocol: str, overrides: list[str]) -> dict[str, Any] | None:
+    """Run a protocol; return what stdout shows, or None in all processes but the first."""
     from eval.evaluate import evaluate, headline, table
+    from eval.protocol import Page, find_protocol
     from eval.tracking import track
 
+    chosen = find_protocol(protocol)
+    recipe = protocol if protocol in recipes("eval") else None
+    config = load_config(chosen.config, "eval", recipe, overrides)
     result = evaluate(protocol, config)
-    if result is None:  # one of several processes, not the first
-        return None
+    if result is None or isinstance(chosen, Page):
+        return result
     track(result, config)
     print(table(result), file=sys.stderr)
     return headline(result)

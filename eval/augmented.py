@@ -1,4 +1,4 @@
-"""Random views of labelled images, for the protocols that train on more than centre views."""
+"""Make random views of labelled images, for the protocols that train on more than centre views."""
 
 import sys
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from contrastive.data.images import SomeImages
 from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan
 from contrastive.optim import learning_rate
-from eval.features import Network
+from eval.subject import Network
 
 
 def augmented_batches(
@@ -27,18 +27,18 @@ def augmented_batches(
     seed: int,
     title: str = "",
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """Views (b, 3, s, s), their labels (b), and the share of the peak learning rate, step by step.
+    """Yield views (b, 3, s, s), their labels (b), and the share of the peak learning rate, for each step.
 
-    Order and views are pure functions of the seed; the shuffled remainder of an epoch is left out of it.
+    Order and views are pure functions of the seed; images left over at the end of an epoch are skipped in it.
 
     Args:
-        network: Gives the images.
+        network: Holds the images.
         rows: Rows of ``network.images`` to take.
-        view: Strengths.
+        view: Strengths of the augmentation.
         batch_size: Images of a step; all of them where there are fewer.
-        epochs: Passes.
-        seed: Of order and views.
-        title: Of the progress bar, behind the network's.
+        epochs: Passes over the images.
+        seed: Seed of order and views.
+        title: Text of the progress bar, after the network's.
     """
     images = SomeImages(network.images, rows.cpu())
     assert images.labels is not None

@@ -1,4 +1,4 @@
-"""Images that a data set holds twice, or nearly: pairs alike to the encoder and in their pixels too."""
+"""Find images that a data set holds twice, or nearly: pairs alike to the encoder and in their pixels too."""
 
 import csv
 import io
@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.data.images import Images
-from eval.features import Split, write_text
+from eval.features import Split
 from eval.finite import finite_float32
+from eval.results import write_text
 from memory_bank.retrieval.exact import Exact
 from memory_bank.storage import DatasetBank
 
@@ -34,13 +35,13 @@ _BATCH = 1024
 def closest_pairs(
     features: Float[Tensor, "n d"], *, neighbours: int, least: float
 ) -> tuple[Int[Tensor, "p 2"], Float[Tensor, " p"]]:
-    """Pairs of rows among each other's nearest neighbours, the most similar first, and their similarity.
+    """Return pairs of rows among each other's nearest, the most similar first, and their similarity.
 
     Cosine after the mean is taken off: rectified features all point roughly the same way otherwise.
 
     Args:
         features: Any norm and float dtype; computed in float32.
-        neighbours: Looked at, for each row.
+        neighbours: How many nearest rows are looked at, for each row.
         least: Similarity of a pair that is kept.
 
     Returns:
@@ -57,20 +58,20 @@ def closest_pairs(
     search, admissible = Exact(bank), bank.admissible(0)
     pairs, similarity = [], []
     for own in torch.split(ids, _BATCH):
-        found = search.search(unit[own], own, min(neighbours, len(unit) - 1), admissible=admissible)
-        near = found.similarity >= least  # a missing hit is at -inf
-        both = torch.stack([own[:, None].expand_as(found.slots), found.slots], 2)[near]
+        nearest = search.search(unit[own], own, min(neighbours, len(unit) - 1), admissible=admissible)
+        near = nearest.similarity >= least  # a missing hit is at -inf
+        both = torch.stack([own[:, None].expand_as(nearest.slots), nearest.slots], 2)[near]
         pairs.append(both.sort(1).values)
-        similarity.append(found.similarity[near])
-    every, place = torch.unique(torch.cat(pairs), dim=0, return_inverse=True)
+        similarity.append(nearest.similarity[near])
+    every, index = torch.unique(torch.cat(pairs), dim=0, return_inverse=True)
     best = every.new_zeros(len(every), dtype=torch.float32)
-    best.scatter_reduce_(0, place, torch.cat(similarity), "amax", include_self=False)
+    best.scatter_reduce_(0, index, torch.cat(similarity), "amax", include_self=False)
     order = best.argsort(descending=True, stable=True)
     return every[order].cpu(), best[order].cpu()
 
 
 def alike(pixels: Float[Tensor, "n d"], pairs: Int[Tensor, "p 2"]) -> Float[Tensor, " p"]:
-    """Cosine of each pair of rows after the mean is taken off: an opinion that owes nothing to an encoder.
+    """Return the cosine of each pair of rows after the mean is taken off; no encoder is involved.
 
     An encoder calls any two images of one class similar; copies are so pixel by pixel as well.
 
@@ -87,20 +88,20 @@ def write_duplicates(
     pairs: Int[Tensor, "p 2"],
     similarity: Float[Tensor, " p"],
     pixel_similarity: Float[Tensor, " p"],
-    places: Sequence[tuple[str, Images, Split]],
+    parts: Sequence[tuple[str, Images, Split]],
 ) -> None:
-    """A row for each pair, with what a person needs to find and to judge both images.
+    """Write a table with a row for each pair: its similarities, and part, row and key of both images.
 
     Args:
         path: A csv file; replaced.
         pairs: Rows of the features of all parts, one part after the other.
-        similarity: Of each pair.
-        pixel_similarity: Of each pair.
-        places: Name, images and features of each part, in that order.
+        similarity: Similarity of each pair to the encoder.
+        pixel_similarity: Similarity of each pair's pixels.
+        parts: Name, images and features of each part, in that order.
     """
     known = [
         (part, int(row), images.key(int(row)), int(label))
-        for part, images, split in places
+        for part, images, split in parts
         for row, label in zip(split.rows, split.labels, strict=True)
     ]
     text = io.StringIO(newline="")

@@ -1,6 +1,7 @@
-"""The whole network trained on labels; its learning rate chosen inside train, scored once on test."""
+"""Train the whole network on labels: the learning rate is chosen inside train, the score is on test."""
 
 import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,16 +12,75 @@ from torch import Tensor, nn
 from contrastive.data.images import Images, SomeImages
 from contrastive.optim import parameter_groups
 from eval.augmented import augmented_batches
-from eval.config import EvalConfig
-from eval.features import Network, Split, extract, num_decoders
-from eval.linear_probe import Choice, Probe, choose, edge_warnings, fit, pick, split_to_choose
-from eval.scores import Scored, confusion, line, per_class
+from eval.config import FLOAT32_MAX, EvalConfig, check_grid
+from eval.features import Split, extract, num_decoders
+from eval.linear_probe import (
+    Choice,
+    LinearConfig,
+    Probe,
+    choose,
+    edge_warnings,
+    fit,
+    pick,
+    split_to_choose,
+)
+from eval.protocol import Scoring
+from eval.scores import Scored, accuracy_line, confusion, per_class
 from eval.softmax import SGD_MOMENTUM
 from eval.splits import class_orders
+from eval.subject import Network
+from memory_bank.config import check_range
 
 
-def score(network: Network, config: EvalConfig) -> Scored:
-    """Top-1 of the tuned network on centre views; per class and confusion of the first seed in the details.
+@dataclass
+class FinetuneConfig:
+    """Settings of fine-tuning: the encoder and a head that starts as the linear probe's solution.
+
+    Starting with the probe's solution keeps a fresh head from tearing the features apart (Kumar et al. 2022,
+    arXiv:2202.10054). SGD with momentum 0.9, a cosine to 0, crops and flips as ``view`` says.
+
+    Attributes:
+        learning_rates: Peaks, per batch; each is a training of its own.
+        weight_decay: Left off biases and normalisation layers.
+        epochs: Passes over the labelled images.
+        batch_size: Images of a step, 2 or more: batch norm has no statistics of one.
+        fraction: Share of each class's training images whose labels are used, one image at least.
+        held_out: Share of each class of those on which the rate is chosen.
+    """
+
+    learning_rates: list[float] = field(default_factory=lambda: [1e-3, 1e-2, 1e-1])
+    weight_decay: float = 1e-4
+    epochs: int = 30
+    batch_size: int = 128
+    fraction: float = 1.0
+    held_out: float = 0.15
+
+    def __post_init__(self) -> None:
+        check_grid("finetune.learning_rates", self.learning_rates)
+        check_range("finetune.weight_decay", self.weight_decay, 0, FLOAT32_MAX)
+        check_range("finetune.epochs", self.epochs, 1)
+        check_range("finetune.batch_size", self.batch_size, 2)
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"finetune.fraction={self.fraction}: allowed is above 0, up to 1")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"finetune.held_out={self.held_out}: allowed is above 0 and below 1")
+
+
+@dataclass
+class FinetuneEvaluation(EvalConfig):
+    """Settings of the ``finetune`` protocol.
+
+    Attributes:
+        linear: Of the linear probe that the head starts as.
+        finetune: See FinetuneConfig.
+    """
+
+    linear: LinearConfig = field(default_factory=LinearConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+
+def score(network: Network, config: FinetuneEvaluation) -> Scored:
+    """Return top-1 of the tuned network on centre views; details hold confusion and class accuracies.
 
     Raises:
         UserError: too few rows to hold some out, or every rate diverged.
@@ -44,17 +104,20 @@ def score(network: Network, config: EvalConfig) -> Scored:
         "confusion": counts.tolist(),
     }
     grid = {"finetune.learning_rates": config.finetune.learning_rates}
-    return Scored([line("top1", hits)], details, edge_warnings(choices, grid))
+    return Scored([accuracy_line("top1", hits)], details, edge_warnings(choices, grid))
+
+
+PROTOCOL = Scoring(FinetuneEvaluation, score, needs_network=True, title="Fine-tuned")
 
 
 def labelled_part(train: Split, fraction: float, seed: int) -> Split:
-    """``fraction`` of each class, one image at least; drawn as the lowshot protocol draws."""
+    """Draw ``fraction`` of each class, one image at least, as the lowshot protocol draws."""
     orders = class_orders(train.labels, seed)
     rows = torch.cat([order[: max(1, round(fraction * len(order)))] for order in orders])
     return train.take(rows.sort().values.to(train.labels.device))
 
 
-def choose_rate(network: Network, train: Split, config: EvalConfig, seed: int) -> Choice:
+def choose_rate(network: Network, train: Split, config: FinetuneEvaluation, seed: int) -> Choice:
     """Tune at every rate on one part of ``train``, take the best on the other."""
     settings = config.finetune
     fit_part, held = split_to_choose(train, settings.held_out, seed)
@@ -69,8 +132,10 @@ def choose_rate(network: Network, train: Split, config: EvalConfig, seed: int) -
     return pick(torch.stack(top1), torch.stack(loss), settings.learning_rates, [settings.weight_decay])
 
 
-def tune(network: Network, train: Split, config: EvalConfig, learning_rate: float, seed: int) -> nn.Module:
-    """A copy of the network and the linear probe's head on top, trained together; views to logits."""
+def tune(
+    network: Network, train: Split, config: FinetuneEvaluation, learning_rate: float, seed: int
+) -> nn.Module:
+    """Train a copy of the network with the linear probe's head on top; return it, from views to logits."""
     settings, num_classes = config.finetune, len(network.features.classes)
     probe = fit(train, num_classes, config.linear, choose(train, num_classes, config.linear, seed), seed)
     model = _Classifier(copy.deepcopy(network.module), probe).to(network.device).train()
@@ -114,8 +179,10 @@ class _Classifier(nn.Module):
         return logits
 
 
-def _logits(model: nn.Module, network: Network, images: Images, config: EvalConfig) -> tuple[Tensor, Tensor]:
-    """Of the centre views, and the row of each; a diverged network's are not finite."""
+def _logits(
+    model: nn.Module, network: Network, images: Images, config: FinetuneEvaluation
+) -> tuple[Tensor, Tensor]:
+    """Return logits of the centre views, and the row of each; a diverged network's are not finite."""
     return extract(
         model,
         images,

@@ -21,7 +21,7 @@ _CHECKPOINT = re.compile(r"step-\d+")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class EncoderLocation:
     """Where an encoder is, and what is known of the run it comes from.
 
     Attributes:
@@ -58,7 +58,7 @@ class Frozen:
     about: dict[str, Any]
 
 
-def resolve(path: str, out: str | None = None) -> Checkpoint:
+def resolve(path: str, out: str | None = None) -> EncoderLocation:
     """Find the encoder of a run directory, a checkpoint directory, or take the file or the name itself.
 
     Results of a run's encoder go to ``<run>/eval``, of one of its checkpoints to ``<run>/eval/step-N``, of
@@ -69,7 +69,7 @@ def resolve(path: str, out: str | None = None) -> Checkpoint:
     """
     if (foreign := parse_foreign(path)) is not None:
         home = Path("runs") / foreign.slug
-        return Checkpoint(foreign, None, home, _results(home / "eval", out))
+        return EncoderLocation(foreign, None, home, _results(home / "eval", out))
     given = Path(path)
     if not given.exists():
         raise UserError(
@@ -89,12 +89,12 @@ def resolve(path: str, out: str | None = None) -> Checkpoint:
         )
     folder = encoder.absolute().parent
     if (folder / "config.yaml").is_file():
-        return Checkpoint(encoder, folder, folder, _results(folder / "eval", out))
+        return EncoderLocation(encoder, folder, folder, _results(folder / "eval", out))
     if folder.parent.name == "checkpoints" and (folder.parents[1] / "config.yaml").is_file():
         run = folder.parents[1]
         results = run / "eval" / ("" if given.absolute() == run else folder.name)
-        return Checkpoint(encoder, run, run, _results(results, out))
-    return Checkpoint(encoder, None, folder, _results(folder / "eval", out))
+        return EncoderLocation(encoder, run, run, _results(results, out))
+    return EncoderLocation(encoder, None, folder, _results(folder / "eval", out))
 
 
 def _results(folder: Path, out: str | None) -> Path:
@@ -116,26 +116,26 @@ def _inside(given: Path) -> Path:
     return own if own.is_file() or not last.is_file() else _inside(last)
 
 
-def open_frozen(checkpoint: Checkpoint, *, image_size: int | None, seed: int) -> Frozen:
+def open_frozen(location: EncoderLocation, *, image_size: int | None, seed: int) -> Frozen:
     """Load the encoder.
 
     Args:
-        checkpoint: Where it is.
+        location: Where it is.
         image_size: Side of the input where another library's network leaves that open; None is its own.
         seed: Of random weights, should it be made of them.
 
     Raises:
         UserError: it cannot be used.
     """
-    if isinstance(checkpoint.encoder, Foreign):
-        return _open_foreign(checkpoint.encoder, image_size, seed)
-    module, meta = load_encoder(checkpoint.encoder)
+    if isinstance(location.encoder, Foreign):
+        return _open_foreign(location.encoder, image_size, seed)
+    module, meta = load_encoder(location.encoder)
     names = {"name": meta.encoder.name, "width": meta.encoder.width, "stem": meta.encoder.stem}
     return Frozen(
         module,
         lambda: build_encoder(meta.encoder, meta.image_size),
         " ".join(map(str, names.values())),
-        hashlib.sha256(checkpoint.encoder.read_bytes()).hexdigest(),
+        hashlib.sha256(location.encoder.read_bytes()).hexdigest(),
         Feed(meta.image_size, meta.decode_size, meta.mean, meta.std),
         {**names, "image_size": meta.image_size, **meta.extra},
     )

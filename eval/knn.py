@@ -1,4 +1,6 @@
-"""Weighted nearest-neighbour vote, over the memory bank's exact search."""
+"""Classify by a weighted vote of the nearest neighbours, found by the memory bank's exact search."""
+
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,9 @@ from contrastive.config import UserError
 from eval.config import EvalConfig
 from eval.features import Features
 from eval.finite import finite_float32
-from eval.scores import Scored, confusion, line, per_class
+from eval.protocol import Scoring
+from eval.scores import Scored, accuracy_line, confusion, per_class
+from memory_bank.config import check_above_zero, check_range
 from memory_bank.retrieval.exact import Exact
 from memory_bank.storage import DatasetBank
 
@@ -17,8 +21,39 @@ from memory_bank.storage import DatasetBank
 _BATCH = 1024
 
 
-def score(features: Features, config: EvalConfig) -> Scored:
-    """Top-1 for each ``knn.k``, the first is the headline; nothing is chosen.
+@dataclass
+class KnnConfig:
+    """Settings of the weighted nearest-neighbour vote (InstDisc, arXiv:1805.01978, section 3.4).
+
+    Attributes:
+        k: Neighbours that vote; each value is scored, the first is the headline. One of more neighbours than
+            there are training images is left out, with a warning.
+        temperature: A neighbour votes with exp(cosine / temperature).
+    """
+
+    k: list[int] = field(default_factory=lambda: [20, 200])
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1:
+            raise ValueError(f"knn.k={self.k}: one or more numbers of neighbours are needed, each 1 or more")
+        check_above_zero("knn.temperature", self.temperature, "; 0.07 is usual")
+        check_range("knn.temperature", self.temperature, 1e-6)  # float32 has few numbers below
+
+
+@dataclass
+class KnnEvaluation(EvalConfig):
+    """Settings of the ``knn`` protocol.
+
+    Attributes:
+        knn: See KnnConfig.
+    """
+
+    knn: KnnConfig = field(default_factory=KnnConfig)
+
+
+def score(features: Features, config: KnnEvaluation) -> Scored:
+    """Return top-1 for each ``knn.k``, the first being the headline; nothing is trained or chosen.
 
     A k of more neighbours than there are training rows is left out, with a warning.
 
@@ -40,10 +75,15 @@ def score(features: Features, config: EvalConfig) -> Scored:
         temperature=config.knn.temperature,
     )
     predicted = votes.argmax(2)
-    lines = [line(f"top1 k={k}", hits[None]) for k, hits in zip(ks, predicted == test.labels, strict=True)]
+    lines = [
+        accuracy_line(f"top1 k={k}", hits[None]) for k, hits in zip(ks, predicted == test.labels, strict=True)
+    ]
     counts = confusion(predicted[0], test.labels, len(features.classes))
     details = {"per_class": per_class(counts, features.classes), "confusion": counts.tolist()}
     return Scored(lines, details, warnings)
+
+
+PROTOCOL = Scoring(KnnEvaluation, score, title="Nearest neighbours")
 
 
 def knn_votes(
@@ -55,14 +95,14 @@ def knn_votes(
     ks: list[int],
     temperature: float,
 ) -> Float[Tensor, "j m c"]:
-    """Votes for each class: the sum of exp(cosine / temperature) over the k nearest rows of that class.
+    """Return votes for each class: sums of exp(cosine / temperature) over the k nearest rows of that class.
 
     InstDisc section 3.4 (arXiv:1805.01978), as DINO evaluates.
 
     Args:
         train: Rows to look among, any norm and float dtype; computed in float32.
         labels: Their classes in [0, num_classes).
-        test: Queries, likewise.
+        test: Queries, of any norm and float dtype.
         num_classes: c.
         ks: The j numbers of neighbours; at most n.
         temperature: Above 0.
@@ -83,10 +123,10 @@ def knn_votes(
     parts = []
     for query in torch.split(F.normalize(test), _BATCH):
         outside = labels.new_full((len(query),), -1)  # a query is no row of the bank
-        found = search.search(query, outside, max(ks), admissible=admissible)
-        weight = ((found.similarity - found.similarity[:, :1]) / temperature).exp()
+        nearest = search.search(query, outside, max(ks), admissible=admissible)
+        weight = ((nearest.similarity - nearest.similarity[:, :1]) / temperature).exp()
         votes = weight.new_zeros(len(ks), len(query), num_classes)
         for vote, k in zip(votes, ks, strict=True):
-            vote.scatter_add_(1, labels[found.slots[:, :k]], weight[:, :k])
+            vote.scatter_add_(1, labels[nearest.slots[:, :k]], weight[:, :k])
         parts.append(votes)
     return torch.cat(parts, dim=1)

@@ -1,4 +1,4 @@
-"""Warnings about test images that make a score mean less than it seems to."""
+"""Warn of test images that make a score mean less than it seems to."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,8 @@ from contrastive.config import UserError
 from contrastive.data.files import describe_untrained
 from contrastive.data.image_list import read_image_list
 from contrastive.data.images import FileImages, Images, printable
-from eval.features import Features, run_data
+from eval.eval_data import run_data
+from eval.features import Features
 
 
 def warn_of_untrained(features: Features) -> list[str]:
@@ -16,8 +17,8 @@ def warn_of_untrained(features: Features) -> list[str]:
         [features.classes[label] for label in split.labels.tolist()]
         for split in (features.train, features.test)
     )
-    told = describe_untrained(train, test)
-    return [f"{told}, which are right by chance at most; add images of them to train"] if told else []
+    counts = describe_untrained(train, test)
+    return [f"{counts}, which are right by chance at most; add images of them to train"] if counts else []
 
 
 def warn_of_pretrained(run: Path | None, test: Images) -> list[str]:
@@ -42,13 +43,13 @@ def warn_of_pretrained(run: Path | None, test: Images) -> list[str]:
     if os.path.isdir(root):
         start, own_start = (printable(os.fsencode(os.path.join(path, ""))) for path in (root, own))
         seen = {start + key for key in manifest.keys}
-        found = sum(own_start + test.key(row) in seen for row in range(len(test)))
+        count = sum(own_start + test.key(row) in seen for row in range(len(test)))
     else:
         known = {*zip(manifest.keys, manifest.sizes, strict=True)}
-        found = sum((test.key(row), test.stamp(row)) in known for row in range(len(test)))
-    if not found:
+        count = sum((test.key(row), test.stamp(row)) in known for row in range(len(test)))
+    if not count:
         return []
     return [
-        f"{found} of {len(test)} test images were pretrained on (manifest.csv of {run}), so the score is not "
+        f"{count} of {len(test)} test images were pretrained on (manifest.csv of {run}), so the score is not "
         "of unseen images; pretrain with the data.name and data.root of this evaluation"
     ]

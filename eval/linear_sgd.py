@@ -1,4 +1,4 @@
-"""The papers' linear probe: SGD on random views, the encoder frozen; its rate chosen inside train."""
+"""Train the papers' linear probe: SGD on random views, the encoder frozen, the rate chosen inside train."""
 
 from dataclasses import replace
 
@@ -6,16 +6,17 @@ import torch
 import torch.nn.functional as F
 
 from eval.augmented import augmented_batches
-from eval.config import EvalConfig
-from eval.features import Network, Split
+from eval.features import Split
 from eval.frozen import tensor_hash
-from eval.linear_probe import Probe, pick, score_heads, split_to_choose, summarise
+from eval.linear_probe import LinearEvaluation, Probe, pick, score_heads, split_to_choose, summarise
+from eval.protocol import Scoring
 from eval.scores import Scored
 from eval.softmax import SGD_MOMENTUM, Heads, Standardiser
+from eval.subject import Network
 
 
-def score(network: Network, config: EvalConfig) -> Scored:
-    """As ``eval.linear_probe.score``: chosen on a held-out part of train, refitted, scored on centre views.
+def score(network: Network, config: LinearEvaluation) -> Scored:
+    """Choose the rate on a held-out part of train, refit, and score on centre views of test.
 
     Raises:
         UserError: too few rows to hold some out, or every rate diverged.
@@ -36,9 +37,14 @@ def score(network: Network, config: EvalConfig) -> Scored:
     return summarise(logits, network.features, choices, grid)
 
 
+PROTOCOL = Scoring(LinearEvaluation, score, needs_network=True, title="Linear probe, SGD on random views")
+
+
 @torch.no_grad()
-def train(network: Network, part: Split, config: EvalConfig, learning_rates: list[float], seed: int) -> Probe:
-    """One head for each rate, all on the same views of the images of ``part``.
+def train(
+    network: Network, part: Split, config: LinearEvaluation, learning_rates: list[float], seed: int
+) -> Probe:
+    """Train one head for each rate, all on the same views of the images of ``part``.
 
     Features are standardised by their centre views: what a rate means then depends little on the encoder.
     """

@@ -1,6 +1,7 @@
-"""Linear probes from few labels: nested stratified draws, several seeds, one rule fixed in advance."""
+"""Train linear probes from few labels: nested stratified draws, several seeds, one rule fixed in advance."""
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -8,19 +9,60 @@ from jaxtyping import Int
 from torch import Tensor
 
 from contrastive.config import UserError
-from eval.config import EvalConfig, LowshotConfig
+from eval.config import FLOAT32_MAX, EvalConfig
 from eval.features import Features, Split
 from eval.finite import finite_float32
-from eval.scores import Scored, line
+from eval.protocol import Scoring
+from eval.scores import Scored, accuracy_line
 from eval.softmax import Standardiser, train_heads
 from eval.splits import class_orders
+from memory_bank.config import check_above_zero, check_range
 
 _LEARNING_RATE = 0.1
 _STEPS, _EPOCHS, _BATCH_SIZE = 200, 25, 4096
 
 
-def score(features: Features, config: EvalConfig) -> Scored:
-    """Top-1 at each level: the mean over seeds; at 100% there is one draw only, so one run.
+@dataclass
+class LowshotConfig:
+    """Settings of probes from few labels; the rule is fixed in advance, nothing is chosen on any score.
+
+    Attributes:
+        labels_per_class: Labelled images of each class.
+        fractions: Shares of each class's training images, at least one image each.
+        weight_decay: ``weight_decay / sqrt(labels)`` is the decay of a probe from that many labels.
+    """
+
+    labels_per_class: list[int] = field(default_factory=lambda: [1, 5, 10])
+    fractions: list[float] = field(default_factory=lambda: [0.01, 0.1, 1.0])
+    weight_decay: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not self.labels_per_class + self.fractions:
+            raise ValueError(
+                "lowshot.labels_per_class and lowshot.fractions are both empty; give one level or more"
+            )
+        for count in self.labels_per_class:
+            check_range("lowshot.labels_per_class", count, 1)
+        for fraction in self.fractions:
+            if not 0 < fraction <= 1:
+                raise ValueError(f"lowshot.fractions={self.fractions}: allowed are shares above 0, up to 1")
+        check_above_zero("lowshot.weight_decay", self.weight_decay)
+        check_range("lowshot.weight_decay", self.weight_decay, 0, FLOAT32_MAX)
+
+
+@dataclass
+class LowshotEvaluation(EvalConfig):
+    """Settings of the ``lowshot`` protocol.
+
+    Attributes:
+        lowshot: See LowshotConfig.
+    """
+
+    lowshot: LowshotConfig = field(default_factory=LowshotConfig)
+
+
+def score(features: Features, config: LowshotEvaluation) -> Scored:
+    """Return top-1 at each level: the mean over seeds; at 100% there is one draw only, so one run.
 
     Features are standardised by all training images: their labels are scarce, they themselves are not.
 
@@ -37,7 +79,7 @@ def score(features: Features, config: EvalConfig) -> Scored:
             _predict(train.take(rows), test, len(features.classes), config.lowshot) for rows in draws
         ]
         hits = torch.stack([each == features.test.labels for each in predicted])
-        lines.append(line(f"top1 at {name}", hits))
+        lines.append(accuracy_line(f"top1 at {name}", hits))
         level: dict[str, Any] = {
             "level": name,
             "labels": len(draws[0]),
@@ -48,12 +90,15 @@ def score(features: Features, config: EvalConfig) -> Scored:
     return Scored(lines, {"levels": details})
 
 
+PROTOCOL = Scoring(LowshotEvaluation, score, title="Few labels")
+
+
 def draw_levels(
     labels: Int[Tensor, " n"], classes: tuple[str, ...], config: LowshotConfig, seeds: int
 ) -> list[tuple[str, list[Int[Tensor, "..."]]]]:
-    """Rows that are labelled, for each level and seed; the levels of one seed are nested.
+    """Draw the labelled rows for each level and seed; the levels of one seed are nested.
 
-    Of levels with the same counts the first is kept: 1% of a small data set is 1 a class.
+    If levels have the same counts, the first is kept: 1% of a small data set is 1 a class.
 
     Raises:
         UserError: a class has fewer images than labels are asked for.
@@ -79,7 +124,7 @@ def draw_levels(
 
 
 def weight_decay(num_labels: int, config: LowshotConfig) -> float:
-    """The rule: ``config.weight_decay / sqrt(num_labels)``.
+    """Return the weight decay by the rule ``config.weight_decay / sqrt(num_labels)``.
 
     The usual scaling of a ridge penalty with sample size. The constant of 0.2 was fixed once, on raw pixels
     and random features (no trained encoder) of random splits of digits and of CIFAR-10: from 10 to 5,000
@@ -93,7 +138,7 @@ def _shares(share: float, sizes: list[int]) -> list[int]:
 
 
 def _draws(orders: list[list[Tensor]], counts: list[int], sizes: list[int], labels: Tensor) -> list[Tensor]:
-    """One draw a seed, or a single one where it is all rows."""
+    """Return one draw a seed, or a single one if it is all rows."""
     used = orders[:1] if counts == sizes else orders
     return [
         torch.cat([order[:count] for order, count in zip(each, counts, strict=True)])

@@ -1,4 +1,4 @@
-"""Accuracies with intervals, and what a protocol hands back."""
+"""Compute accuracies with intervals, and define what a protocol returns."""
 
 import math
 from dataclasses import dataclass, field
@@ -22,8 +22,8 @@ class Line:
         value: In [0, 1].
         low: Lower end of its 95% interval.
         high: Upper end.
-        kind: How the interval came about, and what it is over.
-        paired: What is compared with a baseline's entry by entry: hits of test rows, or accuracies of seeds.
+        kind: How the interval was computed, and over what.
+        paired: Hits of test rows, or accuracies of seeds: compared with a baseline's entry by entry.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a protocol says about one set of features.
+    """Scores of one set of features.
 
     Attributes:
         lines: Its numbers, the headline first.
-        details: Everything else worth keeping, ready for JSON.
-        warnings: What the reader must know to trust the numbers.
+        details: Everything else to save in the result, ready for JSON.
+        warnings: Reasons to trust the numbers less.
     """
 
     lines: list[Line]
@@ -49,11 +49,11 @@ class Scored:
     warnings: list[str] = field(default_factory=list)
 
 
-def line(name: str, correct: Bool[Tensor, "r n"]) -> Line:
-    """Accuracy over ``r`` repetitions on ``n`` test rows.
+def accuracy_line(name: str, correct: Bool[Tensor, "r n"]) -> Line:
+    """Return the accuracy over ``r`` repetitions on ``n`` test rows.
 
-    One repetition: Wilson's interval, for another draw of test images. Several: Student's, for another draw
-    of whatever the seeds decide, on the same test images.
+    The interval of one repetition is Wilson's, over draws of the test images; of several it is Student's,
+    over the seeds, on the same test images.
     """
     per_run = correct.double().mean(1).cpu()
     if len(correct) == 1:
@@ -66,14 +66,14 @@ def line(name: str, correct: Bool[Tensor, "r n"]) -> Line:
 
 
 def difference(ours: Line, other: Line) -> dict[str, float]:
-    """Mean of the paired differences and its 95% t-interval."""
+    """Return the mean of the paired differences and its 95% t-interval."""
     paired = ours.paired.double() - other.paired.double()
     low, high = t_interval(paired)
     return {"value": float(paired.mean()), "low": low, "high": high}
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
-    """95% score interval of a proportion (Wilson 1927); sound near 0 and 1, where the normal one is not.
+    """Return the 95% score interval of a proportion (Wilson 1927); it holds near 0 and 1 too.
 
     Raises:
         ValueError: no trials.
@@ -87,7 +87,7 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
 
 
 def t_interval(values: Float[Tensor, " m"]) -> tuple[float, float]:
-    """95% interval of the mean of independent values; one value says nothing and gives (-inf, inf)."""
+    """Return the 95% interval of the mean of independent values; (-inf, inf) for a single value."""
     if len(values) < 2:
         return -math.inf, math.inf
     mean, error = float(values.mean()), float(values.std(correction=1)) / math.sqrt(len(values))
@@ -96,7 +96,7 @@ def t_interval(values: Float[Tensor, " m"]) -> tuple[float, float]:
 
 
 def t_quantile(freedom: int) -> float:
-    """97.5% point of Student's t (Cornish-Fisher from 10 degrees of freedom on; no SciPy needed)."""
+    """Return the 97.5% point of Student's t; from 10 degrees of freedom on by Cornish-Fisher."""
     if freedom <= len(_T):
         return _T[freedom - 1]
     z, v = _Z, freedom
@@ -107,20 +107,20 @@ def t_quantile(freedom: int) -> float:
 
 
 def in_top(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"], k: int) -> Bool[Tensor, " n"]:
-    """Whether the right class is among the ``k`` highest; a tie at the border is settled by torch's top-k."""
+    """Return whether the right class is among the ``k`` highest; ties are broken by torch's top-k."""
     return (logits.topk(k, dim=1).indices == labels[:, None]).any(1)
 
 
 def confusion(
     predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"], num_classes: int
 ) -> Int[Tensor, "c c"]:
-    """Counts: rows are true classes, columns predicted ones."""
+    """Return counts; rows are true classes, columns are predicted ones."""
     pairs = labels * num_classes + predicted
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def per_class(counts: Int[Tensor, "c c"], classes: tuple[str, ...]) -> dict[str, float | None]:
-    """Accuracy of each class; None for one without test images."""
+    """Return the accuracy of each class; None for one without test images."""
     hits, totals = counts.diagonal().tolist(), counts.sum(1).tolist()
     return {
         name: hit / total if total else None for name, hit, total in zip(classes, hits, totals, strict=True)

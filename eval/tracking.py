@@ -1,4 +1,4 @@
-"""An evaluation as a W&B run of its own, linked to the pretraining whose encoder it scored."""
+"""Log an evaluation as a W&B run of its own, linked to the pretraining whose encoder it scored."""
 
 import json
 import secrets
@@ -21,8 +21,9 @@ _PREFIXES = {
     "lowshot": "probe/",
     "finetune": "probe/finetune_",
     "linear-sgd_augmented": "probe/sgd_augmented_",
+    "stats": "stats/features_",
 }
-"""Of names on W&B; any other protocol's own name is its group."""
+"""Start of the names on W&B, where it is not ``PROTOCOL/``."""
 
 
 def track(result: dict[str, Any], config: EvalConfig) -> None:
@@ -31,48 +32,48 @@ def track(result: dict[str, Any], config: EvalConfig) -> None:
     The run is in the pretraining's group, its job type is the protocol, and it consumes the encoder's
     artifact. Nothing happens where W&B is off, or the encoder is not of a run directory.
     """
-    checkpoint = resolve(config.checkpoint, config.out)
-    if checkpoint.run is None:
+    location = resolve(config.checkpoint, config.out)
+    if location.run is None:
         return
-    saved = load_saved(PretrainConfig, checkpoint.run / "config.yaml")
-    pretrain_id = OmegaConf.select(OmegaConf.load(checkpoint.run / "config.yaml"), "provenance.wandb_id")
+    saved = load_saved(PretrainConfig, location.run / "config.yaml")
+    pretrain_id = OmegaConf.select(OmegaConf.load(location.run / "config.yaml"), "provenance.wandb_id")
     if pretrain_id is None:  # a config.yaml that a person wrote
         return
     run = start_run(
         _settings(saved.logging.wandb, config),
-        checkpoint.run,
+        location.run,
         pretrain_id=pretrain_id,
         quiet=True,
         id=secrets.token_hex(4),  # or WANDB_RUN_ID, where a sweep has set it, would make it the pretraining's
         name=f"{saved.run.name} {result['protocol']}",
         job_type=result["protocol"],
-        config={"run": {"name": saved.run.name}, "pretrain": pretrain_id, "eval": _told(result)},
+        config={"run": {"name": saved.run.name}, "pretrain": pretrain_id, "eval": _origin(result)},
     )
     if run is None:
         return
-    assert isinstance(checkpoint.encoder, Path)  # a run's own
-    use_encoder(run, checkpoint.encoder, _artifact(pretrain_id, checkpoint.encoder, checkpoint.run))
+    assert isinstance(location.encoder, Path)  # a run's own
+    use_encoder(run, location.encoder, _artifact(pretrain_id, location.encoder, location.run))
     with forgiving("the result"):
         run.define_metric("*", step_metric=STEP_AXIS)
-        run.log(scalars(result) | _confusion(result) | _step(checkpoint.encoder))
+        run.log(scalars(result) | _confusion(result) | _step(location.encoder))
     with forgiving("the end of the run"):
         run.finish()
 
 
 def scalars(result: dict[str, Any]) -> dict[str, float]:
-    """Names on W&B: ``probe/top1``, ``knn/top1_k=20``, ...; those of a baseline end in its name.
+    """Return numbers by their names on W&B: ``probe/top1``, ``knn/top1_k=20``, and the same with a baseline.
 
     The first number of ``knn`` is also ``knn/top1``, the name of the online score. ``stats`` are
     ``stats/features_rankme`` and so on: of the encoder's features, where the online ones are of keys.
     """
-    if result["protocol"] == "stats":
+    prefix = _prefix(result)
+    if isinstance(result["scores"], dict):  # no accuracies
         return {
-            f"stats/features_{number}" + ("" if which == "encoder" else f"_{which}"): value
+            f"{prefix}{number}" + ("" if which == "encoder" else f"_{which}"): value
             for which, numbers in result["scores"].items()
             for number, value in numbers.items()
             if not isinstance(value, str)
         }
-    prefix = _PREFIXES.get(result["protocol"], f"{result['protocol']}/")
     found = {}
     for row in result["scores"]:
         name = prefix + row["name"].replace(" ", "_")
@@ -88,19 +89,23 @@ def _settings(own: WandbConfig, config: EvalConfig) -> WandbConfig:
     return own if config.wandb is None else replace(own, mode=config.wandb)
 
 
-def _told(result: dict[str, Any]) -> dict[str, Any]:
-    """Everything that produced the numbers, less the numbers."""
+def _prefix(result: dict[str, Any]) -> str:
+    return _PREFIXES.get(result["protocol"], f"{result['protocol']}/")
+
+
+def _origin(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings, hashes and versions that produced the numbers."""
     return {name: value for name, value in result.items() if name not in ("scores", "details")}
 
 
 def _artifact(pretrain_id: str, encoder: Path, run: Path) -> str:
-    """The pretraining's own artifact for the run's encoder; one of its own for an earlier checkpoint's."""
+    """Return the name of the run's encoder artifact; an earlier checkpoint has one of its own."""
     folder = encoder.absolute().parent
     return encoder_name(pretrain_id, "" if folder == run.absolute() else folder.name)
 
 
 def _step(encoder: Path) -> dict[str, int]:
-    """Where on the pretraining's axis the encoder stands: so that checkpoints make a curve."""
+    """Return the encoder's training step, so that checkpoints make a curve."""
     folder, summary = encoder.absolute().parent, encoder.parent / "summary.json"
     name, _, number = folder.name.partition("-")
     if name == "step" and number.isdecimal():
@@ -114,7 +119,6 @@ def _confusion(result: dict[str, Any]) -> dict[str, Any]:
     counts = result["details"].get("encoder", {}).get("confusion")
     if counts is None:
         return {}
-    drawn = confusion(counts, result["data"]["classes"]).pixels()
-    prefix = _PREFIXES.get(result["protocol"], f"{result['protocol']}/")
-    caption = "rows are true classes, columns what was said"
-    return {f"{prefix}confusion": wandb.Image(drawn.permute(1, 2, 0).numpy(), caption=caption)}
+    picture = confusion(counts, result["data"]["classes"]).pixels()
+    caption = "rows are true classes, columns are predicted ones"
+    return {f"{_prefix(result)}confusion": wandb.Image(picture.permute(1, 2, 0).numpy(), caption=caption)}

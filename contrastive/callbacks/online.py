@@ -1,27 +1,32 @@
-"""How good the features are, while they are made."""
+"""Score the features during training, by the code of the offline protocols."""
 
 import hashlib
 import logging
-from collections.abc import Callable
+import math
+from dataclasses import dataclass
 
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from contrastive.augment.views import center_view
 from contrastive.callbacks.preemption import is_preempted
-from contrastive.data.images import Images, SomeImages
+from contrastive.config import UserError
+from contrastive.data.images import ArrayImages, Images, SomeImages
 from contrastive.data.reading import decode_all
 from contrastive.lightning_glue import StepCallback, log_row
 from contrastive.logging.throughput import off_the_clock
 from contrastive.module import ContrastiveModule
-from eval.online import OnlineKnn, OnlineProbe
+from eval import knn, linear_probe
+from eval.features import Features, Split, extract
 
 logger = logging.getLogger(__name__)
 
+_K = 20  # neighbours that vote, as the headline of the offline protocol
+
 
 def monitor_split(images: Images, most: int = 12_000) -> tuple[Tensor, Tensor]:
-    """Rows to fit on and rows to score, both from the *training* part: the test part stays unseen.
+    """Return rows to fit on and rows to score, both from the *training* part: the test part stays unseen.
 
     By a hash of the row's key, one in five is scored; sets larger than ``most`` are sampled by the same hash.
     """
@@ -36,26 +41,64 @@ def monitor_split(images: Images, most: int = 12_000) -> tuple[Tensor, Tensor]:
     return rows[~scored], rows[scored]
 
 
-class OnlineScores(StepCallback):
-    """kNN and linear probe, top-1 on held-out rows every few epochs, on frozen features of the query encoder.
+def knn_top1(features: Features) -> float:
+    """Return the kNN top-1 of ``contrastive-eval knn``; NaN if features are not finite.
 
-    The encoder is in eval mode meanwhile, so its batch statistics do not move: training with and without
-    this callback gives the same weights to the bit.
+    If there are fewer rows than neighbours, all of them vote: a monitor must not stop a run.
+    """
+    settings = knn.KnnConfig(k=[min(_K, len(features.train))])
+    try:
+        return knn.score(features, knn.KnnEvaluation("-", knn=settings)).lines[0].value
+    except UserError:
+        return math.nan
+
+
+def probe_top1(features: Features) -> float:
+    """Return the top-1 of ``contrastive-eval linear``; NaN if it cannot be: a monitor must not stop a run.
+
+    The grid is the offline one: a smaller one is off by 1 to 2 points, and the whole one costs seconds.
+    """
+    try:
+        return linear_probe.score(features, linear_probe.LinearEvaluation("-")).lines[0].value
+    except UserError:  # no class has two rows to fit on, or features are not finite
+        return math.nan
+
+
+_SCORES = {"knn": knn_top1, "probe": probe_top1}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Images of one part, decoded once, and the row of each in the training part."""
+
+    images: ArrayImages
+    labels: Int[Tensor, " n"]
+    rows: Int[Tensor, " n"]
+
+    def split(self, features: Float[Tensor, "n d"], device: torch.device) -> Split:
+        return Split(features, self.labels, self.rows).to(device)
+
+
+class OnlineScores(StepCallback):
+    """Log top-1 by kNN and by a linear probe on held-out rows, every few epochs, from frozen features.
+
+    Features are those of the query encoder, by ``eval.features.extract``. It is in eval mode meanwhile, so
+    its batch statistics do not move: training with and without this callback gives the same weights to the
+    bit.
 
     Args:
         images: A labelled view of the training part.
         knn_every: Epochs between scores by kNN, 0 for none; the end of the run is scored too.
-        probe_every: Likewise by the linear probe.
+        probe_every: Epochs between scores by the linear probe, 0 for none; the end of the run is scored too.
         batch_size: Images a forward pass.
     """
 
     def __init__(self, images: Images, knn_every: int, probe_every: int, batch_size: int = 256) -> None:
         assert images.labels is not None
-        self.images, self.batch_size = images, batch_size
+        self.images, self.labels, self.batch_size = images, images.labels, batch_size
         self._every = {"knn": knn_every, "probe": probe_every}
-        self._score_of: dict[str, Callable[..., float]] = {"knn": OnlineKnn(), "probe": OnlineProbe()}
         self.fit_rows, self.score_rows = monitor_split(images)
-        self._decoded: dict[str, tuple[Tensor, Tensor]] = {}
+        self._parts: tuple[_Part, _Part] | None = None
         self._scored_step = dict.fromkeys(self._every, -1)
 
     def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
@@ -65,56 +108,60 @@ class OnlineScores(StepCallback):
         )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Score the last weights, unless a signal ended it: a cluster does not wait for that."""
+        """Score the last weights, unless a signal ended the run: a cluster does not wait for that."""
         assert isinstance(pl_module, ContrastiveModule)
         if not is_preempted(trainer):
             self._score(trainer, pl_module, [name for name, every in self._every.items() if every])
 
     def _score(self, trainer: pl.Trainer, module: ContrastiveModule, wanted: list[str]) -> None:
-        """Those of ``wanted`` that this step does not have yet."""
+        """Compute and log those of ``wanted`` that this step does not have yet."""
         due = [name for name in wanted if self._scored_step[name] != trainer.global_step]
         self._scored_step |= dict.fromkeys(due, trainer.global_step)
         if not due or not trainer.is_global_zero:
             return
         with off_the_clock(trainer):
-            if self._lacks_images():
+            if self._parts is None:
+                self._parts = self._decode(self.fit_rows), self._decode(self.score_rows)
+            if self._lacks_images(*self._parts):
                 return
-            fit = self._features(module, "fit", self.fit_rows)
-            scored = self._features(module, "score", self.score_rows)
-            row = {f"{name}/top1": self._score_of[name](*fit, *scored) for name in due}
+            features = self._features(module, *self._parts)
+            row = {f"{name}/top1": _SCORES[name](features) for name in due}
         log_row(trainer, row | module.progress())
 
-    def _lacks_images(self) -> bool:
-        """Whether nothing can be fitted on or scored; said once, for a monitor must not stop a run."""
-        parts = [self._decode("fit", self.fit_rows), self._decode("score", self.score_rows)]
-        if all(len(kept) for _, kept in parts):
+    def _lacks_images(self, *parts: _Part) -> bool:
+        """Return whether there are no rows to fit on or to score; warn once and score no more if so."""
+        if all(len(part.rows) for part in parts):
             return False
         logger.warning(
             "no online scores: of %d labelled images %d can be read to fit on and %d to be scored",
             len(self.images),
-            *(len(kept) for _, kept in parts),
+            *(len(part.rows) for part in parts),
         )
         self._every = dict.fromkeys(self._every, 0)
         return True
 
-    @torch.inference_mode()
-    def _features(self, module: ContrastiveModule, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
-        images, kept = self._decode(part, rows)
+    def _features(self, module: ContrastiveModule, fit: _Part, score: _Part) -> Features:
         encoder, training = module.encoder, module.encoder.training
-        encoder.eval()
         try:
-            features = [
-                encoder(center_view(batch.to(module.device), module.config.data)).float()
-                for batch in torch.split(images, self.batch_size)
-            ]
+            train, test = (part.split(self._extract(module, part), module.device) for part in (fit, score))
         finally:
             encoder.train(training)
-        assert self.images.labels is not None
-        return torch.cat(features), self.images.labels[kept].to(module.device)
+        num_classes = 1 + int(max(part.labels.max() for part in (fit, score)))
+        return Features(train, test, tuple(map(str, range(num_classes))))
 
-    def _decode(self, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Read once; unreadable rows are left out (the training path counts them)."""
-        if part not in self._decoded:
-            decoded = decode_all(SomeImages(self.images, rows)).batch
-            self._decoded[part] = decoded.images, rows[decoded.ids]
-        return self._decoded[part]
+    def _extract(self, module: ContrastiveModule, part: _Part) -> Tensor:
+        features, _ = extract(
+            module.encoder,
+            part.images,
+            module.config.data,
+            batch_size=self.batch_size,
+            num_workers=0,
+            device=module.device,
+        )
+        return features
+
+    def _decode(self, rows: Tensor) -> _Part:
+        """Decode once; leave out unreadable rows, which the training path counts."""
+        decoded = decode_all(SomeImages(self.images, rows)).batch
+        array, kept = decoded.images.permute(0, 2, 3, 1).numpy(), rows[decoded.ids]
+        return _Part(ArrayImages("monitor", [array], self.images.size), self.labels[kept], kept)

@@ -11,8 +11,8 @@ from contrastive.config_files import load_saved
 from contrastive.data.image_list import read_image_list
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import Source
-from eval.features import write_file
 from eval.report.read import read_json
+from eval.results import write_file
 
 log = logging.getLogger(__name__)
 

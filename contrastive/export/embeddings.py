@@ -15,7 +15,9 @@ from contrastive.encoders.foreign import Feed
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import Source
 from eval.config import EvalConfig
-from eval.features import choose_data, choose_device, extract, num_decoders, write_file
+from eval.eval_data import choose_data
+from eval.features import choose_device, extract, num_decoders
+from eval.results import write_file
 
 Columns = dict[str, Any]  # NumPy arrays of equal length
 

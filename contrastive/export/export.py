@@ -13,8 +13,8 @@ from contrastive.export.embeddings import write_embeddings
 from contrastive.export.graph import write_onnx
 from contrastive.export.networks import write_timm, write_torchvision
 from contrastive.export.source import Source
-from eval.features import check_folder
 from eval.frozen import resolve
+from eval.results import check_folder
 
 WRITERS: dict[str, Callable[[ExportConfig, Source, Path], dict[str, Any]]] = {
     "torchvision": write_torchvision,

@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from contrastive.config import UserError
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import Source
-from eval.features import write_file
+from eval.results import write_file
 from memory_bank import sealed
 
 

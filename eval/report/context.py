@@ -12,10 +12,10 @@ from contrastive.data.dataset import Dataset, open_dataset
 from contrastive.data.images import Images
 from contrastive.drawing.projection import embed
 from eval.config import EvalConfig, EvalDataConfig
-from eval.features import Extractor
 from eval.frozen import resolve
 from eval.report.read import Run
 from eval.stats import Health, health
+from eval.subject import Extractor
 
 _MOST_POINTS = 1500  # of the map
 

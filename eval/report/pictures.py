@@ -9,9 +9,10 @@ from contrastive.data.images import Images
 from contrastive.drawing.figures import class_colour, confusion, scatter
 from contrastive.drawing.images import scaled
 from contrastive.logging.hard_negatives import HardNegative, read_or_none
+from eval.protocol import accuracy_titles
 from eval.report.context import Map, Report
 from eval.report.page import card, data_uri, grid, legend, png, section, table
-from eval.report.read import TITLES, read_csv, read_mined
+from eval.report.read import read_csv, read_mined
 
 _MOST_ANCHORS = 10  # of the gallery
 _MOST_CLASSES = 40  # of a readable confusion matrix
@@ -92,7 +93,9 @@ def _confusion(report: Report) -> str:
         result = results.get(protocol)
         if result is not None and result.confusion is not None:
             worst = confused(result.confusion, result.classes)
-            caption = f"{TITLES[protocol]}; rows are true classes, red is wrong. Most often: {worst}."
+            caption = (
+                f"{accuracy_titles()[protocol]}; rows are true classes, red is wrong. Most often: {worst}."
+            )
             few = len(result.classes) <= _MOST_CLASSES
             picture = confusion(result.confusion, result.classes).svg() if few else ""
             return card("Confusion", picture, escape(caption))

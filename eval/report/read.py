@@ -10,17 +10,10 @@ from typing import Any, NoReturn, TypeVar
 from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import load_saved
 from contrastive.logging.hard_negatives import HardNegative
+from eval.protocol import accuracy_titles
 
 T = TypeVar("T")
 
-TITLES = {
-    "linear": "Linear probe",
-    "linear-sgd_augmented": "Linear probe, SGD on random views",
-    "knn": "Nearest neighbours",
-    "lowshot": "Few labels",
-    "finetune": "Fine-tuned",
-}
-"""Protocols that give accuracies, as headings."""
 BASELINES = {"raw_pixels": "raw pixels", "random_encoder": "random encoder"}
 STATISTICS = {
     "verdict": "verdict",
@@ -86,7 +79,7 @@ def read_run(folder: Path, name: str) -> Run:
         UserError: a file in it is not what training or evaluation writes.
     """
     config, found = folder / "config.yaml", folder / "eval"
-    results = {each: _read(found / f"{each}.json", _result) for each in TITLES}
+    results = {each: _read(found / f"{each}.json", _result) for each in accuracy_titles()}
     return Run(
         name,
         folder,

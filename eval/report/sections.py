@@ -11,10 +11,11 @@ from omegaconf import OmegaConf
 from contrastive.config import PretrainConfig
 from contrastive.drawing.canvas import Points
 from contrastive.drawing.figures import interval_bar, line_chart
+from eval.protocol import accuracy_titles
 from eval.report import pictures
 from eval.report.context import Report
 from eval.report.page import card, details, grid, key, legend, section, table, warning
-from eval.report.read import BASELINES, STATISTICS, TITLES, Run, Score, read_json
+from eval.report.read import BASELINES, STATISTICS, Run, Score, read_json
 
 _MOST_POINTS = 400  # of a curve
 _COLOURS = {"raw_pixels": "s1", "random_encoder": "s2"}  # of the baselines' marks
@@ -76,7 +77,7 @@ def _facts(report: Report, run: Run) -> Iterator[tuple[str, str]]:
         # Of few labels the 10% one, where it is there; otherwise the first.
         tenth = [score for score in result.scores if protocol == "lowshot" and score.name.endswith(" 10%")]
         for score in (tenth or result.scores)[:1]:
-            yield f"{TITLES[protocol].lower()}, {score.name}", f"{100 * score.value:.1f}%"
+            yield f"{accuracy_titles()[protocol].lower()}, {score.name}", f"{100 * score.value:.1f}%"
     if report.map is not None:
         yield "test features", report.map.health.verdict
         yield "their effective rank", f"{report.map.health.rankme:.0f} of {report.map.full_rank}"
@@ -116,7 +117,7 @@ def _beside_baselines(run: Run) -> str:
     )
     lines = []
     for protocol, result in results.items():
-        lines.append(f'<tr class="group"><td colspan="5">{TITLES[protocol]}</td></tr>')
+        lines.append(f'<tr class="group"><td colspan="5">{accuracy_titles()[protocol]}</td></tr>')
         lines += [_score_row(escape(score.name), score, floor, baselines=True) for score in result.scores]
     names = ("top-k accuracy, %", "encoder", *BASELINES.values())
     head = "".join(f"<th>{name}</th>" for name in names)
@@ -136,7 +137,7 @@ def _beside_baselines(run: Run) -> str:
 
 def _beside_each_other(runs: list[Run]) -> str:
     cards = []
-    for protocol, title in TITLES.items():
+    for protocol, title in accuracy_titles().items():
         results = [run.results[protocol].scores if protocol in run.results else [] for run in runs]
         floor = _floor([score.value for found in results for score in found])
         for name in dict.fromkeys(score.name for found in results for score in found):

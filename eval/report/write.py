@@ -1,4 +1,4 @@
-"""The ``report`` protocol: report.html of one run, comparison-NAMES-HASH.html of several."""
+"""Write a page: report.html of one run, comparison-NAMES-HASH.html of several."""
 
 import hashlib
 import logging
@@ -10,12 +10,13 @@ from contrastive.config import UserError
 from contrastive.drawing.canvas import SERIES
 from contrastive.encoders.foreign import parse_foreign
 from eval.config import EvalConfig
-from eval.features import open_results, write_text
 from eval.frozen import resolve
+from eval.protocol import Page
 from eval.report.context import Report
 from eval.report.page import page, warning
 from eval.report.read import Run, read_run
 from eval.report.sections import SECTIONS
+from eval.results import open_results, write_text
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ _NAME_LENGTH = 40  # characters of the runs' names in a file name
 
 
 def write_report(config: EvalConfig) -> dict[str, Any]:
-    """Write a self-contained page; returns where it is, whose it is and what is missing in it.
+    """Write a self-contained page; return its file, its runs and what is missing in it.
 
     Without ``compare`` it is ``report.html`` in the run directory; with it a page over all runs beside the
     first one, see ``comparison_name``. ``out`` names another folder.
@@ -43,8 +44,11 @@ def write_report(config: EvalConfig) -> dict[str, Any]:
     write_text(target, text)
     for reason in report.missing:
         log.warning("report: %s", reason)
-    told = {"runs": [run.name for run in runs]} if config.compare else {"missing": report.missing}
-    return {"protocol": "report", "file": str(target), "bytes": len(text.encode()), **told}
+    more = {"runs": [run.name for run in runs]} if config.compare else {"missing": report.missing}
+    return {"protocol": "report", "file": str(target), "bytes": len(text.encode()), **more}
+
+
+PROTOCOL = Page(EvalConfig, write_report)
 
 
 def comparison_name(runs: list[Run]) -> str:

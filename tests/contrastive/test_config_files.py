@@ -5,7 +5,7 @@ import pytest
 from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import differences, load_config, load_saved, recipes, to_yaml
 from contrastive.export.config import ExportConfig
-from eval.config import EvalConfig
+from eval.knn import KnnEvaluation
 
 
 def load(*overrides, recipe="digits"):
@@ -146,8 +146,8 @@ TEXTS = {
     "data.root": PretrainConfig,
     "encoder.weights": PretrainConfig,
     "logging.wandb.entity": PretrainConfig,
-    "checkpoint": EvalConfig,
-    "out": EvalConfig,
+    "checkpoint": KnnEvaluation,
+    "out": KnnEvaluation,
     "device": ExportConfig,
 }
 
@@ -161,7 +161,7 @@ def value_of(config, key):
 def load_text(schema, *overrides):
     folder, recipe, needed = {
         PretrainConfig: ("pretrain", "digits", []),
-        EvalConfig: ("eval", "knn", ["checkpoint=a"]),
+        KnnEvaluation: ("eval", "knn", ["checkpoint=a"]),
         ExportConfig: ("export", "export", ["checkpoint=a", "format=onnx", "out=a.onnx"]),
     }[schema]
     return load_config(schema, folder, recipe, [*needed, *overrides])
@@ -186,7 +186,7 @@ def test_the_elements_of_a_list_of_text_keep_theirs():
     texts = [text for text in NUMBERS if text != "~"]
     assert load(f"logging.wandb.tags=[{','.join(texts)},'a, b']").logging.wandb.tags == [*texts, "a, b"]
     assert load("logging.wandb={tags: [1e5], project: 010}").logging.wandb.tags == ["1e5"]
-    assert load_text(EvalConfig, "compare=[1e3,010]").compare == ["1e3", "010"]
+    assert load_text(KnnEvaluation, "compare=[1e3,010]").compare == ["1e3", "010"]
 
 
 def test_a_number_stays_one_where_the_schema_has_no_text():
@@ -236,8 +236,8 @@ def test_every_path_setting_expands_the_home_folder(key, monkeypatch):
 
 def test_paths_of_a_report_of_an_export_and_of_a_config_expand_it_too(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert load_text(EvalConfig, "compare=[~/a]").compare == [f"{tmp_path}/a"]
-    assert load_text(EvalConfig, "data.root=~/a").data.root == f"{tmp_path}/a"
+    assert load_text(KnnEvaluation, "compare=[~/a]").compare == [f"{tmp_path}/a"]
+    assert load_text(KnnEvaluation, "data.root=~/a").data.root == f"{tmp_path}/a"
     assert load_text(ExportConfig, "out=~/a.onnx").out == f"{tmp_path}/a.onnx"
     (tmp_path / "mine.yaml").write_text("defaults: [digits]\nrun: {name: mine}\n")
     assert load(recipe="~/mine.yaml").run.name == "mine"

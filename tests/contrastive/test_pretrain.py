@@ -244,7 +244,6 @@ def test_online_scores_agree_with_the_offline_protocols(run, tmp_path):
     from contrastive.data.images import SomeImages
     from contrastive.encoders.weights import load_encoder
     from eval import knn, linear_probe
-    from eval.config import EvalConfig, KnnConfig
     from eval.features import Features, Split, extract
 
     digits = ["data.name=digits", "data.root=null", "data.global_batch=64", "schedule.epochs=2"]
@@ -267,13 +266,11 @@ def test_online_scores_agree_with_the_offline_protocols(run, tmp_path):
         )
         parts.append(Split(features, images.labels[rows], rows))
     assert not set(parts[0].rows.tolist()) & set(parts[1].rows.tolist())
-    offline, config = (
-        Features(*parts, tuple(images.classes)),
-        EvalConfig(checkpoint="x", knn=KnnConfig(k=[20])),
-    )
-    online = result["metrics"]
-    assert online["knn/top1"] == pytest.approx(knn.score(offline, config).lines[0].value, abs=1e-9)
-    assert online["probe/top1"] == pytest.approx(linear_probe.score(offline, config).lines[0].value, abs=0.01)
+    offline, online = Features(*parts, tuple(images.classes)), result["metrics"]
+    by_knn = knn.score(offline, knn.KnnEvaluation("x", knn=knn.KnnConfig(k=[20])))
+    assert online["knn/top1"] == pytest.approx(by_knn.lines[0].value, abs=1e-9)
+    by_probe = linear_probe.score(offline, linear_probe.LinearEvaluation("x"))
+    assert online["probe/top1"] == pytest.approx(by_probe.lines[0].value, abs=0.01)
 
 
 def test_accumulated_micro_batches_are_one_step(run, tmp_path, monkeypatch):

@@ -9,30 +9,37 @@ import torch.nn.functional as F
 PLAIN = {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "flip": 0.0}
 
 
-def settings(**changes):
+def shared(view=PLAIN, sgd=None):
+    """Settings that the linear probe and fine-tuning have in common."""
     from contrastive.config import ViewConfig
-    from eval.config import EvalConfig, FinetuneConfig, LinearConfig, SgdConfig
+    from eval.linear_probe import LinearConfig, SgdConfig
 
-    view = changes.pop("view", PLAIN)
-    given = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0} | view
-    sgd, finetune = changes.pop("sgd", {}), changes.pop("finetune", {})
-    return EvalConfig(
-        checkpoint="x",
-        linear=LinearConfig(
-            learning_rates=[0.1], weight_decays=[1e-3, 1e-2], min_steps=50, sgd=SgdConfig(**sgd)
-        ),
-        finetune=FinetuneConfig(**({"learning_rates": [1e-2], "epochs": 1} | finetune)),
-        view=ViewConfig(**given),
-        **changes,
+    linear = LinearConfig(
+        learning_rates=[0.1], weight_decays=[1e-3, 1e-2], min_steps=50, sgd=SgdConfig(**(sgd or {}))
     )
+    view = ViewConfig(**({"jitter": 0.0, "grayscale": 0.0, "blur": 0.0} | view))
+    return {"checkpoint": "x", "linear": linear, "view": view}
+
+
+def settings(**changes):
+    from eval.linear_probe import LinearEvaluation
+
+    return LinearEvaluation(**shared(**changes))
+
+
+def finetune_settings(**finetune):
+    from eval.finetune import FinetuneConfig, FinetuneEvaluation
+
+    tuned = FinetuneConfig(**({"learning_rates": [1e-2], "epochs": 1} | finetune))
+    return FinetuneEvaluation(**shared(), finetune=tuned)
 
 
 @pytest.fixture(scope="module")
 def networks(shared_run):
     """The run's encoder and raw pixels on the digits."""
     from eval.config import BaselineConfig, EvalConfig
-    from eval.features import Extractor
     from eval.frozen import resolve
+    from eval.subject import Extractor
 
     config = EvalConfig(
         checkpoint=str(shared_run), device="cpu", progress=False, baselines=BaselineConfig(raw_size=8)
@@ -157,7 +164,7 @@ def test_fine_tuning_starts_as_the_linear_probe(networks):
     from eval.finetune import tune
 
     network = networks["raw_pixels"]
-    part, config = first(network, 200), settings()
+    part, config = first(network, 200), finetune_settings()
     tuned = tune(network, part, config, 1e-12, seed=0)
     choice = linear_probe.choose(part, 10, config.linear, 0)
     probe = linear_probe.fit(part, 10, config.linear, choice, 0)
@@ -174,7 +181,7 @@ def test_fine_tuning_learns_and_leaves_the_encoder_alone(networks):
 
     network = networks["encoder"]
     before, part = tensor_hash(network.module), first(network, 256)
-    config = settings(finetune={"epochs": 12, "batch_size": 64})
+    config = finetune_settings(epochs=12, batch_size=64)
 
     def loss(rate):
         model = tune(network, part, config, rate, seed=0)
@@ -193,7 +200,7 @@ def test_the_rate_is_chosen_inside_train(networks):
     from eval import finetune
 
     network = networks["raw_pixels"]
-    config = settings(finetune={"learning_rates": [1e-3, 1e4], "epochs": 2, "fraction": 0.3})
+    config = finetune_settings(learning_rates=[1e-3, 1e4], epochs=2, fraction=0.3)
     scored = finetune.score(network, config)
     assert scored.details["chosen"][0]["learning_rate"] == 1e-3
     assert scored.details["labels"] == pytest.approx(0.3 * 1335, abs=5)
@@ -203,9 +210,8 @@ def test_the_rate_is_chosen_inside_train(networks):
 
 
 def test_few_labels_are_drawn_as_the_lowshot_protocol_draws(networks):
-    from eval.config import LowshotConfig
     from eval.finetune import labelled_part
-    from eval.lowshot import draw_levels
+    from eval.lowshot import LowshotConfig, draw_levels
 
     train = networks["raw_pixels"].features.train
     level = LowshotConfig(labels_per_class=[], fractions=[0.1])

@@ -9,8 +9,8 @@ from tests.eval.conftest import make_run
 
 def extractor(run, **changes):
     from eval.config import EvalConfig
-    from eval.features import Extractor
     from eval.frozen import resolve
+    from eval.subject import Extractor
 
     config = EvalConfig(checkpoint=str(run), device="cpu", progress=False, **changes)
     return Extractor(config, resolve(str(run)))
@@ -75,7 +75,7 @@ def test_hash_sees_every_tensor(name):
 
 
 def test_cache_is_used_and_knows_what_it_is_of(new_run, monkeypatch):
-    import eval.features
+    import eval.subject
 
     run = new_run()
     first = extractor(run)
@@ -83,8 +83,8 @@ def test_cache_is_used_and_knows_what_it_is_of(new_run, monkeypatch):
     assert len(list((run / "eval" / "cache").glob("*.npz"))) == 6
 
     calls = []
-    whole = eval.features.extract
-    monkeypatch.setattr(eval.features, "extract", lambda *a, **k: calls.append(k["title"]) or whole(*a, **k))
+    whole = eval.subject.extract
+    monkeypatch.setattr(eval.subject, "extract", lambda *a, **k: calls.append(k["title"]) or whole(*a, **k))
     again = extractor(run)
     for name in again.modules():
         assert torch.equal(again.features(name).test.features, wanted[name].test.features)
@@ -174,7 +174,7 @@ def test_paths(new_run):
 
 def test_other_data_is_fed_as_the_encoder_wants_it(shared_run):
     from eval.config import EvalConfig, EvalDataConfig
-    from eval.features import choose_data
+    from eval.eval_data import choose_data
     from eval.frozen import open_frozen, resolve
 
     checkpoint = resolve(str(shared_run))

@@ -45,35 +45,17 @@ def test_at_the_lowest_temperature_the_nearest_decides(clusters):
     assert votes[0].argmax(1).tolist() == wanted
 
 
-def test_online_equals_offline_exactly(clusters):
-    from eval.config import EvalConfig
-    from eval.knn import score
-    from eval.online import OnlineKnn
-
-    offline = score(clusters, EvalConfig(checkpoint="x")).lines[0]
-    train, test = clusters.train, clusters.test
-    assert OnlineKnn()(train.features, train.labels, test.features, test.labels) == offline.value
-
-
-def test_online_on_fewer_rows_than_k():
-    from eval.online import OnlineKnn
-
-    rows = torch.eye(3)
-    assert OnlineKnn(k=20)(rows, torch.arange(3), rows, torch.tensor([0, 1, 1])) == pytest.approx(2 / 3)
-
-
 def test_more_neighbours_than_rows(clusters):
     from contrastive.config import UserError
-    from eval.config import EvalConfig
-    from eval.knn import score
+    from eval.knn import KnnEvaluation, score
 
     few = replace(clusters, train=clusters.train.take(torch.arange(50)))
-    assert score(few, EvalConfig(checkpoint="x")).warnings == [
+    assert score(few, KnnEvaluation(checkpoint="x")).warnings == [
         "knn.k=200: left out, the training part has 50 readable images"
     ]
     few = replace(clusters, train=clusters.train.take(torch.arange(15)))
     with pytest.raises(UserError, match=r"knn\.k=20: the training part has 15 .*knn\.k=\[15\]"):
-        score(few, EvalConfig(checkpoint="x"))
+        score(few, KnnEvaluation(checkpoint="x"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -99,14 +81,3 @@ def test_rows_that_are_not_finite_are_refused_by_number():
         knn_votes(broken, labels, sound, 8, ks=[1], temperature=0.07)
     with pytest.raises(UserError, match=r"^test: 2 of 8 rows .*rows 2, 5;"):
         knn_votes(sound, labels, broken, 8, ks=[1], temperature=0.07)
-
-
-def test_a_monitor_of_broken_features_is_nan():
-    from eval.online import OnlineKnn, OnlineProbe
-
-    rows, labels = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
-    broken = rows.clone()
-    broken[0] = torch.nan
-    for online in (OnlineKnn(), OnlineProbe()):
-        for train, test in ((broken, rows), (rows, broken)):
-            assert online(train, labels, test, labels) != online(train, labels, test, labels)  # NaN

@@ -6,9 +6,9 @@ import torch
 
 
 def config(**linear):
-    from eval.config import EvalConfig, LinearConfig
+    from eval.linear_probe import LinearConfig, LinearEvaluation
 
-    return EvalConfig(checkpoint="x", linear=LinearConfig(**linear))
+    return LinearEvaluation(checkpoint="x", linear=LinearConfig(**linear))
 
 
 def sklearn_tuned(features, settings):
@@ -122,19 +122,3 @@ def test_every_setting_diverged(clusters):
 
     with pytest.raises(UserError, match="diverged"):
         choose(clusters.train, 6, config(learning_rates=[1e30, 1e35], min_steps=40).linear, 0)
-
-
-def test_the_online_probe_equals_the_offline_one(clusters):
-    from eval.linear_probe import score
-    from eval.online import OnlineProbe
-
-    train, test = clusters.train, clusters.test
-    online = OnlineProbe()(train.features, train.labels, test.features, test.labels)
-    assert online == pytest.approx(score(clusters, config()).lines[0].value, abs=1e-9)
-
-
-def test_the_online_probe_of_too_few_rows_is_nan():
-    from eval.online import OnlineProbe
-
-    rows = torch.eye(3)
-    assert np.isnan(OnlineProbe()(rows, torch.arange(3), rows, torch.arange(3)))

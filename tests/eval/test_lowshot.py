@@ -3,8 +3,7 @@ import torch
 
 
 def levels(labels, seeds=3, **changes):
-    from eval.config import LowshotConfig
-    from eval.lowshot import draw_levels
+    from eval.lowshot import LowshotConfig, draw_levels
 
     return draw_levels(labels, tuple("abc"), LowshotConfig(**changes), seeds)
 
@@ -45,10 +44,9 @@ def test_a_class_with_too_few_images():
 def test_scores_rise_with_labels_and_equal_a_fit_by_hand(digits):
     from sklearn.linear_model import LogisticRegression
 
-    from eval.config import EvalConfig, LowshotConfig
-    from eval.lowshot import draw_levels, score, weight_decay
+    from eval.lowshot import LowshotConfig, LowshotEvaluation, draw_levels, score, weight_decay
 
-    settings = EvalConfig(
+    settings = LowshotEvaluation(
         checkpoint="x", seeds=2, lowshot=LowshotConfig(labels_per_class=[1, 10], fractions=[1.0])
     )
     scored = score(digits, settings)

@@ -331,10 +331,11 @@ def test_help_of_a_protocol_shows_its_settings(capsys):
 @pytest.mark.parametrize("protocol", ["linear", "knn", "lowshot", "finetune", "stats", "report"])
 def test_shipped_yaml_states_the_defaults(protocol):
     from contrastive.config_files import load_config
-    from eval.config import EvalConfig
+    from eval.protocol import find_protocol
 
-    loaded = load_config(EvalConfig, "eval", protocol, ["checkpoint=x"])
-    assert loaded == EvalConfig(checkpoint="x", seeds=5 if protocol == "lowshot" else 1)
+    settings = find_protocol(protocol).config
+    loaded = load_config(settings, "eval", protocol, ["checkpoint=x"])
+    assert loaded == settings(checkpoint="x", seeds=5 if protocol == "lowshot" else 1)
 
 
 def test_the_default_view_is_the_weak_preset():

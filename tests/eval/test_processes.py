@@ -17,19 +17,19 @@ from tests.eval.conftest import make_run
 
 def evaluate(rank, run, port):
     """The command as torchrun starts it; returns exit code, stdout, and the decoded rows of this process."""
-    import eval.features
+    import eval.subject
     from eval.__main__ import main
 
     dist.destroy_process_group()  # the command makes its own
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    seen, extract = [], eval.features.extract
+    seen, extract = [], eval.subject.extract
 
     def noted(module, images, *arguments, **options):
         seen.extend(images.rows.tolist())
         return extract(module, images, *arguments, **options)
 
-    eval.features.extract = noted
+    eval.subject.extract = noted
     out = StringIO()
     with redirect_stdout(out):
         code = main(["knn", f"checkpoint={run}", "device=cpu", "progress=false", "knn.k=[1]"])

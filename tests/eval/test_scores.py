@@ -25,12 +25,12 @@ def test_t_quantile_against_scipy(freedom):
 
 
 def test_lines_of_one_and_of_several_runs():
-    from eval.scores import line, wilson
+    from eval.scores import accuracy_line, wilson
 
     hits = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]]).bool()
-    single = line("a", hits[:1])
+    single = accuracy_line("a", hits[:1])
     assert (single.value, (single.low, single.high)) == (0.75, wilson(3, 4))
-    several = line("a", hits)
+    several = accuracy_line("a", hits)
     runs = np.array([0.75, 0.5, 1.0])
     assert several.value == pytest.approx(0.75)
     assert several.low == pytest.approx(runs.mean() - 4.3027 * runs.std(ddof=1) / 3**0.5, abs=1e-4)
@@ -39,10 +39,10 @@ def test_lines_of_one_and_of_several_runs():
 
 def test_difference_is_paired():
     """The same accuracy on the same rows is no gain at all; on other rows the interval says so."""
-    from eval.scores import difference, line
+    from eval.scores import accuracy_line, difference
 
-    a = line("a", torch.tensor([[1, 1, 0, 0]]).bool())
-    b = line("b", torch.tensor([[0, 0, 1, 1]]).bool())
+    a = accuracy_line("a", torch.tensor([[1, 1, 0, 0]]).bool())
+    b = accuracy_line("b", torch.tensor([[0, 0, 1, 1]]).bool())
     assert difference(a, a) == {"value": 0.0, "low": 0.0, "high": 0.0}
     gain = difference(a, b)
     assert gain["value"] == 0

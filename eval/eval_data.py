@@ -1,0 +1,71 @@
+"""Choose the images to evaluate on, and check that they have labels."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from contrastive.config import DataConfig, PretrainConfig, UserError
+from contrastive.config_files import load_saved
+from contrastive.data.images import Images
+from contrastive.encoders.foreign import Feed
+from eval.config import EvalConfig
+
+
+def run_data(run: Path | None) -> DataConfig | None:
+    """Return the data settings of a run, None without a run."""
+    return None if run is None else load_saved(PretrainConfig, run / "config.yaml").data
+
+
+def choose_data(config: EvalConfig, run: Path | None, feed: Feed) -> DataConfig:
+    """Return the data settings of the evaluation: the run's, with ``config.data`` and the encoder's input.
+
+    Raises:
+        UserError: no run and no ``data.name``, or images of another size than the encoder's.
+    """
+    given, own = config.data, run_data(run)
+    if own is None and given.name is None:
+        raise UserError(
+            f"checkpoint={config.checkpoint}: does not belong to a run directory, so its data is unknown; "
+            "add data.name=... and data.root=..."
+        )
+    side = given.image_size or (own.image_size if own is not None else feed.image_size)
+    if side != feed.image_size:
+        source = "data.image_size" if given.image_size else f"the run's data.image_size in {run}/config.yaml"
+        raise UserError(
+            f"{source} is {side}, the encoder takes {feed.image_size}; leave data.image_size out or train an "
+            f"encoder with data.image_size={side}"
+        )
+    base = own if own is not None else DataConfig(name=str(given.name))
+    if given.name is not None and given.name != base.name:
+        base = replace(base, name=given.name, root=None)
+    fed: dict[str, Any] = {
+        "image_size": side,
+        "decode_size": feed.decode_size,
+        "mean": feed.mean,
+        "std": feed.std,
+    }
+    chosen = {
+        name: value
+        for name in ("root", "num_workers", "download")
+        if (value := getattr(given, name)) is not None
+    }
+    return replace(base, **fed, **chosen)
+
+
+def check_labels(train: Images, test: Images) -> tuple[str, ...]:
+    """Return the names of the classes.
+
+    Raises:
+        UserError: no labels, or fewer than two classes to tell apart.
+    """
+    if train.labels is None or test.labels is None or train.classes is None:
+        raise UserError(
+            "the data has no labels, evaluation needs some; use data.name=imagefolder with class folders"
+        )
+    seen = sorted({*train.labels.tolist()} - {-1})
+    if len(seen) < 2:
+        names = ", ".join(train.classes[label] for label in seen)
+        raise UserError(
+            f"the training part has one class only ({names}), there is nothing to tell apart; add another"
+        )
+    return tuple(train.classes)

@@ -1,0 +1,157 @@
+"""Define an evaluation protocol: its settings, what it measures, and how its result is shown."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar
+
+from typing_extensions import override
+
+from eval.config import EvalConfig
+from eval.features import Features
+from eval.leakage import warn_of_pretrained, warn_of_untrained
+from eval.registry import PROTOCOLS, VARIANTS
+from eval.scores import Line, Scored, difference
+from eval.subject import Extractor, Network
+
+Result = dict[str, Any]
+"""A result as it is written to JSON."""
+Row = tuple[str, ...]
+"""Cells of a line of the table."""
+
+
+@dataclass(frozen=True)
+class Protocol(ABC):
+    """Measure an encoder and its baselines on one data set.
+
+    Attributes:
+        config: Class of the settings: EvalConfig, or a subclass with a field named after the protocol.
+    """
+
+    config: type[EvalConfig]
+
+    labelled: ClassVar[bool] = True
+    """Whether the data needs labels. Without, the training part is all that pretraining sees."""
+
+    @abstractmethod
+    def measure(self, extractor: Extractor, config: Any) -> Result:
+        """Return ``scores``, ``warnings``, ``details`` and ``seconds`` of each part, ready for JSON."""
+
+    @abstractmethod
+    def numbers(self, result: Result) -> Result:
+        """Return what stdout shows of ``result["scores"]``."""
+
+    @abstractmethod
+    def table(self, result: Result) -> list[Row]:
+        """Return ``result["scores"]`` as rows of text, the names of the columns first."""
+
+
+@dataclass(frozen=True)
+class Scoring(Protocol):
+    """A protocol that is one function, run on the encoder and on each baseline; the scores are accuracies.
+
+    Attributes:
+        score: From ``Features``, or ``Network``, and settings of the class ``config`` to ``Scored``.
+        needs_network: Whether ``score`` takes a ``Network``: it computes features of other views than the
+            centre ones, or trains the network. Else it takes ``Features``.
+        title: Heading of the scores in a report; empty is the name.
+    """
+
+    score: Callable[[Any, Any], Scored]
+    needs_network: bool = False
+    title: str = ""
+
+    @override
+    def measure(self, extractor: Extractor, config: Any) -> Result:
+        scored, seconds = {}, {}
+        warnings = warn_of_pretrained(extractor.location.run, extractor.parts["test"])
+        for name in extractor.modules():
+            subject, features = self._subject(extractor, name)
+            if name == "encoder":
+                warnings += warn_of_untrained(features)
+            before = time.perf_counter()
+            scored[name] = self.score(subject, config)
+            seconds[name] = round(time.perf_counter() - before, 3)
+        return {
+            "scores": compare({name: each.lines for name, each in scored.items()}),
+            "warnings": warnings + scored["encoder"].warnings,
+            "details": {name: each.details for name, each in scored.items()},
+            "seconds": seconds,
+        }
+
+    def _subject(self, extractor: Extractor, name: str) -> tuple[Features | Network, Features]:
+        if self.needs_network:
+            network = extractor.network(name)
+            return network, network.features
+        features = extractor.features(name).to(extractor.device)
+        return features, features
+
+    @override
+    def numbers(self, result: Result) -> Result:
+        scores = {
+            row["name"]: {name: row[name]["value"] for name in representations(row)}
+            for row in result["scores"]
+        }
+        return {"top1": result["scores"][0]["encoder"]["value"], "scores": scores}
+
+    @override
+    def table(self, result: Result) -> list[Row]:
+        baselines = representations(result["scores"][0])[1:]
+        rows: list[Row] = [("", "encoder", "95% interval", *(name.replace("_", " ") for name in baselines))]
+        for score in result["scores"]:
+            ours = score["encoder"]
+            others = (
+                f"{100 * score[name]['value']:.1f} ({100 * score[name]['gain']['value']:+.1f})"
+                for name in baselines
+            )
+            interval = f"{100 * ours['low']:.1f} to {100 * ours['high']:.1f}"
+            rows.append((score["name"], f"{100 * ours['value']:.1f}", interval, *others))
+        return rows
+
+
+@dataclass(frozen=True)
+class Page:
+    """Show results that are already there; measure nothing.
+
+    Attributes:
+        config: Class of the settings.
+        write: Writes the page; returns what stdout shows.
+    """
+
+    config: type[EvalConfig]
+    write: Callable[[Any], Result]
+
+
+def find_protocol(name: str) -> Any:
+    """Return the Protocol or Page called ``name``, in ``PROTOCOLS`` or ``VARIANTS``."""
+    module, _, attribute = (PROTOCOLS | VARIANTS)[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def accuracy_titles() -> dict[str, str]:
+    """Return the protocols that score accuracies, variants included, with their headings in a report."""
+    kinds = [(name, *(kind for kind in VARIANTS if kind.startswith(f"{name}-"))) for name in PROTOCOLS]
+    protocols = {kind: find_protocol(kind) for group in kinds for kind in group}
+    return {kind: each.title or kind for kind, each in protocols.items() if isinstance(each, Scoring)}
+
+
+def compare(lines: dict[str, list[Line]]) -> list[Result]:
+    """Return a row for each number: the value under every representation, and the encoder's gain over it."""
+    rows = []
+    for same in zip(*lines.values(), strict=True):
+        by_name = dict(zip(lines, same, strict=True))
+        ours = by_name["encoder"]
+        row: Result = {"name": ours.name, "interval": ours.kind}
+        for name, line in by_name.items():
+            row[name] = {"value": line.value, "low": line.low, "high": line.high}
+            if name != "encoder":
+                row[name]["gain"] = difference(ours, line)
+        rows.append(row)
+    return rows
+
+
+def representations(row: Result) -> list[str]:
+    """Return the names in a row of ``compare``: the encoder, then what it is compared with."""
+    return [name for name, number in row.items() if isinstance(number, dict)]

@@ -1,0 +1,88 @@
+"""Write results whole or not at all, and check beforehand that they can be written."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from contrastive.config import UserError
+from memory_bank.replacing import replacing
+
+
+def open_results(folder: Path) -> None:
+    """Check that results can be written to ``folder``, before anything is computed; does not create it.
+
+    Raises:
+        UserError: they cannot.
+    """
+    try:
+        check_folder(folder)
+    except (OSError, ValueError) as error:
+        raise _unwritable(folder, error) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Make and remove a file in ``folder``, or in the nearest existing folder above it.
+
+    Raises:
+        OSError: no file can be made there.
+        ValueError: a name that no file can have.
+    """
+    while not _exists(folder):
+        folder = folder.parent
+    tempfile.TemporaryFile(dir=folder).close()
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a result as JSON; NaN and infinity, which JSON does not have, become null.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """Return ``value`` with NaN and infinities in it replaced by None."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a result as text.
+
+    Raises:
+        UserError: it cannot be written: the disk is full, a folder is in its place.
+    """
+    try:
+        write_file(path, lambda file: file.write(text.encode()))
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from error
+
+
+def write_file(path: Path, save: Callable[[Any], object]) -> None:
+    """Create the folder of ``path`` and replace the file by what ``save`` writes, in one step.
+
+    Raises:
+        OSError: from the file system.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:
+        save(file)
+
+
+def _unwritable(path: Path, error: OSError | ValueError) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"{str(path)!r}: results cannot be written there ({reason}); set out=FOLDER to another")

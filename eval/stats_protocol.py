@@ -1,0 +1,169 @@
+"""Check the health of the features, and list the images that the data holds twice; needs no labels."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from contrastive.augment.views import Views
+from contrastive.config import AugmentConfig, PretrainConfig, UserError
+from contrastive.config_files import load_saved
+from contrastive.data.images import SomeImages
+from contrastive.data.reading import decode_all
+from eval.config import EvalConfig
+from eval.duplicates import alike, closest_pairs, write_duplicates
+from eval.features import Split
+from eval.protocol import Protocol, Result, Row
+from eval.stats import alignment, dimension_std, health
+from eval.subject import Extractor
+from memory_bank.config import check_range
+
+_NUMBERS = ("rankme", "dimensions", "alignment", "uniformity", "std", "dead", "verdict")
+
+
+@dataclass
+class StatsConfig:
+    """Health of the features, and images that the data holds twice.
+
+    Attributes:
+        rows: Images, spread evenly over the training part, of which two views are compared.
+        min_similarity: Cosine of centred features from which a pair may be listed in near_duplicates.csv.
+        min_pixel_similarity: Cosine of its centred pixels, averaged down to ``baselines.raw_size``, from
+            which it is. Photographs recompressed, resized, or cropped by 4% stay above 0.97.
+        neighbours: Closest images looked at, for each image.
+        most_pairs: Pairs listed, the most similar first.
+    """
+
+    rows: int = 4096
+    min_similarity: float = 0.9
+    min_pixel_similarity: float = 0.97
+    neighbours: int = 5
+    most_pairs: int = 1000
+
+    def __post_init__(self) -> None:
+        check_range("stats.rows", self.rows, 2)
+        check_range("stats.min_similarity", self.min_similarity, -1, 1)
+        check_range("stats.min_pixel_similarity", self.min_pixel_similarity, -1, 1)
+        check_range("stats.neighbours", self.neighbours, 1)
+        check_range("stats.most_pairs", self.most_pairs, 0)
+
+
+@dataclass
+class StatsEvaluation(EvalConfig):
+    """Settings of the ``stats`` protocol.
+
+    Attributes:
+        stats: See StatsConfig.
+    """
+
+    stats: StatsConfig = field(default_factory=StatsConfig)
+
+
+class Stats(Protocol):
+    """Measure the spread of features, the distance of two views, and near-duplicates in all parts."""
+
+    labelled: ClassVar[bool] = False
+
+    @override
+    def measure(self, extractor: Extractor, config: StatsEvaluation) -> Result:
+        augment = _augment_of(extractor.location.run)
+        splits = {name: extractor.splits(name) for name in extractor.modules()}
+        scores, details, seconds = _health(extractor, splits, augment, config)
+        for name in scores.keys() - {"encoder"}:  # not trained, so they cannot have collapsed
+            del scores[name]["verdict"]
+        verdict = scores["encoder"]["verdict"]
+        file = extractor.location.results / "near_duplicates.csv"
+        listed, pairs = _list_duplicates(file, config.stats, extractor, splits)
+        return {
+            "scores": scores,
+            "near_duplicates": {"file": str(file), "pairs": pairs, "listed": listed},
+            "warnings": [] if verdict == "healthy" else [f"{verdict} of the features"],
+            "details": details,
+            "augment": asdict(augment),
+            "seconds": seconds,
+        }
+
+    @override
+    def numbers(self, result: Result) -> Result:
+        return {"verdict": result["scores"]["encoder"]["verdict"], "scores": result["scores"]}
+
+    @override
+    def table(self, result: Result) -> list[Row]:
+        scores = result["scores"]
+        rows: list[Row] = [("", *(name.replace("_", " ") for name in scores))]
+        for number in _NUMBERS:
+            values = [of_one.get(number, "") for of_one in scores.values()]
+            rows.append((number, *(value if isinstance(value, str) else f"{value:.4g}" for value in values)))
+        return rows
+
+
+PROTOCOL = Stats(StatsEvaluation)
+
+
+def _augment_of(run: Path | None) -> AugmentConfig:
+    """Return the augmentation that the encoder was trained with; the default where it is not known."""
+    return AugmentConfig() if run is None else load_saved(PretrainConfig, run / "config.yaml").augment
+
+
+def _health(
+    extractor: Extractor,
+    splits: dict[str, dict[str, Split]],
+    augment: AugmentConfig,
+    config: StatsEvaluation,
+) -> tuple[Result, Result, Result]:
+    """Return scores, details and seconds of the encoder and of each baseline, on ``stats.rows`` images."""
+    known = splits["encoder"]["train"]
+    shown = torch.linspace(0, len(known) - 1, min(config.stats.rows, len(known))).long()
+    if len(shown) < 2:
+        raise UserError(f"the training part has {len(known)} readable images, statistics need 2 or more")
+    rows = known.rows[shown]
+    pixels, _ = decode_all(SomeImages(extractor.parts["train"], rows))
+    views = Views(augment, extractor.data, seed=0)
+    scores: dict[str, Any] = {}
+    details, seconds = {}, {}
+    for name, build in extractor.modules().items():
+        before = time.perf_counter()
+        features = splits[name]["train"].features[shown].to(extractor.device)
+        pairs = _two_views(build().to(extractor.device), views, pixels, rows, config.batch_size)
+        scores[name] = {
+            **vars(health(features)),
+            "alignment": alignment(*pairs),
+            "dimensions": features.shape[1],
+        }
+        details[name] = {"dimension_std": dimension_std(F.normalize(features)).tolist()}
+        seconds[name] = round(time.perf_counter() - before, 3)
+    return scores, details, seconds
+
+
+@torch.inference_mode()
+def _two_views(
+    module: nn.Module, views: Views, pixels: Tensor, rows: Tensor, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return unit-norm features of two random views of each image."""
+    both: tuple[list[Tensor], list[Tensor]] = ([], [])
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    for images, ids in zip(torch.split(pixels, batch_size), torch.split(rows, batch_size), strict=True):
+        for features, view in zip(both, views(images.to(device), ids.to(device), 0)[:2], strict=True):
+            features.append(F.normalize(module(view).float()))
+    return torch.cat(both[0]), torch.cat(both[1])
+
+
+def _list_duplicates(
+    file: Path, settings: StatsConfig, extractor: Extractor, splits: dict[str, dict[str, Split]]
+) -> tuple[int, int]:
+    """Write near_duplicates.csv; return how many pairs it lists, and how many there are."""
+    parts = splits["encoder"]
+    features = torch.cat([split.features for split in parts.values()]).to(extractor.device)
+    pairs, similarity = closest_pairs(features, neighbours=settings.neighbours, least=settings.min_similarity)
+    pixels = torch.cat([split.features for split in splits["raw_pixels"].values()])
+    pixel_similarity = alike(pixels, pairs)
+    duplicates = (pixel_similarity >= settings.min_pixel_similarity).nonzero()[:, 0]
+    listed = duplicates[: settings.most_pairs]
+    sources = [(part, extractor.parts[part], split) for part, split in parts.items()]
+    write_duplicates(file, pairs[listed], similarity[listed], pixel_similarity[listed], sources)
+    return len(listed), len(duplicates)

@@ -1,0 +1,243 @@
+"""Compute the features of an encoder and of its baselines, each once, and prove that none was changed."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from contrastive.config import DataConfig, UserError
+from contrastive.data.dataset import Dataset, as_dataset, open_dataset
+from contrastive.data.images import ArrayImages, Images, SomeImages
+from contrastive.data.loader import is_resident
+from contrastive.data.reading import decode_all
+from contrastive.distributed import all_true, gather_rows, gather_sizes, rank, world_size
+from eval.config import EvalConfig
+from eval.eval_data import check_labels, choose_data
+from eval.features import (
+    Features,
+    Split,
+    choose_device,
+    extract,
+    num_decoders,
+    read_features,
+    write_features,
+)
+from eval.frozen import EncoderLocation, open_frozen, seeded, tensor_hash
+
+_CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with its images: the input of a protocol that takes more than features of centre views.
+
+    Attributes:
+        module: From views (b, 3, s, s) to features (b, d), in eval mode; to train it, copy it.
+        features: Features of the centre views, on ``device``.
+        images: The training images; ``features.train.rows`` are rows of it.
+        test: The test images; ``features.test.rows`` are rows of it.
+        data: How views are cut and normalised.
+        device: Where to compute.
+        title: Text of progress bars; empty shows none.
+    """
+
+    module: nn.Module
+    features: Features
+    images: Images
+    test: Images
+    data: DataConfig
+    device: torch.device
+    title: str = ""
+
+
+class Extractor:
+    """Compute features of one data set under an encoder and its baselines, once each; cache them on disk.
+
+    If several processes have joined, each computes a share, and all of them must make the same calls.
+
+    Args:
+        config: ``batch_size``, ``device``, ``baselines``, ``data`` and ``progress`` are used.
+        location: Where the encoder is.
+        labelled: Whether labels are needed. Without them the training part is all that pretraining sees.
+        dataset: The images, where they are open already; None opens those of the settings.
+
+    Attributes:
+        location: As given.
+        frozen: The encoder.
+        data: Which images, and how they become the network's input.
+        device: Where the forward pass runs.
+        parts: ``train`` and, where the source has labels, ``test``.
+        held_out: Whether the test part was held out by a hash.
+        classes: Names of the classes.
+        fingerprints: Fingerprint of each part.
+        unreadable: Number of images of each part that could not be read, known with its features.
+
+    Raises:
+        UserError: the encoder or the data cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: EvalConfig,
+        location: EncoderLocation,
+        *,
+        labelled: bool = True,
+        dataset: Dataset | None = None,
+    ) -> None:
+        self.config, self.location, self._labelled = config, location, labelled
+        self.frozen = open_frozen(
+            location, image_size=config.data.image_size, seed=config.baselines.random_seed
+        )
+        self.data = choose_data(config, location.run, self.frozen.feed)
+        self.device = choose_device(config.device)
+        size = self.data.stored_size
+        dataset = open_dataset(self.data) if dataset is None else as_dataset(dataset, size)
+        self.parts: dict[str, Images] = {"train": dataset.train}
+        self.held_out = dataset.held_out_by_hash
+        self.classes: tuple[str, ...] = ()
+        if labelled:
+            self.parts["train"], self.parts["test"] = dataset.labelled_parts(self.data.name)
+            self.classes = check_labels(self.parts["train"], self.parts["test"])
+        elif dataset.test is not None:
+            self.parts["test"] = dataset.test
+        self.fingerprints = {name: images.fingerprint() for name, images in self.parts.items()}
+        self.unreadable: dict[str, int] = {}
+        self._cache = location.home / "eval" / "cache"
+
+    def features(self, name: str) -> Features:
+        """Return the features of one of ``modules``."""
+        splits = self.splits(name)
+        return Features(splits["train"], splits["test"], self.classes)
+
+    def network(self, name: str) -> Network:
+        """Return one of ``modules`` with its features and images."""
+        return Network(
+            self.modules()[name]().to(self.device),
+            self.features(name).to(self.device),
+            self._decoded_train,
+            self.parts["test"],
+            self.data,
+            self.device,
+            name.replace("_", " ") if self.config.progress else "",
+        )
+
+    @cached_property
+    def _decoded_train(self) -> Images:
+        """The training images, decoded once and kept in memory if they are few enough."""
+        images = self.parts["train"]
+        if not is_resident(images, self.data):
+            return images
+        pixels = decode_all(images, progress=self.config.progress).images  # unreadable rows have no features
+        array = pixels.permute(0, 2, 3, 1).numpy()
+        return ArrayImages("train", [array], images.size, labels=images.labels, classes=images.classes)
+
+    def modules(self) -> dict[str, Callable[[], nn.Module]]:
+        """Return what builds each network: ``encoder``, and the baselines it is compared with.
+
+        - ``raw_pixels``: the centre view averaged down to ``baselines.raw_size``;
+        - ``random_encoder``: a network of the same shape that was never trained.
+        """
+        side = min(self.config.baselines.raw_size, self.data.image_size)
+        return {
+            "encoder": lambda: self.frozen.module,
+            "raw_pixels": lambda: _Pixels(side),
+            "random_encoder": self._build_random,
+        }
+
+    def splits(self, name: str) -> dict[str, Split]:
+        """Return the features of each part under one of ``modules``."""
+        build, title = self.modules()[name], name.replace("_", " ")
+        input_spec = [self.data.image_size, self.data.stored_size, *self.data.mean, *self.data.std]
+        splits = {}
+        for part, images in self.parts.items():
+            text = json.dumps([_CACHE_VERSION, self._identity(name), self.fingerprints[part], *input_spec])
+            path = self._cache / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+            splits[part] = self._split(*self._cached(path, build, images, f"{title}: {part}"), part, title)
+        return splits
+
+    def _identity(self, name: str) -> str:
+        """Return what the features depend on beside the images: a part of the cache's key."""
+        if name == "encoder":
+            return f"encoder {self.frozen.sha256}"
+        if name == "raw_pixels":
+            return f"raw {min(self.config.baselines.raw_size, self.data.image_size)}"
+        return f"random {self.config.baselines.random_seed} {self.frozen.shape} {torch.__version__}"
+
+    def _build_random(self) -> nn.Module:
+        with seeded(self.config.baselines.random_seed):
+            return self.frozen.build_random().eval()
+
+    def _cached(
+        self, path: Path, build: Callable[[], nn.Module], images: Images, title: str
+    ) -> tuple[Tensor, Tensor]:
+        cached = read_features(path)
+        # All processes must agree: one may see a file that another does not see yet.
+        everywhere = all_true(torch.tensor(cached is not None, device=self.device))
+        if cached is not None and everywhere:
+            return cached
+        features, rows = self._extract(build().to(self.device), images, title)
+        if rank() == 0:
+            write_features(path, features, rows)
+        return features, rows
+
+    def _split(self, features: Tensor, rows: Tensor, part: str, title: str) -> Split:
+        images = self.parts[part]
+        self.unreadable[part] = len(images) - len(rows)
+        if not len(rows):
+            raise UserError(
+                f"{part} part of data.name={self.data.name}: none of its {len(images)} images can be read"
+            )
+        bad = int((~features.isfinite().all(1)).sum())
+        if bad:
+            raise UserError(
+                f"{title}: features of {bad} of {len(rows)} {part} images are NaN or infinite, no score "
+                "means anything; take an earlier checkpoint (runs/NAME/checkpoints/step-N)"
+            )
+        labels = torch.full((len(images),), -1) if images.labels is None else images.labels
+        split = Split(features, labels[rows], rows)
+        return split.take((split.labels >= 0).nonzero()[:, 0]) if self._labelled else split
+
+    def _extract(self, module: nn.Module, images: Images, title: str) -> tuple[Tensor, Tensor]:
+        """Compute features of all images; each process computes those of a block of rows."""
+        ends = [len(images) * part // world_size() for part in range(world_size() + 1)]
+        own = torch.arange(ends[rank()], ends[rank() + 1])
+        before = tensor_hash(module)
+        features, rows = extract(
+            module,
+            SomeImages(images, own),
+            self.data,
+            batch_size=self.config.batch_size,
+            num_workers=num_decoders(self.data, len(own)),
+            device=self.device,
+            title=title if self.config.progress and rank() == 0 else "",
+        )
+        if tensor_hash(module) != before:
+            raise RuntimeError(f"{title}: the encoder's parameters or buffers changed while it was evaluated")
+        return _gather(features, own[rows], self.device)
+
+
+def _gather(features: Tensor, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Concatenate features and rows of all processes, by rank, on the CPU."""
+    if world_size() == 1:
+        return features, rows
+    width = max(gather_sizes(features.shape[1], device))  # a share without a readable image has width 0
+    parts = (features.reshape(len(rows), width), rows)
+    gathered = [gather_rows(part.to(device)).cpu() for part in parts]
+    return gathered[0], gathered[1]
+
+
+class _Pixels(nn.Module):
+    """Average views down to ``side`` and flatten them: the raw-pixel baseline."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, views: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(views, self.side).flatten(1)

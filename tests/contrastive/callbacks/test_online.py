@@ -1,0 +1,103 @@
+"""Scores during training are those of the offline protocols, and leave training alone."""
+
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from contrastive.augment.views import center_view
+from contrastive.callbacks.online import OnlineScores, knn_top1, probe_top1
+from contrastive.data.images import DatasetImages
+from eval import knn, linear_probe
+from eval.features import Features, Split
+from tests import tiny
+
+
+def clusters(train=600, test=300, dim=8):
+    """Two parts of four overlapping classes."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, dim, generator=generator)
+
+    def split(count):
+        labels = torch.randint(4, (count,), generator=generator)
+        rows = centres[labels] + torch.randn(count, dim, generator=generator)
+        return Split(rows, labels, torch.arange(count))
+
+    return Features(split(train), split(test), tuple("abcd"))
+
+
+def parts_of(train, train_labels, test, test_labels):
+    parts = [(train, torch.tensor(train_labels)), (test, torch.tensor(test_labels))]
+    splits = [Split(rows, labels, torch.arange(len(rows))) for rows, labels in parts]
+    return Features(*splits, tuple(map(str, range(max(train_labels + test_labels) + 1))))
+
+
+class HalfTorn(torch.utils.data.Dataset):
+    """Random images, every seventh of which cannot be read."""
+
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, row):
+        if row % 7 == 0:
+            raise OSError("torn")
+        return torch.randint(
+            0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(row)
+        )
+
+
+def test_scores_equal_the_offline_ones_exactly():
+    parts = clusters()
+    assert knn_top1(parts) == knn.score(parts, knn.KnnEvaluation("x")).lines[0].value
+    offline = linear_probe.score(parts, linear_probe.LinearEvaluation("x"))
+    assert probe_top1(parts) == offline.lines[0].value
+
+
+def test_knn_on_fewer_rows_than_neighbours():
+    rows = torch.eye(3)
+    assert knn_top1(parts_of(rows, [0, 1, 2], rows, [0, 1, 1])) == pytest.approx(2 / 3)
+
+
+def test_a_probe_of_one_row_a_class_is_nan():
+    rows = torch.eye(3)
+    assert math.isnan(probe_top1(parts_of(rows, [0, 1, 2], rows, [0, 1, 2])))
+
+
+@pytest.mark.parametrize("score", [knn_top1, probe_top1])
+def test_features_that_are_not_finite_score_nan(score):
+    rows, labels = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), [0, 1] * 10
+    broken = rows.clone()
+    broken[0] = torch.nan
+    assert math.isnan(score(parts_of(broken, labels, rows, labels)))
+    assert math.isnan(score(parts_of(rows, labels, broken, labels)))
+
+
+def test_features_are_of_readable_rows_and_leave_training_alone(monkeypatch):
+    images = DatasetImages(HalfTorn(), 16, labels=torch.arange(60) % 3, classes=["a", "b", "c"])
+    module = tiny.module()
+    module.encoder.train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    random = torch.get_rng_state()
+    seen, logged = [], []
+    monkeypatch.setattr(
+        "contrastive.callbacks.online._SCORES", {"knn": lambda parts: seen.append(parts) or 0.5}
+    )
+    monkeypatch.setattr("contrastive.callbacks.online.log_row", lambda trainer, row: logged.append(row))
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    OnlineScores(images, 1, 0, batch_size=16).on_epoch(trainer, module, 1)
+
+    assert logged[0]["knn/top1"] == 0.5
+    assert module.encoder.training
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+    rows = [*seen[0].train.rows.tolist(), *seen[0].test.rows.tolist()]
+    assert sorted(rows) == [row for row in range(60) if row % 7]
+    module.encoder.eval()
+    for part in (seen[0].train, seen[0].test):
+        assert torch.equal(part.labels, part.rows % 3)
+        pixels = torch.stack([images.read(row) for row in part.rows.tolist()])
+        with torch.no_grad():
+            expected = module.encoder(center_view(pixels, module.config.data))
+        torch.testing.assert_close(part.features, expected, rtol=1e-5, atol=1e-6)
