@@ -122,7 +122,7 @@ def _health(
     if len(shown) < 2:
         raise UserError(f"the training part has {len(known)} readable images, statistics need 2 or more")
     rows = known.rows[shown]
-    pixels, _ = decode_all(SomeImages(extractor.parts["train"], rows))
+    pixels = decode_all(SomeImages(extractor.parts["train"], rows)).images
     views = Views(augment, extractor.data, seed=0)
     scores: dict[str, Any] = {}
     details, seconds = {}, {}
