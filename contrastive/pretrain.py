@@ -35,6 +35,7 @@ from contrastive.distributed import Collectives, wait_for_all
 from contrastive.dry_run import SECONDS, STEPS, StepTimer, estimate
 from contrastive.encoders.build import build_encoder
 from contrastive.encoders.encoder import Encoder
+from contrastive.encoders.spec import InputSpec
 from contrastive.encoders.weights import load_weights, save_encoder
 from contrastive.fit_checks import check_fit, check_readable
 from contrastive.lightning_glue import progress_bar
@@ -96,7 +97,8 @@ def pretrain(
         dry_run: Take a few steps in a folder that is thrown away.
         keep_precision: See ``build_trainer``.
         images: Your own data set, in place of ``config.data.name``.
-        encoder: Your own network, in place of ``config.encoder.name``.
+        encoder: Your own network, in place of ``config.encoder.name``. Whatever reads the encoder file later
+            must be given a network of its class, see ``load_encoder``.
         method: Your own ``Method`` (its class, or a function from ``Parts``), in place of ``config.method``.
         miner: Builds the miner; takes what ``build_miner`` takes.
         callbacks: Your own, called after the run's.
@@ -201,12 +203,12 @@ def _build_networks(
         if encoder is None:
             encoder = build_encoder(config.encoder, config.data.image_size)
         if config.encoder.weights is not None and not resumed:  # a checkpoint has every weight
-            load_weights(encoder, Path(config.encoder.weights))
+            load_weights(encoder, config.encoder.weights)
         return Networks(encoder, config.encoder, seed=config.run.seed, averaged=averaged)
     except RuntimeError as error:  # torch's word for too little memory, and for sizes beyond counting
         raise UserError(
-            f"encoder: the networks cannot be made ({str(error).splitlines()[0]}); lower encoder.width, "
-            "encoder.projector_hidden or encoder.predictor_hidden"
+            f"encoder: the networks cannot be built ({str(error).splitlines()[0]}); lower encoder.width, or "
+            "take another encoder.name, lower encoder.projector_hidden or encoder.predictor_hidden"
         ) from error
 
 
@@ -388,7 +390,7 @@ def _is_bank_used(trainer: pl.Trainer) -> bool:
 
 
 def _save_encoder(config: PretrainConfig, module: ContrastiveModule, folder: Path) -> None:
-    save_encoder(folder / "encoder.safetensors", module.encoder, config.encoder, config.data, {})
+    save_encoder(folder / "encoder.safetensors", module.encoder, InputSpec.of(config.data), {})
 
 
 def _dry_run(config: PretrainConfig, given: Given, keep_precision: bool) -> tuple[int, dict[str, Any] | None]:

@@ -26,3 +26,22 @@ NAMED_AFTER_METHOD = {
     "neighbour_info_nce": ("neighbour", "neighbour_info_nce"),
 }
 """``objective.name`` that stands for a method: the method that ``method=auto`` is then, and the loss."""
+
+ENCODERS = {
+    "resnet10": "contrastive.encoders.resnet:build",
+    "resnet18": "contrastive.encoders.resnet:build",
+    "resnet34": "contrastive.encoders.resnet:build",
+    "resnet50": "contrastive.encoders.resnet:build",
+    "timm:": "contrastive.encoders.timm_model:build",
+    "torchvision:": "contrastive.encoders.torchvision_model:build",
+}
+"""``encoder.name``: functions from it, the image size and ``encoder.args`` to an Encoder.
+
+Behind a colon follows the name of one network of a library; the function gets that alone.
+"""
+
+
+def encoder_key(name: str) -> str:
+    """Return the key of ``ENCODERS`` for an ``encoder.name``: up to its colon, or all of it."""
+    library, colon, _ = name.partition(":")
+    return library + colon

@@ -19,6 +19,7 @@ from contrastive.config_files import load_saved
 from contrastive.data.files import shorten
 from contrastive.data.images import SomeImages
 from contrastive.data.reading import decode_all
+from contrastive.encoders.encoder import Encoder
 from eval.config import EvalConfig
 from eval.duplicates import alike, closest_pairs, write_duplicates
 from eval.features import Extractor, Network, Split, open_results, write_text
@@ -39,8 +40,13 @@ _SETTINGS = ("linear", "knn", "lowshot", "finetune", "stats")
 Result = dict[str, Any]
 
 
-def evaluate(protocol: str, config: EvalConfig) -> Result | None:
+def evaluate(protocol: str, config: EvalConfig, *, encoder: Encoder | None = None) -> Result | None:
     """Run ``protocol`` and write ``<protocol>.json``; of several processes the first does, others get None.
+
+    Args:
+        protocol: Its name.
+        config: Its settings.
+        encoder: A fresh network of your own class, where the checkpoint is of one; see ``open_frozen``.
 
     Raises:
         UserError: the checkpoint, the data or a setting cannot be used, or no result can be written.
@@ -48,7 +54,7 @@ def evaluate(protocol: str, config: EvalConfig) -> Result | None:
     started = time.perf_counter()
     checkpoint = resolve(config.checkpoint, config.out)
     open_results(checkpoint.results)
-    extractor = Extractor(config, checkpoint, labelled=protocol != "stats")
+    extractor = Extractor(config, checkpoint, labelled=protocol != "stats", encoder=encoder)
     with joined(extractor.device) as several:
         for name in extractor.modules() if several else ():
             extractor.splits(name)

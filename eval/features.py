@@ -28,7 +28,8 @@ from contrastive.data.loader import is_resident
 from contrastive.data.reading import decode_all, read_in_order, usable_cpus
 from contrastive.data.sources import Images, open_eval, open_held_out, open_train
 from contrastive.distributed import all_true, gather_rows, gather_sizes, rank, world_size
-from contrastive.encoders.foreign import Feed
+from contrastive.encoders.encoder import Encoder
+from contrastive.encoders.spec import InputSpec
 from eval.config import EvalConfig
 from eval.frozen import Checkpoint, open_frozen, seeded, tensor_hash
 from memory_bank.replacing import replacing
@@ -84,7 +85,7 @@ def run_data(run: Path | None) -> DataConfig | None:
     return None if run is None else load_saved(PretrainConfig, run / "config.yaml").data
 
 
-def choose_data(config: EvalConfig, run: Path | None, feed: Feed) -> DataConfig:
+def choose_data(config: EvalConfig, run: Path | None, fed: InputSpec) -> DataConfig:
     """The images to evaluate on, as the encoder wants them fed.
 
     Raises:
@@ -96,28 +97,22 @@ def choose_data(config: EvalConfig, run: Path | None, feed: Feed) -> DataConfig:
             f"checkpoint={config.checkpoint}: does not belong to a run directory, so its data is unknown; "
             "add data.name=... and data.root=..."
         )
-    side = given.image_size or (own.image_size if own is not None else feed.image_size)
-    if side != feed.image_size:
+    side = given.image_size or (own.image_size if own is not None else fed.size)
+    if side != fed.size:
         source = "data.image_size" if given.image_size else f"the run's data.image_size in {run}/config.yaml"
         raise UserError(
-            f"{source} is {side}, the encoder takes {feed.image_size}; leave data.image_size out or train an "
+            f"{source} is {side}, the encoder takes {fed.size}; leave data.image_size out or train an "
             f"encoder with data.image_size={side}"
         )
     base = own if own is not None else DataConfig(name=str(given.name))
     if given.name is not None and given.name != base.name:
         base = replace(base, name=given.name, root=None)
-    fed: dict[str, Any] = {
-        "image_size": side,
-        "decode_size": feed.decode_size,
-        "mean": feed.mean,
-        "std": feed.std,
-    }
     chosen = {
         name: value
         for name in ("root", "num_workers", "download")
         if (value := getattr(given, name)) is not None
     }
-    return replace(base, **fed, **chosen)
+    return replace(base, image_size=side, decode_size=fed.decode_size, mean=fed.mean, std=fed.std, **chosen)
 
 
 def choose_device(name: str) -> torch.device:
@@ -172,6 +167,7 @@ class Extractor:
         config: ``batch_size``, ``device``, ``baselines`` and ``data`` count.
         checkpoint: Where the encoder is.
         labelled: Whether labels are needed. Without them the training part is all that pretraining sees.
+        encoder: See ``open_frozen``.
 
     Attributes:
         frozen: The encoder.
@@ -187,12 +183,22 @@ class Extractor:
         UserError: the encoder or the data cannot be used.
     """
 
-    def __init__(self, config: EvalConfig, checkpoint: Checkpoint, *, labelled: bool = True) -> None:
+    def __init__(
+        self,
+        config: EvalConfig,
+        checkpoint: Checkpoint,
+        *,
+        labelled: bool = True,
+        encoder: Encoder | None = None,
+    ) -> None:
         self.config, self._labelled = config, labelled
         self.frozen = open_frozen(
-            checkpoint, image_size=config.data.image_size, seed=config.baselines.random_seed
+            checkpoint,
+            image_size=config.data.image_size,
+            seed=config.baselines.random_seed,
+            encoder=encoder,
         )
-        self.data = choose_data(config, checkpoint.run, self.frozen.feed)
+        self.data = choose_data(config, checkpoint.run, self.frozen.input)
         self.device = choose_device(config.device)
         self.parts: dict[str, Images] = {}
         self.held_out = False

@@ -16,6 +16,7 @@ def make_run(folder, *, name="resnet10", width=64, size=16, **data):
     from contrastive.config import DataConfig, EncoderConfig, PretrainConfig
     from contrastive.config_files import to_yaml
     from contrastive.encoders.build import build_encoder
+    from contrastive.encoders.spec import InputSpec
     from contrastive.encoders.weights import save_encoder
 
     fed = {"image_size": size, "mean": [0.3, 0.4, 0.5], "std": [0.2, 0.3, 0.4]}
@@ -25,7 +26,7 @@ def make_run(folder, *, name="resnet10", width=64, size=16, **data):
     torch.manual_seed(0)
     encoder = build_encoder(config.encoder, size)
     encoder(torch.randn(16, 3, size, size))
-    save_encoder(folder / "encoder.safetensors", encoder, config.encoder, config.data, {})
+    save_encoder(folder / "encoder.safetensors", encoder, InputSpec.of(config.data), {})
     return folder
 
 
@@ -46,8 +47,8 @@ def expected(run, pixels):
     """Features by the encoder itself."""
     from contrastive.encoders.weights import load_encoder
 
-    encoder, meta = load_encoder(run / "encoder.safetensors")
-    mean, std = (torch.tensor(values)[:, None, None] for values in (meta.mean, meta.std))
+    encoder, info = load_encoder(run / "encoder.safetensors")
+    mean, std = (torch.tensor(values)[:, None, None] for values in (info.input.mean, info.input.std))
     with torch.inference_mode():
         return encoder((pixels - mean) / std)
 
