@@ -3,12 +3,18 @@
 import inspect
 from collections.abc import Callable
 from importlib import import_module
+from typing import TypeVar
+
+import torch
+from torch import nn
 
 from contrastive.config import EncoderConfig, UserError
 from contrastive.config_files import nearest
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.spec import ArchSpec
 from contrastive.registry import ENCODERS, encoder_key
+
+Built = TypeVar("Built", bound=nn.Module)
 
 _SETTINGS = ("width", "stem")
 """Settings of ``EncoderConfig`` that are arguments of the networks that have them."""
@@ -71,6 +77,19 @@ def build_arch(arch: ArchSpec, image_size: int) -> Encoder:
         raise UserError(f"encoder.name={arch.name} encoder.args={arch.args}: {error}") from error
     encoder.arch = encoder.arch or arch
     return encoder
+
+
+def without_memory(build: Callable[[], Built]) -> Built:
+    """Build a network on the meta device, where it needs neither memory nor random numbers.
+
+    The few that compute with tensors while they are built (RegNet) cannot be: these are built on the CPU.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:
+        with torch.random.fork_rng(devices=[]):
+            return build()
 
 
 def _builder(name: str) -> Callable[..., Encoder]:

@@ -63,13 +63,8 @@ def _pooled_dim(network: nn.Module, name: str, image_size: int) -> int:
     """Return the size of the pooled features, found by one image of zeros."""
     device = next(network.parameters()).device
     network.eval()
-    try:
+    with explain_refusal(name, {}, image_size):
         features = network(torch.zeros(1, 3, image_size, image_size, device=device))
-    except Exception as error:  # each network refuses in its own way
-        raise UserError(
-            f"{name}: does not take images of {image_size} px ({first_line(error)}); leave data.image_size "
-            "out to take the size it was made for, choose another size, or another model"
-        ) from error
     network.train()
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise UserError(
@@ -80,18 +75,23 @@ def _pooled_dim(network: nn.Module, name: str, image_size: int) -> int:
 
 
 @contextmanager
-def explain_refusal(name: str, args: dict[str, Any]) -> Iterator[None]:
-    """Turn what a library raises on arguments that do not fit into a message for the user."""
+def explain_refusal(name: str, args: dict[str, Any], image_size: int) -> Iterator[None]:
+    """Turn what a library raises on arguments or sizes that do not fit into a message for the user."""
     try:
         yield
-    except UserError:
+    except (UserError, NotImplementedError):  # the second: without memory (device=meta) it cannot be built
         raise
-    except Exception as error:  # of any kind: the library does not check what it is given
+    except Exception as error:  # of any kind: each network refuses in its own way
         if "memory" in str(error):
             raise
+        if args:
+            raise UserError(
+                f"{name} with encoder.args={args}: cannot be built for images of {image_size} px "
+                f"({type(error).__name__}: {first_line(error)}); change or leave out the argument"
+            ) from error
         raise UserError(
-            f"{name} with encoder.args={args}: cannot be built ({type(error).__name__}: "
-            f"{first_line(error)}); change or leave out the argument"
+            f"{name}: does not take images of {image_size} px ({first_line(error)}); leave data.image_size "
+            "out to take the size it was made for, choose another size, or another model"
         ) from error
 
 

@@ -97,9 +97,8 @@ def create(model: str, image_size: int, args: dict[str, Any], **options: Any) ->
     allowed = [each for each in parameters if each not in _RESERVED]
     open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     check_arguments(name, args, [*allowed, *(each for each in args if open_ended and each not in _RESERVED)])
-    args = arguments(model, image_size, args)
-    with explain_refusal(name, args):
-        return timm.create_model(model, num_classes=0, **args, **options)
+    with explain_refusal(name, args, image_size):
+        return timm.create_model(model, num_classes=0, **arguments(model, image_size, args), **options)
 
 
 def arguments(model: str, image_size: int, args: dict[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,17 @@
 """``torchvision:MODEL``: any classifier of torchvision."""
 
 import inspect
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision import models
 from typing_extensions import override
 
 from contrastive.config import UserError
+from contrastive.encoders.build import without_memory
 from contrastive.encoders.encoder import Encoded, encode_map, grid_of
 from contrastive.encoders.library import (
     DEFAULT,
@@ -87,9 +87,8 @@ def create(model: str, image_size: int, args: dict[str, Any]) -> tuple[nn.Module
     name, outline = f"torchvision:{model}", _outline(model)
     parameters = inspect.signature(type(outline)).parameters
     check_arguments(name, args, [each for each in parameters if each not in _RESERVED])
-    args = arguments(model, image_size, args)
-    with explain_refusal(name, args):
-        network = models.get_model(model, weights=None, **args)
+    with explain_refusal(name, args, image_size):
+        network = models.get_model(model, weights=None, **arguments(model, image_size, args))
     head = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1:]
     if not head:
         raise UserError(
@@ -123,9 +122,8 @@ def _outline(model: str) -> nn.Module:
     """Build a network without memory and random numbers, to read its arguments."""
     check_model("torchvision", model, models.list_models(module=models))
     options = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
-    with torch.device("meta"):
-        network: nn.Module = models.get_model(model, weights=None, **options)
-    return network
+    build: Callable[[], nn.Module] = partial(models.get_model, model, weights=None, **options)
+    return without_memory(build)
 
 
 def _before_pooling(network: nn.Module) -> tuple[nn.Module, bool]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from contrastive.config import DataConfig, UserError
-from contrastive.encoders.build import build_arch
+from contrastive.encoders.build import build_arch, without_memory
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.spec import OWN, ArchSpec, InputSpec, numbers
 from contrastive.registry import ENCODERS, encoder_key
@@ -114,8 +114,8 @@ def _build_for(info: EncoderInfo, tensors: Mapping[str, Tensor], path: Path) -> 
             "register it in contrastive/registry.py"
         )
     try:
-        with torch.device("meta"):  # no memory and no random numbers: a file may claim any width
-            outline = build_arch(info.arch, info.input.size)
+        # A file may claim any width.
+        outline = without_memory(lambda: build_arch(info.arch, info.input.size))
     except (RuntimeError, UserError) as error:
         raise UserError(
             f"{path}: damaged metadata ({info.arch}: {str(error).splitlines()[0]}); export the encoder again"
