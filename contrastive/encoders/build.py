@@ -1,6 +1,7 @@
 """From a config or a description to an encoder, by way of the registry."""
 
 import inspect
+import logging
 from collections.abc import Callable
 from importlib import import_module
 from typing import TypeVar
@@ -13,6 +14,8 @@ from contrastive.config_files import nearest
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.spec import ArchSpec
 from contrastive.registry import ENCODERS, encoder_key
+
+logger = logging.getLogger(__name__)
 
 Built = TypeVar("Built", bound=nn.Module)
 
@@ -32,24 +35,23 @@ def build_encoder(config: EncoderConfig, image_size: int) -> Encoder:
     Raises:
         UserError: arguments that the network does not have or does not take.
     """
+    allowed, defaults = _arguments(config.name), EncoderConfig()
+    for name in _SETTINGS:  # of a recipe, so that another network can be tried on it
+        value = getattr(config, name)
+        if name not in allowed and value != getattr(defaults, name):
+            logger.warning(
+                "encoder.%s=%s is not used: encoder.name=%s has no such setting, its arguments are set by "
+                "encoder.args",
+                *(name, value, config.name),
+            )
     return build_arch(arch_of(config), image_size)
 
 
 def arch_of(config: EncoderConfig) -> ArchSpec:
-    """Describe the network of ``config``: ``encoder.args``, and ``width`` and ``stem`` where it has them.
-
-    Raises:
-        UserError: ``width`` or ``stem`` are set for a network without them.
-    """
-    allowed, defaults = _arguments(config.name), EncoderConfig()
-    settings = {name: getattr(config, name) for name in _SETTINGS}
-    for name, value in settings.items():
-        if name not in allowed and value != getattr(defaults, name):
-            raise UserError(
-                f"encoder.{name}={value}: encoder.name={config.name} has no such setting; leave it out, and "
-                "see encoder.args for the arguments of the network"
-            )
-    return ArchSpec(config.name, {n: v for n, v in settings.items() if n in allowed} | config.args)
+    """Describe the network of ``config``: ``encoder.args``, and ``width`` and ``stem`` where it has them."""
+    allowed = _arguments(config.name)
+    settings = {name: getattr(config, name) for name in _SETTINGS if name in allowed}
+    return ArchSpec(config.name, settings | config.args)
 
 
 def build_arch(arch: ArchSpec, image_size: int) -> Encoder:

@@ -98,15 +98,11 @@ def test_it_is_evaluated(run):
 
 def test_through_the_registry_it_is_chosen_by_name(tmp_path, monkeypatch):
     monkeypatch.setitem(ENCODERS, "small_cnn", f"{__name__}:build")
-    named = config(tmp_path, "encoder.name=small_cnn", "encoder.args={channels: 6}", "encoder.width=64")
+    named = config(tmp_path, "encoder.name=small_cnn", "encoder.args={channels: 6}")
     code, _ = pretrain(named)
     assert code == 0
     loaded, info = load_encoder(tmp_path / "own" / "encoder.safetensors")
     assert loaded(images()).shape == (2, 6)
     assert (info.arch.name, info.arch.args) == ("small_cnn", {"channels": 6})
     with pytest.raises(UserError, match=r"encoder\.args\.chanels: .*did you mean 'channels'\?"):
-        pretrain(
-            config(
-                tmp_path, "run.name=b", "encoder.name=small_cnn", "encoder.args.chanels=6", "encoder.width=64"
-            )
-        )
+        pretrain(config(tmp_path, "run.name=b", "encoder.name=small_cnn", "encoder.args.chanels=6"))

@@ -160,8 +160,6 @@ def test_an_encoder_inside_a_module_keeps_its_names_in_checkpoints():
         ),
         ({"name": "timm:test_resnet", "args": {"global_pool": ""}}, "no vector for each image; leave"),
         ({"name": "timm:test_resnet", "args": {"pretrained": True}}, "args.pretrained: .*no such argument"),
-        ({"name": "timm:test_vit", "width": 8}, "encoder.width=8: .*timm:test_vit has no such setting"),
-        ({"name": "torchvision:alexnet", "stem": "small"}, "encoder.stem=small: .*no such setting"),
         ({"name": "torchvision:resnet18", "args": {"weights": "x"}}, "args.weights: .*no such argument"),
         (
             {"name": "resnet18", "args": {"depth": 3}},
@@ -176,6 +174,20 @@ def test_what_does_not_fit_is_refused(settings, message):
 
     with pytest.raises(UserError, match=message):
         build_encoder(EncoderConfig(**settings), SIDE)
+
+
+def test_a_width_that_a_network_does_not_have_is_named(monkeypatch):
+    from contrastive.config import EncoderConfig
+    from contrastive.encoders import build
+
+    lines = []
+    monkeypatch.setattr(build.logger, "warning", lambda text, *values: lines.append(text % values))
+    encoder = build.build_encoder(EncoderConfig(name="timm:test_resnet", width=16), SIDE)
+    [line] = lines
+    assert line.startswith("encoder.width=16 is not used: encoder.name=timm:test_resnet has no such setting")
+    assert encoder.arch.args == {}
+    build.build_encoder(EncoderConfig(name="resnet10", width=16, stem="small"), SIDE)
+    assert len(lines) == 1
 
 
 def test_names_of_libraries_are_allowed_in_a_config():
