@@ -6,6 +6,8 @@ arXiv:1911.05722, section 3.3). Against it: one set of statistics for all device
 and keys computed in other groups than their queries (``shuffle`` over devices, ``split`` also on one).
 """
 
+from importlib import import_module
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -39,15 +41,20 @@ class SplitBatchNorm(_BatchNorm):
         self.weight, self.bias = norm.weight, norm.bias
         for name, buffer in norm.named_buffers():
             setattr(self, name, buffer)
+        for name, part in norm.named_children():  # timm's batch norms end in dropout and an activation
+            setattr(self, name, part)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any ``(b, c, ...)`` will do, so that one class serves encoder and heads."""
 
     def forward(self, input: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c ..."]:
         """Normalise each group by itself; in evaluation all rows by the running statistics."""
-        if not self.training:
-            normalised: Tensor = super().forward(input)
-            return normalised
+        normalised = self._normalised_groups(input) if self.training else super().forward(input)
+        for part in self.children():
+            normalised = part(normalised)
+        return normalised
+
+    def _normalised_groups(self, input: Tensor) -> Tensor:
         assert self.momentum is not None
         groups = input.tensor_split(max(1, min(self.num_splits, len(input) // 2)))
         means, variances = (buffer.repeat(len(groups), 1) for buffer in (self.running_mean, self.running_var))
@@ -89,7 +96,7 @@ class BufferSnapshot:
 
 
 def convert(module: nn.Module, kind: str, num_splits: int) -> None:
-    """Replace, in place, the batch norms inside ``module``; names and values in its state dict stay.
+    """Replace, in place, the batch norms (if any) inside ``module``; names and values in its state dict stay.
 
     Args:
         module: Not itself a batch norm.
@@ -97,7 +104,8 @@ def convert(module: nn.Module, kind: str, num_splits: int) -> None:
         num_splits: Groups of ``split``.
     """
     if kind == "sync":
-        nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        # timm's knows its batch norms with an activation, too; a second of import that most runs do without.
+        import_module("timm.layers").convert_sync_batchnorm(module)
     if kind == "split":
         for name, child in list(module.named_children()):
             if isinstance(child, _BatchNorm):

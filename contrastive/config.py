@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contrastive.registry import METHODS, NAMED_AFTER_METHOD, OBJECTIVES
+from contrastive.registry import ENCODERS, METHODS, NAMED_AFTER_METHOD, OBJECTIVES, encoder_key
 from memory_bank.config import BankConfig, MiningConfig, check_above_zero, check_choice, check_range
 
 
@@ -244,11 +244,15 @@ class EncoderConfig:
     """The network.
 
     Attributes:
-        name: ``resnet10`` (one block a stage), ``resnet18``, ``resnet34`` or ``resnet50``.
-        width: Channels of the first stage; 64 is torchvision's.
-        stem: ``imagenet`` (7x7 stride 2, max-pool), ``small`` (3x3 stride 1) or ``auto`` (small up to 64 px).
-        weights: File to start from: torchvision's or timm's state dict, a checkpoint that holds one, or an
-            ``encoder.safetensors``; a run that is resumed does not read it.
+        name: ``resnet10`` (one block a stage), ``resnet18``, ``resnet34`` or ``resnet50``; ``timm:MODEL`` or
+            ``torchvision:MODEL``: any network of these libraries.
+        args: Further arguments of the network, e.g. ``{patch_size: 4}`` of a transformer of timm.
+        width: Of the residual networks: channels of the first stage; 64 is torchvision's.
+        stem: Of the residual networks: ``imagenet`` (7x7 stride 2, max-pool), ``small`` (3x3 stride 1) or
+            ``auto`` (small up to 64 px).
+        weights: What to start from. A file: torchvision's or timm's state dict, a checkpoint that holds one,
+            or an ``encoder.safetensors``; ``default``, or a name of torchvision's: published weights of
+            ``timm:MODEL`` and ``torchvision:MODEL``. None: random. A run that is resumed does not read it.
         projector_hidden: Width of the projector's hidden layers.
         projector_layers: Its linear layers.
         projector_dim: Embedding dimension d, the bank's too.
@@ -262,6 +266,7 @@ class EncoderConfig:
     """
 
     name: str = "resnet18"
+    args: dict[str, Any] = field(default_factory=dict)
     width: int = 64
     stem: str = "auto"
     weights: str | None = None
@@ -275,7 +280,9 @@ class EncoderConfig:
     momentum_end: float | None = None
 
     def __post_init__(self) -> None:
-        check_choice("encoder.name", self.name, ("resnet10", "resnet18", "resnet34", "resnet50"))
+        if encoder_key(self.name) not in ENCODERS:
+            names = [f"{key}MODEL" if key.endswith(":") else key for key in ENCODERS]
+            check_choice("encoder.name", self.name, tuple(names))
         check_choice("encoder.stem", self.stem, ("auto", "small", "imagenet"))
         if self.weights is not None:
             self.weights = check_path("encoder.weights", self.weights)
@@ -287,10 +294,6 @@ class EncoderConfig:
         check_range("encoder.predictor_hidden", self.predictor_hidden, 0, 65_536)
         check_range("encoder.momentum", self.momentum, 0, 1)
         check_range("encoder.momentum_end", self.momentum_end, 0, 1)
-        if self.name == "resnet50" and self.width != 64:
-            raise ValueError(
-                f"encoder.width={self.width}: resnet50 comes at width 64 only; use resnet10 to resnet34"
-            )
 
 
 @dataclass

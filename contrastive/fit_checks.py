@@ -55,7 +55,7 @@ def _check_batch(config: PretrainConfig, trainer: pl.Trainer) -> None:
     splits = config.encoder.batch_norm_splits if config.encoder.batch_norm == "split" else 1
     if config.data.global_batch // parts < 2 * splits:
         groups = f" in each of the {splits} groups (encoder.batch_norm_splits)" if splits > 1 else ""
-        raise UserError(f"{given}: batch norm needs 2 images{groups}; use {2 * splits * parts} or more")
+        raise UserError(f"{given}: a step needs 2 images{groups}; use {2 * splits * parts} or more")
 
 
 def _check_batch_norm(config: PretrainConfig, trainer: pl.Trainer) -> None:

@@ -47,8 +47,8 @@ class Networks(nn.Module):
         if averaged:
             self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
             self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
-        # Views are channels last; weights that are not would be rearranged in every step.
-        self.to(memory_format=torch.channels_last)
+        # Views are channels last; convolutions that are not would be rearranged in every step.
+        self._apply(_channels_last)  # type: ignore[no-untyped-call]
         self._averages: list[Ema] = []
         self._query = _unit_rows(self.encoder, self.projector, self.predictor)
         self._key = _unit_rows(self.key_encoder, self.key_projector)
@@ -100,6 +100,10 @@ class Networks(nn.Module):
         """Move the key network towards the query network; see ``Ema``."""
         for average in self._averages:
             average(momentum)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _unit_rows(*parts: nn.Module | None) -> Callable[[Tensor], Tensor]:

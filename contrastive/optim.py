@@ -1,6 +1,7 @@
 """Optimizers and the learning rate over time."""
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ LARS_TRUST = 0.001
 def build_optimizer(
     module: nn.Module, config: OptimizerConfig, global_batch: int, *, fuse: bool = True
 ) -> Optimizer:
-    """The optimizer of ``config`` over the trainable parameters of ``module``.
+    """Build the optimizer of ``config`` over the trainable parameters of ``module``.
 
     The peak learning rate is ``base_lr * global_batch / 256`` (arXiv:1706.02677). The module must be on
     its training device already: on CUDA the step is one fused kernel per group, elsewhere torch decides.
@@ -41,20 +42,41 @@ def build_optimizer(
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: decayed, and not (biases and normalisation layers).
+    """Put trainable parameters into two groups: with weight decay, and without.
 
-    Those are the parameters with fewer than two axes: nothing else in an encoder or a head has so few.
+    Without are biases and normalisation layers (fewer than two axes), positions, class tokens and layer
+    scales (by name), and whatever a network's own ``no_weight_decay()`` names, as timm's networks have it.
     """
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    trainable = {name: value for name, value in module.named_parameters() if value.requires_grad}
     if not trainable:
         raise ValueError("the module has no trainable parameter; nothing to optimise")
-    decayed = [parameter for parameter in trainable if parameter.ndim > 1]
-    plain = [parameter for parameter in trainable if parameter.ndim <= 1]
+    exempt = _named_by_networks(module)
+    decayed: list[Tensor] = []
+    plain: list[Tensor] = []
+    for name, parameter in trainable.items():
+        keep = parameter.ndim > 1 and name not in exempt and not _UNDECAYED.search(name)
+        (decayed if keep else plain).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay, "adapt": True},
         {"params": plain, "weight_decay": 0.0, "adapt": False},
     ]
     return [group for group in groups if group["params"]]
+
+
+_UNDECAYED = re.compile(
+    r"(^|[._])(pos_embed|pos_embedding|position_embeddings?|relative_position_bias_table|layer_scale"
+    r"|((cls|class|dist|reg|register|mask)_tokens?))$"
+)
+"""Ends of the names of positions, class tokens and layer scales in torchvision, timm and transformers."""
+
+
+def _named_by_networks(module: nn.Module) -> set[str]:
+    """Return the parameters that the networks inside ``module`` want without weight decay."""
+    names: set[str] = set()
+    for prefix, part in module.named_modules():
+        if callable(listed := getattr(part, "no_weight_decay", None)):
+            names |= {f"{prefix}.{name}".removeprefix(".") for name in listed()}
+    return names
 
 
 def _on_cuda(groups: list[dict[str, Any]]) -> bool:

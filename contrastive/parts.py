@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -98,12 +97,12 @@ def _build_networks(
         if encoder is None:
             encoder = build_encoder(config.encoder, config.data.image_size)
         if config.encoder.weights is not None and not resumed:  # a checkpoint has every weight
-            load_weights(encoder, Path(config.encoder.weights))
+            load_weights(encoder, config.encoder.weights)
         return Networks(encoder, config.encoder, seed=config.run.seed, averaged=averaged)
     except RuntimeError as error:  # torch's word for too little memory, and for sizes beyond counting
         raise UserError(
-            f"encoder: the networks cannot be made ({str(error).splitlines()[0]}); lower encoder.width, "
-            "encoder.projector_hidden or encoder.predictor_hidden"
+            f"encoder: the networks cannot be built ({str(error).splitlines()[0]}); lower encoder.width, or "
+            "take another encoder.name, lower encoder.projector_hidden or encoder.predictor_hidden"
         ) from error
 
 

@@ -61,7 +61,8 @@ def pretrain(
         images: Your own data set, in place of ``config.data.name``: a map-style torch Dataset of PIL images
             or uint8 (3, h, w) tensors; an ``Images``, e.g. ``DatasetImages(dataset, size, labels=...)``,
             whose labels monitors read; or a ``Dataset``. config.yaml then says ``data.name: dataset``.
-        encoder: Your own network, in place of ``config.encoder.name``.
+        encoder: Your own network, in place of ``config.encoder.name``. Whatever reads the encoder file later
+            must be given a network of its class, see ``load_encoder``.
         method: Your own ``Method`` (its class, or a function from ``Parts``), in place of ``config.method``.
         miner: Builds the miner; takes what ``build_miner`` takes.
         callbacks: Your own, called after the run's.

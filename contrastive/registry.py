@@ -42,3 +42,22 @@ ORDERS = {
     "global": "contrastive.data.order.global_:build",
 }
 """``data.order``: functions from (``Images``, seed) to a ``contrastive.data.order.base.Order``."""
+
+ENCODERS = {
+    "resnet10": "contrastive.encoders.resnet:build",
+    "resnet18": "contrastive.encoders.resnet:build",
+    "resnet34": "contrastive.encoders.resnet:build",
+    "resnet50": "contrastive.encoders.resnet:build",
+    "timm:": "contrastive.encoders.timm_model:build",
+    "torchvision:": "contrastive.encoders.torchvision_model:build",
+}
+"""``encoder.name``: functions from it, the image size and ``encoder.args`` to an Encoder.
+
+Behind a colon follows the name of one network of a library; the function gets that alone.
+"""
+
+
+def encoder_key(name: str) -> str:
+    """Return the key of ``ENCODERS`` for an ``encoder.name``: up to its colon, or all of it."""
+    library, colon, _ = name.partition(":")
+    return library + colon

@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from contrastive.config import DataConfig, PretrainConfig, UserError
 from contrastive.config_files import load_saved
 from contrastive.data.images import Images
-from contrastive.encoders.foreign import Feed
+from contrastive.encoders.spec import InputSpec
 from eval.config import EvalConfig
 
 
@@ -16,7 +15,7 @@ def run_data(run: Path | None) -> DataConfig | None:
     return None if run is None else load_saved(PretrainConfig, run / "config.yaml").data
 
 
-def choose_data(config: EvalConfig, run: Path | None, feed: Feed) -> DataConfig:
+def choose_data(config: EvalConfig, run: Path | None, fed: InputSpec) -> DataConfig:
     """Return the data settings of the evaluation: the run's, with ``config.data`` and the encoder's input.
 
     Raises:
@@ -28,28 +27,22 @@ def choose_data(config: EvalConfig, run: Path | None, feed: Feed) -> DataConfig:
             f"checkpoint={config.checkpoint}: does not belong to a run directory, so its data is unknown; "
             "add data.name=... and data.root=..."
         )
-    side = given.image_size or (own.image_size if own is not None else feed.image_size)
-    if side != feed.image_size:
+    side = given.image_size or (own.image_size if own is not None else fed.size)
+    if side != fed.size:
         source = "data.image_size" if given.image_size else f"the run's data.image_size in {run}/config.yaml"
         raise UserError(
-            f"{source} is {side}, the encoder takes {feed.image_size}; leave data.image_size out or train an "
+            f"{source} is {side}, the encoder takes {fed.size}; leave data.image_size out or train an "
             f"encoder with data.image_size={side}"
         )
     base = own if own is not None else DataConfig(name=str(given.name))
     if given.name is not None and given.name != base.name:
         base = replace(base, name=given.name, root=None)
-    fed: dict[str, Any] = {
-        "image_size": side,
-        "decode_size": feed.decode_size,
-        "mean": feed.mean,
-        "std": feed.std,
-    }
     chosen = {
         name: value
         for name in ("root", "num_workers", "download")
         if (value := getattr(given, name)) is not None
     }
-    return replace(base, **fed, **chosen)
+    return replace(base, image_size=side, decode_size=fed.decode_size, mean=fed.mean, std=fed.std, **chosen)
 
 
 def check_labels(train: Images, test: Images) -> tuple[str, ...]:

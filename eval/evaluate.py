@@ -9,6 +9,7 @@ from typing import Any
 
 from contrastive.data.dataset import GIVEN, Dataset
 from contrastive.data.files import shorten
+from contrastive.encoders.encoder import Encoder
 from eval.config import EvalConfig
 from eval.frozen import resolve
 from eval.processes import is_first, joined
@@ -19,7 +20,13 @@ from eval.subject import Extractor
 _NAMED = 10  # classes in the table and on stdout
 
 
-def evaluate(protocol: str, config: EvalConfig, *, dataset: Dataset | None = None) -> Result | None:
+def evaluate(
+    protocol: str,
+    config: EvalConfig,
+    *,
+    dataset: Dataset | None = None,
+    encoder: Encoder | None = None,
+) -> Result | None:
     """Run ``protocol``, write its result and return it; of several processes, all but the first return None.
 
     Args:
@@ -27,6 +34,7 @@ def evaluate(protocol: str, config: EvalConfig, *, dataset: Dataset | None = Non
         config: Settings of the class that the protocol has (``KnnEvaluation`` for ``knn``). A plain
             ``EvalConfig`` leaves those of its own at their defaults.
         dataset: Your own images, in place of ``config.data.name``.
+        encoder: A fresh network of your own class, where the checkpoint is of one; see ``open_frozen``.
 
     Raises:
         UserError: the checkpoint, the data or a setting cannot be used, or no result can be written.
@@ -42,7 +50,7 @@ def evaluate(protocol: str, config: EvalConfig, *, dataset: Dataset | None = Non
     chosen = find_protocol(kind)
     location = resolve(config.checkpoint, config.out)
     open_results(location.results)
-    extractor = Extractor(config, location, labelled=chosen.labelled, dataset=dataset)
+    extractor = Extractor(config, location, labelled=chosen.labelled, dataset=dataset, encoder=encoder)
     with joined(extractor.device) as several:
         for name in extractor.modules() if several else ():
             extractor.splits(name)

@@ -1,5 +1,6 @@
 """The encoder under test: from ``checkpoint=`` to a network, how it is fed, and what it is compared with."""
 
+import copy
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -12,8 +13,10 @@ import torch
 from torch import nn
 
 from contrastive.config import UserError
-from contrastive.encoders.build import build_encoder
-from contrastive.encoders.foreign import Feed, Foreign, load_foreign, parse_foreign
+from contrastive.encoders.build import build_arch
+from contrastive.encoders.encoder import Encoder
+from contrastive.encoders.foreign import Foreign, load_foreign, parse_foreign
+from contrastive.encoders.spec import InputSpec
 from contrastive.encoders.weights import load_encoder
 
 _ENCODER_FILE = "encoder.safetensors"
@@ -46,7 +49,7 @@ class Frozen:
         build_random: Another network of the same shape, its weights drawn from torch's global generator.
         shape: What the shape depends on, in words.
         sha256: Of our file, or over the tensors of another library's network.
-        feed: How it wants its images.
+        input: The images it takes.
         about: What results say of it.
     """
 
@@ -54,7 +57,7 @@ class Frozen:
     build_random: Callable[[], nn.Module]
     shape: str
     sha256: str
-    feed: Feed
+    input: InputSpec
     about: dict[str, Any]
 
 
@@ -116,42 +119,49 @@ def _inside(given: Path) -> Path:
     return own if own.is_file() or not last.is_file() else _inside(last)
 
 
-def open_frozen(location: EncoderLocation, *, image_size: int | None, seed: int) -> Frozen:
+def open_frozen(
+    location: EncoderLocation, *, image_size: int | None, seed: int, encoder: Encoder | None = None
+) -> Frozen:
     """Load the encoder.
 
     Args:
         location: Where it is.
         image_size: Side of the input where another library's network leaves that open; None is its own.
         seed: Of random weights, should it be made of them.
+        encoder: A fresh network of your own class, for a file of one. A copy takes the file's weights; as it
+            is, it is the random encoder that scores are compared with.
 
     Raises:
         UserError: it cannot be used.
     """
     if isinstance(location.encoder, Foreign):
         return _open_foreign(location.encoder, image_size, seed)
-    module, meta = load_encoder(location.encoder)
-    names = {"name": meta.encoder.name, "width": meta.encoder.width, "stem": meta.encoder.stem}
+    module, info = load_encoder(location.encoder, copy.deepcopy(encoder))
+    if encoder is None:
+        build_random: Callable[[], nn.Module] = lambda: build_arch(info.arch, info.input.size)  # noqa: E731
+        shape = " ".join(map(str, [info.arch.name, *info.arch.args.values()]))
+    else:
+        build_random, shape = lambda: copy.deepcopy(encoder), f"{info.arch} {tensor_hash(encoder)}"
     return Frozen(
         module,
-        lambda: build_encoder(meta.encoder, meta.image_size),
-        " ".join(map(str, names.values())),
+        build_random,
+        shape,
         hashlib.sha256(location.encoder.read_bytes()).hexdigest(),
-        Feed(meta.image_size, meta.decode_size, meta.mean, meta.std),
-        {**names, "image_size": meta.image_size, **meta.extra},
+        info.input,
+        {"name": info.arch.name, **info.arch.args, "image_size": info.input.size, **info.extra},
     )
 
 
-def _open_foreign(spec: Foreign, image_size: int | None, seed: int) -> Frozen:
+def _open_foreign(foreign: Foreign, image_size: int | None, seed: int) -> Frozen:
     with seeded(seed):
-        module, feed = load_foreign(spec, image_size)
-    untrained = Foreign(spec.library, spec.model, "random")
+        module, fed = load_foreign(foreign, image_size)
     return Frozen(
         module,
-        lambda: load_foreign(untrained, image_size)[0],
-        f"{untrained} {feed.image_size}",
-        tensor_hash(module),
-        feed,
-        {"name": str(spec), "image_size": feed.image_size},
+        lambda: build_arch(foreign.arch, fed.size),
+        f"{foreign.arch.name}:random {fed.size}",
+        tensor_hash(module.network),
+        fed,
+        {"name": str(foreign), "image_size": fed.size},
     )
 
 

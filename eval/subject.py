@@ -17,6 +17,7 @@ from contrastive.data.images import ArrayImages, Images, SomeImages
 from contrastive.data.loader import is_resident
 from contrastive.data.reading import decode_all
 from contrastive.distributed import all_true, gather_rows, gather_sizes, rank, world_size
+from contrastive.encoders.encoder import Encoder
 from eval.config import EvalConfig
 from eval.eval_data import check_labels, choose_data
 from eval.features import (
@@ -66,6 +67,7 @@ class Extractor:
         location: Where the encoder is.
         labelled: Whether labels are needed. Without them the training part is all that pretraining sees.
         dataset: The images, where they are open already; None opens those of the settings.
+        encoder: See ``open_frozen``.
 
     Attributes:
         location: As given.
@@ -89,12 +91,16 @@ class Extractor:
         *,
         labelled: bool = True,
         dataset: Dataset | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         self.config, self.location, self._labelled = config, location, labelled
         self.frozen = open_frozen(
-            location, image_size=config.data.image_size, seed=config.baselines.random_seed
+            location,
+            image_size=config.data.image_size,
+            seed=config.baselines.random_seed,
+            encoder=encoder,
         )
-        self.data = choose_data(config, location.run, self.frozen.feed)
+        self.data = choose_data(config, location.run, self.frozen.input)
         self.device = choose_device(config.device)
         size = self.data.stored_size
         dataset = open_dataset(self.data) if dataset is None else as_dataset(dataset, size)

@@ -16,6 +16,7 @@ from contrastive.callbacks.watch_ranks import WatchRanks
 from contrastive.config import PretrainConfig
 from contrastive.data.dataset import Dataset
 from contrastive.data.plan import Plan
+from contrastive.encoders.spec import InputSpec
 from contrastive.encoders.weights import save_encoder
 from contrastive.lightning_glue import progress_bar
 from contrastive.logging.throughput import Throughput
@@ -65,4 +66,4 @@ def build_monitors(
 
 def write_encoder(config: PretrainConfig, module: ContrastiveModule, folder: Path) -> None:
     """Write ``encoder.safetensors``, the product of the run."""
-    save_encoder(folder / "encoder.safetensors", module.encoder, config.encoder, config.data, {})
+    save_encoder(folder / "encoder.safetensors", module.encoder, InputSpec.of(config.data), {})

@@ -1,28 +1,107 @@
-"""From a config to an encoder."""
+"""From a config or a description to an encoder, by way of the registry."""
 
-from contrastive.config import EncoderConfig
+import inspect
+import logging
+from collections.abc import Callable
+from importlib import import_module
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from contrastive.config import EncoderConfig, UserError
+from contrastive.config_files import nearest
 from contrastive.encoders.encoder import Encoder
-from contrastive.encoders.resnet import ResNetEncoder
+from contrastive.encoders.spec import ArchSpec
+from contrastive.registry import ENCODERS, encoder_key
 
-#: Side in pixels up to which ``stem=auto`` keeps full resolution: CIFAR, digits, Tiny ImageNet.
-SMALL_IMAGE = 64
+logger = logging.getLogger(__name__)
+
+Built = TypeVar("Built", bound=nn.Module)
+
+_SETTINGS = ("width", "stem")
+"""Settings of ``EncoderConfig`` that are arguments of the networks that have them."""
 
 
 def build_encoder(config: EncoderConfig, image_size: int) -> Encoder:
-    """The encoder of ``config`` with fresh weights, drawn from torch's global generator.
+    """Build the encoder of ``config`` with fresh weights, drawn from torch's global generator.
 
     ``config.weights`` is not read here: see ``contrastive.encoders.weights.load_weights``.
 
     Args:
-        config: Its ``name``, ``width`` and ``stem`` count.
-        image_size: Side in pixels, which decides ``stem=auto``.
+        config: Its ``name``, ``args``, ``width`` and ``stem`` count.
+        image_size: Side in pixels of the images.
+
+    Raises:
+        UserError: arguments that the network does not have or does not take.
     """
-    small = resolve_stem(config.stem, image_size) == "small"
-    return ResNetEncoder(config.name, width=config.width, small_stem=small)
+    allowed, defaults = _arguments(config.name), EncoderConfig()
+    for name in _SETTINGS:  # of a recipe, so that another network can be tried on it
+        value = getattr(config, name)
+        if name not in allowed and value != getattr(defaults, name):
+            logger.warning(
+                "encoder.%s=%s is not used: encoder.name=%s has no such setting, its arguments are set by "
+                "encoder.args",
+                *(name, value, config.name),
+            )
+    return build_arch(arch_of(config), image_size)
 
 
-def resolve_stem(stem: str, image_size: int) -> str:
-    """``small`` or ``imagenet``: what ``auto`` means for images of this side."""
-    if stem != "auto":
-        return stem
-    return "small" if image_size <= SMALL_IMAGE else "imagenet"
+def arch_of(config: EncoderConfig) -> ArchSpec:
+    """Describe the network of ``config``: ``encoder.args``, and ``width`` and ``stem`` where it has them."""
+    allowed = _arguments(config.name)
+    settings = {name: getattr(config, name) for name in _SETTINGS if name in allowed}
+    return ArchSpec(config.name, settings | config.args)
+
+
+def build_arch(arch: ArchSpec, image_size: int) -> Encoder:
+    """Build the network that ``arch`` describes, with fresh weights of torch's global generator.
+
+    Args:
+        arch: Of a name in the registry.
+        image_size: Side in pixels of the images.
+
+    Raises:
+        UserError: arguments that the network does not have or does not take.
+    """
+    build, allowed, key = _builder(arch.name), _arguments(arch.name), encoder_key(arch.name)
+    unknown = [name for name in arch.args if name not in allowed]
+    if unknown and "**" not in allowed:
+        raise UserError(
+            f"encoder.args.{unknown[0]}: encoder.name={arch.name} has no such argument; "
+            f"{nearest(unknown[0], allowed)}"
+        )
+    try:
+        encoder = build(arch.name.removeprefix(key) if key.endswith(":") else key, image_size, **arch.args)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"encoder.name={arch.name} encoder.args={arch.args}: {error}") from error
+    encoder.arch = encoder.arch or arch
+    return encoder
+
+
+def without_memory(build: Callable[[], Built]) -> Built:
+    """Build a network on the meta device, where it needs neither memory nor random numbers.
+
+    The few that compute with tensors while they are built (RegNet) cannot be: these are built on the CPU.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:
+        with torch.random.fork_rng(devices=[]):
+            return build()
+
+
+def _builder(name: str) -> Callable[..., Encoder]:
+    """Return the function that the registry names; it takes the network's name and the image size."""
+    module, _, function = ENCODERS[encoder_key(name)].partition(":")
+    found: Callable[..., Encoder] = getattr(import_module(module), function)
+    return found
+
+
+def _arguments(name: str) -> list[str]:
+    """Names of the further arguments of a network's function; ``**`` where it checks them by itself."""
+    parameters = list(inspect.signature(_builder(name)).parameters.values())[2:]
+    return ["**" if each.kind is each.VAR_KEYWORD else each.name for each in parameters]

@@ -5,8 +5,14 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from typing_extensions import override
 
-from contrastive.encoders.encoder import Encoder
+from contrastive.encoders.encoder import Encoded, Encoder, encode_map
+from contrastive.encoders.spec import ArchSpec
+from memory_bank.config import check_choice, check_range
+
+#: Side in pixels up to which ``stem=auto`` keeps full resolution: CIFAR, digits, Tiny ImageNet.
+SMALL_IMAGE = 64
 
 #: Residual block and number of blocks a stage. resnet10 is the smallest of the family (not in torchvision).
 ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
@@ -55,11 +61,31 @@ class ResNetEncoder(Encoder, ResNet):  # type: ignore[misc]  # torchvision is un
                 if module.kernel_size == (1, 1) and module.stride == (2, 2) and module.in_channels < 8:
                     _subsample_first(module)
 
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b t d"]]:
-        """The last feature map, averaged over its positions, and the positions as tokens, row by row."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x.mean((2, 3)), x.flatten(2).transpose(1, 2)
+    @override
+    def encode(self, x: Float[Tensor, "b 3 h w"]) -> Encoded:
+        features = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
+        return encode_map(features.mean((2, 3)), features)
+
+
+def build(name: str, image_size: int, *, width: int = 64, stem: str = "auto") -> ResNetEncoder:
+    """Build a residual network with fresh weights.
+
+    Args:
+        name: A key of ``ARCHITECTURES``.
+        image_size: Side in pixels, which decides ``stem=auto``.
+        width: Channels of the first stage; 64 is torchvision's.
+        stem: ``imagenet``, ``small``, or ``auto``: small up to ``SMALL_IMAGE``.
+    """
+    check_range("encoder.width", width, 1, 65_536)
+    check_choice("encoder.stem", stem, ("auto", "small", "imagenet"))
+    if name == "resnet50" and width != 64:
+        raise ValueError(f"encoder.width={width}: resnet50 comes at width 64 only; use resnet10 to resnet34")
+    if stem == "auto":
+        stem = "small" if image_size <= SMALL_IMAGE else "imagenet"
+    encoder = ResNetEncoder(name, width=width, small_stem=stem == "small")
+    encoder.arch = ArchSpec(name, {"width": width, "stem": stem})
+    return encoder
 
 
 def _subsample_first(convolution: nn.Conv2d) -> None:

@@ -1,4 +1,4 @@
-"""Encoder files: ``encoder.safetensors`` both ways, and weights that torchvision or timm wrote."""
+"""Read and write encoder files (``encoder.safetensors``), and read weights that torchvision or timm wrote."""
 
 import json
 import logging
@@ -13,52 +13,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastive.config import DataConfig, EncoderConfig, UserError
-from contrastive.encoders.build import build_encoder, resolve_stem
+from contrastive.config import DataConfig, UserError
+from contrastive.encoders.build import build_arch, without_memory
 from contrastive.encoders.encoder import Encoder
+from contrastive.encoders.spec import OWN, ArchSpec, InputSpec, numbers
+from contrastive.registry import ENCODERS, encoder_key
 from memory_bank import sealed
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "contrastive-encoder"
-FORMAT_VERSION = 2
-"""2 is sealed (see sealed.py); 1 need not be, e.g. what another tool saved anew."""
+FORMAT_VERSION = 3
+"""3 describes network and input as JSON; 2 does so entry by entry (name, width, stem, ...); both are sealed
+(see sealed.py). 1 holds what 2 or 3 do and need not be, e.g. what another tool saved anew."""
 
 _PICKLES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 """Suffixes of what ``torch.save`` writes."""
 
 
-@dataclass
-class EncoderMeta:
-    """What an encoder file says about itself; enough to feed the network as it was trained.
+@dataclass(frozen=True)
+class EncoderInfo:
+    """What an encoder file says about itself.
 
     Attributes:
-        encoder: ``name``, ``width`` and ``stem`` (never ``auto``) of the network; the rest is default.
-        image_size: Side in pixels of the images it saw.
-        decode_size: Side of the square they were cut from.
-        mean: Per-channel mean they were normalised with, in [0, 1] units.
-        std: Likewise the standard deviation.
+        arch: The network.
+        input: The images it takes.
         extra: Whatever else the writer noted.
     """
 
-    encoder: EncoderConfig
-    image_size: int
-    decode_size: int
-    mean: list[float]
-    std: list[float]
+    arch: ArchSpec
+    input: InputSpec
     extra: dict[str, str]
 
 
-def save_encoder(
-    path: Path, encoder: Encoder, config: EncoderConfig, data: DataConfig, extra: Mapping[str, str]
-) -> None:
-    """Write ``encoder`` atomically, under torchvision's names, with what is needed to use it as metadata.
+def save_encoder(path: Path, encoder: Encoder, input: InputSpec, extra: Mapping[str, str]) -> None:
+    """Write ``encoder`` atomically, with what is needed to build and feed it as metadata.
 
     Args:
         path: ``.../encoder.safetensors``; replaced if it exists.
-        encoder: Built from ``config``.
-        config: Its architecture.
-        data: What it was fed.
+        encoder: Its tensors are written under their own names.
+        input: The images it was trained on.
         extra: More metadata, such as the step; must not reuse the names written here.
 
     Raises:
@@ -67,53 +61,96 @@ def save_encoder(
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "name": config.name,
-        "width": str(config.width),
-        "stem": resolve_stem(config.stem, data.image_size),
-        "image_size": str(data.image_size),
-        "decode_size": str(data.stored_size),
-        "mean": json.dumps(list(data.mean)),
-        "std": json.dumps(list(data.std)),
+        "arch": encoder.spec.to_json(),
+        "input": input.to_json(),
     }
     if reused := sorted({*metadata, sealed.SEAL} & {*extra}):
         raise ValueError(f"extra={reused}: these names are taken; allowed is any but {', '.join(metadata)}")
     sealed.write(path, encoder.state_dict(), metadata | dict(extra))
 
 
-def load_encoder(path: Path) -> tuple[Encoder, EncoderMeta]:
-    """The encoder of an ``encoder.safetensors``, on the CPU, in evaluation mode.
-
-    Raises:
-        UserError: no such file, a broken one, one of another program or of a later version, or tensors
-            that do not fit the network it names.
-    """
-    tensors, metadata = _read(path)
-    meta = _parse_meta(path, metadata)
-    try:
-        with torch.device("meta"):  # no memory and no random numbers: a file may claim any width
-            encoder = build_encoder(meta.encoder, meta.image_size)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: damaged metadata (width={meta.encoder.width}); export the encoder again"
-        ) from error
-    _require_fit(encoder, tensors, path)
-    dtypes = {name: tensor.dtype for name, tensor in encoder.state_dict().items()}
-    encoder.load_state_dict({name: tensor.to(dtypes[name]) for name, tensor in tensors.items()}, assign=True)
-    return encoder.eval(), meta
-
-
-def load_weights(encoder: Encoder, path: Path) -> None:
-    """Start ``encoder`` from a file of torchvision, timm, or ``save_encoder``; its classifier is left out.
+def load_encoder(path: Path, encoder: Encoder | None = None) -> tuple[Encoder, EncoderInfo]:
+    """Load the encoder of an ``encoder.safetensors``, on the CPU, in evaluation mode.
 
     Args:
-        encoder: Changed in place; unchanged when the file does not fit.
-        path: As ``read_tensors`` takes it; the names may have a prefix, see ``fit_names``.
+        path: The file.
+        encoder: Takes the weights, in place; needed where the network is a class of your own, as no code is
+            imported that a file names. None builds the network that the file describes.
 
     Raises:
-        UserError: the file cannot be used; names the first key that does not fit, and the remedy.
+        UserError: no such file, a broken one, one of another program or of a later version, a network that
+            this release cannot build, or tensors that do not fit the network.
     """
-    wanted = encoder.state_dict()
-    encoder.load_state_dict(fit_names(wanted, read_tensors(path), ("fc",), str(path), _remedy))
+    tensors, metadata = _read(path)
+    info = _parse_info(path, metadata)
+    if encoder is None:
+        encoder = _build_for(info, tensors, path)
+    else:
+        _require_fit(encoder, tensors, path)
+    encoder.load_state_dict(tensors)
+    return encoder.eval(), info
+
+
+def read_info(path: Path) -> EncoderInfo:
+    """Read what an ``encoder.safetensors`` says about itself.
+
+    Raises:
+        UserError: as ``load_encoder``.
+    """
+    return _parse_info(path, _read(path)[1])
+
+
+def _build_for(info: EncoderInfo, tensors: Mapping[str, Tensor], path: Path) -> Encoder:
+    """Build the network that a file describes, once it is known to be as large as the file's tensors."""
+    if info.arch.is_own:
+        name = info.arch.name.removeprefix(OWN)
+        raise UserError(
+            f"{path}: is of a class of your own, {name}, which a file cannot build; pass it in Python: "
+            f"load_encoder(path, encoder={name}()) or evaluate(protocol, config, encoder={name}())"
+        )
+    if encoder_key(info.arch.name) not in ENCODERS:
+        raise UserError(
+            f"{path}: is of a network {info.arch.name!r:.80} that this release does not have; upgrade, or "
+            "register it in contrastive/registry.py"
+        )
+    try:
+        # A file may claim any width.
+        outline = without_memory(lambda: build_arch(info.arch, info.input.size))
+    except (RuntimeError, UserError) as error:
+        raise UserError(
+            f"{path}: damaged metadata ({info.arch}: {str(error).splitlines()[0]}); export the encoder again"
+        ) from error
+    _require_fit(outline, tensors, path)
+    with torch.random.fork_rng(devices=[]):
+        return build_arch(info.arch, info.input.size)
+
+
+def load_weights(encoder: Encoder, weights: str) -> None:
+    """Start ``encoder`` from published weights, or from a file of torchvision, timm, or ``save_encoder``.
+
+    Args:
+        encoder: Changed in place; unchanged when the tensors do not fit. Its classifier is left out.
+        weights: One of ``encoder.weight_names``; or a file as ``read_tensors`` takes it, the names in which
+            may have a prefix, see ``fit_names``.
+
+    Raises:
+        UserError: the weights cannot be used; names the first key that does not fit, and the remedy.
+    """
+    names, wanted = encoder.weight_names, encoder.state_dict()
+    if weights in names:
+        tensors = encoder.published_weights(weights)
+    elif Path(weights).is_file() or (not names and weights != "default"):
+        tensors = read_tensors(Path(weights))
+    else:
+        raise UserError(
+            f"{encoder.spec.name}: weights {weights!r} are neither a name nor a file; allowed are "
+            f"{', '.join([*names, 'a file of tensors'])}" + ("" if names else _WITH_WEIGHTS)
+        )
+    remedy = _library_remedy if names else _remedy
+    encoder.load_state_dict(fit_names(wanted, tensors, encoder.heads, weights, remedy))
+
+
+_WITH_WEIGHTS = "; published weights are those of encoder.name=torchvision:MODEL and timm:MODEL"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -262,7 +299,15 @@ def _require_fit(encoder: Encoder, tensors: Mapping[str, Tensor], path: Path) ->
 
 def _remedy(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
     return _stem_remedy(wanted, tensors) or (
-        "encoder.name and encoder.width must be those the file was made with"
+        "encoder.name, encoder.width and encoder.args must be those the file was made with"
+    )
+
+
+def _library_remedy(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    return (
+        "MODEL in encoder.name=LIBRARY:MODEL or checkpoint=LIBRARY:MODEL:FILE (of a transformer encoder.args "
+        "and data.image_size too) must be the one the file was made with; where that had the stem for small "
+        "images, give the run that it was exported from"
     )
 
 
@@ -277,14 +322,14 @@ def _stem_remedy(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) ->
     return f"the network's kernel is {kernels[0][0]}x{kernels[0][1]}; set encoder.stem={stem}"
 
 
-def _parse_meta(path: Path, metadata: dict[str, str]) -> EncoderMeta:
+def _parse_info(path: Path, metadata: dict[str, str]) -> EncoderInfo:
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"{path}: not an encoder of contrastive-pretrain (format={metadata.get('format')!r:.80}); "
             "to train from weights of torchvision or timm set encoder.weights, to evaluate them give "
             "checkpoint=torchvision:MODEL:FILE or timm:MODEL:FILE"
         )
-    rest = dict(metadata)
+    rest = {name: value for name, value in metadata.items() if name != "format"}
     try:
         version = int(rest.pop("format_version"))
         if version > FORMAT_VERSION:
@@ -293,23 +338,24 @@ def _parse_meta(path: Path, metadata: dict[str, str]) -> EncoderMeta:
             )
         if rest.pop(sealed.SEAL, None) is None and version >= 2:
             raise UserError(f"{path}: damaged metadata (no {sealed.SEAL}); export the encoder again")
-        del rest["format"]
-        encoder = EncoderConfig(name=rest.pop("name"), width=int(rest.pop("width")), stem=rest.pop("stem"))
-        data = DataConfig(
-            image_size=int(rest.pop("image_size")),
-            decode_size=int(rest.pop("decode_size")),
-            mean=_numbers(rest.pop("mean")),
-            std=_numbers(rest.pop("std")),
-        )
+        if version >= 3 or "arch" in rest:
+            arch, fed = ArchSpec.from_json(rest.pop("arch")), InputSpec.from_json(rest.pop("input"))
+        else:
+            arch, fed = _pop_version_2(rest)
     except UserError:
         raise
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged metadata ({error}); export the encoder again") from error
-    return EncoderMeta(encoder, data.image_size, data.stored_size, data.mean, data.std, rest)
+    return EncoderInfo(arch, fed, rest)
 
 
-def _numbers(text: str) -> list[float]:
-    values: Any = json.loads(text)
-    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
-        raise ValueError(f"{text!r:.80} is not a list of numbers")
-    return [float(value) for value in values]
+def _pop_version_2(metadata: dict[str, str]) -> tuple[ArchSpec, InputSpec]:
+    """Take the description of versions 1 and 2, one entry for each value, out of ``metadata``."""
+    args = {"width": int(metadata.pop("width")), "stem": metadata.pop("stem")}
+    data = DataConfig(
+        image_size=int(metadata.pop("image_size")),
+        decode_size=int(metadata.pop("decode_size")),
+        mean=numbers(json.loads(metadata.pop("mean"))),
+        std=numbers(json.loads(metadata.pop("std"))),
+    )
+    return ArchSpec(metadata.pop("name"), args), InputSpec.of(data)

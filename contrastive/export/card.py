@@ -31,12 +31,12 @@ def write_card(config: ExportConfig, source: Source, out: Path, told: dict[str, 
 
 
 def _lines(config: ExportConfig, source: Source, out: Path, told: dict[str, Any]) -> list[str]:
-    meta = source.meta
     about = {
         "file": f"`{out.name}`, format {config.format}",
-        "network": f"{meta.encoder.name}, width {meta.encoder.width}, {meta.encoder.stem} stem",
+        "network": str(source.arch),
         "features": f"{source.encoder.dim} numbers an image, pooled, without the projector",
-        "input": f"RGB, {meta.image_size} x {meta.image_size} px, float32 in [0, 1]" + _fed(config, source),
+        "input": f"RGB, {source.input.size} x {source.input.size} px, float32 in [0, 1]"
+        + _fed(config, source),
         "trained by": "contrastive pretraining without labels, negatives mined from a memory bank",
         "encoder.safetensors": f"SHA-256 `{source.sha256}`",
     }
@@ -52,7 +52,7 @@ def _lines(config: ExportConfig, source: Source, out: Path, told: dict[str, Any]
 def _fed(config: ExportConfig, source: Source) -> str:
     if config.format in ("onnx", "embeddings"):
         return "; normalised inside" if config.format == "onnx" else ""
-    return f", then minus mean {source.meta.mean}, over std {source.meta.std}"
+    return f", then minus mean {source.input.mean}, over std {source.input.std}"
 
 
 def _rows(told: dict[str, Any]) -> dict[str, str]:

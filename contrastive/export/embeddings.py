@@ -11,7 +11,6 @@ import torch
 from contrastive.config import UserError
 from contrastive.data.dataset import open_dataset
 from contrastive.data.images import Images
-from contrastive.encoders.foreign import Feed
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import Source
 from eval.config import EvalConfig
@@ -27,8 +26,7 @@ def write_embeddings(config: ExportConfig, source: Source, out: Path) -> dict[st
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"out={config.out}: pyarrow is not installed; pip install pyarrow, or end in .npz")
     asked = EvalConfig(checkpoint=config.checkpoint, data=config.data)
-    meta = source.meta
-    data = choose_data(asked, source.run, Feed(meta.image_size, meta.decode_size, meta.mean, meta.std))
+    data = choose_data(asked, source.run, source.input)
     dataset = open_dataset(data)
     images = dataset.train if config.part == "train" else dataset.test
     if images is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive.config import UserError
+from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.weights import load_encoder
 from contrastive.export.card import card_of, write_card
 from contrastive.export.config import ExportConfig
@@ -25,8 +26,12 @@ WRITERS: dict[str, Callable[[ExportConfig, Source, Path], dict[str, Any]]] = {
 """Each writes the file, proves what can be proven, and returns what there is to say of it."""
 
 
-def export(config: ExportConfig) -> dict[str, Any]:
+def export(config: ExportConfig, *, encoder: Encoder | None = None) -> dict[str, Any]:
     """Write ``config.out`` and its card; returns what goes to stdout.
+
+    Args:
+        config: The export.
+        encoder: A network of your own class, where the checkpoint is of one; see ``load_encoder``.
 
     Raises:
         UserError: no encoder there, a format its network does not have, a package that is missing, a place
@@ -39,9 +44,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
             f"checkpoint={config.checkpoint}: is another library's already; give a run directory, "
             "a checkpoint directory or an encoder.safetensors"
         )
-    encoder, meta = load_encoder(file)
+    encoder, info = load_encoder(file, encoder)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    source = Source(encoder, meta, file, sha256, checkpoint.run)
+    source = Source(encoder, info.arch, info.input, file, sha256, checkpoint.run)
     out = Path(config.out)
     if out.resolve() == file.resolve():
         raise UserError(f"out={config.out}: is the encoder itself; give another name")

@@ -29,8 +29,8 @@ class _Graph(nn.Module):
     def __init__(self, source: Source) -> None:
         super().__init__()
         self.encoder = source.encoder
-        self.register_buffer("mean", torch.tensor(source.meta.mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(source.meta.std)[:, None, None])
+        self.register_buffer("mean", torch.tensor(source.input.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(source.input.std)[:, None, None])
 
     def forward(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.encoder((pixels - self.mean) / self.std)
@@ -57,7 +57,7 @@ def write_onnx(config: ExportConfig, source: Source, out: Path) -> dict[str, Any
 
 
 def _trace(source: Source, path: Path) -> None:
-    side = source.meta.image_size
+    side = source.input.size
     # The exporter prints to stdout, which is for results, and warns of its own use of deprecated functions.
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,16 +1,17 @@
 """State dicts for torchvision and timm, and the lines of Python that load them."""
 
-import importlib
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from contrastive.config import UserError
+from contrastive.encoders import timm_model, torchvision_model
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import Source
 from eval.results import write_file
@@ -18,42 +19,79 @@ from memory_bank import sealed
 
 
 def write_torchvision(config: ExportConfig, source: Source, out: Path) -> dict[str, Any]:
-    """Torchvision's names, less ``fc.*``."""
-    _check_width(source)
-    name = source.meta.encoder.name
-    model = ResNet(BasicBlock, [1, 1, 1, 1]) if name == "resnet10" else getattr(torchvision.models, name)()
-    model.fc = nn.Identity()
-    if name == "resnet10":
-        make = "model = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])"
+    """Write torchvision's names, less the classifier's."""
+    name, args = source.arch.name, source.arch.args
+    if name.startswith("torchvision:"):
+        model: Any
+        model, head = torchvision_model.create(name.partition(":")[2], source.input.size, args)
+        lines = [
+            f"model = torchvision.models.get_model({_call(name, source, torchvision_model.arguments, args)})",
+            f'model.set_submodule("{head}", torch.nn.Identity())',
+        ]
     else:
-        make = f"model = torchvision.models.{name}()"
-    lines = ["import torch", "import torchvision", "", make, "model.fc = torch.nn.Identity()"]
-    return _write(source, out, model, lines)
+        _check_residual(source, "torchvision")
+        if name == "resnet10":
+            model = ResNet(BasicBlock, [1, 1, 1, 1])
+            make = "model = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])"
+        else:
+            model = getattr(torchvision.models, name)()
+            make = f"model = torchvision.models.{name}()"
+        model.fc = nn.Identity()
+        lines = [make, "model.fc = torch.nn.Identity()", *_small_stem(source, model)]
+    return _write(source, out, model, ["import torch", "import torchvision", "", *lines])
 
 
 def write_timm(config: ExportConfig, source: Source, out: Path) -> dict[str, Any]:
-    """timm's names, which are torchvision's for these networks."""
-    _check_width(source)
-    if importlib.util.find_spec("timm") is None:
-        raise UserError("format=timm: timm is not installed; run pip install 'contrastive-pretrain[timm]'")
-    timm = importlib.import_module("timm")
-    name = source.meta.encoder.name
-    if name == "resnet10":
-        model = timm.models.ResNet(timm.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=0)
-        make = "model = timm.models.ResNet(timm.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=0)"
+    """Write timm's names, which are torchvision's for residual networks."""
+    name, args = source.arch.name, source.arch.args
+    if name.startswith("timm:"):
+        model = timm_model.create(name.partition(":")[2], source.input.size, args)
+        lines = [
+            f"model = timm.create_model({_call(name, source, timm_model.arguments, args)}, num_classes=0)"
+        ]
     else:
-        model = timm.create_model(name, num_classes=0)
-        make = f'model = timm.create_model("{name}", num_classes=0)'
-    return _write(source, out, model, ["import timm", "import torch", "", make])
+        _check_residual(source, "timm")
+        if name == "resnet10":
+            block: Any = timm.models.resnet.BasicBlock
+            model = timm.models.ResNet(block, (1, 1, 1, 1), num_classes=0)
+            make = "model = timm.models.ResNet(timm.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=0)"
+        else:
+            model = timm.create_model(name, num_classes=0)
+            make = f'model = timm.create_model("{name}", num_classes=0)'
+        lines = [make, *_small_stem(source, model)]
+    return _write(source, out, model, ["import timm", "import torch", "", *lines])
 
 
-def _check_width(source: Source) -> None:
-    meta = source.meta.encoder
-    if meta.width != 64:
+def _call(name: str, source: Source, arguments: Callable[..., dict[str, Any]], args: dict[str, Any]) -> str:
+    """Return the arguments of a library's function, as Python."""
+    model = name.partition(":")[2]
+    given = arguments(model, source.input.size, args)
+    return ", ".join([f'"{model}"', *(f"{name}={value!r}" for name, value in given.items())])
+
+
+def _check_residual(source: Source, library: str) -> None:
+    """Refuse networks that the library does not have under these names."""
+    name, _, model = source.arch.name.partition(":")
+    use = f"format={name}, " if model and name in ("timm", "torchvision") else ""
+    other = f"use {use}format=onnx, or contrastive.encoders.weights.load_encoder in Python"
+    if model or "width" not in source.arch.args:
+        raise UserError(f"{source.file}: is a {source.arch.name}, which {library} does not have; {other}")
+    if (width := source.arch.args["width"]) != 64:
         raise UserError(
-            f"{source.file}: is a {meta.name} of width {meta.width}, torchvision and timm have width 64 only;"
-            " use format=onnx, or contrastive.encoders.weights.load_encoder in Python"
+            f"{source.file}: is a {name} of width {width}, torchvision and timm have width 64 only; {other}"
         )
+
+
+def _small_stem(source: Source, model: Any) -> list[str]:
+    """Give the other library's network the stem for small images, if the encoder has it; return the lines."""
+    if source.arch.args["stem"] != "small":
+        return []
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return [
+        "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)  # the stem for small images",
+        "model.maxpool = torch.nn.Identity()",
+    ]
 
 
 def _write(source: Source, out: Path, model: Any, lines: list[str]) -> dict[str, Any]:
@@ -62,17 +100,9 @@ def _write(source: Source, out: Path, model: Any, lines: list[str]) -> dict[str,
     Args:
         source: The encoder.
         out: The file.
-        model: The other library's network, but for the stem.
+        model: The other library's network.
         lines: Python that makes it.
     """
-    if source.meta.encoder.stem == "small":
-        model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        model.maxpool = nn.Identity()
-        lines = [
-            *lines,
-            "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)  # the stem for small images",
-            "model.maxpool = torch.nn.Identity()",
-        ]
     model.load_state_dict(source.encoder.state_dict())
     model.eval()
     difference = source.compare(lambda pixels: model(source.normalize(pixels)))

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.encoders.encoder import Encoder
-from contrastive.encoders.weights import EncoderMeta
+from contrastive.encoders.spec import ArchSpec, InputSpec
 
 _TOLERANCE = 1e-4  # of the largest feature: other libraries order the same sums differently
 
@@ -20,14 +20,16 @@ class Source:
 
     Attributes:
         encoder: In evaluation mode, on the CPU.
-        meta: What its file says of it.
+        arch: The network.
+        input: The images it takes.
         file: That file.
         sha256: Of the file.
         run: The run directory, None where it is unknown.
     """
 
     encoder: Encoder
-    meta: EncoderMeta
+    arch: ArchSpec
+    input: InputSpec
     file: Path
     sha256: str
     run: Path | None
@@ -41,7 +43,7 @@ class Source:
         Raises:
             RuntimeError: it is more than sums in another order explain.
         """
-        side = self.meta.image_size
+        side = self.input.size
         pixels = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             ours, theirs = self.encoder(self.normalize(pixels)), other(pixels)
@@ -54,5 +56,5 @@ class Source:
 
     def normalize(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
         """As the encoder was fed: (pixels - mean) / std."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.meta.mean, self.meta.std))
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.input.mean, self.input.std))
         return (pixels - mean) / std

@@ -11,6 +11,9 @@ from omegaconf import OmegaConf
 from contrastive.config import PretrainConfig
 from contrastive.drawing.canvas import Points
 from contrastive.drawing.figures import interval_bar, line_chart
+from contrastive.encoders.build import arch_of
+from contrastive.encoders.spec import ArchSpec
+from contrastive.encoders.weights import read_info
 from eval.protocol import accuracy_titles
 from eval.report import pictures
 from eval.report.context import Report
@@ -59,9 +62,9 @@ def header(report: Report) -> str:
 def _one(report: Report, run: Run) -> str:
     settings = run.settings
     assert settings is not None  # a run directory
-    encoder, data = settings.encoder, settings.data
+    data = settings.data
     told = (
-        f"{encoder.name}, width {encoder.width}, on {data.name} at {data.image_size} px without labels: "
+        f"{_network(run, settings)}, on {data.name} at {data.image_size} px without labels: "
         f"{settings.schedule.epochs} epochs in batches of {data.global_batch}, {settings.objective.name} "
         f"with negatives mined from the memory bank."
     )
@@ -70,6 +73,12 @@ def _one(report: Report, run: Run) -> str:
     )
     intro = f'<h1>{escape(run.name)}</h1><p class="muted">{escape(told)}</p>'
     return f'<header>{intro}<dl class="facts">{cells}</dl></header>'
+
+
+def _network(run: Run, settings: PretrainConfig) -> ArchSpec:
+    """Describe the network by its file; by the config before there is one."""
+    file = run.folder / "encoder.safetensors"
+    return read_info(file).arch if file.is_file() else arch_of(settings.encoder)
 
 
 def _facts(report: Report, run: Run) -> Iterator[tuple[str, str]]:

@@ -84,6 +84,24 @@ def test_convert_replaces_every_batch_norm_and_keeps_the_state(kind, names):
     assert torch.equal(encoder.eval()(images), expected)
 
 
+@pytest.mark.parametrize("kind", ["split", "sync"])
+def test_a_batch_norm_with_an_activation_keeps_it(kind):
+    """timm has such layers: what follows the normalisation must not be lost with the layer."""
+    from contrastive.batch_norm import convert
+    from contrastive.encoders.build import build_arch
+    from contrastive.encoders.spec import ArchSpec
+
+    encoder, images = build_arch(ArchSpec("timm:test_efficientnet"), 32), torch.randn(4, 3, 32, 32)
+    assert [part for part in encoder.modules() if type(part).__name__ == "BatchNormAct2d"]
+    names, other = list(encoder.state_dict()), copy.deepcopy(encoder)
+    convert(other, kind, 1)
+    assert not [part for part in other.modules() if type(part).__name__ == "BatchNormAct2d"]
+    assert list(other.state_dict()) == names
+    assert torch.equal(other.eval()(images), encoder.eval()(images))
+    if kind == "split":  # sync has no training on the CPU
+        torch.testing.assert_close(other.train()(images), encoder.train()(images))
+
+
 def test_the_order_is_a_pure_function_of_rows_seed_and_step():
     from contrastive.batch_norm import shuffled
 

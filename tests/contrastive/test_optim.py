@@ -32,6 +32,45 @@ def test_norms_and_biases_are_not_decayed():
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "undecayed"),
+    [
+        ("timm:test_vit", {"cls_token", "pos_embed"}),
+        ("timm:test_vit2", {"reg_token", "pos_embed"}),
+        ("timm:test_convnext", set()),
+        ("torchvision:convnext_tiny", {"features.1.0.layer_scale", "features.7.2.layer_scale"}),
+        ("torchvision:vit_b_16", {"class_token", "encoder.pos_embedding"}),
+        ("torchvision:swin_t", {"features.1.0.attn.relative_position_bias_table"}),
+    ],
+)
+def test_positions_tokens_and_layer_scales_are_not_decayed(name, undecayed):
+    from contrastive.encoders.build import build_arch
+    from contrastive.encoders.spec import ArchSpec
+    from contrastive.optim import parameter_groups
+
+    with torch.device("meta"):
+        encoder = build_arch(ArchSpec(name), 32)
+    network = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(2, 2)})
+    decayed, plain = ({id(p) for p in group["params"]} for group in parameter_groups(network, 0.1))
+    names = dict(encoder.network.named_parameters())
+    assert undecayed <= {key for key, value in names.items() if id(value) in plain}
+    assert all(
+        id(value) in decayed for key, value in names.items() if value.ndim == 4 and "pos_embed" not in key
+    )
+
+
+def test_a_network_names_what_is_not_decayed():
+    from contrastive.optim import parameter_groups
+
+    class Scaled(nn.Linear):
+        def no_weight_decay(self):
+            return {"weight"}
+
+    model = nn.Sequential(nn.Linear(2, 2), Scaled(2, 2))
+    decayed, _ = parameter_groups(model, 0.1)
+    assert [id(p) for p in decayed["params"]] == [id(model[0].weight)]
+
+
 def test_frozen_parameters_are_left_out():
     from contrastive.optim import parameter_groups
 

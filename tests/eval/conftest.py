@@ -45,6 +45,7 @@ def make_run(folder: Path, **changes) -> Path:
     from contrastive.config import DataConfig, EncoderConfig, PretrainConfig
     from contrastive.config_files import to_yaml
     from contrastive.encoders.build import build_encoder
+    from contrastive.encoders.spec import InputSpec
     from contrastive.encoders.weights import save_encoder
 
     data = DataConfig(**({"image_size": 16, "mean": [0.3] * 3, "std": [0.35] * 3} | changes))
@@ -54,7 +55,7 @@ def make_run(folder: Path, **changes) -> Path:
     torch.manual_seed(0)
     encoder = build_encoder(config.encoder, data.image_size)
     encoder(torch.randn(32, 3, 16, 16))  # batch statistics leave their initial values
-    save_encoder(folder / "encoder.safetensors", encoder, config.encoder, data, {"step": "10"})
+    save_encoder(folder / "encoder.safetensors", encoder, InputSpec.of(data), {"step": "10"})
     return folder
 
 

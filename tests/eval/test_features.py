@@ -179,7 +179,7 @@ def test_other_data_is_fed_as_the_encoder_wants_it(shared_run):
 
     checkpoint = resolve(str(shared_run))
     given = EvalConfig(checkpoint=str(shared_run), data=EvalDataConfig(name="imagefolder", root="photos"))
-    data = choose_data(given, checkpoint.run, open_frozen(checkpoint, image_size=None, seed=0).feed)
+    data = choose_data(given, checkpoint.run, open_frozen(checkpoint, image_size=None, seed=0).input)
     assert (data.name, data.root, data.image_size, data.mean) == ("imagefolder", "photos", 16, [0.3] * 3)
 
 

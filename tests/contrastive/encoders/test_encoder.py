@@ -1,10 +1,11 @@
+import pytest
 import torch
 from torch import nn
 
 
 def test_a_transformer_fits_without_changing_a_caller():
     """Any architecture that writes ``encode`` answers both calls; here patches with a class token."""
-    from contrastive.encoders.encoder import Encoder
+    from contrastive.encoders.encoder import Encoded, Encoder
 
     class Patches(Encoder):
         def __init__(self):
@@ -16,9 +17,25 @@ def test_a_transformer_fits_without_changing_a_caller():
         def encode(self, images):
             patches = self.embed(images).flatten(2).transpose(1, 2)
             mixed = self.mix(torch.cat([patches.mean(1, keepdim=True), patches], 1))
-            return mixed[:, 0], mixed[:, 1:]
+            return Encoded(mixed[:, 0], mixed, (4, 4))
 
     encoder, images = Patches(), torch.randn(2, 3, 16, 16)
-    pooled, tokens = encoder(images, tokens=True)
-    assert (pooled.shape, tokens.shape) == ((2, 6), (2, 16, 6))
-    assert torch.equal(encoder(images), pooled)
+    encoded = encoder.encode(images)
+    assert (encoded.pooled.shape, encoded.tokens.shape, encoded.grid) == ((2, 6), (2, 17, 6), (4, 4))
+    assert torch.equal(encoder(images), encoded.pooled)
+
+
+@pytest.mark.parametrize(
+    ("patches", "size", "grid"),
+    [
+        (16, (32, 32), (4, 4)),
+        (8, (16, 32), (2, 4)),
+        (15, (32, 32), None),
+        (16, (16, 32), None),
+        (1, (8, 8), (1, 1)),
+    ],
+)
+def test_a_grid_has_the_proportions_of_the_image(patches, size, grid):
+    from contrastive.encoders.encoder import grid_of
+
+    assert grid_of(patches, torch.zeros(1, 3, *size)) == grid

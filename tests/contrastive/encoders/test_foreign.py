@@ -1,4 +1,3 @@
-import sys
 import urllib.error
 
 import pytest
@@ -17,9 +16,9 @@ def images():
 def features(text, images, image_size=None):
     from contrastive.encoders.foreign import load_foreign, parse_foreign
 
-    module, feed = load_foreign(parse_foreign(text), image_size)
+    module, fed = load_foreign(parse_foreign(text), image_size)
     assert not module.training
-    return module(images), feed
+    return module(images), fed
 
 
 @torch.no_grad()
@@ -37,19 +36,20 @@ def test_timm_weights_of_a_file_at_another_size(tmp_path, images):
     other = timm.create_model("vit_tiny_patch16_224", img_size=32).eval()
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file(other.state_dict(), path)
-    found, feed = features(f"timm:vit_tiny_patch16_224:{path}", images, 32)
+    found, fed = features(f"timm:vit_tiny_patch16_224:{path}", images, 32)
     torch.testing.assert_close(found, other.forward_head(other.forward_features(images), pre_logits=True))
-    assert (feed.image_size, feed.decode_size, feed.mean) == (32, 32, [0.5, 0.5, 0.5])
+    assert (fed.size, fed.decode_size, fed.mean) == (32, 32, [0.5, 0.5, 0.5])
 
 
 def test_our_own_encoder_goes_into_torchvisions_network(tmp_path, images):
     from contrastive.config import DataConfig, EncoderConfig
     from contrastive.encoders.build import build_encoder
+    from contrastive.encoders.spec import InputSpec
     from contrastive.encoders.weights import save_encoder
 
     config = EncoderConfig(name="resnet18", stem="imagenet")
     encoder = build_encoder(config, 32).eval()
-    save_encoder(tmp_path / "encoder.safetensors", encoder, config, DataConfig(), {})
+    save_encoder(tmp_path / "encoder.safetensors", encoder, InputSpec.of(DataConfig()), {})
     found, _ = features(f"torchvision:resnet18:{tmp_path / 'encoder.safetensors'}", images)
     with torch.no_grad():
         torch.testing.assert_close(found, encoder(images))
@@ -57,13 +57,13 @@ def test_our_own_encoder_goes_into_torchvisions_network(tmp_path, images):
 
 def test_images_are_fed_as_the_library_says(images):
     """Stored and cropped at the sizes of torchvision's own preset; at another size by our rule."""
-    _, feed = features("torchvision:resnet18:random", images)
+    _, fed = features("torchvision:resnet18:random", images)
     preset = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
-    assert [feed.image_size] == preset.crop_size
-    assert [feed.decode_size] == preset.resize_size
-    assert (feed.mean, feed.std) == (preset.mean, preset.std)
+    assert [fed.size] == preset.crop_size
+    assert [fed.decode_size] == preset.resize_size
+    assert (fed.mean, fed.std) == (preset.mean, preset.std)
     _, other = features("torchvision:resnet18:random", images, 96)
-    assert (other.image_size, other.decode_size) == (96, 110)
+    assert (other.size, other.decode_size) == (96, 110)
 
 
 def test_random_weights_come_from_the_global_generator(images):
@@ -86,11 +86,11 @@ def test_names_of_weights_are_fetched_without_pickle(images, monkeypatch):
         return torchvision.models.resnet50().state_dict()
 
     monkeypatch.setattr(_api, "load_state_dict_from_url", fetch)
-    _, feed = features("torchvision:resnet50:IMAGENET1K_V2", images)
+    _, fed = features("torchvision:resnet50:IMAGENET1K_V2", images)
     assert asked["weights_only"]
     assert asked["check_hash"]
     assert asked["url"] == torchvision.models.ResNet50_Weights.IMAGENET1K_V2.url
-    assert feed.decode_size == 232
+    assert fed.decode_size == 232
 
 
 @pytest.mark.parametrize(
@@ -100,11 +100,14 @@ def test_names_of_weights_are_fetched_without_pickle(images, monkeypatch):
         ("torchvision:resnt18:random", "no classifier 'resnt18'; did you mean resnet18"),
         ("torchvision:fcn_resnet50:random", "no classifier 'fcn_resnet50'"),
         ("torchvision:squeezenet1_0:random", "ends in no linear layer"),
-        ("torchvision:resnet18:V9", "neither a name nor a file; allowed are random, IMAGENET1K_V1, a file"),
+        ("torchvision:resnet18:V9", "neither a name nor a file; allowed are default, IMAGENET1K_V1, a file"),
         ("timm:resnt18:random", "no classifier 'resnt18'; did you mean"),
-        ("timm:resnet18:V9", "neither a name nor a file; allowed are random, a file"),
+        ("timm:resnet18:V9", "neither a name nor a file; allowed are default, a file"),
         ("torchvision:resnet18:~nosuchuser/w", "the home folder of ~nosuchuser is not known"),
-        ("torchvision:resnet34:FILE", "layer1.2.conv1.weight is missing; MODEL in LIBRARY:MODEL:FILE"),
+        (
+            "torchvision:resnet34:FILE",
+            "layer1.2.conv1.weight is missing; MODEL in encoder.name=LIBRARY:MODEL",
+        ),
     ],
 )
 def test_what_cannot_be_had(text, message, tmp_path, images):
@@ -137,15 +140,17 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, images):
 
 
 def test_a_transformer_is_built_for_the_size_of_the_images(images):
-    found, feed = features("torchvision:vit_b_16:random", images, 32)
-    assert (found.shape, feed.image_size) == ((2, 768), 32)
+    found, fed = features("torchvision:vit_b_16:random", images, 32)
+    assert (found.shape, fed.size) == ((2, 768), 32)
 
 
 @pytest.mark.parametrize(("model", "size"), [("vit_b_16", 30), ("alexnet", 32)])
 def test_a_size_that_a_network_does_not_take_is_named(model, size, images):
     from contrastive.config import UserError
 
-    with pytest.raises(UserError, match=f"{model}:random: does not take images of {size} px .*leave data.im"):
+    with pytest.raises(
+        UserError, match=f"{model}: does not take images of {size} px .*leave data.image_size"
+    ):
         features(f"torchvision:{model}:random", images, size)
 
 
@@ -163,13 +168,5 @@ def test_without_a_network_the_message_says_what_else_to_give(library, images, m
     monkeypatch.setattr(
         timm, "create_model", lambda *a, **k: refuse() if k.get("pretrained") else create(*a, **k)
     )
-    with pytest.raises(UserError, match=rf"no route to host.*{library}:resnet18:FILE, or {library}:.*random"):
+    with pytest.raises(UserError, match=rf"no route to host.*{library}:resnet18:FILE or {library}:.*random"):
         features(f"{library}:resnet18", images)
-
-
-def test_timm_is_an_extra(images, monkeypatch):
-    from contrastive.config import UserError
-
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"needs timm: pip install 'contrastive-pretrain\[timm\]'"):
-        features("timm:resnet18:random", images)

@@ -48,11 +48,13 @@ def test_torchvision_computes_the_same(name):
 def test_tokens_are_what_is_pooled(stem):
     encoder = build("resnet10", width=8, stem=stem).eval()
     with torch.no_grad():
-        pooled, tokens = encoder(images(side=32), tokens=True)
+        encoded = encoder.encode(images(side=32))
+        pooled, tokens = encoded.pooled, encoded.tokens
         assert torch.equal(encoder(images(side=32)), pooled)
     side = 4 if stem == "small" else 1
     assert pooled.shape == (2, encoder.dim)
     assert tokens.shape == (2, side * side, encoder.dim)
+    assert encoded.grid == (side, side)
     torch.testing.assert_close(tokens.mean(1), pooled)
 
 

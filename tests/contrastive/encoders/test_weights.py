@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 
@@ -27,9 +28,10 @@ def make(name="resnet10", image_size=64, **settings):
 
 
 def save(path, encoder, config, data, **extra):
+    from contrastive.encoders.spec import InputSpec
     from contrastive.encoders.weights import save_encoder
 
-    save_encoder(path, encoder, config, data, extra)
+    save_encoder(path, encoder, InputSpec.of(data), extra)
     return path
 
 
@@ -54,21 +56,21 @@ def test_there_and_back(tmp_path, images):
 
     encoder, config, data = make("resnet10", 32, width=16)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data, step="12")
-    loaded, meta = load_encoder(path)
+    loaded, info = load_encoder(path)
     assert not loaded.training
     assert torch.equal(outputs(loaded, images), outputs(encoder, images))
-    assert (meta.encoder.name, meta.encoder.width, meta.encoder.stem) == ("resnet10", 16, "small")
-    assert (meta.image_size, meta.decode_size) == (32, 32)
-    assert (meta.mean, meta.std) == (data.mean, data.std)
-    assert meta.extra == {"step": "12"}
+    assert (info.arch.name, info.arch.args) == ("resnet10", {"width": 16, "stem": "small"})
+    assert (info.input.size, info.input.decode_size, info.input.frames) == (32, 32, 1)
+    assert (info.input.mean, info.input.std) == (data.mean, data.std)
+    assert info.extra == {"step": "12"}
 
 
 def test_the_stem_is_written_as_built_not_as_auto(tmp_path):
     from contrastive.encoders.weights import load_encoder
 
     encoder, config, data = make("resnet10", 96, width=8)
-    _, meta = load_encoder(save(tmp_path / "encoder.safetensors", encoder, config, data))
-    assert (meta.encoder.stem, meta.image_size, meta.decode_size) == ("imagenet", 96, 110)
+    _, info = load_encoder(save(tmp_path / "encoder.safetensors", encoder, config, data))
+    assert (info.arch.args["stem"], info.input.size, info.input.decode_size) == ("imagenet", 96, 110)
 
 
 def test_metadata_are_strings_that_other_tools_can_read(tmp_path):
@@ -79,15 +81,53 @@ def test_metadata_are_strings_that_other_tools_can_read(tmp_path):
         assert len(metadata.pop("seal")) == 64
         assert metadata == {
             "format": "contrastive-encoder",
-            "format_version": "2",
-            "name": "resnet10",
-            "width": "16",
-            "stem": "small",
-            "image_size": "32",
-            "decode_size": "32",
-            "mean": "[0.485, 0.456, 0.406]",
-            "std": "[0.229, 0.224, 0.225]",
+            "format_version": "3",
+            "arch": '{"name": "resnet10", "args": {"width": 16, "stem": "small"}}',
+            "input": '{"size": 32, "decode_size": 32, "mean": [0.485, 0.456, 0.406], '
+            '"std": [0.229, 0.224, 0.225], "frames": 1}',
         }
+
+
+OLD = {
+    "format": "contrastive-encoder",
+    "name": "resnet10",
+    "width": "16",
+    "stem": "small",
+    "image_size": "96",
+    "decode_size": "110",
+    "mean": "[0.485, 0.456, 0.406]",
+    "std": "[0.229, 0.224, 0.225]",
+    "step": "12",
+}
+"""Metadata as releases of format versions 1 and 2 wrote them."""
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_files_of_old_releases_load(version, tmp_path, images):
+    from contrastive.encoders.weights import load_encoder
+    from memory_bank import sealed
+
+    encoder, _, data = make("resnet10", 32, width=16)
+    path, metadata = tmp_path / "encoder.safetensors", OLD | {"format_version": version}
+    if version == "1":
+        safetensors.torch.save_file(encoder.state_dict(), path, metadata)
+    else:
+        sealed.write(path, encoder.state_dict(), metadata)
+    loaded, info = load_encoder(path)
+    assert torch.equal(outputs(loaded, images), outputs(encoder, images))
+    assert (info.arch, info.arch.args) == (encoder.arch, {"width": 16, "stem": "small"})
+    assert (info.input.size, info.input.decode_size, info.input.mean) == (96, 110, data.mean)
+    assert info.extra == {"step": "12"}
+
+
+def test_loading_leaves_the_global_generator_alone(tmp_path):
+    from contrastive.encoders.weights import load_encoder
+
+    encoder, config, data = make("resnet10", 32, width=8)
+    path = save(tmp_path / "encoder.safetensors", encoder, config, data)
+    before = torch.get_rng_state()
+    load_encoder(path)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_torchvision_and_timm_load_it(tmp_path, images):
@@ -114,7 +154,7 @@ def test_their_weights_load_here(source, suffix, tmp_path, images):
     write = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
     write(other.state_dict(), path)
     encoder = fresh("resnet18", stem="imagenet")
-    load_weights(encoder, path)
+    load_weights(encoder, str(path))
     other.fc = torch.nn.Identity()
     torch.testing.assert_close(outputs(encoder, images), outputs(other, images))
 
@@ -126,7 +166,7 @@ def test_a_wrapped_state_dict_and_one_without_counters(tmp_path, images):
     body = {name: v for name, v in encoder.state_dict().items() if "num_batches" not in name}
     torch.save({"state_dict": body, "epoch": 3}, tmp_path / "weights.tar")
     other = fresh(width=8)
-    load_weights(other, tmp_path / "weights.tar")
+    load_weights(other, str(tmp_path / "weights.tar"))
     assert torch.equal(outputs(other, images), outputs(encoder, images))
 
 
@@ -139,7 +179,7 @@ def test_half_precision_weights_are_widened(tmp_path):
         tmp_path / "w.pth",
     )
     other = fresh("resnet10", width=8)
-    load_weights(other, tmp_path / "w.pth")
+    load_weights(other, str(tmp_path / "w.pth"))
     assert other.conv1.weight.dtype == torch.float32
     torch.testing.assert_close(other.conv1.weight, encoder.conv1.weight, rtol=1e-3, atol=1e-4)
 
@@ -166,11 +206,11 @@ def test_other_stem_names_the_remedy(tmp_path):
     big, config, data = make("resnet10", width=8, stem="imagenet")
     path = save(tmp_path / "big.safetensors", big, config, data)
     with pytest.raises(UserError, match=r"kernel is 3x3; set encoder\.stem=imagenet"):
-        load_weights(fresh("resnet10", width=8, stem="small"), path)
+        load_weights(fresh("resnet10", width=8, stem="small"), str(path))
     small, config, data = make("resnet10", width=8, stem="small")
     path = save(tmp_path / "small.safetensors", small, config, data)
     with pytest.raises(UserError, match=r"kernel is 7x7; set encoder\.stem=small"):
-        load_weights(fresh("resnet10", width=8, stem="imagenet"), path)
+        load_weights(fresh("resnet10", width=8, stem="imagenet"), str(path))
 
 
 def altered(change):
@@ -206,7 +246,7 @@ def test_weights_that_do_not_fit_change_nothing(change, message, tmp_path):
     encoder = fresh("resnet10", width=8)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     with pytest.raises(UserError, match=message):
-        load_weights(encoder, tmp_path / "w.safetensors")
+        load_weights(encoder, str(tmp_path / "w.safetensors"))
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
 
 
@@ -227,7 +267,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.pth").read_bytes())
     for name in ("w.pth", "w.safetensors"):
         with pytest.raises(UserError, match=name.replace(".", r"\.")):
-            load_weights(fresh("resnet10", width=8), tmp_path / name)
+            load_weights(fresh("resnet10", width=8), str(tmp_path / name))
     with pytest.raises(UserError, match=r"w\.safetensors"):
         load_encoder(tmp_path / "w.safetensors")
     assert not marker.exists()
@@ -241,7 +281,7 @@ def test_the_environment_cannot_ask_for_an_unsafe_load(tmp_path, monkeypatch):
     encoder, _, _ = make("resnet10", width=8)
     torch.save(encoder.state_dict(), tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set.*unset it"):
-        load_weights(encoder, tmp_path / "w.pth")
+        load_weights(encoder, str(tmp_path / "w.pth"))
 
 
 @pytest.mark.parametrize("body", [[1, 2], {"conv1.weight": 3}, {"state_dict": {"a": "b"}}, torch.zeros(2)])
@@ -251,7 +291,7 @@ def test_a_file_of_other_things(body, tmp_path):
 
     torch.save(body, tmp_path / "w.pth")
     with pytest.raises(UserError, match="a state dict is needed"):
-        load_weights(fresh("resnet10", width=8), tmp_path / "w.pth")
+        load_weights(fresh("resnet10", width=8), str(tmp_path / "w.pth"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a file of tensors", b"PK\x03\x04" + bytes(30), b"\x80\x02."])
@@ -261,7 +301,7 @@ def test_a_broken_pth(content, tmp_path):
 
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"w\.pth: not a file of tensors"):
-        load_weights(fresh("resnet10", width=8), tmp_path / "w.pth")
+        load_weights(fresh("resnet10", width=8), str(tmp_path / "w.pth"))
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "missing.pth", "missing"])
@@ -270,7 +310,7 @@ def test_a_missing_file(name, tmp_path):
     from contrastive.encoders.weights import load_weights
 
     with pytest.raises(UserError, match=r"cannot be read \(No such file"):
-        load_weights(fresh("resnet10", width=8), tmp_path / name)
+        load_weights(fresh("resnet10", width=8), str(tmp_path / name))
 
 
 def test_another_suffix(tmp_path):
@@ -279,7 +319,7 @@ def test_another_suffix(tmp_path):
 
     (tmp_path / "w.npz").touch()
     with pytest.raises(UserError, match=r"allowed are files in \.safetensors, \.pth.*, \.ckpt"):
-        load_weights(fresh("resnet10", width=8), tmp_path / "w.npz")
+        load_weights(fresh("resnet10", width=8), str(tmp_path / "w.npz"))
 
 
 def below(prefix, body):
@@ -331,7 +371,7 @@ def test_names_with_one_prefix_are_loaded_and_the_prefix_is_said(prefix, suffix,
     encoder, _, _ = make("resnet10", width=8)
     torch.save(WRAPPED[prefix](dict(encoder.state_dict())), tmp_path / f"w{suffix}")
     loaded = fresh("resnet10", width=8)
-    load_weights(loaded, tmp_path / f"w{suffix}")
+    load_weights(loaded, str(tmp_path / f"w{suffix}"))
     for name, value in encoder.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
     (line,) = said
@@ -343,7 +383,7 @@ def test_nothing_is_said_of_names_without_a_prefix(tmp_path, said):
 
     encoder, _, _ = make("resnet10", width=8)
     torch.save(encoder.state_dict(), tmp_path / "w.pt")
-    load_weights(fresh("resnet10", width=8), tmp_path / "w.pt")
+    load_weights(fresh("resnet10", width=8), str(tmp_path / "w.pt"))
     assert said == []
 
 
@@ -372,7 +412,7 @@ def test_names_that_no_single_prefix_makes_fit_are_named(change, message, tmp_pa
     encoder = fresh("resnet10", width=8)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     with pytest.raises(UserError, match=message):
-        load_weights(encoder, tmp_path / "w.pth")
+        load_weights(encoder, str(tmp_path / "w.pth"))
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
 
 
@@ -386,7 +426,7 @@ def test_numbers_that_are_not_finite_name_the_file_and_the_tensor(number, name, 
     body[name].view(-1)[0] = number
     torch.save(below("module.", body), tmp_path / "w.pth")
     with pytest.raises(UserError, match=rf"w\.pth: module\.{name} holds numbers that are not finite"):
-        load_weights(fresh("resnet10", width=8), tmp_path / "w.pth")
+        load_weights(fresh("resnet10", width=8), str(tmp_path / "w.pth"))
 
 
 def test_a_file_saved_again_by_another_tool_says_what_to_do(tmp_path):
@@ -402,13 +442,58 @@ def test_a_file_saved_again_by_another_tool_says_what_to_do(tmp_path):
         load_encoder(path)
 
 
+def arch(name, **args):
+    return json.dumps({"name": name, "args": args})
+
+
+def fed(**changed):
+    fields = {"size": 32, "decode_size": 32, "mean": [0.5] * 3, "std": [0.2] * 3, "frames": 1}
+    return json.dumps(fields | changed)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"format": "pt"}, "not an encoder of contrastive-pretrain .format='pt'"),
-        ({"format_version": "3"}, "format version 3, this release reads up to 2; upgrade"),
+        ({"format_version": "4"}, "format version 4, this release reads up to 3; upgrade"),
         ({"format_version": "one"}, "damaged metadata"),
-        ({"name": "vgg"}, r"damaged metadata \(encoder\.name='vgg'"),
+        ({"arch": None}, r"damaged metadata \('arch'"),
+        ({"arch": "{"}, "damaged metadata"),
+        ({"arch": "[]"}, "damaged metadata .*an object of name, args is needed"),
+        ({"arch": '{"name": "resnet10"}'}, "damaged metadata .*an object of name, args is needed"),
+        ({"arch": '{"name": 1, "args": {}}'}, "damaged metadata"),
+        (
+            {"arch": arch("vit_of_tomorrow")},
+            r"network 'vit_of_tomorrow' that this release does not have; upgr",
+        ),
+        ({"arch": arch("resnet18:a")}, "that this release does not have"),
+        ({"arch": arch("resnet10", width=-1)}, r"damaged metadata .*width=-1: allowed is 1 to"),
+        ({"arch": arch("resnet10", width="8")}, "damaged metadata"),
+        ({"arch": arch("resnet10", width=16)}, r"the network has \[16"),
+        (
+            {"arch": arch("resnet10", width=8, depth=3)},
+            "args.depth: encoder.name=resnet10 has no such argument",
+        ),
+        ({"arch": arch("resnet10", width=8, stem="imagenet")}, r"set encoder\.stem=small"),
+        ({"arch": arch("resnet10", width=8, stem="tall")}, "damaged metadata"),
+        ({"arch": arch("timm:hf-hub:some/one")}, "damaged metadata .*no classifier 'hf-hub:some/one'"),
+        ({"arch": arch("timm:test_vit", checkpoint_path="x")}, "damaged metadata .*args.checkpoint_path"),
+        ({"input": "{}"}, "damaged metadata"),
+        ({"input": fed(mean=[0.5])}, "damaged metadata .*three numbers"),
+        ({"input": fed(std=["a", "b", "c"])}, "damaged metadata"),
+        ({"input": fed(size=1)}, "damaged metadata"),
+        ({"input": fed(size=32.5)}, "damaged metadata"),
+        ({"input": fed(frames=8)}, "damaged metadata .*frames=8"),
+    ],
+)
+def test_damaged_metadata(changed, message, tmp_path):
+    refuse(changed, message, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"name": "vgg"}, "network 'vgg' that this release does not have"),
         ({"width": "-1"}, "damaged metadata"),
         ({"width": "16"}, r"the network has \[16"),
         ({"stem": "imagenet"}, r"set encoder\.stem=small"),
@@ -419,7 +504,11 @@ def test_a_file_saved_again_by_another_tool_says_what_to_do(tmp_path):
         ({"image_size": None}, r"damaged metadata \('image_size'"),
     ],
 )
-def test_damaged_metadata(changed, message, tmp_path):
+def test_damaged_metadata_of_old_releases(changed, message, tmp_path):
+    refuse(OLD | {"format_version": "2", "width": "8"} | changed, message, tmp_path)
+
+
+def refuse(changed, message, tmp_path):
     from contrastive.config import UserError
     from contrastive.encoders.weights import load_encoder
     from memory_bank import sealed
@@ -457,14 +546,14 @@ def test_a_width_from_a_file_cannot_ask_for_a_huge_network(tmp_path):
     encoder, config, data = make("resnet10", 32, width=8)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data)
     tensors, metadata = sealed.read(path)
-    for width, message in (("65536", r"the network has \[65536"), ("65537", "damaged metadata")):
-        sealed.write(path, tensors, metadata | {"width": width})
+    for width, message in ((65536, r"the network has \[65536"), (65537, "damaged metadata")):
+        sealed.write(path, tensors, metadata | {"arch": arch("resnet10", width=width, stem="small")})
         with pytest.raises(UserError, match=message):
             load_encoder(path)
 
 
 def test_extra_metadata_cannot_replace_ours(tmp_path):
     encoder, config, data = make("resnet10", 32, width=8)
-    with pytest.raises(ValueError, match=r"extra=\['width'\]: these names are taken"):
-        save(tmp_path / "encoder.safetensors", encoder, config, data, width="3")
+    with pytest.raises(ValueError, match=r"extra=\['arch'\]: these names are taken"):
+        save(tmp_path / "encoder.safetensors", encoder, config, data, arch="3")
     assert not list(tmp_path.iterdir())

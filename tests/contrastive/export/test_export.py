@@ -16,6 +16,7 @@ def make_run(folder, *, name="resnet10", width=64, size=16, **data):
     from contrastive.config import DataConfig, EncoderConfig, PretrainConfig
     from contrastive.config_files import to_yaml
     from contrastive.encoders.build import build_encoder
+    from contrastive.encoders.spec import InputSpec
     from contrastive.encoders.weights import save_encoder
 
     fed = {"image_size": size, "mean": [0.3, 0.4, 0.5], "std": [0.2, 0.3, 0.4]}
@@ -25,7 +26,7 @@ def make_run(folder, *, name="resnet10", width=64, size=16, **data):
     torch.manual_seed(0)
     encoder = build_encoder(config.encoder, size)
     encoder(torch.randn(16, 3, size, size))
-    save_encoder(folder / "encoder.safetensors", encoder, config.encoder, config.data, {})
+    save_encoder(folder / "encoder.safetensors", encoder, InputSpec.of(config.data), {})
     return folder
 
 
@@ -46,8 +47,8 @@ def expected(run, pixels):
     """Features by the encoder itself."""
     from contrastive.encoders.weights import load_encoder
 
-    encoder, meta = load_encoder(run / "encoder.safetensors")
-    mean, std = (torch.tensor(values)[:, None, None] for values in (meta.mean, meta.std))
+    encoder, info = load_encoder(run / "encoder.safetensors")
+    mean, std = (torch.tensor(values)[:, None, None] for values in (info.input.mean, info.input.std))
     with torch.inference_mode():
         return encoder((pixels - mean) / std)
 
@@ -64,6 +65,8 @@ def lines_of(card):
         ("torchvision", "encoder.safetensors", "resnet10", 16),
         ("timm", "encoder.safetensors", "resnet50", 72),
         ("timm", "encoder.pth", "resnet10", 16),
+        ("timm", "encoder.safetensors", "timm:test_vit", 32),
+        ("torchvision", "encoder.pth", "torchvision:mobilenet_v3_small", 32),
     ],
 )
 def test_the_lines_of_the_card_give_equal_features(command, tmp_path, monkeypatch, form, out, network, size):
@@ -216,7 +219,7 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
     assert result["card"] == str(tmp_path / "e.pth.md")
     for part in (
         "# my-run",
-        "resnet10, width 64, small stem",
+        "resnet10, width 64, stem small",
         "512 numbers an image",
         "16 x 16 px",
         "minus mean [0.3, 0.4, 0.5]",
@@ -296,18 +299,28 @@ def test_nothing_given_is_wrong_input_and_shows_the_help(command):
     assert err.splitlines()[-1].startswith("error: checkpoint is not set; ")
 
 
-@pytest.mark.parametrize(
-    ("form", "out", "module"), [("onnx", "e.onnx", "graph"), ("timm", "e.pth", "networks")]
-)
-def test_a_missing_package_names_its_extra(command, tmp_path, monkeypatch, form, out, module):
-    import importlib
+def test_a_missing_package_names_its_extra(command, tmp_path, monkeypatch):
+    from contrastive.export import graph
 
-    rooms = importlib.import_module(f"contrastive.export.{module}")
     run = make_run(tmp_path / "run")
-    monkeypatch.setattr(rooms.importlib.util, "find_spec", lambda name: None)
-    code, _, err = command(f"checkpoint={run}", f"format={form}", f"out={tmp_path / out}")
+    monkeypatch.setattr(graph.importlib.util, "find_spec", lambda name: None)
+    code, _, err = command(f"checkpoint={run}", "format=onnx", f"out={tmp_path / 'e.onnx'}")
     assert code == 2
-    assert f"pip install 'contrastive-pretrain[{form}]'" in err
+    assert "pip install 'contrastive-pretrain[onnx]'" in err
+
+
+@pytest.mark.parametrize(
+    ("network", "form", "use"),
+    [
+        ("timm:test_vit", "torchvision", "format=timm, format=onnx"),
+        ("torchvision:mobilenet_v3_small", "timm", "format=torchvision, format=onnx"),
+    ],
+)
+def test_a_library_without_the_network_is_refused(command, tmp_path, network, form, use):
+    run = make_run(tmp_path / "run", name=network, size=32)
+    code, _, err = command(f"checkpoint={run}", f"format={form}", f"out={tmp_path / 'e.pth'}")
+    assert code == 2
+    assert f"is a {network}, which {form} does not have; use {use}" in err
 
 
 def test_an_interrupt_is_no_fault_of_ours(command, tmp_path, monkeypatch):

@@ -1,0 +1,138 @@
+"""Networks of other libraries as encoders, under the library's own parameter names."""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from contrastive.config import UserError
+from contrastive.encoders.encoder import Encoder
+
+DEFAULT = "default"
+"""Names the weights that a library itself would take."""
+
+
+class LibraryEncoder(Encoder):
+    """Wraps a network of another library that returns pooled features.
+
+    The state dict has the network's own keys, so that its files load in that library, and that library's
+    here.
+
+    Args:
+        network: Without its classifier: (b, 3, s, s) to (b, d).
+        name: As ``encoder.name``, for messages.
+        image_size: Side s of its input.
+        heads: Names of its classifier in weight files.
+
+    Raises:
+        UserError: the network does not take images of this size.
+    """
+
+    def __init__(self, network: nn.Module, name: str, image_size: int, heads: Sequence[str]) -> None:
+        super().__init__()
+        self.network, self.name, self.heads = network, name, tuple(heads)
+        self.dim = _pooled_dim(network, name, image_size)
+        self.register_state_dict_post_hook(_strip_prefix)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Compute the pooled features alone."""
+        features: Tensor = self.network(x)
+        return features
+
+
+_PREFIX = "network."
+
+
+def _strip_prefix(module: nn.Module, tensors: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in [name for name in tensors if name.startswith(prefix + _PREFIX)]:
+        tensors[prefix + name.removeprefix(prefix + _PREFIX)] = tensors.pop(name)
+
+
+def _add_prefix(module: nn.Module, tensors: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name in [name for name in tensors if name.startswith(prefix)]:
+        tensors[prefix + _PREFIX + name.removeprefix(prefix)] = tensors.pop(name)
+
+
+@torch.no_grad()
+def _pooled_dim(network: nn.Module, name: str, image_size: int) -> int:
+    """Return the size of the pooled features, found by one image of zeros."""
+    device = next(network.parameters()).device
+    network.eval()
+    with explain_refusal(name, {}, image_size):
+        features = network(torch.zeros(1, 3, image_size, image_size, device=device))
+    network.train()
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        raise UserError(
+            f"{name}: returns no vector for each image; leave encoder.args.global_pool out, or choose "
+            "another model"
+        )
+    return features.shape[1]
+
+
+@contextmanager
+def explain_refusal(name: str, args: dict[str, Any], image_size: int) -> Iterator[None]:
+    """Turn what a library raises on arguments or sizes that do not fit into a message for the user."""
+    try:
+        yield
+    except (UserError, NotImplementedError):  # the second: without memory (device=meta) it cannot be built
+        raise
+    except Exception as error:  # of any kind: each network refuses in its own way
+        if "memory" in str(error):
+            raise
+        if args:
+            raise UserError(
+                f"{name} with encoder.args={args}: cannot be built for images of {image_size} px "
+                f"({type(error).__name__}: {first_line(error)}); change or leave out the argument"
+            ) from error
+        raise UserError(
+            f"{name}: does not take images of {image_size} px ({first_line(error)}); leave data.image_size "
+            "out to take the size it was made for, choose another size, or another model"
+        ) from error
+
+
+def check_arguments(name: str, given: dict[str, Any], allowed: Sequence[str]) -> None:
+    """Refuse arguments that a network does not have, with the nearest right one."""
+    for argument in given:
+        if argument not in allowed:
+            close = difflib.get_close_matches(argument, allowed, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(
+                f"encoder.args.{argument}: {name} has no such argument; {hint}allowed are "
+                f"{', '.join(allowed)}"
+            )
+
+
+def check_model(library: str, model: str, names: Sequence[str]) -> None:
+    """Refuse a model that a library does not have, with the nearest right ones."""
+    if model in names:
+        return
+    if not model:
+        raise UserError(f"'{library}:': names no model; write {library}:resnet18")
+    close = difflib.get_close_matches(model, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise UserError(
+        f"{library}:{model}: {library} has no classifier {model!r}; {hint}allowed are the {len(names)} names "
+        f"of {library}'s list_models(), e.g. resnet18 and resnet50"
+    )
+
+
+def download(name: str, fetch: Callable[[], Any]) -> Any:
+    """Return what ``fetch`` does; libraries raise a dozen kinds, all of which mean that it cannot be had."""
+    try:
+        return fetch()
+    except Exception as error:
+        raise UserError(
+            f"{name}: its weights could not be downloaded ({first_line(error)}); to train, give a file "
+            f"(encoder.weights=FILE) or leave encoder.weights out; to evaluate, give {name}:FILE "
+            f"or {name}:random"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its kind where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,134 @@
+"""``torchvision:MODEL``: any classifier of torchvision."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision import models
+from typing_extensions import override
+
+from contrastive.config import UserError
+from contrastive.encoders.build import without_memory
+from contrastive.encoders.encoder import Encoded, encode_map, grid_of
+from contrastive.encoders.library import (
+    DEFAULT,
+    LibraryEncoder,
+    check_arguments,
+    check_model,
+    download,
+    explain_refusal,
+)
+from contrastive.encoders.spec import InputSpec
+
+_RESERVED = ("weights", "num_classes", "self", "kwargs", "block", "norm_layer")
+"""Arguments that ``encoder.args`` must not set."""
+_AUXILIARY = ("aux1", "aux2", "AuxLogits")
+"""Classifiers beside the last one, which are not built."""
+
+
+def build(model: str, image_size: int, **args: Any) -> LibraryEncoder:
+    """Build ``torchvision:MODEL`` with random weights.
+
+    Args:
+        model: A name of ``torchvision.models.list_models()`` that ends in a linear classifier.
+        image_size: Side in pixels; ``image_size`` of the networks that have it.
+        args: Further arguments of the network's class, e.g. ``dropout``.
+    """
+    return TorchvisionEncoder(model, image_size, args)
+
+
+class TorchvisionEncoder(LibraryEncoder):
+    """A network of torchvision, without its classifier.
+
+    Args:
+        model: Its name.
+        image_size: Side in pixels of its input.
+        args: Further arguments of its class.
+    """
+
+    def __init__(self, model: str, image_size: int, args: dict[str, Any]) -> None:
+        network, head = create(model, image_size, args)
+        super().__init__(network, f"torchvision:{model}", image_size, (head, *_AUXILIARY))
+        self._model = model
+        self.weight_names = (DEFAULT, *(item.name for item in models.get_model_weights(model)))
+
+    @override
+    def encode(self, x: Float[Tensor, "b 3 h w"]) -> Encoded:
+        part, reads_input = _before_pooling(self.network)
+        seen: list[Tensor] = []
+        with part.register_forward_hook(
+            lambda _, given, made: seen.append(given[0] if reads_input else made)
+        ):
+            pooled = self.network(x)
+        [features] = seen
+        if features.ndim == 3:  # of VisionTransformer: a class token before the patches
+            return Encoded(pooled, features, grid_of(features.shape[1] - 1, x))
+        return encode_map(pooled, features)
+
+    @override
+    def published_weights(self, name: str) -> Mapping[str, Tensor]:
+        """Download torchvision's default weights of the model, or those of a name (``IMAGENET1K_V2``)."""
+        chosen = _published(self._model, name)
+        tensors: Mapping[str, Tensor] = download(
+            self.name, lambda: chosen.get_state_dict(check_hash=True, weights_only=True)
+        )
+        return tensors
+
+
+def create(model: str, image_size: int, args: dict[str, Any]) -> tuple[nn.Module, str]:
+    """Build torchvision's own network without its classifier; return the classifier's name too.
+
+    Raises:
+        UserError: no such model, or arguments that it does not have or take.
+    """
+    name, outline = f"torchvision:{model}", _outline(model)
+    parameters = inspect.signature(type(outline)).parameters
+    check_arguments(name, args, [each for each in parameters if each not in _RESERVED])
+    with explain_refusal(name, args, image_size):
+        network = models.get_model(model, weights=None, **arguments(model, image_size, args))
+    head = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1:]
+    if not head:
+        raise UserError(
+            f"{name}: ends in no linear layer, so its features are not known; choose another model"
+        )
+    network.set_submodule(head[0], nn.Identity())
+    return network, head[0]
+
+
+def arguments(model: str, image_size: int, args: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``torchvision.models.get_model`` gets beside the name."""
+    parameters = inspect.signature(type(_outline(model))).parameters
+    fixed = {"image_size": image_size, "aux_logits": False, "init_weights": True}
+    return {name: value for name, value in fixed.items() if name in parameters} | args
+
+
+def input_spec(model: str, weights: str) -> InputSpec:
+    """Describe the images that a model's weights were trained on; where unknown, its default weights."""
+    _outline(model)
+    preset = (_published(model, weights) or models.get_model_weights(model).DEFAULT).transforms()
+    return InputSpec(preset.crop_size[0], preset.resize_size[0], list(preset.mean), list(preset.std))
+
+
+def _published(model: str, name: str) -> Any:
+    named = models.get_model_weights(model)
+    return named.DEFAULT if name == DEFAULT else named.__members__.get(name)
+
+
+@cache
+def _outline(model: str) -> nn.Module:
+    """Build a network without memory and random numbers, to read its arguments."""
+    check_model("torchvision", model, models.list_models(module=models))
+    options = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
+    build: Callable[[], nn.Module] = partial(models.get_model, model, weights=None, **options)
+    return without_memory(build)
+
+
+def _before_pooling(network: nn.Module) -> tuple[nn.Module, bool]:
+    """Find what holds the last feature map: the input of the pooling, or the output of the last stage."""
+    for name in ("avgpool", "encoder", "features", "layers", "conv5", "blocks"):
+        if isinstance(part := getattr(network, name, None), nn.Module):
+            return (part[-1] if isinstance(part, nn.ModuleList) else part), name == "avgpool"
+    raise AssertionError(f"{type(network).__name__}: no feature map known")
