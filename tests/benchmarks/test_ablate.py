@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 
+from contrastive.config import PretrainConfig
+from contrastive.config_files import differences, load_config
+
 ARMS = ("all_rows", "uniform", "band", "band_oracle")
 
 
@@ -88,9 +91,6 @@ def test_arms_differ_from_each_other_alone(ablation: Any) -> None:
 
 
 def test_arms_are_valid_configs_that_differ_in_loss_bank_and_mining_alone(load: Any) -> None:
-    from contrastive.config import PretrainConfig
-    from contrastive.config_files import differences, load_config
-
     ablate = load("ablate")
     for preset in ablate.PRESETS.values():
         configs = {

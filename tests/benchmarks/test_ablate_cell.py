@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.io import write_png
 
+from memory_bank.config import BankConfig, MiningConfig
+
 ROWS, DIM, CLASSES = 60, 8, 3
 
 
@@ -25,8 +27,6 @@ def world() -> tuple[torch.Tensor, torch.Tensor]:
 
 def oracle(cell: Any, keys: torch.Tensor, labels: torch.Tensor, **settings: Any) -> Any:
     """The miner that a run of the oracle arm trains with."""
-    from memory_bank.config import BankConfig, MiningConfig
-
     mining = MiningConfig(skip_top=0.0, **settings)
     miner = cell.label_oracle(labels)(
         BankConfig(dtype="float32"), mining, rows=ROWS, dim=DIM, seed=0, device=keys.device, upcoming=None

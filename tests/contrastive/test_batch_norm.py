@@ -5,6 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from contrastive.batch_norm import SplitBatchNorm, convert, shuffled
+from contrastive.config import EncoderConfig
+from contrastive.data.batch import Batch
+from contrastive.distributed import Rows
+from contrastive.encoders.build import build_arch, build_encoder
+from contrastive.encoders.spec import ArchSpec
 from tests import tiny
 from tests.contrastive.ranks import run_ranks
 
@@ -23,8 +29,6 @@ def plain_norm(shape):
 
 @pytest.mark.parametrize("shape", [(12, 3), (12, 3, 4, 4), (11, 3), (3, 3), (2, 3)])
 def test_each_group_is_normalised_as_on_a_device_of_its_own(shape):
-    from contrastive.batch_norm import SplitBatchNorm
-
     plain = plain_norm(shape)
     split = SplitBatchNorm(copy.deepcopy(plain), 4)
     groups = {12: [3, 3, 3, 3], 11: [3, 3, 3, 2], 3: [3], 2: [2]}[shape[0]]
@@ -48,8 +52,6 @@ def test_each_group_is_normalised_as_on_a_device_of_its_own(shape):
 
 
 def test_evaluation_and_state_are_those_of_plain_batch_norm():
-    from contrastive.batch_norm import SplitBatchNorm
-
     plain = plain_norm((12, 3, 4, 4))
     split = SplitBatchNorm(copy.deepcopy(plain), 4)
     split(rows(12, 3, 4, 4))
@@ -68,10 +70,6 @@ def test_evaluation_and_state_are_those_of_plain_batch_norm():
     ],
 )
 def test_convert_replaces_every_batch_norm_and_keeps_the_state(kind, names):
-    from contrastive.batch_norm import convert
-    from contrastive.config import EncoderConfig
-    from contrastive.encoders.build import build_encoder
-
     encoder = build_encoder(EncoderConfig(name="resnet10", width=8), 16)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     images = torch.randn(8, 3, 16, 16)
@@ -87,10 +85,6 @@ def test_convert_replaces_every_batch_norm_and_keeps_the_state(kind, names):
 @pytest.mark.parametrize("kind", ["split", "sync"])
 def test_a_batch_norm_with_an_activation_keeps_it(kind):
     """timm has such layers: what follows the normalisation must not be lost with the layer."""
-    from contrastive.batch_norm import convert
-    from contrastive.encoders.build import build_arch
-    from contrastive.encoders.spec import ArchSpec
-
     encoder, images = build_arch(ArchSpec("timm:test_efficientnet"), 32), torch.randn(4, 3, 32, 32)
     assert [part for part in encoder.modules() if type(part).__name__ == "BatchNormAct2d"]
     names, other = list(encoder.state_dict()), copy.deepcopy(encoder)
@@ -103,8 +97,6 @@ def test_a_batch_norm_with_an_activation_keeps_it(kind):
 
 
 def test_the_order_is_a_pure_function_of_rows_seed_and_step():
-    from contrastive.batch_norm import shuffled
-
     ids = torch.tensor([7, 1, 900, 4, 33, 12, 5, 6])
     order = shuffled(ids, 0, 3)
     assert sorted(order.tolist()) == list(range(8))
@@ -125,8 +117,6 @@ def module_of(*overrides):
 
 def keys_in_groups(module, view, groups):
     """The keys of the groups, each through a key network of its own that has plain batch norms."""
-    from contrastive.encoders.build import build_encoder
-
     keys = torch.zeros(12, 8)
     for group in groups:
         encoder = build_encoder(module.config.encoder, 16)
@@ -140,9 +130,6 @@ def keys_in_groups(module, view, groups):
 
 
 def test_split_keys_are_computed_in_groups_of_another_order():
-    from contrastive.batch_norm import shuffled
-    from contrastive.distributed import Rows
-
     module, images, ids = module_of("encoder.batch_norm=split", "encoder.batch_norm_splits=3")
     view, _ = module.views(images, ids, 0)
     order = shuffled(ids, 0, 0)
@@ -155,9 +142,6 @@ def test_split_keys_are_computed_in_groups_of_another_order():
 
 def two_ranks(rank):
     """Shuffled keys of 7 images on one rank and 5 on the other; steps in which one rank has one image."""
-    from contrastive.data.batch import Batch
-    from contrastive.distributed import Rows
-
     module, images, ids = module_of("encoder.batch_norm=shuffle")
     view, _ = module.views(images, ids, 0)
     own = slice(0, 7) if rank == 0 else slice(7, 12)
@@ -181,8 +165,6 @@ def two_ranks(rank):
 
 
 def test_keys_are_exchanged_between_ranks_and_come_back_in_place(tmp_path):
-    from contrastive.batch_norm import shuffled
-
     ranks = run_ranks(two_ranks, tmp_path)
     module, images, ids = module_of("encoder.batch_norm=shuffle")
     view, _ = module.views(images, ids, 0)

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from contrastive.config import PretrainConfig
+from contrastive.logging.names import GROUPS, MEDIA, METRICS, describe
+
 # wandb-workspaces' own use of deprecated parts of pydantic.
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")
 
@@ -38,9 +41,6 @@ def test_the_workspace_is_the_one_that_was_looked_at(dashboard, capsys):
 
 def test_every_panel_shows_something_that_is_logged(dashboard):
     """Names are documented ones, each picture and table has a panel, settings exist."""
-    from contrastive.config import PretrainConfig
-    from contrastive.logging.names import GROUPS, MEDIA, METRICS, describe
-
     shown = {name for plots in dashboard.LINES.values() for names in plots.values() for name in names}
     assert {name for name in shown if name not in METRICS and not describe(name)} == set()
     assert {name.partition("/")[0] for name in shown} == GROUPS.keys()

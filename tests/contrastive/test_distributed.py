@@ -1,6 +1,17 @@
 import pytest
 import torch
 
+from contrastive.distributed import (
+    Collectives,
+    all_true,
+    gather_rows,
+    gather_sizes,
+    gather_with_grad,
+    world_size,
+)
+from contrastive.distributed import rank as own_rank
+from memory_bank.config import BankConfig, MiningConfig
+from memory_bank.miner import build_miner
 from tests.contrastive.ranks import run_ranks
 
 
@@ -10,15 +21,6 @@ def rows_of(rank, b):
 
 def collect(rank):
     """Everything the collectives give on this rank; compared in the test's own process."""
-    from contrastive.distributed import (
-        all_true,
-        gather_rows,
-        gather_sizes,
-        gather_with_grad,
-        world_size,
-    )
-    from contrastive.distributed import rank as own_rank
-
     results = {"world": world_size(), "rank": own_rank()}
     for label, sizes in {"equal": (2, 2), "unequal": (1, 3), "empty": (0, 2)}.items():
         rows = rows_of(rank, sizes[rank]).requires_grad_()
@@ -45,8 +47,6 @@ def ranks(tmp_path_factory):
 
 def exchange(rank):
     """Rank 0 sends one row to itself and two to rank 1, rank 1 none and three."""
-    from contrastive.distributed import Collectives
-
     talk = Collectives()
     sizes = ((1, 2), (0, 3))[rank]
     results = {"place": (talk.rank, talk.world)}
@@ -135,10 +135,6 @@ def test_one_process_is_the_identity():
 
 
 def test_a_part_of_the_bank_can_be_planned_before_the_ranks_are_there():
-    from contrastive.distributed import Collectives
-    from memory_bank.config import BankConfig, MiningConfig
-    from memory_bank.miner import build_miner
-
     miner = build_miner(
         BankConfig(placement="sharded"),
         MiningConfig(),

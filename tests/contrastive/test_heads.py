@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from contrastive.heads import predictor, projector
+
 
 def kinds(module):
     return [type(step) for step in module]
@@ -9,8 +11,6 @@ def kinds(module):
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_projector_layout(layers):
-    from contrastive.heads import projector
-
     head = projector(10, 16, layers, 4)
     assert kinds(head) == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * (layers - 1) + [nn.Linear]
     linear = [step for step in head if isinstance(step, nn.Linear)]
@@ -22,15 +22,11 @@ def test_projector_layout(layers):
 
 
 def test_projector_needs_a_layer():
-    from contrastive.heads import projector
-
     with pytest.raises(ValueError, match=r"layers=0: .* encoder\.projector_layers=2"):
         projector(10, 16, 0, 4)
 
 
 def test_predictor_keeps_the_dimension():
-    from contrastive.heads import predictor
-
     head = predictor(4, 32)
     assert kinds(head) == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
     assert (head[0].out_features, head[-1].out_features) == (32, 4)

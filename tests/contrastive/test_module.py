@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from contrastive.data.batch import Batch
 from tests import tiny
 from tests.reference import losses as reference
 
@@ -129,8 +130,6 @@ def test_keys_carry_no_gradient_and_queries_do(parts):
 
 
 def test_a_micro_batch_left_out_has_gradients_of_0_whatever_the_weights(parts):
-    from contrastive.data.batch import Batch
-
     module, batch = parts()
     module.networks.projector[0].weight.data[0, 0] = float("inf")
     loss = module.training_step(Batch(batch.images[:1], batch.ids[:1]), 0)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from contrastive.momentum import Ema, momentum_at
+
 
 def pair():
     torch.manual_seed(0)
@@ -19,8 +21,6 @@ def pair():
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 0.999, 1.0])
 def test_parameters_follow_the_formula(momentum):
-    from contrastive.momentum import Ema
-
     online, target = pair()
     before = [weight.clone().numpy().astype(np.float64) for weight in target.parameters()]
     Ema(online, target)(momentum)
@@ -30,8 +30,6 @@ def test_parameters_follow_the_formula(momentum):
 
 
 def test_buffers_are_copied():
-    from contrastive.momentum import Ema
-
     online, target = pair()
     Ema(online, target)(0.99)
     assert torch.equal(target[1].running_mean, online[1].running_mean)
@@ -40,8 +38,6 @@ def test_buffers_are_copied():
 
 
 def test_the_online_network_and_its_graph_are_untouched():
-    from contrastive.momentum import Ema
-
     online, target = pair()
     before = copy.deepcopy(online.state_dict())
     Ema(online, target)(0.5)
@@ -51,8 +47,6 @@ def test_the_online_network_and_its_graph_are_untouched():
 
 
 def test_modules_of_other_structure_are_refused():
-    from contrastive.momentum import Ema
-
     online, _ = pair()
     with pytest.raises(ValueError, match=r"2\.weight: differs"):
         Ema(online, nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)))
@@ -62,15 +56,11 @@ def test_modules_of_other_structure_are_refused():
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])
 def test_momentum_out_of_range(momentum):
-    from contrastive.momentum import Ema
-
     with pytest.raises(ValueError, match=f"momentum={momentum}"):
         Ema(*pair())(momentum)
 
 
 def test_schedule():
-    from contrastive.momentum import momentum_at
-
     for step in range(11):
         byol = 1 - (1 - 0.99) * (math.cos(math.pi * step / 10) + 1) / 2
         assert momentum_at(step, 10, 0.99, 1.0) == pytest.approx(byol, abs=1e-15)
@@ -83,7 +73,5 @@ def test_schedule():
 @pytest.mark.parametrize(("step", "total"), [(-1, 10), (0, 0)])
 @pytest.mark.parametrize("end", [None, 1.0])
 def test_steps_out_of_range_are_refused(step, total, end):
-    from contrastive.momentum import momentum_at
-
     with pytest.raises(ValueError, match=f"step={step}, total={total}: 0 <= step"):
         momentum_at(step, total, 0.99, end)

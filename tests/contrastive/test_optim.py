@@ -5,6 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from contrastive import optim
+from contrastive.config import OptimizerConfig
+from contrastive.encoders.build import build_arch
+from contrastive.encoders.spec import ArchSpec
+from contrastive.optim import LARS, LARS_TRUST, build_optimizer, learning_rate, parameter_groups
 from tests.reference import losses as reference
 
 
@@ -16,14 +21,10 @@ def network():
 
 
 def config(**settings):
-    from contrastive.config import OptimizerConfig
-
     return OptimizerConfig(**settings)
 
 
 def test_norms_and_biases_are_not_decayed():
-    from contrastive.optim import parameter_groups
-
     model = network()
     decayed, plain = parameter_groups(model, 0.1)
     assert {id(p) for p in decayed["params"]} == {id(model[0].weight), id(model[3].weight)}
@@ -44,10 +45,6 @@ def test_norms_and_biases_are_not_decayed():
     ],
 )
 def test_positions_tokens_and_layer_scales_are_not_decayed(name, undecayed):
-    from contrastive.encoders.build import build_arch
-    from contrastive.encoders.spec import ArchSpec
-    from contrastive.optim import parameter_groups
-
     with torch.device("meta"):
         encoder = build_arch(ArchSpec(name), 32)
     network = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(2, 2)})
@@ -60,8 +57,6 @@ def test_positions_tokens_and_layer_scales_are_not_decayed(name, undecayed):
 
 
 def test_a_network_names_what_is_not_decayed():
-    from contrastive.optim import parameter_groups
-
     class Scaled(nn.Linear):
         def no_weight_decay(self):
             return {"weight"}
@@ -72,8 +67,6 @@ def test_a_network_names_what_is_not_decayed():
 
 
 def test_frozen_parameters_are_left_out():
-    from contrastive.optim import parameter_groups
-
     model = network()
     model[0].requires_grad_(False)
     held = {id(p) for group in parameter_groups(model, 0.1) for p in group["params"]}
@@ -84,8 +77,6 @@ def test_frozen_parameters_are_left_out():
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", "SGD"), ("adamw", "AdamW"), ("lars", "LARS")])
 def test_build(name, kind):
-    from contrastive.optim import build_optimizer
-
     optimizer = build_optimizer(
         network(), config(name=name, base_lr=0.3, weight_decay=0.01, sgd_momentum=0.8), 512
     )
@@ -99,8 +90,6 @@ def test_build(name, kind):
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_gradients_that_somebody_looks_at_are_not_left_to_a_fused_kernel(monkeypatch, name):
     """Lightning's clipping and torch's loss scale go by what the optimizer says of itself."""
-    from contrastive import optim
-
     monkeypatch.setattr(optim, "_on_cuda", lambda groups: True)
     for fuse in (True, False):
         built = optim.build_optimizer(network(), config(name=name), 256, fuse=fuse)
@@ -109,8 +98,6 @@ def test_gradients_that_somebody_looks_at_are_not_left_to_a_fused_kernel(monkeyp
 
 def test_decay_shrinks_weights_only():
     """With gradients of zero a step is decay alone."""
-    from contrastive.optim import build_optimizer
-
     model = network()
     before = {name: value.clone() for name, value in model.named_parameters()}
     optimizer = build_optimizer(model, config(base_lr=0.5, weight_decay=0.1), 256)
@@ -125,8 +112,6 @@ def test_decay_shrinks_weights_only():
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
 def test_five_steps_of_a_network_equal_the_loops(name):
     """Weights are decayed (and, by LARS, adapted); norms and biases are not."""
-    from contrastive.optim import LARS_TRUST, build_optimizer
-
     model = network().double()
     before = {key: value.detach().numpy().copy() for key, value in model.named_parameters()}
     generator = np.random.default_rng(0)
@@ -156,8 +141,6 @@ def test_five_steps_of_a_network_equal_the_loops(name):
 
 
 def test_learning_rate_by_formula():
-    from contrastive.optim import learning_rate
-
     total, warmup = 20, 4
     for step in range(total):
         cosine = 0.5 * (1 + math.cos(math.pi * (step - 4) / 16))
@@ -174,8 +157,6 @@ def test_learning_rate_by_formula():
 
 
 def test_learning_rate_limits():
-    from contrastive.optim import learning_rate
-
     assert learning_rate(0, total_steps=10, warmup_steps=0) == 1.0
     assert learning_rate(9, total_steps=10, warmup_steps=10) == 10 / 11  # all warm-up: no division by zero
     for step, total, warmup in ((-1, 10, 0), (0, 10, 11), (0, 10, -1)):
@@ -186,8 +167,6 @@ def test_learning_rate_limits():
 @pytest.mark.parametrize("adapt", [True, False])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_lars_equals_the_loops(adapt, momentum):
-    from contrastive.optim import LARS
-
     generator = np.random.default_rng(0)
     start, gradients = generator.normal(size=(3, 4)), generator.normal(size=(5, 3, 4))
     rates = [0.5, 0.4, 0.3, 0.2, 0.1]
@@ -212,8 +191,6 @@ def test_lars_equals_the_loops(adapt, momentum):
 
 @pytest.mark.parametrize(("start", "gradient"), [(0.0, 1.0), (1.0, 0.0)])
 def test_lars_with_a_norm_of_zero(start, gradient):
-    from contrastive.optim import LARS
-
     weight = nn.Parameter(torch.full((3,), start))
     weight.grad = torch.full((3,), gradient)
     LARS([weight], lr=0.1, momentum=0.0).step()
@@ -221,8 +198,6 @@ def test_lars_with_a_norm_of_zero(start, gradient):
 
 
 def test_lars_goes_on_from_its_state():
-    from contrastive.optim import LARS
-
     gradients = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(1))
 
     def steps(weight, optimizer, rows):
@@ -243,8 +218,6 @@ def test_lars_goes_on_from_its_state():
 
 
 def test_lars_leaves_parameters_without_gradient_alone():
-    from contrastive.optim import LARS
-
     held, moved = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     moved.grad = torch.ones(2)
     LARS([held, moved], lr=0.1).step()
@@ -254,7 +227,5 @@ def test_lars_leaves_parameters_without_gradient_alone():
 
 @pytest.mark.parametrize("settings", [{"lr": 0.0}, {"lr": 0.1, "momentum": 1.0}, {"lr": 0.1, "trust": 0.0}])
 def test_lars_ranges(settings):
-    from contrastive.optim import LARS
-
     with pytest.raises(ValueError, match="lr > 0"):
         LARS([nn.Parameter(torch.ones(2))], **settings)

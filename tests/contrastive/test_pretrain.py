@@ -17,6 +17,33 @@ import pytest
 import torch
 from PIL import Image
 
+from contrastive import dry_run, fitting, optim, pretrain, trainer_settings
+from contrastive.__main__ import main
+from contrastive.callbacks import preemption, watch_health
+from contrastive.callbacks.online import monitor_split
+from contrastive.callbacks.profile import PARTS
+from contrastive.callbacks.watch_mining import WatchMining
+from contrastive.checkpoint.manifest import verify
+from contrastive.config import PretrainConfig
+from contrastive.config_files import load_saved
+from contrastive.data.batch import Batch
+from contrastive.data.dataset import open_dataset
+from contrastive.data.images import FileImages, SomeImages
+from contrastive.encoders.weights import load_encoder
+from contrastive.logging.metrics_csv import MetricsCsv
+from contrastive.logging.names import METRICS, describe
+from contrastive.methods.moco import Moco
+from contrastive.module import ContrastiveModule
+from contrastive.momentum import momentum_at
+from contrastive.optim import learning_rate
+from eval import knn, linear_probe
+from eval.features import Features, Split, extract
+from eval.frozen import resolve
+from memory_bank.lookahead import LookAhead
+from memory_bank.miner import Miner
+from memory_bank.sealed import read
+from memory_bank.state import load_state
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -34,7 +61,6 @@ def folder(tmp_path):
 @pytest.fixture
 def run(folder, tmp_path, capsys):
     """Call the command with a tiny recipe; returns exit code, the JSON of the last line, stderr."""
-    from contrastive.__main__ import main
 
     def call(*overrides):
         code = main(
@@ -69,8 +95,6 @@ def run(folder, tmp_path, capsys):
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    from memory_bank.sealed import read
-
     return read(run_dir / "encoder.safetensors")[0]
 
 
@@ -79,8 +103,6 @@ def same(left, right):
 
 
 def bank(run_dir: Path) -> dict[str, torch.Tensor]:
-    from memory_bank.state import load_state
-
     checkpoints = run_dir / "checkpoints"
     saved = load_state(checkpoints / (checkpoints / "last").read_text().strip() / "bank.safetensors")
     return {name: value for name, value in saved["bank"].items() if isinstance(value, torch.Tensor)}
@@ -184,8 +206,6 @@ def test_a_band_that_is_widened_is_said_at_the_start(run):
 
 
 def test_the_seconds_of_a_resumed_run_are_those_of_all_its_parts(run, tmp_path, monkeypatch):
-    from contrastive.logging.metrics_csv import MetricsCsv
-
     with monkeypatch.context() as patch:
         patch.setattr(MetricsCsv, "state_dict", lambda self: {"seconds": 1000.0})  # spent by a first part
         run("trainer.max_steps=11", "run.checkpoint_every=1")
@@ -208,8 +228,6 @@ def test_a_kill_between_the_last_save_and_its_pointer_is_mended(run, tmp_path):
 
 def test_the_training_path_has_no_labels(run, tmp_path, monkeypatch):
     """Whatever the label table says, the weights are the same."""
-    from contrastive.data.images import FileImages
-
     run("run.name=plain")
     made = FileImages.__init__
 
@@ -237,15 +255,6 @@ def test_monitors_and_pictures_leave_the_weights_alone(run, tmp_path):
 
 def test_online_scores_agree_with_the_offline_protocols(run, tmp_path):
     """On the same rows, features of the written encoder: kNN to the last digit, the probe within 1 point."""
-    from contrastive.callbacks.online import monitor_split
-    from contrastive.config import PretrainConfig
-    from contrastive.config_files import load_saved
-    from contrastive.data.dataset import open_dataset
-    from contrastive.data.images import SomeImages
-    from contrastive.encoders.weights import load_encoder
-    from eval import knn, linear_probe
-    from eval.features import Features, Split, extract
-
     digits = ["data.name=digits", "data.root=null", "data.global_batch=64", "schedule.epochs=2"]
     code, result, _ = run(*digits, "encoder.name=resnet10", "logging.probe_every_epochs=2")
     assert code == 0
@@ -275,8 +284,6 @@ def test_online_scores_agree_with_the_offline_protocols(run, tmp_path):
 
 def test_accumulated_micro_batches_are_one_step(run, tmp_path, monkeypatch):
     """One write of the bank, one step of the learning rate and of the key network's momentum, by formula."""
-    from memory_bank.miner import Miner
-
     write, written = Miner.write, []
 
     def spied(self, keys, ids, step):
@@ -323,8 +330,6 @@ def test_looking_ahead_on_a_thread_changes_no_bit_of_a_run(run, tmp_path):
 
 
 def test_a_look_up_that_fails_on_its_thread_stops_the_run_with_its_own_traceback(run, monkeypatch):
-    from memory_bank.lookahead import LookAhead
-
     issue, on_threads = LookAhead.issue, set()
 
     def broken_issue(self, step):
@@ -344,9 +349,6 @@ def test_a_look_up_that_fails_on_its_thread_stops_the_run_with_its_own_traceback
 @pytest.fixture
 def alerts(monkeypatch):
     """Title and text of what W&B would tell people."""
-    from contrastive import fitting
-    from contrastive.callbacks import watch_health
-
     sent = []
     for module in (fitting, watch_health):
         monkeypatch.setattr(module, "alert", lambda trainer, title, text: sent.append((title, text)))
@@ -376,8 +378,6 @@ def test_a_loss_that_is_not_finite_is_skipped_and_three_in_a_row_stop_the_run(
 
 def alter_queries(monkeypatch, alter):
     """Let ``alter(query, step)`` take the place of the query that enters the loss."""
-    from contrastive.methods.moco import Moco
-
     compare = Moco.compare
 
     def altered(self, query, key, negatives, rows, step):
@@ -389,8 +389,6 @@ def alter_queries(monkeypatch, alter):
 @pytest.fixture
 def moves(monkeypatch):
     """Of each step, whether weights or statistics moved; then, and only then, must the bank be written."""
-    from contrastive.module import ContrastiveModule
-
     step, seen = ContrastiveModule.optimizer_step, []
 
     def watched(self, *args, **kwargs):
@@ -425,7 +423,6 @@ def test_mixed_precision_clips_and_skips_where_optimizers_can_be_fused(
     run, monkeypatch, moves, scale_loss, scaled
 ):
     """The loss of step 1 is NaN."""
-    from contrastive import optim
 
     def altered(query, step):
         if step == 2 and scaled:  # more than the scale allows for
@@ -460,9 +457,6 @@ def test_gradients_that_overflow_at_every_loss_scale_stop_the_run(run, tmp_path,
 
 def test_a_step_of_fewer_than_two_images_moves_nothing_and_stops_nothing(run, monkeypatch, moves):
     """However many in a row; momentum and weight decay have no part in them."""
-    from contrastive.data.batch import Batch
-    from contrastive.module import ContrastiveModule
-
     step = ContrastiveModule.training_step
 
     def halved(self, batch, batch_idx):
@@ -483,11 +477,6 @@ def test_a_step_of_fewer_than_two_images_moves_nothing_and_stops_nothing(run, mo
     ids=["in the middle", "by the last step", "in what evaluation alone reads"],
 )
 def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatch, ruined_by, what):
-    from contrastive.checkpoint.manifest import verify
-    from contrastive.encoders.weights import load_encoder
-    from contrastive.module import ContrastiveModule
-    from eval.frozen import resolve
-
     update = ContrastiveModule.optimizer_step
 
     def ruin(self, *args, **kwargs):
@@ -523,8 +512,6 @@ def test_a_learning_rate_beyond_reason_ends_with_3(run, tmp_path):
 
 
 def test_a_profile_tells_the_parts_of_a_step_and_changes_none(run, tmp_path):
-    from contrastive.callbacks.profile import PARTS
-
     code, result, err = run("run.name=profiled", "profile=true")
     shares = {name: value for name, value in result["metrics"].items() if name.startswith("perf/share_")}
     assert code == 0
@@ -681,7 +668,6 @@ def test_another_error_of_a_step_is_a_fault_of_the_program(run, monkeypatch):
 
 def fail(monkeypatch, error):
     """Let every step raise ``error``."""
-    from contrastive.module import ContrastiveModule
 
     def step(self, batch, batch_idx):
         raise error
@@ -800,8 +786,6 @@ def test_a_dry_run_refuses_what_a_run_would(run, override):
 
 
 def test_a_dry_run_estimates_and_keeps_nothing(run, tmp_path):
-    from contrastive.__main__ import main
-
     code, result, _ = run("--dry-run")
     assert code == 0
     assert result["steps"] > 2
@@ -812,8 +796,6 @@ def test_a_dry_run_estimates_and_keeps_nothing(run, tmp_path):
 
 @pytest.mark.parametrize(("most_s", "taken"), [(1000.0, 4), (20.0, 2)])
 def test_a_dry_run_estimates_from_the_steps_after_the_first_in_bounded_time(run, monkeypatch, most_s, taken):
-    from contrastive import dry_run
-
     clock = iter([0.0, 50.0, 50.5, 51.0, 60.0])  # of the start and of the end of each step
     monkeypatch.setattr("contrastive.pretrain.STEPS", 4)
     monkeypatch.setattr("contrastive.pretrain.SECONDS", most_s)
@@ -831,8 +813,6 @@ def test_a_dry_run_estimates_from_the_steps_after_the_first_in_bounded_time(run,
 @pytest.fixture
 def trained(monkeypatch):
     """Precision of each run that started, on a processor with bfloat16 instructions or without."""
-    from contrastive import pretrain, trainer_settings
-
     found, fit = [], pretrain.fit
 
     def noted(trainer, *others):
@@ -862,9 +842,6 @@ def mixed_recipe(tmp_path):
 def test_a_recipe_in_bfloat16_runs_in_float32_where_the_processor_lacks_it(
     run, tmp_path, trained, mixed_recipe, bf16, used
 ):
-    from contrastive.config import PretrainConfig
-    from contrastive.config_files import load_saved
-
     precisions = trained(bf16)
     code, _, err = run(*mixed_recipe)
     assert (code, precisions) == (0, [used])
@@ -899,8 +876,6 @@ def test_a_dry_run_falls_back_to_float32_too(run, trained, mixed_recipe):
 
 def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
     """An alignment-only loss has nothing to push away from."""
-    from contrastive.methods.moco import Moco
-
     _, _, err = run("run.name=good")
     assert "collapse" not in err
     assert not alerts
@@ -955,8 +930,6 @@ def test_a_signal_before_the_first_step_ends_the_start_in_order(run, monkeypatch
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(run, monkeypatch):
-    from contrastive.module import ContrastiveModule
-
     def impatient(*_):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -978,8 +951,6 @@ def test_too_few_images_for_online_scores_do_not_stop_the_run(run, monkeypatch, 
 
 
 def test_a_preempted_run_spends_no_time_on_scores(run, monkeypatch):
-    from contrastive.module import ContrastiveModule
-
     step = ContrastiveModule.training_step
 
     def interrupted(self, *args):
@@ -1031,9 +1002,6 @@ def test_odd_entries_of_a_run_are_refused_by_name_before_a_step_is_taken(run, tm
 
 
 def test_the_row_of_a_step_has_the_learning_rate_and_the_momentum_that_it_used(run, tmp_path):
-    from contrastive.momentum import momentum_at
-    from contrastive.optim import learning_rate
-
     parts = ("trainer.max_steps=5", "trainer.max_steps=12")  # the first row after a resume too
     for part in parts:
         _, result, _ = run("optimizer.base_lr=0.32", "encoder.momentum_end=1", part)
@@ -1047,8 +1015,6 @@ def test_the_row_of_a_step_has_the_learning_rate_and_the_momentum_that_it_used(r
 
 
 def test_logged_and_documented_metrics_are_the_same(run, tmp_path):
-    from contrastive.logging.names import METRICS, describe
-
     run("run.name=base", "profile=true")
     index = ("mining.backend=faiss", "mining.index=IVF1,Flat", "mining.recall_every=1", "mining.min_fill=0.9")
     for name, more in {
@@ -1092,8 +1058,6 @@ def test_a_bank_that_unreadable_images_keep_from_filling_is_named_once(run, fold
 
 
 def test_whether_the_bank_was_used_survives_a_resume(run):
-    from contrastive.callbacks.watch_mining import WatchMining
-
     run("trainer.max_steps=11")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WatchMining, "on_step", lambda *_: None)
@@ -1101,8 +1065,6 @@ def test_whether_the_bank_was_used_survives_a_resume(run):
 
 
 def test_a_time_limit_ends_each_start_with_75_until_the_run_is_done(run, tmp_path, monkeypatch):
-    from contrastive.callbacks import preemption
-
     run("run.name=whole")
     clock = itertools.count(0, 50)  # seconds that pass from one look to the next
     monkeypatch.setattr(preemption, "time", SimpleNamespace(monotonic=lambda: next(clock)))

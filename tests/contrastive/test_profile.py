@@ -2,11 +2,11 @@
 
 import pytest
 
+from contrastive.callbacks import profile
+
 
 def test_a_part_within_another_interrupts_it(monkeypatch):
     import torch
-
-    from contrastive.callbacks import profile
 
     clock = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0, 21.0, 28.0, 36.0])
     monkeypatch.setattr(profile.time, "perf_counter", lambda: next(clock))

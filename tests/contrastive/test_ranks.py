@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from contrastive.data.batch import Batch
 from tests import tiny
 from tests.contrastive.ranks import run_ranks
 
@@ -25,8 +26,6 @@ SHARES = ((0, 4, 8), (0, 3, 8))
 def step(rank, bounds, overrides):
     """One step of a rank's share: what came out, gradients averaged as DDP does, and the bank after it."""
     import torch.distributed as dist
-
-    from contrastive.data.batch import Batch
 
     module = tiny.module(*overrides, rows=ROWS, fill=False)
     module.eval()  # batch norm stands still: a rank's statistics are not the batch's

@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contrastive.__main__ import main
+from contrastive.config import PretrainConfig
+from contrastive.config_files import load_config
+from contrastive.data.plan import Plan
+
 FOLDER = resources.files("configs") / "pretrain"
 RECIPES = sorted(path.name.removesuffix(".yaml") for path in FOLDER.iterdir() if path.name.endswith(".yaml"))
 
@@ -27,9 +32,6 @@ SMALL = [
 
 
 def load(name, *overrides):
-    from contrastive.config import PretrainConfig
-    from contrastive.config_files import load_config
-
     return load_config(PretrainConfig, "pretrain", name, overrides)
 
 
@@ -63,8 +65,6 @@ def test_queues_hold_as_many_keys_as_published():
 
 
 def test_the_fast_recipe_stops_for_nothing_within_an_epoch():
-    from contrastive.data.plan import Plan
-
     config = load("cifar10_fast")
     plan = Plan(50_000, 0, config.data.global_batch, config.schedule.epochs)
     assert plan.total_steps == 19_400
@@ -80,8 +80,6 @@ def test_the_fast_recipe_stops_for_nothing_within_an_epoch():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_steps_of_it(name, folder, tmp_path, monkeypatch, capsys):
-    from contrastive.__main__ import main
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("contrastive.pretrain.STEPS", 2)
     config = load(name)

@@ -2,31 +2,28 @@
 
 import pytest
 
+from contrastive.config import DataConfig, PretrainConfig, ScheduleConfig
+from contrastive.config_files import load_config, recipes
+from contrastive.data.plan import Plan
+from contrastive.short_run import steps_to_fill, too_short_for
+from memory_bank.config import BankConfig, MiningConfig
+
 
 def make(rows=1335, batch=16, epochs=3, **groups):
-    from contrastive.config import DataConfig, PretrainConfig, ScheduleConfig
-    from contrastive.data.plan import Plan
-
     schedule = ScheduleConfig(epochs=epochs, warmup_epochs=groups.pop("warmup", 0.0))
     config = PretrainConfig(data=DataConfig(global_batch=batch), schedule=schedule, **groups)
     return config, Plan(rows, 0, batch, epochs)
 
 
 def bank(**settings):
-    from memory_bank.config import BankConfig
-
     return BankConfig(**settings)
 
 
 def mining(**settings):
-    from memory_bank.config import MiningConfig
-
     return MiningConfig(**settings)
 
 
 def lines(config, plan, *, mines=True, approximate=False):
-    from contrastive.short_run import too_short_for
-
     return too_short_for(config, plan, mines=mines, approximate=approximate)
 
 
@@ -34,8 +31,6 @@ def lines(config, plan, *, mines=True, approximate=False):
     ("rows", "batch", "min_fill"), [(63, 16, 1.0), (40, 16, 0.9), (64, 16, 0.5), (9, 8, 0.2)]
 )
 def test_a_data_set_bank_is_full_after_the_steps_that_were_computed(rows, batch, min_fill):
-    from contrastive.short_run import steps_to_fill
-
     _, plan = make(rows, batch, epochs=20)
     seen: set[int] = set()
     for step in range(plan.total_steps):
@@ -46,8 +41,6 @@ def test_a_data_set_bank_is_full_after_the_steps_that_were_computed(rows, batch,
 
 
 def test_a_data_set_bank_that_the_plan_never_fills():
-    from contrastive.short_run import steps_to_fill
-
     _, plan = make(rows=63, epochs=1)
     assert steps_to_fill(plan, bank(), 1.0) is None
     assert steps_to_fill(plan, bank(), 0.0) == 0
@@ -107,10 +100,6 @@ def test_a_recall_that_is_never_measured_is_named():
 
 @pytest.mark.parametrize("rows", [1335, 50_000, 1_281_167])
 def test_shipped_recipes_are_long_enough(rows):
-    from contrastive.config import PretrainConfig
-    from contrastive.config_files import load_config, recipes
-    from contrastive.data.plan import Plan
-
     for recipe in recipes("pretrain"):
         config = load_config(PretrainConfig, "pretrain", recipe, ["data.root=x"])
         if config.data.global_batch * 4 > rows:

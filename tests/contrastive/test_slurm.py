@@ -2,6 +2,9 @@ import os
 
 import pytest
 
+from contrastive import slurm
+from contrastive.slurm import requeue
+
 
 @pytest.fixture
 def scontrol(tmp_path, monkeypatch):
@@ -19,8 +22,6 @@ def scontrol(tmp_path, monkeypatch):
 
 
 def test_a_job_and_a_task_of_an_array_are_queued_again_by_name(scontrol, monkeypatch):
-    from contrastive.slurm import requeue
-
     assert not requeue()
     assert not (scontrol / "asked").exists()
     monkeypatch.setenv("SLURM_JOB_ID", "1234")
@@ -32,8 +33,6 @@ def test_a_job_and_a_task_of_an_array_are_queued_again_by_name(scontrol, monkeyp
 
 
 def test_a_refusal_is_told_and_nothing_is_raised(scontrol, monkeypatch, caplog):
-    from contrastive import slurm
-
     monkeypatch.setattr(slurm.logger, "propagate", True)
     monkeypatch.setattr(slurm.logger.parent, "propagate", True)
     monkeypatch.setenv("SLURM_JOB_ID", "1234")

@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contrastive.__main__ import main
+from contrastive.callbacks.metrics import LogMetrics
+from contrastive.callbacks.watch_ranks import WatchRanks
+from contrastive.logging.names import GROUPS, MEDIA, describe
+from eval.__main__ import main as evaluate
 from tests.contrastive.logging.harness import read_records
 
 
@@ -30,8 +35,6 @@ def photos(tmp_path):
 @pytest.fixture
 def command(photos, tmp_path, capsys, monkeypatch):
     """Call the command offline with a tiny recipe; returns exit code and stderr."""
-    from contrastive.__main__ import main
-
     for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):  # set for the whole process when a run starts
         monkeypatch.setenv(name, str(tmp_path / "wandb"))
     small = (
@@ -80,10 +83,6 @@ def folder(key):
 @pytest.mark.slow
 @pytest.mark.usefixtures("wandb_ends")
 def test_a_preempted_resumed_and_evaluated_run_read_back(command, tmp_path, monkeypatch, capsys):
-    from contrastive.callbacks.metrics import LogMetrics
-    from contrastive.logging.names import GROUPS, MEDIA, describe
-    from eval.__main__ import main as evaluate
-
     on_step, stop_at = LogMetrics.on_step, 7
 
     def stop(self, trainer, module, step):
@@ -169,8 +168,6 @@ def test_a_preempted_resumed_and_evaluated_run_read_back(command, tmp_path, monk
 @pytest.mark.slow
 @pytest.mark.usefixtures("wandb_ends")
 def test_a_run_that_was_killed_has_each_value_once(command, tmp_path, monkeypatch):
-    from contrastive.callbacks.watch_ranks import WatchRanks
-
     def killed(self, trainer, *_):
         if trainer.global_step == 8:
             raise KeyError("killed")

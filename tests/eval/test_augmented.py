@@ -6,14 +6,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from contrastive.config import ViewConfig
+from eval import linear_probe, linear_sgd
+from eval.augmented import augmented_batches
+from eval.config import BaselineConfig, EvalConfig
+from eval.features import extract
+from eval.finetune import FinetuneConfig, FinetuneEvaluation, labelled_part, tune
+from eval.frozen import resolve, tensor_hash
+from eval.linear_probe import LinearConfig, LinearEvaluation, SgdConfig
+from eval.lowshot import LowshotConfig, draw_levels
+from eval.subject import Extractor
+
 PLAIN = {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "flip": 0.0}
 
 
 def shared(view=PLAIN, sgd=None):
     """Settings that the linear probe and fine-tuning have in common."""
-    from contrastive.config import ViewConfig
-    from eval.linear_probe import LinearConfig, SgdConfig
-
     linear = LinearConfig(
         learning_rates=[0.1], weight_decays=[1e-3, 1e-2], min_steps=50, sgd=SgdConfig(**(sgd or {}))
     )
@@ -22,14 +30,10 @@ def shared(view=PLAIN, sgd=None):
 
 
 def settings(**changes):
-    from eval.linear_probe import LinearEvaluation
-
     return LinearEvaluation(**shared(**changes))
 
 
 def finetune_settings(**finetune):
-    from eval.finetune import FinetuneConfig, FinetuneEvaluation
-
     tuned = FinetuneConfig(**({"learning_rates": [1e-2], "epochs": 1} | finetune))
     return FinetuneEvaluation(**shared(), finetune=tuned)
 
@@ -37,10 +41,6 @@ def finetune_settings(**finetune):
 @pytest.fixture(scope="module")
 def networks(shared_run):
     """The run's encoder and raw pixels on the digits."""
-    from eval.config import BaselineConfig, EvalConfig
-    from eval.frozen import resolve
-    from eval.subject import Extractor
-
     config = EvalConfig(
         checkpoint=str(shared_run), device="cpu", progress=False, baselines=BaselineConfig(raw_size=8)
     )
@@ -53,8 +53,6 @@ def first(network, count):
 
 
 def test_without_randomness_the_views_are_the_centre_views(networks):
-    from eval.augmented import augmented_batches
-
     network, rows = networks["raw_pixels"], torch.tensor([4, 9, 300, 7])
     batches = augmented_batches(network, rows, settings().view, batch_size=4, epochs=2, seed=3)
     features, labels = network.features.train.features, network.features.train.labels
@@ -70,8 +68,6 @@ def test_without_randomness_the_views_are_the_centre_views(networks):
 
 
 def test_a_bar_counts_the_steps_on_stderr(networks, capsys):
-    from eval.augmented import augmented_batches
-
     network = replace(networks["encoder"], title="encoder")
     given = {"batch_size": 2, "epochs": 3, "seed": 0, "title": "fine-tuning"}
     for _ in augmented_batches(network, torch.arange(4), settings().view, **given):
@@ -83,8 +79,6 @@ def test_a_bar_counts_the_steps_on_stderr(networks, capsys):
 
 
 def test_views_differ_by_epoch_and_seed_but_not_by_call(networks):
-    from eval.augmented import augmented_batches
-
     def views(seed):
         view = settings(view={"crop_scale": [0.3, 0.6]}).view
         made = augmented_batches(
@@ -100,7 +94,6 @@ def test_views_differ_by_epoch_and_seed_but_not_by_call(networks):
 
 def test_heads_are_what_torch_sgd_gives(networks):
     """Every rate at once equals autograd and torch.optim.SGD with one rate, on the same views."""
-    from eval.augmented import augmented_batches
     from eval.linear_sgd import train
 
     network, rates = networks["encoder"], [0.01, 0.3]
@@ -128,8 +121,6 @@ def test_heads_are_what_torch_sgd_gives(networks):
 
 def test_without_randomness_sgd_agrees_with_the_cached_probe(networks):
     """Within 1.5 points on 462 images: SGD stops short of the minimum that the other reaches."""
-    from eval import linear_probe, linear_sgd
-
     network = networks["raw_pixels"]
     config = settings(sgd={"epochs": 30, "batch_size": 128, "learning_rates": [0.003, 0.01, 0.03]})
     by_sgd = linear_sgd.score(network, config)
@@ -140,8 +131,6 @@ def test_without_randomness_sgd_agrees_with_the_cached_probe(networks):
 
 
 def test_an_encoder_that_does_not_stay_frozen_is_caught(networks, monkeypatch):
-    from eval import linear_sgd
-
     network = networks["encoder"]
     forward = type(network.module).encode
 
@@ -159,10 +148,6 @@ def test_an_encoder_that_does_not_stay_frozen_is_caught(networks, monkeypatch):
 
 def test_fine_tuning_starts_as_the_linear_probe(networks):
     """With next to no learning rate it is the probe: the same logits on every test image."""
-    from eval import linear_probe
-    from eval.features import extract
-    from eval.finetune import tune
-
     network = networks["raw_pixels"]
     part, config = first(network, 200), finetune_settings()
     tuned = tune(network, part, config, 1e-12, seed=0)
@@ -175,10 +160,6 @@ def test_fine_tuning_starts_as_the_linear_probe(networks):
 
 
 def test_fine_tuning_learns_and_leaves_the_encoder_alone(networks):
-    from eval.features import extract
-    from eval.finetune import tune
-    from eval.frozen import tensor_hash
-
     network = networks["encoder"]
     before, part = tensor_hash(network.module), first(network, 256)
     config = finetune_settings(epochs=12, batch_size=64)
@@ -210,9 +191,6 @@ def test_the_rate_is_chosen_inside_train(networks):
 
 
 def test_few_labels_are_drawn_as_the_lowshot_protocol_draws(networks):
-    from eval.finetune import labelled_part
-    from eval.lowshot import LowshotConfig, draw_levels
-
     train = networks["raw_pixels"].features.train
     level = LowshotConfig(labels_per_class=[], fractions=[0.1])
     _, draws = draw_levels(train.labels, tuple("0123456789"), level, 2)[0]

@@ -3,10 +3,12 @@ import csv
 import numpy as np
 import torch
 
+from contrastive.data.images import ArrayImages
+from eval.duplicates import COLUMNS, alike, closest_pairs, write_duplicates
+from eval.features import Split
+
 
 def test_pairs_equal_a_plain_loop():
-    from eval.duplicates import closest_pairs
-
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(40, 6, generator=generator).abs() + 3  # rectified: all point roughly the same way
     rows[17], rows[30] = rows[3] * 1.001, rows[8] + 0.02
@@ -27,8 +29,6 @@ def test_pairs_equal_a_plain_loop():
 
 
 def test_fewer_neighbours_keep_the_closest_pair():
-    from eval.duplicates import closest_pairs
-
     rows = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
     every, _ = closest_pairs(rows, neighbours=29, least=-1.0)
     few, _ = closest_pairs(rows, neighbours=1, least=-1.0)
@@ -38,8 +38,6 @@ def test_fewer_neighbours_keep_the_closest_pair():
 
 
 def test_no_pair_at_all(tmp_path):
-    from eval.duplicates import COLUMNS, alike, closest_pairs, write_duplicates
-
     pairs, similarity = closest_pairs(torch.eye(4), neighbours=3, least=0.99)
     assert pairs.shape == (0, 2)
     write_duplicates(tmp_path / "pairs.csv", pairs, similarity, alike(torch.eye(4), pairs), [])
@@ -47,10 +45,6 @@ def test_no_pair_at_all(tmp_path):
 
 
 def test_the_table_names_both_files(tmp_path):
-    from contrastive.data.images import ArrayImages
-    from eval.duplicates import alike, write_duplicates
-    from eval.features import Split
-
     pixels = np.zeros((5, 8, 8, 3), np.uint8)
     places = []
     for part, labels in (("train", [0, 1, -1]), ("test", [1, 1])):

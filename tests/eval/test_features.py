@@ -4,23 +4,25 @@ import numpy as np
 import pytest
 import torch
 
+import eval.subject
+from contrastive.augment.views import center_view
+from contrastive.config import EncoderConfig, UserError
+from contrastive.encoders.build import build_encoder
+from contrastive.encoders.weights import load_encoder
+from eval.config import BaselineConfig, EvalConfig, EvalDataConfig
+from eval.eval_data import choose_data
+from eval.frozen import open_frozen, resolve, tensor_hash
+from eval.subject import Extractor
 from tests.eval.conftest import make_run
 
 
 def extractor(run, **changes):
-    from eval.config import EvalConfig
-    from eval.frozen import resolve
-    from eval.subject import Extractor
-
     config = EvalConfig(checkpoint=str(run), device="cpu", progress=False, **changes)
     return Extractor(config, resolve(str(run)))
 
 
 def test_features_are_the_encoders_own_in_eval_mode(shared_run):
     """Row by row: decode, centre view, forward; no neighbour in the batch has an influence."""
-    from contrastive.augment.views import center_view
-    from contrastive.encoders.weights import load_encoder
-
     at = extractor(shared_run)
     found = at.features("encoder")
     encoder, _ = load_encoder(shared_run / "encoder.safetensors")
@@ -35,8 +37,6 @@ def test_features_are_the_encoders_own_in_eval_mode(shared_run):
 
 def test_encoder_is_unchanged_to_the_bit(new_run):
     """File, parameters and batch statistics; the statistics are not at their initial values."""
-    from eval.frozen import tensor_hash
-
     run = new_run()
     at = extractor(run)
     before = {name: value.clone() for name, value in at.frozen.module.state_dict().items()}
@@ -64,10 +64,6 @@ def test_a_changed_buffer_is_caught(new_run, monkeypatch):
 
 @pytest.mark.parametrize("name", ["bn1.running_var", "bn1.num_batches_tracked", "conv1.weight"])
 def test_hash_sees_every_tensor(name):
-    from contrastive.config import EncoderConfig
-    from contrastive.encoders.build import build_encoder
-    from eval.frozen import tensor_hash
-
     encoder = build_encoder(EncoderConfig(name="resnet10", width=8), 16)
     before = tensor_hash(encoder)
     encoder.state_dict()[name].view(-1)[0] += 1
@@ -75,8 +71,6 @@ def test_hash_sees_every_tensor(name):
 
 
 def test_cache_is_used_and_knows_what_it_is_of(new_run, monkeypatch):
-    import eval.subject
-
     run = new_run()
     first = extractor(run)
     wanted = {name: first.features(name) for name in first.modules()}
@@ -89,8 +83,6 @@ def test_cache_is_used_and_knows_what_it_is_of(new_run, monkeypatch):
     for name in again.modules():
         assert torch.equal(again.features(name).test.features, wanted[name].test.features)
     assert calls == []
-
-    from eval.config import BaselineConfig
 
     other = extractor(run, baselines=BaselineConfig(raw_size=4, random_seed=7))
     assert other.features("raw_pixels").train.features.shape == (1335, 48)
@@ -110,9 +102,6 @@ def test_a_damaged_cache_is_computed_again(new_run):
 
 
 def test_raw_pixels_are_block_means(shared_run):
-    from contrastive.augment.views import center_view
-    from eval.config import BaselineConfig
-
     at = extractor(shared_run, baselines=BaselineConfig(raw_size=4))
     view = center_view(at.parts["test"].read(5)[None], at.data)[0].numpy()
     wanted = view.reshape(3, 4, 4, 4, 4).mean((2, 4)).ravel()
@@ -152,8 +141,6 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path, caplog):
 
 def test_paths(new_run):
     """A run, its encoder file, a checkpoint, the pointer, and a run that has only checkpoints."""
-    from eval.frozen import resolve
-
     run = new_run()
     step = run / "checkpoints" / "step-10"
     step.mkdir(parents=True)
@@ -173,10 +160,6 @@ def test_paths(new_run):
 
 
 def test_other_data_is_fed_as_the_encoder_wants_it(shared_run):
-    from eval.config import EvalConfig, EvalDataConfig
-    from eval.eval_data import choose_data
-    from eval.frozen import open_frozen, resolve
-
     checkpoint = resolve(str(shared_run))
     given = EvalConfig(checkpoint=str(shared_run), data=EvalDataConfig(name="imagefolder", root="photos"))
     data = choose_data(given, checkpoint.run, open_frozen(checkpoint, image_size=None, seed=0).input)
@@ -185,9 +168,6 @@ def test_other_data_is_fed_as_the_encoder_wants_it(shared_run):
 
 @pytest.mark.parametrize("text", ["../../elsewhere", "/etc", "step-10/../../../elsewhere", "step-11", ""])
 def test_a_pointer_is_followed_to_a_checkpoint_beside_it_only(tmp_path, text):
-    from contrastive.config import UserError
-    from eval.frozen import resolve
-
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     for folder in (run / "checkpoints" / "step-10", elsewhere):
         folder.mkdir(parents=True)

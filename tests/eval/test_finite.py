@@ -1,15 +1,17 @@
 import pytest
 import torch
 
+from contrastive.config import UserError
+from eval import duplicates, stats
+from eval.finite import finite_float32
+from eval.linear_probe import Probe
+from eval.softmax import Heads, Standardiser
+
 
 def callers():
     """Every function of features, by name."""
-    from eval import duplicates, stats
-    from eval.softmax import Heads, Standardiser
 
     def probe(rows):
-        from eval.linear_probe import Probe
-
         heads = Heads(torch.ones(4, 3, 1), torch.zeros(3, 1))
         return Probe(Standardiser(torch.zeros(4), torch.ones(4)), heads)(rows)
 
@@ -47,8 +49,6 @@ def test_every_float_dtype_counts_as_its_values_in_float32(name, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_that_is_not_finite_is_refused_by_number(name):
-    from contrastive.config import UserError
-
     broken = rows()
     broken[7, 2] = torch.nan
     with pytest.raises(UserError, match=r"1 of 12 rows \(float32\) are not finite in float32: rows "):
@@ -56,9 +56,6 @@ def test_a_row_that_is_not_finite_is_refused_by_number(name):
 
 
 def test_many_rows_are_counted_and_a_few_are_listed():
-    from contrastive.config import UserError
-    from eval.finite import finite_float32
-
     broken = torch.full((9, 2), 1e300, dtype=torch.float64)
     broken[0] = 1
     expected = r"features: 8 of 9 rows \(float64\) .*: rows 1, 2, 3, 4, 5, \.\.\.; leave them out"
@@ -67,7 +64,5 @@ def test_many_rows_are_counted_and_a_few_are_listed():
 
 
 def test_float32_is_not_copied():
-    from eval.finite import finite_float32
-
     given = rows()
     assert finite_float32(given) is given

@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from contrastive.config import UserError
+from eval.knn import KnnEvaluation, knn_votes, score
 from tests.reference.probe import knn_predict
 
 
 def test_votes_equal_a_plain_loop(clusters):
-    from eval.knn import knn_votes
-
     train, test = clusters.train.take(torch.arange(150)), clusters.test.take(torch.arange(60))
     votes = knn_votes(train.features, train.labels, test.features, 6, ks=[5, 40], temperature=0.07)
     for vote, k in zip(votes, (5, 40), strict=True):
@@ -20,8 +20,6 @@ def test_votes_equal_a_plain_loop(clusters):
 
 def test_temperature_decides_between_near_and_many():
     """One very close neighbour of class 0 against two farther ones of class 1."""
-    from eval.knn import knn_votes
-
     angles = torch.tensor([0.1, 0.5, 0.55])
     train = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor(
         [[3.0], [0.2], [9.0]]
@@ -35,8 +33,6 @@ def test_temperature_decides_between_near_and_many():
 
 def test_at_the_lowest_temperature_the_nearest_decides(clusters):
     """Where the votes of all neighbours would vanish in float32, and the first class win."""
-    from eval.knn import knn_votes
-
     train, test = clusters.train.take(torch.arange(150)), clusters.test.take(torch.arange(60))
     votes = knn_votes(train.features, train.labels, test.features, 6, ks=[5], temperature=1e-6)
     wanted = knn_predict(
@@ -46,9 +42,6 @@ def test_at_the_lowest_temperature_the_nearest_decides(clusters):
 
 
 def test_more_neighbours_than_rows(clusters):
-    from contrastive.config import UserError
-    from eval.knn import KnnEvaluation, score
-
     few = replace(clusters, train=clusters.train.take(torch.arange(50)))
     assert score(few, KnnEvaluation(checkpoint="x")).warnings == [
         "knn.k=200: left out, the training part has 50 readable images"
@@ -60,8 +53,6 @@ def test_more_neighbours_than_rows(clusters):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_every_float_dtype_votes_as_its_values_in_float32(clusters, dtype):
-    from eval.knn import knn_votes
-
     train, test = clusters.train.take(torch.arange(150)), clusters.test.take(torch.arange(60))
     rows, queries = (torch.nn.functional.normalize(part.features).to(dtype) for part in (train, test))
     votes = knn_votes(rows, train.labels, queries, 6, ks=[5], temperature=0.07)
@@ -71,9 +62,6 @@ def test_every_float_dtype_votes_as_its_values_in_float32(clusters, dtype):
 
 
 def test_rows_that_are_not_finite_are_refused_by_number():
-    from contrastive.config import UserError
-    from eval.knn import knn_votes
-
     sound, labels = torch.eye(8), torch.arange(8)
     broken = sound.clone()
     broken[2, 3], broken[5, 0] = torch.nan, torch.inf

@@ -5,12 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
+from contrastive.config import DataConfig
+from contrastive.data.digits import open_digits
+from contrastive.data.files import open_class_folders, open_tree
+from contrastive.data.image_list import write_image_list
+from eval.features import Features, Split
+from eval.leakage import warn_of_pretrained, warn_of_untrained
 from tests.eval.conftest import make_run
 
 
 def features(train, test, classes):
-    from eval.features import Features, Split
-
     def split(labels):
         return Split(torch.zeros(len(labels), 2), torch.tensor(labels), torch.arange(len(labels)))
 
@@ -18,8 +22,6 @@ def features(train, test, classes):
 
 
 def test_test_classes_without_a_training_image_are_counted_and_named():
-    from eval.leakage import warn_of_untrained
-
     assert warn_of_untrained(features([0, 1, 1], [0, 0, 1], ("a", "b"))) == []
     (told,) = warn_of_untrained(features([0], [0, 1, 2, 2], ("a", "b", "c")))
     assert told.startswith("3 of 4 test images are of 2 classes without a training image (b, c), which")
@@ -31,9 +33,6 @@ def test_test_classes_without_a_training_image_are_counted_and_named():
 @pytest.fixture
 def photos(tmp_path):
     """40 images in two class folders, and a run that was trained on all of them as one tree."""
-    from contrastive.data.files import open_tree
-    from contrastive.data.image_list import write_image_list
-
     for row in range(40):
         folder = tmp_path / "photos" / "ab"[row % 2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,10 +43,6 @@ def photos(tmp_path):
 
 
 def test_test_images_that_were_pretrained_on_are_counted(photos, tmp_path):
-    from contrastive.data.files import open_class_folders, open_tree
-    from contrastive.data.image_list import write_image_list
-    from eval.leakage import warn_of_pretrained
-
     root, run = photos
     train, test, _ = open_class_folders(root, 8)
     (told,) = warn_of_pretrained(run, test)
@@ -64,9 +59,6 @@ def test_test_images_that_were_pretrained_on_are_counted(photos, tmp_path):
 
 
 def test_images_that_were_moved_since_are_known_by_relative_path_and_size(photos, tmp_path):
-    from contrastive.data.files import open_class_folders
-    from eval.leakage import warn_of_pretrained
-
     root, run = photos
     moved = root.rename(tmp_path / "moved")
     test = open_class_folders(moved, 8)[1]
@@ -77,11 +69,6 @@ def test_images_that_were_moved_since_are_known_by_relative_path_and_size(photos
 
 
 def test_what_is_not_known_of_pretraining_is_no_failure(photos):
-    from contrastive.config import DataConfig
-    from contrastive.data.digits import open_digits
-    from contrastive.data.files import open_tree
-    from eval.leakage import warn_of_pretrained
-
     root, run = photos
     images, digits = open_tree(root, 8), open_digits(DataConfig(image_size=8))
     assert warn_of_pretrained(None, images) == warn_of_pretrained(run, digits.test) == []

@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 import torch
 
+from contrastive.config import UserError
+from eval.linear_probe import LinearConfig, LinearEvaluation, choose, score
+from eval.softmax import Standardiser, train_heads
+from eval.splits import hold_out
+
 
 def config(**linear):
-    from eval.linear_probe import LinearConfig, LinearEvaluation
-
     return LinearEvaluation(checkpoint="x", linear=LinearConfig(**linear))
 
 
 def sklearn_tuned(features, settings):
     """Logistic regression over the same decays, chosen on the same rows, refitted on all of train."""
     from sklearn.linear_model import LogisticRegression
-
-    from eval.splits import hold_out
 
     fit, held = (rows.numpy() for rows in hold_out(features.train.labels, settings.held_out, 0))
     x, y = features.train.features.double().numpy(), features.train.labels.numpy()
@@ -36,8 +37,6 @@ def sklearn_tuned(features, settings):
 @pytest.mark.parametrize("name", ["digits", "clusters"])
 def test_equals_tuned_logistic_regression(name, request):
     """Within 0.3 points; of 462 digits one image is 0.2, so one may differ there."""
-    from eval.linear_probe import score
-
     features = request.getfixturevalue(name)
     # Rates at which every head converges: then the decay alone is chosen, as for scikit-learn.
     settings = config(learning_rates=[0.3], weight_decays=[3e-3, 3e-2, 0.3], min_steps=400)
@@ -46,8 +45,6 @@ def test_equals_tuned_logistic_regression(name, request):
 
 
 def test_the_choice_never_sees_test_labels(clusters):
-    from eval.linear_probe import score
-
     settings = config(min_steps=40)
     shuffled = replace(clusters.test, labels=clusters.test.labels[torch.randperm(len(clusters.test))])
     honest, blind = (score(each, settings) for each in (clusters, replace(clusters, test=shuffled)))
@@ -57,10 +54,6 @@ def test_the_choice_never_sees_test_labels(clusters):
 
 def test_choice_is_the_best_of_the_grid_on_held_out_rows(clusters):
     """Retrained one by one, no other setting does better on the held-out rows."""
-    from eval.linear_probe import choose
-    from eval.softmax import Standardiser, train_heads
-    from eval.splits import hold_out
-
     settings = config(learning_rates=[0.1], weight_decays=[1e-3, 1e-1, 10.0], min_steps=60).linear
     train = clusters.train
     fit, held = hold_out(train.labels, settings.held_out, 0)
@@ -85,8 +78,6 @@ def test_choice_is_the_best_of_the_grid_on_held_out_rows(clusters):
 
 
 def test_a_best_value_on_the_edge_is_a_warning(clusters):
-    from eval.linear_probe import score
-
     too_strong = score(clusters, config(weight_decays=[10.0, 100.0, 1000.0], min_steps=40))
     assert any("linear.weight_decays" in text and "10" in text for text in too_strong.warnings)
     single = score(clusters, config(learning_rates=[0.1], weight_decays=[1e-3], min_steps=40))
@@ -94,8 +85,6 @@ def test_a_best_value_on_the_edge_is_a_warning(clusters):
 
 
 def test_details_agree_with_the_headline(clusters):
-    from eval.linear_probe import score
-
     scored = score(clusters, config(min_steps=40))
     counts = torch.tensor(scored.details["confusion"])
     assert counts.sum() == len(clusters.test)
@@ -108,8 +97,6 @@ def test_details_agree_with_the_headline(clusters):
 
 
 def test_several_seeds_give_another_interval(clusters):
-    from eval.linear_probe import score
-
     scored = score(clusters, replace(config(min_steps=20), seeds=3))
     assert len(scored.details["per_seed"]) == 3
     assert scored.lines[0].kind == "t over 3 seeds, the same test images"
@@ -117,8 +104,5 @@ def test_several_seeds_give_another_interval(clusters):
 
 
 def test_every_setting_diverged(clusters):
-    from contrastive.config import UserError
-    from eval.linear_probe import choose
-
     with pytest.raises(UserError, match="diverged"):
         choose(clusters.train, 6, config(learning_rates=[1e30, 1e35], min_steps=40).linear, 0)

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
+from contrastive.config import UserError
+from eval.lowshot import LowshotConfig, LowshotEvaluation, draw_levels, score, weight_decay
+
 
 def levels(labels, seeds=3, **changes):
-    from eval.lowshot import LowshotConfig, draw_levels
-
     return draw_levels(labels, tuple("abc"), LowshotConfig(**changes), seeds)
 
 
@@ -35,16 +36,12 @@ def test_draws_are_stratified_nested_and_repeatable():
 
 
 def test_a_class_with_too_few_images():
-    from contrastive.config import UserError
-
     with pytest.raises(UserError, match=r"class 'c' has 20 .*lowshot\.labels_per_class=\[1\]"):
         levels(LABELS, labels_per_class=[1, 21])
 
 
 def test_scores_rise_with_labels_and_equal_a_fit_by_hand(digits):
     from sklearn.linear_model import LogisticRegression
-
-    from eval.lowshot import LowshotConfig, LowshotEvaluation, draw_levels, score, weight_decay
 
     settings = LowshotEvaluation(
         checkpoint="x", seeds=2, lowshot=LowshotConfig(labels_per_class=[1, 10], fractions=[1.0])

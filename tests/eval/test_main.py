@@ -5,10 +5,20 @@ import sys
 import pytest
 import torch
 
+import eval.evaluate
+import eval.report.write
+from contrastive.config import PretrainConfig
+from contrastive.config_files import load_config
+from contrastive.data.files import open_tree
+from contrastive.data.image_list import write_image_list
+from eval.__main__ import main
+from eval.config import weak_view
+from eval.evaluate import headline, table
+from eval.protocol import find_protocol
+from memory_bank import sealed
+
 
 def run_main(capsys, *arguments):
-    from eval.__main__ import main
-
     code = main([*arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
@@ -146,9 +156,6 @@ def test_wrong_input(arguments, expected, shared_run, tmp_path, capsys):
 def test_results_that_cannot_be_written_are_refused_before_the_work(
     protocol, out, shared_run, tmp_path, monkeypatch, capsys
 ):
-    import eval.evaluate
-    import eval.report.write
-
     monkeypatch.setattr(eval.evaluate, "Extractor", None)  # the work
     monkeypatch.setattr(eval.report.write, "build", None)
     (tmp_path / "file").write_text("")
@@ -217,8 +224,6 @@ def test_one_class_few_rows_and_nan(new_run, tiny_folder, capsys):
     code, _, err = run_main(capsys, "lowshot", *few)
     assert (code, "lowshot.labels_per_class=[1]" in err) == (2, True)
 
-    from memory_bank import sealed
-
     tensors, meta = sealed.read(run / "encoder.safetensors")
     tensors["conv1.weight"][0] = torch.nan
     sealed.write(run / "encoder.safetensors", tensors, meta)
@@ -235,9 +240,6 @@ def test_one_class_few_rows_and_nan(new_run, tiny_folder, capsys):
 
 
 def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_folder, capsys):
-    from contrastive.data.files import open_tree
-    from contrastive.data.image_list import write_image_list
-
     run = new_run(name="images", root=str(tiny_folder))
     write_image_list(run / "manifest.csv", open_tree(tiny_folder, 16))
     for file in (tiny_folder / "train" / "dark").iterdir():
@@ -256,8 +258,6 @@ def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_fo
 
 
 def test_many_classes_are_shown_in_short():
-    from eval.evaluate import headline, table
-
     data = {"name": "imagenet", "rows": {"train": 9}, "unreadable": {}, "test_part": "none"}
     number = {"value": 0.5, "low": 0.4, "high": 0.6, "gain": {"value": 0.0}}
     row = {"name": "top1", "encoder": number, "raw_pixels": number, "random_encoder": number}
@@ -278,8 +278,6 @@ def test_a_failed_evaluation_leaves_no_folder(new_run, tiny_folder, tmp_path, ca
 
 
 def test_our_own_fault_shows_a_traceback(shared_run, monkeypatch, capsys):
-    import eval.evaluate
-
     def broken(protocol, config):
         raise KeyError("ours")
 
@@ -289,8 +287,6 @@ def test_our_own_fault_shows_a_traceback(shared_run, monkeypatch, capsys):
 
 
 def test_an_interrupt_is_no_fault_of_ours(shared_run, monkeypatch, capsys):
-    import eval.evaluate
-
     def interrupted(protocol, config):
         raise KeyboardInterrupt
 
@@ -330,17 +326,10 @@ def test_help_of_a_protocol_shows_its_settings(capsys):
 
 @pytest.mark.parametrize("protocol", ["linear", "knn", "lowshot", "finetune", "stats", "report"])
 def test_shipped_yaml_states_the_defaults(protocol):
-    from contrastive.config_files import load_config
-    from eval.protocol import find_protocol
-
     settings = find_protocol(protocol).config
     loaded = load_config(settings, "eval", protocol, ["checkpoint=x"])
     assert loaded == settings(checkpoint="x", seeds=5 if protocol == "lowshot" else 1)
 
 
 def test_the_default_view_is_the_weak_preset():
-    from contrastive.config import PretrainConfig
-    from contrastive.config_files import load_config
-    from eval.config import weak_view
-
     assert load_config(PretrainConfig, "pretrain", "cifar10", ["augment=weak"]).augment.view_1 == weak_view()

@@ -11,15 +11,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import eval.subject
+from eval.__main__ import main
 from tests.contrastive.ranks import run_ranks
 from tests.eval.conftest import make_run
 
 
 def evaluate(rank, run, port):
     """The command as torchrun starts it; returns exit code, stdout, and the decoded rows of this process."""
-    import eval.subject
-    from eval.__main__ import main
-
     dist.destroy_process_group()  # the command makes its own
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -41,8 +40,6 @@ def evaluate(rank, run, port):
 
 def test_two_processes_equal_one(tmp_path, capsys):
     from PIL import Image
-
-    from eval.__main__ import main
 
     noise = np.random.default_rng(0)
     for part, count in (("train", 5), ("val", 1)):  # odd shares, and in one of them nothing readable

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from eval.scores import accuracy_line, confusion, difference, in_top, per_class, t_quantile, wilson
+
 
 def test_wilson_against_scipy():
     from scipy.stats import binomtest
-
-    from eval.scores import wilson
 
     for hits, total in ((0, 10), (3, 10), (447, 462), (462, 462)):
         wanted = binomtest(hits, total).proportion_ci(0.95, method="wilson")
@@ -19,14 +19,10 @@ def test_wilson_against_scipy():
 def test_t_quantile_against_scipy(freedom):
     from scipy.stats import t
 
-    from eval.scores import t_quantile
-
     assert t_quantile(freedom) == pytest.approx(t.ppf(0.975, freedom), abs=2e-4)
 
 
 def test_lines_of_one_and_of_several_runs():
-    from eval.scores import accuracy_line, wilson
-
     hits = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]]).bool()
     single = accuracy_line("a", hits[:1])
     assert (single.value, (single.low, single.high)) == (0.75, wilson(3, 4))
@@ -39,8 +35,6 @@ def test_lines_of_one_and_of_several_runs():
 
 def test_difference_is_paired():
     """The same accuracy on the same rows is no gain at all; on other rows the interval says so."""
-    from eval.scores import accuracy_line, difference
-
     a = accuracy_line("a", torch.tensor([[1, 1, 0, 0]]).bool())
     b = accuracy_line("b", torch.tensor([[0, 0, 1, 1]]).bool())
     assert difference(a, a) == {"value": 0.0, "low": 0.0, "high": 0.0}
@@ -50,8 +44,6 @@ def test_difference_is_paired():
 
 
 def test_confusion_and_top_k_against_loops():
-    from eval.scores import confusion, in_top, per_class
-
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(40, 4, generator=generator), torch.randint(3, (40,), generator=generator)
     counts = np.zeros((4, 4), int)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from eval.softmax import Standardiser, train_heads
 from tests.reference.probe import logistic_loss
 
 
@@ -9,8 +10,6 @@ from tests.reference.probe import logistic_loss
 def test_reaches_the_minimum_of_every_head(shape):
     """Each head's loss equals scikit-learn's optimum; correlated dimensions, a constant one, n < d too."""
     from sklearn.linear_model import LogisticRegression
-
-    from eval.softmax import Standardiser, train_heads
 
     generator = torch.Generator().manual_seed(0)
     raw = torch.randn(shape, generator=generator) @ torch.randn(shape[1], shape[1], generator=generator)
@@ -41,8 +40,6 @@ def test_a_weight_decay_in_scikit_learns_c(num_classes):
     """C is 1 / (w n), and 2 / (w n) of two classes, as LinearConfig says: the same probabilities."""
     from sklearn.linear_model import LogisticRegression
 
-    from eval.softmax import train_heads
-
     features = torch.randn(120, 5, generator=torch.Generator().manual_seed(3))
     labels, decay = (features[:, 0] + torch.arange(120) % 3 - 1 > 0).long(), 0.1
     labels[torch.arange(120) % 4 == 0] = num_classes - 1
@@ -63,8 +60,6 @@ def test_a_weight_decay_in_scikit_learns_c(num_classes):
 
 
 def test_heads_do_not_depend_on_each_other():
-    from eval.softmax import train_heads
-
     features, labels = torch.randn(200, 8, generator=torch.Generator().manual_seed(1)), torch.arange(200) % 4
     settings = {"steps": 30, "batch_size": 64, "seed": 5}
     rates, decays = torch.tensor([0.1, 1.0, 50.0]), torch.tensor([1e-3, 1e-2, 1e-3])
@@ -74,8 +69,6 @@ def test_heads_do_not_depend_on_each_other():
 
 
 def test_standardiser_against_numpy():
-    from eval.softmax import Standardiser
-
     raw = torch.randn(50, 4, generator=torch.Generator().manual_seed(2)) * 7 + 3
     wanted = (raw.numpy() - raw.numpy().mean(0)) / raw.numpy().std(0)
     np.testing.assert_allclose(Standardiser.fit(raw)(raw).numpy(), wanted, rtol=1e-4, atol=1e-5)

@@ -2,6 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from eval import stats
+from eval.stats import health, rankme
 from tests.reference import probe
 
 
@@ -11,8 +13,6 @@ def features(n=64, d=12):
 
 
 def test_against_numpy():
-    from eval import stats
-
     raw = features()
     unit, other = F.normalize(raw), F.normalize(raw + 0.1 * features().flip(0))
     plain, second = unit.double().numpy(), other.double().numpy()
@@ -23,15 +23,11 @@ def test_against_numpy():
 
 
 def test_rankme_of_known_spectra():
-    from eval.stats import rankme
-
     assert rankme(torch.eye(16)) == pytest.approx(16, rel=1e-3)
     assert rankme(torch.ones(16, 8)) == pytest.approx(1, abs=0.01)
 
 
 def test_verdicts():
-    from eval.stats import health
-
     generator = torch.Generator().manual_seed(1)
     spread = torch.randn(256, 64, generator=generator)
     line = torch.randn(256, 1, generator=generator) @ torch.randn(1, 64, generator=generator)

@@ -6,6 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from contrastive.augment.views import Views
+from contrastive.config import PretrainConfig
+from contrastive.config_files import load_saved
+from contrastive.data.dataset import open_dataset
+from contrastive.encoders.weights import load_encoder
+from eval.__main__ import main
+from memory_bank import sealed
 from tests.reference import probe
 
 
@@ -25,13 +32,6 @@ def photos(tmp_path):
 
 
 def test_unlabelled_images_from_end_to_end(new_run, photos, capsys):
-    from contrastive.augment.views import Views
-    from contrastive.config import PretrainConfig
-    from contrastive.config_files import load_saved
-    from contrastive.data.dataset import open_dataset
-    from contrastive.encoders.weights import load_encoder
-    from eval.__main__ import main
-
     (photos / "torn.png").write_bytes(b"no picture")
     run = new_run(name="images", root=str(photos))
     assert main(["stats", f"checkpoint={run}", "device=cpu", "progress=false"]) == 0
@@ -66,8 +66,6 @@ def test_unlabelled_images_from_end_to_end(new_run, photos, capsys):
 
 
 def test_labelled_parts_are_searched_together(shared_run, capsys):
-    from eval.__main__ import main
-
     arguments = ["stats", f"checkpoint={shared_run}", "device=cpu", "stats.rows=64", "stats.most_pairs=40"]
     loose = ["stats.min_similarity=0.5", "stats.min_pixel_similarity=0.5"]
     assert main([*arguments, *loose, f"out={shared_run}/twice"]) == 0
@@ -80,8 +78,6 @@ def test_labelled_parts_are_searched_together(shared_run, capsys):
 
 def test_images_of_one_class_are_no_duplicates(shared_run, capsys):
     """An encoder finds hundreds of pairs of digits alike; those that are in their pixels too are few."""
-    from eval.__main__ import main
-
     arguments = ["stats", f"checkpoint={shared_run}", "device=cpu", "progress=false", "stats.rows=64"]
     found = []
     for least in (-1, 0.97):
@@ -94,9 +90,6 @@ def test_images_of_one_class_are_no_duplicates(shared_run, capsys):
 
 
 def test_a_collapse_is_a_warning(new_run, photos, capsys):
-    from eval.__main__ import main
-    from memory_bank import sealed
-
     run = new_run(name="images", root=str(photos))
     tensors, meta = sealed.read(run / "encoder.safetensors")
     tensors["conv1.weight"] *= 0

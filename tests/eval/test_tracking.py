@@ -2,6 +2,11 @@
 
 import pytest
 
+import eval.tracking as tracking
+from contrastive.logging.names import describe
+from eval.config import EvalConfig
+from eval.tracking import scalars
+
 
 def score(name, encoder, raw):
     number = {"low": 0.0, "high": 1.0}
@@ -24,9 +29,6 @@ def score(name, encoder, raw):
     ],
 )
 def test_scores_have_documented_names_of_their_own(protocol, names, expected):
-    from contrastive.logging.names import describe
-    from eval.tracking import scalars
-
     rows = [score(name, 0.9 - place / 10, 0.5) for place, name in enumerate(names)]
     found = scalars({"protocol": protocol, "scores": rows})
     assert found.keys() == {*expected} | {f"{expected[place]}_raw" for place in range(len(names))}
@@ -36,9 +38,6 @@ def test_scores_have_documented_names_of_their_own(protocol, names, expected):
 
 
 def test_an_encoder_of_unknown_origin_and_w_and_b_off_log_nothing(shared_run, tmp_path, monkeypatch):
-    import eval.tracking as tracking
-    from eval.config import EvalConfig
-
     started = []
     monkeypatch.setattr(tracking, "start_run", lambda *args, **more: started.append(more))
     result = {"protocol": "linear", "scores": [], "details": {}}
@@ -61,9 +60,6 @@ def test_an_encoder_of_unknown_origin_and_w_and_b_off_log_nothing(shared_run, tm
 
 
 def test_statistics_have_names_beside_those_of_the_keys():
-    from contrastive.logging.names import describe
-    from eval.tracking import scalars
-
     numbers = {"rankme": 20.0, "verdict": "healthy"}
     found = scalars({"protocol": "stats", "scores": {"encoder": numbers, "raw_pixels": numbers}})
     assert found == {"stats/features_rankme": 20.0, "stats/features_rankme_raw_pixels": 20.0}

@@ -6,6 +6,7 @@ from contrastive.methods.moco import Moco
 from contrastive.objectives.build import LossSettings, Objective
 from contrastive.objectives.logits import Logits
 from contrastive.pretrain import pretrain
+from contrastive.registry import OBJECTIVES
 from tests import tiny
 
 
@@ -33,8 +34,6 @@ def test_a_loss_handed_over_takes_the_place_of_the_configs(tmp_path):
 
 
 def test_a_loss_in_the_registry_is_chosen_by_name(tmp_path, monkeypatch):
-    from contrastive.registry import OBJECTIVES
-
     monkeypatch.setitem(OBJECTIVES, "hinge", f"{__name__}:build")
     _, named = run(tmp_path, "run.name=named", "objective.name=hinge")
     _, given = run(tmp_path, "run.name=given", method=lambda parts: Moco(parts, objective=hinge))

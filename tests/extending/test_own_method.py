@@ -7,6 +7,7 @@ from typing_extensions import override
 from contrastive.distributed import gather_rows
 from contrastive.methods.method import Method, Outcome, Parts
 from contrastive.pretrain import pretrain
+from contrastive.registry import METHODS
 from tests import tiny
 
 
@@ -52,8 +53,6 @@ def test_a_method_handed_over_is_trained_logged_saved_and_resumed(tmp_path):
 
 
 def test_a_method_in_the_registry_is_chosen_by_name(tmp_path, monkeypatch):
-    from contrastive.registry import METHODS
-
     monkeypatch.setitem(METHODS, "learned_temperature", f"{__name__}:LearnedTemperature")
     _, named = run(tmp_path, "run.name=named", "method=learned_temperature", "trainer.max_steps=5")
     _, given = run(tmp_path, "run.name=given", "trainer.max_steps=5", method=LearnedTemperature)

@@ -12,6 +12,7 @@ from contrastive.pretrain import pretrain
 from contrastive.registry import DATASETS
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
+from eval.report.write import write_report
 from tests.contrastive.callbacks.fits import quiet
 from tests.tiny import SETTINGS
 
@@ -73,8 +74,6 @@ def test_an_evaluation_opens_the_same_source_once(run, protocol):
 
 
 def test_a_report_opens_the_same_source_once(run):
-    from eval.report.write import write_report
-
     opened.clear()
     written = write_report(load_config(EvalConfig, "eval", "report", [f"checkpoint={run}", "device=cpu"]))
     assert (opened, written["missing"]) == (["here"], [])

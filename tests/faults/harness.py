@@ -18,6 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from contrastive.checkpoint.folder import read_last
+from contrastive.checkpoint.manifest import verify
+from memory_bank.state import load_state
 from tests.reference.equal import assert_same
 
 LIMIT_S = 240
@@ -238,9 +241,6 @@ class Outcome:
 
 
 def outcome(run_dir: Path) -> Outcome:
-    from contrastive.checkpoint.folder import read_last
-    from contrastive.checkpoint.manifest import verify
-
     newest = read_last(run_dir / "checkpoints")
     assert newest is not None
     verify(newest)
@@ -265,9 +265,6 @@ def read_rows(run_dir: Path) -> dict[int, dict[str, str]]:
 
 def load_bank(run_dir: Path) -> dict[str, Any]:
     """The bank of the last checkpoint."""
-    from contrastive.checkpoint.folder import read_last
-    from memory_bank.state import load_state
-
     newest = read_last(run_dir / "checkpoints")
     assert newest is not None
     bank: dict[str, Any] = load_state(newest / "bank.safetensors")["bank"]

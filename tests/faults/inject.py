@@ -10,6 +10,11 @@ from typing import Any
 
 import torch
 
+from contrastive.checkpoint.storage import DirectoryCheckpointIO
+from contrastive.distributed import rank
+from contrastive.methods.moco import Moco
+from contrastive.module import ContrastiveModule
+
 
 def before(owner: Any, name: str, act: Callable[[Any], None]) -> None:
     """Let ``act(self)`` come before every call of a method."""
@@ -25,24 +30,18 @@ def before(owner: Any, name: str, act: Callable[[Any], None]) -> None:
 
 def tell_step(fifo: str, step: int) -> None:
     """Write to ``fifo`` when optimizer step ``step`` (or, after a resume, a later one) begins."""
-    from contrastive.module import ContrastiveModule
-
     told = _Once(fifo)
     before(ContrastiveModule, "training_step", lambda module: told() if module.global_step >= step else None)
 
 
 def tell_save(fifo: str, number: int) -> None:
     """Write to ``fifo`` when the ``number``-th save of this process begins."""
-    from contrastive.checkpoint.storage import DirectoryCheckpointIO
-
     told, count = _Once(fifo), iter(range(1, 10**9))
     before(DirectoryCheckpointIO, "save_checkpoint", lambda _: told() if next(count) == number else None)
 
 
 def note_rows(path: str) -> None:
     """Append a line ``step id id ...`` for every batch that this rank trains on."""
-    from contrastive.module import ContrastiveModule
-
     step = ContrastiveModule.training_step
 
     def noting(self: Any, batch: Any, batch_idx: int) -> Any:
@@ -55,14 +54,11 @@ def note_rows(path: str) -> None:
 
 def keep_bank(path: str) -> None:
     """Save this rank's own bank at the end of the run."""
-    from contrastive.module import ContrastiveModule
-
     before(ContrastiveModule, "on_fit_end", lambda module: torch.save(module.miner.bank.state_dict(), path))
 
 
 def signal_at(step: int, name: str) -> None:
     """Send this process the signal in the middle of optimizer step ``step``."""
-    from contrastive.module import ContrastiveModule
 
     def act(module: Any) -> None:
         if module.global_step == step:
@@ -85,8 +81,6 @@ def hang_at(call: int, where: str) -> None:
 
 def remove_at(step: int, path: str) -> None:
     """Delete a file at the start of optimizer step ``step``."""
-    from contrastive.module import ContrastiveModule
-
     before(
         ContrastiveModule,
         "training_step",
@@ -97,8 +91,6 @@ def remove_at(step: int, path: str) -> None:
 def limit_files(size: int, first: int, last: int) -> None:
     """From step ``first`` to ``last``, fail writes that would make a file larger: a disk that is full."""
     import resource
-
-    from contrastive.module import ContrastiveModule
 
     usual, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -112,8 +104,6 @@ def limit_files(size: int, first: int, last: int) -> None:
 def kill_workers_at(step: int) -> None:
     """Kill -9 the decoding processes in step ``step``, as the kernel does when memory runs out."""
     import multiprocessing
-
-    from contrastive.module import ContrastiveModule
 
     def act(module: Any) -> None:
         for child in multiprocessing.active_children() if module.global_step == step else ():
@@ -133,9 +123,6 @@ def poison(*steps: int) -> None:
 
     Batch norm sees it before the loss does.
     """
-    from contrastive.distributed import rank
-    from contrastive.methods.moco import Moco
-
     original = Moco.step
 
     def poisoned(self: Any, views: Any, rows: Any, step: int) -> Any:

@@ -5,6 +5,8 @@ import warnings
 
 import pytest
 
+from contrastive.checkpoint.folder import latest_valid
+from contrastive.checkpoint.manifest import verify
 from tests.faults.conftest import STEPS
 
 
@@ -38,9 +40,6 @@ def test_kill_9_of_two_ranks(lab, whole, kills):
 @pytest.mark.parametrize("kills", [2, long(50)])
 def test_kill_9_while_saving(lab, whole, kills):
     """One run, killed in its saves again and again: each start after it goes on from a whole checkpoint."""
-    from contrastive.checkpoint.folder import latest_valid
-    from contrastive.checkpoint.manifest import verify
-
     epochs = max(2, 2 * kills // 6 + 1)
     lab.overrides += [f"schedule.epochs={epochs}", "run.checkpoint_every=1", "run.keep_last=3"]
     expected = whole() if epochs == 2 else lab.finish("whole")

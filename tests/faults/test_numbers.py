@@ -3,15 +3,14 @@
 import pytest
 import torch
 
+from contrastive.checkpoint.folder import latest_valid
+from contrastive.checkpoint.manifest import verify
+from contrastive.encoders.weights import load_encoder
 from tests.faults.harness import load_bank
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.faults)])
 def test_nonfinite_loss_is_skipped_and_three_in_a_row_stop(lab, ranks):
-    from contrastive.checkpoint.folder import latest_valid
-    from contrastive.checkpoint.manifest import verify
-    from contrastive.encoders.weights import load_encoder
-
     # Of two ranks only the first has it; both must skip.
     ended = lab.run("once", "trainer.max_steps=6", ranks=ranks, faults=[["poison", 3]])
     assert ended.codes == [0] * ranks

@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from contrastive.data.plan import Plan
 from tests.faults.conftest import STEPS
 from tests.faults.harness import LIMIT_S, ROOT, TINY, as_ranks, load_bank, outcome
 from tests.reference.equal import assert_same
@@ -26,8 +27,6 @@ def rows_by_step(path):
 
 def test_two_one_two_ranks_across_resumes(lab, whole):
     """The same rows in every step, whatever the number of ranks; the bank holds all of them, equally old."""
-    from contrastive.data.plan import Plan
-
     plan, notes = Plan(48, 0, 8, 2), lab.folder / "notes"
     for number, ranks in enumerate((2, 1, 2)):
         stop = () if number == 2 else (f"trainer.max_steps={4 * (number + 1)}",)

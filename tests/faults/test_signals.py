@@ -2,6 +2,8 @@
 
 import pytest
 
+from contrastive.checkpoint.folder import latest_valid
+from contrastive.checkpoint.manifest import verify
 from tests.faults.harness import Ended
 
 
@@ -23,9 +25,6 @@ def test_signal_to_one_rank_stops_both(lab, whole):
 
 def stopped_at(lab, ended: Ended) -> int:
     """The step of the newest checkpoint, which is also what the command reports."""
-    from contrastive.checkpoint.folder import latest_valid
-    from contrastive.checkpoint.manifest import verify
-
     newest = latest_valid(lab.folder / "runs" / "stopped" / "checkpoints")
     assert newest is not None
     assert ended.result["steps"] == verify(newest)

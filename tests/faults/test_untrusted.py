@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from contrastive.checkpoint.manifest import CorruptCheckpoint, verify
+from contrastive.config import UserError
+from contrastive.encoders.weights import load_encoder
+from memory_bank.state import load_state
+
 FILES = ("trainer.pt", "bank.safetensors", "encoder.safetensors")
 
 
@@ -141,10 +146,6 @@ def altered(data: bytes, chance: random.Random) -> bytes:
 
 def test_flipped_byte_is_detected_at_200_places(target, whole):
     """In checkpoints by the resume, in the bank by its inspection, in the encoder by its evaluation."""
-    from contrastive.checkpoint.manifest import CorruptCheckpoint, verify
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_encoder
-    from memory_bank.state import load_state
 
     def load_all(checkpoint):
         verify(checkpoint)

@@ -6,6 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from contrastive.objectives.info_nce import info_nce
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.miner import build_miner
 
@@ -42,8 +43,6 @@ class Waits(TorchDispatchMode):
     ids=str,
 )
 def test_a_step_on_a_gpu_does_not_wait(bank, mining):
-    from contrastive.objectives.info_nce import info_nce
-
     config = MiningConfig(**{"num_hard": 8, "num_uniform": 8, "min_fill": 0.0, **mining})
     device = torch.device("cuda", 0)
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -8,6 +8,7 @@ from memory_bank.choose import choose
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.retrieval import inverted
 from memory_bank.retrieval import ivf as ivf_module
+from memory_bank.retrieval.base import Candidates
 from memory_bank.retrieval.exact import Exact, Subsample
 from memory_bank.retrieval.flat import Flat
 from memory_bank.retrieval.ivf import Ivf, recall
@@ -291,9 +292,6 @@ def test_fewer_rows_at_the_first_look_up_than_lists_need_is_refused():
 
 def test_recall_of_nothing_is_whole():
     """A full_bank without near rows asks an index for none, also when its recall is checked."""
-    from memory_bank.retrieval.base import Candidates
-    from memory_bank.retrieval.ivf import recall
-
     none = Candidates(
         torch.zeros(3, 0, dtype=torch.int64),
         torch.zeros(3, 0),

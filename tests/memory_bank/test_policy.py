@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from memory_bank import policy
 from memory_bank.config import MiningConfig
+from memory_bank.policy import overruled
 from memory_bank.retrieval.base import Candidates
 from tests.reference.bank import policy_window
 
@@ -207,9 +208,6 @@ def test_drop_rates_are_shares_of_the_admissible_rows():
     ],
 )
 def test_settings_that_others_overrule_are_named(settings, rows, lines):
-    from memory_bank.config import MiningConfig
-    from memory_bank.policy import overruled
-
     found = overruled(MiningConfig(**settings), rows)
     assert len(found) == len(lines)
     for text, part in zip(found, lines, strict=True):

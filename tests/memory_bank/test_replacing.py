@@ -4,10 +4,11 @@ import os
 
 import pytest
 
+from memory_bank import replacing as module
+from memory_bank.replacing import replacing
+
 
 def test_a_file_is_replaced_when_the_block_ends_and_stays_where_it_fails(tmp_path):
-    from memory_bank.replacing import replacing
-
     path = tmp_path / "scores.json"
     path.write_text("old")
     with replacing(path) as partial:
@@ -22,8 +23,6 @@ def test_a_file_is_replaced_when_the_block_ends_and_stays_where_it_fails(tmp_pat
 
 
 def test_what_takes_the_place_is_on_the_disk_first_and_the_name_after(tmp_path, monkeypatch):
-    from memory_bank import replacing as module
-
     done = []
     monkeypatch.setattr(module, "sync", lambda path: done.append(("sync", path.name)))
     monkeypatch.setattr(module.os, "replace", lambda old, new: done.append(("replace", new.name)))

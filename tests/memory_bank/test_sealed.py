@@ -9,6 +9,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from memory_bank.sealed import FormatError, read, write
+
 
 @pytest.fixture
 def tensors():
@@ -41,8 +43,6 @@ def assert_same(got, expected):
 
 
 def test_the_library_reads_what_we_write(tensors, tmp_path):
-    from memory_bank.sealed import write
-
     path = tmp_path / "a.safetensors"
     write(path, tensors, {"step": "3", "ключ": "значение"})
     assert_same(safetensors.torch.load_file(path), tensors)
@@ -54,8 +54,6 @@ def test_the_library_reads_what_we_write(tensors, tmp_path):
 
 
 def test_we_read_what_the_library_writes(tensors, tmp_path):
-    from memory_bank.sealed import read
-
     path = tmp_path / "a.safetensors"
     whole = {name: value.contiguous() for name, value in tensors.items()}
     given = {letter: letter.upper() for letter in "stepname"}
@@ -66,8 +64,6 @@ def test_we_read_what_the_library_writes(tensors, tmp_path):
 
 
 def test_no_tensors_and_no_metadata(tmp_path):
-    from memory_bank.sealed import read, write
-
     write(tmp_path / "a.safetensors", {}, {})
     tensors, metadata = read(tmp_path / "a.safetensors")
     assert (tensors, set(metadata)) == ({}, {"seal"})
@@ -76,8 +72,6 @@ def test_no_tensors_and_no_metadata(tmp_path):
 
 def test_empty_arrays_of_numpy_are_written(tmp_path):
     """Their stride is 0; an index without a code has one."""
-    from memory_bank.sealed import read, write
-
     path = tmp_path / "file.safetensors"
     write(path, {"code": torch.from_numpy(np.zeros(0, np.float32)), "ids": torch.arange(3)}, {})
     found, _ = read(path)
@@ -86,16 +80,12 @@ def test_empty_arrays_of_numpy_are_written(tmp_path):
 
 
 def test_equal_contents_give_equal_bytes(tensors, tmp_path):
-    from memory_bank.sealed import write
-
     write(tmp_path / "a", tensors, {"x": "y"})
     write(tmp_path / "b", dict(reversed(tensors.items())), {"x": "y"})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_tensors_are_writable_and_their_own(tensors, tmp_path):
-    from memory_bank.sealed import read, write
-
     path = tmp_path / "a.safetensors"
     write(path, tensors, {})
     got = read(path)[0]
@@ -108,8 +98,6 @@ def test_tensors_are_writable_and_their_own(tensors, tmp_path):
 
 
 def test_the_umask_decides_who_may_read(tmp_path):
-    from memory_bank.sealed import write
-
     usual = os.umask(0o027)
     try:
         write(tmp_path / "a.safetensors", {}, {})
@@ -122,8 +110,6 @@ def test_the_umask_decides_who_may_read(tmp_path):
     "tensor", [torch.zeros(2, dtype=torch.complex64), torch.zeros(2, dtype=torch.uint16)]
 )
 def test_an_unknown_dtype_is_refused(tensor, tmp_path):
-    from memory_bank.sealed import write
-
     with pytest.raises(ValueError, match=r"'x' \(torch\..*allowed are torch\.float64"):
         write(tmp_path / "a.safetensors", {"x": tensor}, {})
     assert not list(tmp_path.iterdir())
@@ -133,8 +119,6 @@ def test_an_unknown_dtype_is_refused(tensor, tmp_path):
     ("tensors", "metadata"), [({}, {"a": "\ud800"}), ({"\ud800": torch.zeros(1)}, {})], ids=["value", "name"]
 )
 def test_what_utf8_cannot_hold_is_refused(tensors, metadata, tmp_path):
-    from memory_bank.sealed import write
-
     with pytest.raises(ValueError, match="surrogates"):
         write(tmp_path / "a.safetensors", tensors, metadata)
     assert not list(tmp_path.iterdir())
@@ -142,8 +126,6 @@ def test_what_utf8_cannot_hold_is_refused(tensors, metadata, tmp_path):
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_failed_write_leaves_the_old_file(tensors, tmp_path, monkeypatch, call):
-    from memory_bank.sealed import write
-
     path = tmp_path / "a.safetensors"
     write(path, tensors, {})
     before = path.read_bytes()
@@ -159,8 +141,6 @@ def test_a_failed_write_leaves_the_old_file(tensors, tmp_path, monkeypatch, call
 
 
 def test_data_reach_the_disk_before_the_name(tensors, tmp_path, monkeypatch):
-    from memory_bank.sealed import write
-
     calls = []
     sync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (calls.append("sync"), sync(handle))[1])
@@ -202,8 +182,6 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_is_refused_by_name(name, tmp_path):
-    from memory_bank.sealed import FormatError, read
-
     path = tmp_path / "broken.safetensors"
     path.write_bytes(BROKEN[name])
     with pytest.raises(FormatError, match=r"broken\.safetensors: not a valid safetensors file: "):
@@ -211,8 +189,6 @@ def test_a_broken_file_is_refused_by_name(name, tmp_path):
 
 
 def test_no_truncation_and_no_altered_byte_gets_through(tmp_path):
-    from memory_bank.sealed import FormatError, read, write
-
     path = tmp_path / "a.safetensors"
     write(path, {"x": torch.arange(6.0), "y": torch.arange(3)}, {"k": "v"})
     whole = path.read_bytes()
@@ -232,7 +208,5 @@ def test_no_truncation_and_no_altered_byte_gets_through(tmp_path):
 
 
 def test_a_missing_file_is_the_systems_error(tmp_path):
-    from memory_bank.sealed import read
-
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "nothing.safetensors")

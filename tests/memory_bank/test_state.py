@@ -229,8 +229,6 @@ def test_inspect_of_an_empty_bank_and_of_none(tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["../../elsewhere", "/etc", "step-10/../../../elsewhere", "step-11", ""])
 def test_a_pointer_is_followed_to_a_checkpoint_beside_it_only(tmp_path, text):
-    from memory_bank.state import find_state
-
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     for folder in (run / "checkpoints" / "step-10", elsewhere):
         folder.mkdir(parents=True)

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from memory_bank import top
+from memory_bank.top import largest
+
 
 @pytest.mark.parametrize("large", [1, 1 << 30])  # by threads, or not
 @pytest.mark.parametrize(
     ("shape", "k"), [((5, 300), 200), ((5, 300), 300), ((5, 300), 2), ((300,), 64), ((3, 1), 1)]
 )
 def test_equals_a_sort(monkeypatch, shape, k, large):
-    from memory_bank import top
-
     monkeypatch.setattr(top, "_LARGE", large)
     monkeypatch.setattr(top.torch, "get_num_threads", lambda: 6)
     generator = torch.Generator().manual_seed(0)
@@ -26,8 +27,6 @@ def test_equals_a_sort(monkeypatch, shape, k, large):
 
 
 def test_ties_name_different_places():
-    from memory_bank.top import largest
-
     values = torch.full((2, 50), -torch.inf)
     values[:, 7] = 1.0
     found, place = largest(values, 20)
@@ -37,8 +36,6 @@ def test_ties_name_different_places():
 
 
 def test_numbers_that_are_not_finite_keep_their_places():
-    from memory_bank.top import largest
-
     values = torch.arange(20.0).repeat(2, 1)
     values[0, 3], values[0, 4], values[0, 5] = torch.inf, -torch.inf, torch.nan
     found, place = largest(values, 20)

@@ -8,6 +8,13 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
+from contrastive.augment.views import Views, center_view
+from contrastive.config import AugmentConfig, DataConfig
+from contrastive.data.images import ArrayImages
+from contrastive.drawing.figures import class_colour
+from contrastive.module import ContrastiveModule
+from memory_bank.sharded import ShardedBank
+
 
 @pytest.fixture
 def gallery():
@@ -18,16 +25,12 @@ def gallery():
 
 @pytest.fixture
 def four_images():
-    from contrastive.data.images import ArrayImages
-
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
     return ArrayImages("noise", [pixels], 8)
 
 
 def module_with(**attributes):
     """A module that has these attributes."""
-    from contrastive.module import ContrastiveModule
-
     module = create_autospec(ContrastiveModule, instance=True)
     for name, value in attributes.items():
         vars(module)[name] = value
@@ -74,9 +77,6 @@ def test_views_are_measured_against_those_of_other_images(gallery, four_images, 
 
 def test_what_the_step_compiles_meets_no_batch_but_the_steps(gallery, four_images, tmp_path):
     """Pictures are of other sizes, and made before the first step: their views are the same, uncompiled."""
-    from contrastive.augment.views import Views, center_view
-    from contrastive.config import AugmentConfig, DataConfig
-
     config = SimpleNamespace(
         augment=AugmentConfig(), data=DataConfig(image_size=8), run=SimpleNamespace(seed=3)
     )
@@ -100,9 +100,6 @@ def test_what_the_step_compiles_meets_no_batch_but_the_steps(gallery, four_image
 
 def test_the_map_of_a_sharded_bank_waits_for_no_other_rank(gallery, four_images, tmp_path):
     """Rank 1 of 2 holds rows 1 and 3, 5, ...; their labels colour the dots."""
-    from contrastive.data.images import ArrayImages
-    from contrastive.drawing.figures import class_colour
-    from memory_bank.sharded import ShardedBank
 
     class Alone:
         rank, world = 1, 2

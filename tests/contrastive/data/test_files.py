@@ -3,6 +3,7 @@ import os
 import pytest
 
 from contrastive.config import UserError
+from contrastive.data.decode import Unreadable
 from contrastive.data.files import EXTENSIONS, is_held_out, list_images, open_class_folders, open_tree
 
 
@@ -64,8 +65,6 @@ def test_a_folder_outside_of_the_root_may_be_linked_in(tmp_path, write_image):
 
 
 def test_a_dangling_link_is_listed_and_unreadable_but_a_pipe_is_not_opened(tmp_path, write_image):
-    from contrastive.data.decode import Unreadable
-
     write_image("a.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "self.png").symlink_to(tmp_path / "self.png")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+import contrastive.data.loader as module
 from contrastive.config import DataConfig, UserError
 from contrastive.data.files import open_tree
 from contrastive.data.images import ArrayImages
@@ -196,8 +197,6 @@ def test_auto_keeps_up_to_a_gibibyte_on_the_device():
 
 
 def test_default_workers_share_the_processors(monkeypatch):
-    import contrastive.data.loader as module
-
     for name in ("SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(module, "usable_cpus", lambda: 12)

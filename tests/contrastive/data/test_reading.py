@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from contrastive.config import UserError
+from contrastive.data import reading
 from contrastive.data.files import open_tree
 from contrastive.data.images import ArrayImages
 from contrastive.data.reading import WorkerDied, decode_ahead, decode_all, read_in_order
@@ -77,8 +78,6 @@ def test_in_order(tmp_path, write_image, workers):
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
 def test_a_killed_worker_may_show_as_a_broken_connection(error, monkeypatch):
-    from contrastive.data import reading
-
     def broken(loader):
         raise error
         yield

@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import ImageColor
 
+from contrastive.drawing.canvas import rgb
+
 
 @pytest.fixture
 def figures():
@@ -70,8 +72,6 @@ def test_a_map_of_many_classes_has_no_legend(figures):
 
 
 def test_confusion_is_blue_where_right_and_red_where_wrong(figures):
-    from contrastive.drawing.canvas import rgb
-
     names = [f"{row}" for row in range(100)]  # too many to be written
     counts = [[0] * 100 for _ in names]
     counts[0][0], counts[1][0], counts[1][1] = 10, 9, 1

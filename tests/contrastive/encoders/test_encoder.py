@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
+from contrastive.encoders.encoder import Encoded, Encoder, grid_of
+
 
 def test_a_transformer_fits_without_changing_a_caller():
     """Any architecture that writes ``encode`` answers both calls; here patches with a class token."""
-    from contrastive.encoders.encoder import Encoded, Encoder
 
     class Patches(Encoder):
         def __init__(self):
@@ -36,6 +37,4 @@ def test_a_transformer_fits_without_changing_a_caller():
     ],
 )
 def test_a_grid_has_the_proportions_of_the_image(patches, size, grid):
-    from contrastive.encoders.encoder import grid_of
-
     assert grid_of(patches, torch.zeros(1, 3, *size)) == grid

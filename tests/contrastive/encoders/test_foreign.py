@@ -6,6 +6,12 @@ import timm
 import torch
 import torchvision
 
+from contrastive.config import DataConfig, EncoderConfig, UserError
+from contrastive.encoders.build import build_encoder
+from contrastive.encoders.foreign import load_foreign, parse_foreign
+from contrastive.encoders.spec import InputSpec
+from contrastive.encoders.weights import save_encoder
+
 
 @pytest.fixture
 def images():
@@ -14,8 +20,6 @@ def images():
 
 @torch.no_grad()
 def features(text, images, image_size=None):
-    from contrastive.encoders.foreign import load_foreign, parse_foreign
-
     module, fed = load_foreign(parse_foreign(text), image_size)
     assert not module.training
     return module(images), fed
@@ -42,11 +46,6 @@ def test_timm_weights_of_a_file_at_another_size(tmp_path, images):
 
 
 def test_our_own_encoder_goes_into_torchvisions_network(tmp_path, images):
-    from contrastive.config import DataConfig, EncoderConfig
-    from contrastive.encoders.build import build_encoder
-    from contrastive.encoders.spec import InputSpec
-    from contrastive.encoders.weights import save_encoder
-
     config = EncoderConfig(name="resnet18", stem="imagenet")
     encoder = build_encoder(config, 32).eval()
     save_encoder(tmp_path / "encoder.safetensors", encoder, InputSpec.of(DataConfig()), {})
@@ -111,8 +110,6 @@ def test_names_of_weights_are_fetched_without_pickle(images, monkeypatch):
     ],
 )
 def test_what_cannot_be_had(text, message, tmp_path, images):
-    from contrastive.config import UserError
-
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
     with pytest.raises(UserError) as caught:
         features(text.replace("FILE", str(tmp_path / "w.pth")), images)
@@ -130,8 +127,6 @@ def test_names_with_a_prefix_are_taken(library, tmp_path, images):
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path, images):
-    from contrastive.config import UserError
-
     body = torchvision.models.resnet18().state_dict()
     body["bn1.bias"][0] = float("nan")
     torch.save(body, tmp_path / "w.pth")
@@ -146,8 +141,6 @@ def test_a_transformer_is_built_for_the_size_of_the_images(images):
 
 @pytest.mark.parametrize(("model", "size"), [("vit_b_16", 30), ("alexnet", 32)])
 def test_a_size_that_a_network_does_not_take_is_named(model, size, images):
-    from contrastive.config import UserError
-
     with pytest.raises(
         UserError, match=f"{model}: does not take images of {size} px .*leave data.image_size"
     ):
@@ -157,8 +150,6 @@ def test_a_size_that_a_network_does_not_take_is_named(model, size, images):
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_without_a_network_the_message_says_what_else_to_give(library, images, monkeypatch):
     from torchvision.models import _api
-
-    from contrastive.config import UserError
 
     def refuse(*_, **__):
         raise urllib.error.URLError("no route to host")

@@ -5,6 +5,11 @@ import timm
 import torch
 import torchvision
 
+from contrastive.config import DataConfig, EncoderConfig, UserError
+from contrastive.encoders import build, torchvision_model
+from contrastive.encoders.build import build_arch, build_encoder
+from contrastive.encoders.spec import ArchSpec, InputSpec
+from contrastive.encoders.weights import load_encoder, load_weights, save_encoder
 from contrastive.registry import ENCODERS, encoder_key
 
 SIDE = 32
@@ -27,9 +32,6 @@ TOKEN_WIDTH = {"torchvision:mobilenet_v3_small": 576}  # it has a layer behind t
 
 
 def make(name, seed=0):
-    from contrastive.encoders.build import build_arch
-    from contrastive.encoders.spec import ArchSpec
-
     torch.manual_seed(seed)
     return build_arch(ArchSpec(name, CASES.get(name, ({},))[0]), SIDE)
 
@@ -59,10 +61,6 @@ def test_it_encodes(name):
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_it_is_saved_and_loaded(name, tmp_path):
-    from contrastive.config import DataConfig
-    from contrastive.encoders.spec import InputSpec
-    from contrastive.encoders.weights import load_encoder, load_weights, save_encoder
-
     encoder, path = make(name), tmp_path / "encoder.safetensors"
     encoder(images())  # batch statistics leave their initial values
     save_encoder(path, encoder, InputSpec.of(DataConfig(image_size=SIDE)), {})
@@ -122,8 +120,6 @@ def test_the_last_feature_map_is_what_is_pooled():
 
 @torch.no_grad()
 def test_a_transformer_of_torchvision_has_a_class_token_before_its_patches(monkeypatch):
-    from contrastive.encoders import torchvision_model
-
     def create(model, image_size, args):
         return torchvision.models.VisionTransformer(image_size, 8, 1, 2, 24, 24, num_classes=5), "heads.head"
 
@@ -169,17 +165,11 @@ def test_an_encoder_inside_a_module_keeps_its_names_in_checkpoints():
     ],
 )
 def test_what_does_not_fit_is_refused(settings, message):
-    from contrastive.config import EncoderConfig, UserError
-    from contrastive.encoders.build import build_encoder
-
     with pytest.raises(UserError, match=message):
         build_encoder(EncoderConfig(**settings), SIDE)
 
 
 def test_a_width_that_a_network_does_not_have_is_named(monkeypatch):
-    from contrastive.config import EncoderConfig
-    from contrastive.encoders import build
-
     lines = []
     monkeypatch.setattr(build.logger, "warning", lambda text, *values: lines.append(text % values))
     encoder = build.build_encoder(EncoderConfig(name="timm:test_resnet", width=16), SIDE)
@@ -191,8 +181,6 @@ def test_a_width_that_a_network_does_not_have_is_named(monkeypatch):
 
 
 def test_names_of_libraries_are_allowed_in_a_config():
-    from contrastive.config import EncoderConfig
-
     with pytest.raises(
         ValueError, match=r"encoder\.name='timmm:x': allowed are resnet10, .*, timm:MODEL, torch"
     ):
@@ -202,9 +190,6 @@ def test_names_of_libraries_are_allowed_in_a_config():
 
 
 def test_published_weights_are_named(monkeypatch):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_weights
-
     theirs = timm.create_model("test_vit", num_classes=0, img_size=SIDE, patch_size=4)
     encoder = make("timm:test_vit")
     asked = {}

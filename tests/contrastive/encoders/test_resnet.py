@@ -8,11 +8,11 @@ import timm
 import torch
 import torchvision
 
+from contrastive.config import EncoderConfig
+from contrastive.encoders.build import build_encoder
+
 
 def build(name="resnet18", image_size=224, **settings):
-    from contrastive.config import EncoderConfig
-    from contrastive.encoders.build import build_encoder
-
     return build_encoder(EncoderConfig(name=name, **settings), image_size)
 
 

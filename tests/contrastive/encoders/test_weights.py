@@ -9,17 +9,19 @@ import timm
 import torch
 import torchvision
 
+from contrastive.config import DataConfig, EncoderConfig, UserError
+from contrastive.encoders.build import build_encoder
+from contrastive.encoders.spec import InputSpec
+from contrastive.encoders.weights import load_encoder, load_weights, save_encoder
+from memory_bank import sealed
+
 
 def configs(name="resnet18", image_size=64, **settings):
-    from contrastive.config import DataConfig, EncoderConfig
-
     return EncoderConfig(name=name, **settings), DataConfig(image_size=image_size)
 
 
 def make(name="resnet10", image_size=64, **settings):
     """An encoder whose batch-norm statistics are not the initial ones, and its configs."""
-    from contrastive.encoders.build import build_encoder
-
     torch.manual_seed(0)
     config, data = configs(name, image_size, **settings)
     encoder = build_encoder(config, image_size)
@@ -28,16 +30,11 @@ def make(name="resnet10", image_size=64, **settings):
 
 
 def save(path, encoder, config, data, **extra):
-    from contrastive.encoders.spec import InputSpec
-    from contrastive.encoders.weights import save_encoder
-
     save_encoder(path, encoder, InputSpec.of(data), extra)
     return path
 
 
 def fresh(name="resnet10", image_size=64, **settings):
-    from contrastive.encoders.build import build_encoder
-
     return build_encoder(configs(name, image_size, **settings)[0], image_size).eval()
 
 
@@ -52,8 +49,6 @@ def outputs(model, images):
 
 
 def test_there_and_back(tmp_path, images):
-    from contrastive.encoders.weights import load_encoder
-
     encoder, config, data = make("resnet10", 32, width=16)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data, step="12")
     loaded, info = load_encoder(path)
@@ -66,8 +61,6 @@ def test_there_and_back(tmp_path, images):
 
 
 def test_the_stem_is_written_as_built_not_as_auto(tmp_path):
-    from contrastive.encoders.weights import load_encoder
-
     encoder, config, data = make("resnet10", 96, width=8)
     _, info = load_encoder(save(tmp_path / "encoder.safetensors", encoder, config, data))
     assert (info.arch.args["stem"], info.input.size, info.input.decode_size) == ("imagenet", 96, 110)
@@ -104,9 +97,6 @@ OLD = {
 
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_files_of_old_releases_load(version, tmp_path, images):
-    from contrastive.encoders.weights import load_encoder
-    from memory_bank import sealed
-
     encoder, _, data = make("resnet10", 32, width=16)
     path, metadata = tmp_path / "encoder.safetensors", OLD | {"format_version": version}
     if version == "1":
@@ -121,8 +111,6 @@ def test_files_of_old_releases_load(version, tmp_path, images):
 
 
 def test_loading_leaves_the_global_generator_alone(tmp_path):
-    from contrastive.encoders.weights import load_encoder
-
     encoder, config, data = make("resnet10", 32, width=8)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data)
     before = torch.get_rng_state()
@@ -147,8 +135,6 @@ def test_torchvision_and_timm_load_it(tmp_path, images):
 
 @pytest.mark.parametrize(("source", "suffix"), [("torchvision", ".pth"), ("timm", ".safetensors")])
 def test_their_weights_load_here(source, suffix, tmp_path, images):
-    from contrastive.encoders.weights import load_weights
-
     other = torchvision.models.resnet18() if source == "torchvision" else timm.create_model("resnet18")
     path = tmp_path / f"weights{suffix}"
     write = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
@@ -160,8 +146,6 @@ def test_their_weights_load_here(source, suffix, tmp_path, images):
 
 
 def test_a_wrapped_state_dict_and_one_without_counters(tmp_path, images):
-    from contrastive.encoders.weights import load_weights
-
     encoder, _, _ = make(width=8)
     body = {name: v for name, v in encoder.state_dict().items() if "num_batches" not in name}
     torch.save({"state_dict": body, "epoch": 3}, tmp_path / "weights.tar")
@@ -171,8 +155,6 @@ def test_a_wrapped_state_dict_and_one_without_counters(tmp_path, images):
 
 
 def test_half_precision_weights_are_widened(tmp_path):
-    from contrastive.encoders.weights import load_weights
-
     encoder, _, _ = make("resnet10", width=8)
     torch.save(
         {name: v.half() if v.is_floating_point() else v for name, v in encoder.state_dict().items()},
@@ -185,9 +167,6 @@ def test_half_precision_weights_are_widened(tmp_path):
 
 
 def test_an_encoder_file_in_half_precision_is_widened(tmp_path):
-    from contrastive.encoders.weights import load_encoder
-    from memory_bank import sealed
-
     encoder, config, data = make("resnet10", 32, width=8)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data)
     tensors, metadata = sealed.read(path)
@@ -200,9 +179,6 @@ def test_an_encoder_file_in_half_precision_is_widened(tmp_path):
 
 
 def test_other_stem_names_the_remedy(tmp_path):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_weights
-
     big, config, data = make("resnet10", width=8, stem="imagenet")
     path = save(tmp_path / "big.safetensors", big, config, data)
     with pytest.raises(UserError, match=r"kernel is 3x3; set encoder\.stem=imagenet"):
@@ -239,9 +215,6 @@ def altered(change):
     ],
 )
 def test_weights_that_do_not_fit_change_nothing(change, message, tmp_path):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_weights
-
     safetensors.torch.save_file(altered(change), tmp_path / "w.safetensors")
     encoder = fresh("resnet10", width=8)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
@@ -259,9 +232,6 @@ class Malicious:
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_encoder, load_weights
-
     marker = tmp_path / "ran"
     torch.save({"conv1.weight": Malicious(str(marker))}, tmp_path / "w.pth")
     (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.pth").read_bytes())
@@ -274,9 +244,6 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 
 
 def test_the_environment_cannot_ask_for_an_unsafe_load(tmp_path, monkeypatch):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_weights
-
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     encoder, _, _ = make("resnet10", width=8)
     torch.save(encoder.state_dict(), tmp_path / "w.pth")
@@ -286,9 +253,6 @@ def test_the_environment_cannot_ask_for_an_unsafe_load(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("body", [[1, 2], {"conv1.weight": 3}, {"state_dict": {"a": "b"}}, torch.zeros(2)])
 def test_a_file_of_other_things(body, tmp_path):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_weights
-
     torch.save(body, tmp_path / "w.pth")
     with pytest.raises(UserError, match="a state dict is needed"):
         load_weights(fresh("resnet10", width=8), str(tmp_path / "w.pth"))
@@ -296,9 +260,6 @@ def test_a_file_of_other_things(body, tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"not a file of tensors", b"PK\x03\x04" + bytes(30), b"\x80\x02."])
 def test_a_broken_pth(content, tmp_path):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_weights
-
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"w\.pth: not a file of tensors"):
         load_weights(fresh("resnet10", width=8), str(tmp_path / "w.pth"))
@@ -306,17 +267,11 @@ def test_a_broken_pth(content, tmp_path):
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "missing.pth", "missing"])
 def test_a_missing_file(name, tmp_path):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_weights
-
     with pytest.raises(UserError, match=r"cannot be read \(No such file"):
         load_weights(fresh("resnet10", width=8), str(tmp_path / name))
 
 
 def test_another_suffix(tmp_path):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_weights
-
     (tmp_path / "w.npz").touch()
     with pytest.raises(UserError, match=r"allowed are files in \.safetensors, \.pth.*, \.ckpt"):
         load_weights(fresh("resnet10", width=8), str(tmp_path / "w.npz"))
@@ -366,8 +321,6 @@ WRAPPED = {
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt"])
 @pytest.mark.parametrize("prefix", WRAPPED)
 def test_names_with_one_prefix_are_loaded_and_the_prefix_is_said(prefix, suffix, tmp_path, said):
-    from contrastive.encoders.weights import load_weights
-
     encoder, _, _ = make("resnet10", width=8)
     torch.save(WRAPPED[prefix](dict(encoder.state_dict())), tmp_path / f"w{suffix}")
     loaded = fresh("resnet10", width=8)
@@ -379,8 +332,6 @@ def test_names_with_one_prefix_are_loaded_and_the_prefix_is_said(prefix, suffix,
 
 
 def test_nothing_is_said_of_names_without_a_prefix(tmp_path, said):
-    from contrastive.encoders.weights import load_weights
-
     encoder, _, _ = make("resnet10", width=8)
     torch.save(encoder.state_dict(), tmp_path / "w.pt")
     load_weights(fresh("resnet10", width=8), str(tmp_path / "w.pt"))
@@ -405,9 +356,6 @@ def test_nothing_is_said_of_names_without_a_prefix(tmp_path, said):
     ],
 )
 def test_names_that_no_single_prefix_makes_fit_are_named(change, message, tmp_path):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_weights
-
     torch.save(change(dict(fresh("resnet10", width=8).state_dict())), tmp_path / "w.pth")
     encoder = fresh("resnet10", width=8)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
@@ -419,9 +367,6 @@ def test_names_that_no_single_prefix_makes_fit_are_named(change, message, tmp_pa
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["layer1.0.conv1.weight", "bn1.running_var"])
 def test_numbers_that_are_not_finite_name_the_file_and_the_tensor(number, name, tmp_path):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_weights
-
     body = {key: value.clone() for key, value in fresh("resnet10", width=8).state_dict().items()}
     body[name].view(-1)[0] = number
     torch.save(below("module.", body), tmp_path / "w.pth")
@@ -430,9 +375,6 @@ def test_numbers_that_are_not_finite_name_the_file_and_the_tensor(number, name, 
 
 
 def test_a_file_saved_again_by_another_tool_says_what_to_do(tmp_path):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_encoder
-
     encoder, config, data = make("resnet10", 32, width=8)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data)
     with safetensors.safe_open(path, "pt") as file:
@@ -509,10 +451,6 @@ def test_damaged_metadata_of_old_releases(changed, message, tmp_path):
 
 
 def refuse(changed, message, tmp_path):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_encoder
-    from memory_bank import sealed
-
     encoder, config, data = make("resnet10", 32, width=8)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data)
     tensors, metadata = sealed.read(path)
@@ -523,9 +461,6 @@ def refuse(changed, message, tmp_path):
 
 
 def test_another_tool_may_save_it_anew_as_version_1_only(tmp_path):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_encoder
-
     encoder, config, data = make("resnet10", 32, width=8)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data)
     tensors = safetensors.torch.load_file(path)
@@ -539,10 +474,6 @@ def test_another_tool_may_save_it_anew_as_version_1_only(tmp_path):
 
 
 def test_a_width_from_a_file_cannot_ask_for_a_huge_network(tmp_path):
-    from contrastive.config import UserError
-    from contrastive.encoders.weights import load_encoder
-    from memory_bank import sealed
-
     encoder, config, data = make("resnet10", 32, width=8)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data)
     tensors, metadata = sealed.read(path)

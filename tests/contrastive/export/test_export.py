@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from contrastive.config import DataConfig, EncoderConfig, PretrainConfig
+from contrastive.config_files import to_yaml
+from contrastive.data.dataset import open_dataset
+from contrastive.encoders.build import build_encoder
+from contrastive.encoders.spec import InputSpec
+from contrastive.encoders.weights import load_encoder, save_encoder
+from contrastive.export import embeddings, export, graph, networks
+from contrastive.export.__main__ import main
+
 
 def make_run(folder, *, name="resnet10", width=64, size=16, **data):
     """A run directory whose encoder has batch statistics of its own."""
-    from contrastive.config import DataConfig, EncoderConfig, PretrainConfig
-    from contrastive.config_files import to_yaml
-    from contrastive.encoders.build import build_encoder
-    from contrastive.encoders.spec import InputSpec
-    from contrastive.encoders.weights import save_encoder
-
     fed = {"image_size": size, "mean": [0.3, 0.4, 0.5], "std": [0.2, 0.3, 0.4]}
     config = PretrainConfig(data=DataConfig(**fed, **data), encoder=EncoderConfig(name=name, width=width))
     folder.mkdir(parents=True)
@@ -33,7 +36,6 @@ def make_run(folder, *, name="resnet10", width=64, size=16, **data):
 @pytest.fixture
 def command(capsys):
     """Call the command; returns exit code, the JSON of the last line, stderr."""
-    from contrastive.export.__main__ import main
 
     def call(*arguments):
         code = main([*map(str, arguments)])
@@ -45,8 +47,6 @@ def command(capsys):
 
 def expected(run, pixels):
     """Features by the encoder itself."""
-    from contrastive.encoders.weights import load_encoder
-
     encoder, info = load_encoder(run / "encoder.safetensors")
     mean, std = (torch.tensor(values)[:, None, None] for values in (info.input.mean, info.input.std))
     with torch.inference_mode():
@@ -118,9 +118,6 @@ def photos(tmp_path):
 
 
 def test_embeddings_have_ids_and_paths(command, tmp_path, photos):
-    from contrastive.config import DataConfig
-    from contrastive.data.dataset import open_dataset
-
     run = make_run(tmp_path / "run", width=8, name="resnet10")
     text = (run / "config.yaml").read_text()
     text = text.replace("name: digits", "name: imagefolder", 1).replace("root: null", f"root: {photos}", 1)
@@ -161,8 +158,6 @@ def test_a_run_without_labels_has_no_test_part_to_export(command, tmp_path, phot
 
 
 def test_a_parquet_file_is_refused_without_pyarrow_and_holds_the_same_with_it(command, tmp_path, monkeypatch):
-    from contrastive.export import embeddings
-
     run = make_run(tmp_path / "run", width=8)
     out = tmp_path / "images.parquet"
     asked = [f"checkpoint={run}", "format=embeddings", f"out={out}", "device=cpu", "progress=false"]
@@ -243,8 +238,6 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
 
 
 def test_a_copy_that_computes_something_else_is_never_written(command, tmp_path, monkeypatch):
-    from contrastive.export import networks
-
     run = make_run(tmp_path / "run")
     load = torch.nn.Module.load_state_dict
 
@@ -300,8 +293,6 @@ def test_nothing_given_is_wrong_input_and_shows_the_help(command):
 
 
 def test_a_missing_package_names_its_extra(command, tmp_path, monkeypatch):
-    from contrastive.export import graph
-
     run = make_run(tmp_path / "run")
     monkeypatch.setattr(graph.importlib.util, "find_spec", lambda name: None)
     code, _, err = command(f"checkpoint={run}", "format=onnx", f"out={tmp_path / 'e.onnx'}")
@@ -324,8 +315,6 @@ def test_a_library_without_the_network_is_refused(command, tmp_path, network, fo
 
 
 def test_an_interrupt_is_no_fault_of_ours(command, tmp_path, monkeypatch):
-    from contrastive.export import export
-
     def interrupted(*_):
         raise KeyboardInterrupt
 

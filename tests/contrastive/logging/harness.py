@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from contrastive import lightning_glue as rows
+
 
 class Loader:
     """Batches with ``images``, delivered after a pause."""
@@ -58,8 +60,6 @@ def fit(tmp_path: Path, loggers: Any, callbacks: list[Any], loader: Loader, **op
 
 def make_row_logger() -> Any:
     from pytorch_lightning import Callback
-
-    from contrastive import lightning_glue as rows
 
     class Rows(Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:

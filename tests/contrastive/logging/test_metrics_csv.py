@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from contrastive.logging import metrics_csv
+
 
 @pytest.fixture
 def log() -> Any:
-    from contrastive.logging import metrics_csv
-
     return metrics_csv
 
 

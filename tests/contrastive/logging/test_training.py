@@ -8,6 +8,11 @@ from unittest.mock import create_autospec
 import pytest
 import torch
 
+from contrastive import lightning_glue as progress
+from contrastive.lightning_glue import log_row
+from contrastive.logging import throughput
+from contrastive.logging.metrics_csv import MetricsCsv, read_metrics
+from contrastive.logging.throughput import Throughput, off_the_clock
 from tests.contrastive.logging import harness
 from tests.contrastive.logging.harness import Loader, fit, make_row_logger
 
@@ -21,10 +26,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 def test_throughput_and_rows_of_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pytorch_lightning import Callback
-
-    from contrastive.logging import throughput
-    from contrastive.logging.metrics_csv import MetricsCsv, read_metrics
-    from contrastive.logging.throughput import Throughput, off_the_clock
 
     clock = SimpleNamespace(now=1000.0)
 
@@ -66,8 +67,6 @@ def test_throughput_and_rows_of_a_real_run(tmp_path: Path, monkeypatch: pytest.M
 def test_log_row_fetches_tensors_and_keeps_precision() -> None:
     from pytorch_lightning import Trainer
 
-    from contrastive.lightning_glue import log_row
-
     sent: list[tuple[dict[str, float], int]] = []
     logger = SimpleNamespace(log_metrics=lambda values, step: sent.append((values, step)))
     trainer = create_autospec(Trainer, instance=True)
@@ -88,8 +87,6 @@ def test_progress_bars_leave_stdout_alone(
     monkeypatch: pytest.MonkeyPatch,
     with_rich: bool,
 ) -> None:
-    from contrastive import lightning_glue as progress
-
     if not with_rich:
         find = progress.importlib.util.find_spec
         monkeypatch.setattr(

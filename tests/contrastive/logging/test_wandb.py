@@ -7,6 +7,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from contrastive.logging.wandb_logger import RunLogger, build_wandb, finish_wandb, log_media
 from tests.contrastive.logging.harness import Loader, fit, make_row_logger, read_records, read_summary
 
 pytestmark = pytest.mark.filterwarnings(
@@ -43,8 +44,6 @@ def config(log: Any, mode: str) -> Any:
 
 
 def build(log: Any, tmp_path: Path, mode: str, run_id: str = "abc123") -> Any:
-    from contrastive.logging.wandb_logger import build_wandb
-
     return build_wandb(config(log, mode), tmp_path / "run", "name", run_id, {"data": {"name": "digits"}})
 
 
@@ -221,8 +220,6 @@ def test_a_run_whose_service_was_killed_is_told_of_once(
     ("code", "calls"), [(0, ["finish"]), (3, ["finish"]), (75, ["mark_preempting", "finish"])]
 )
 def test_a_run_ends_as_the_command_ends(tmp_path: Path, code: int, calls: list[str]) -> None:
-    from contrastive.logging.wandb_logger import RunLogger, finish_wandb
-
     run = MagicMock(id="abc123")
     finish_wandb(
         [RunLogger(save_dir=tmp_path, experiment=run)], {"steps": 7, "metrics": {"a": 1}}, None, code
@@ -234,8 +231,6 @@ def test_a_run_ends_as_the_command_ends(tmp_path: Path, code: int, calls: list[s
 
 def test_steps_that_a_killed_start_has_sent_are_not_sent_again(tmp_path: Path) -> None:
     from pytorch_lightning import Trainer
-
-    from contrastive.logging.wandb_logger import RunLogger, finish_wandb, log_media
 
     sent: list[dict[str, Any]] = []
 
@@ -272,8 +267,6 @@ def test_steps_that_a_killed_start_has_sent_are_not_sent_again(tmp_path: Path) -
 
 
 def test_a_damaged_note_of_what_was_sent_does_no_harm(tmp_path: Path) -> None:
-    from contrastive.logging.wandb_logger import RunLogger
-
     (tmp_path / "wandb").mkdir()
     for text in ("", "[]", '{"id": "abc123"}', "\x00"):
         (tmp_path / "wandb/sent.json").write_text(text)

@@ -4,6 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from contrastive.config import UserError
+from contrastive.distributed import Rows
+from contrastive.methods.in_batch import other_images
+from contrastive.objectives.build import build_objective
 from tests import tiny
 from tests.contrastive.objectives.cases import NAMES
 from tests.reference import losses as reference
@@ -11,8 +15,6 @@ from tests.reference import losses as reference
 
 def outcome(module, batch, step=0):
     """Views of a batch and what the method's step gave for them."""
-    from contrastive.distributed import Rows
-
     module.eval()  # batch statistics stay, so that passes can be repeated
     views = module.views(batch.images, batch.ids, 0)
     return views, module.method.step(views, Rows.of(batch.ids), step)
@@ -45,9 +47,6 @@ def test_simclr_with_dcl_leaves_the_positive_out_of_the_denominator():
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "neighbour_info_nce"])
 def test_every_loss_takes_its_negatives_from_the_batch_with_gradient_to_both_views(name):
-    from contrastive.distributed import Rows
-    from contrastive.objectives.build import build_objective
-
     module = tiny.module("method=simclr", "mining.class_prior=0.1")
     config = tiny.config(f"objective.name={name}").objective
     labels = torch.arange(40) % 3
@@ -88,8 +87,6 @@ def test_nnclr_starts_from_the_projection_itself_while_the_bank_is_empty():
 
 
 def test_a_checkpoint_of_the_loss_that_was_named_nnclr_is_refused():
-    from contrastive.config import UserError
-
     module = tiny.module("objective.name=nnclr")
     module.method.check_checkpoint({"objective": "nnclr"})
     with pytest.raises(UserError, match=r"objective\.name: neighbour_info_nce into the config\.yaml"):
@@ -146,23 +143,16 @@ def test_methods_without_key_network_have_none_and_resume_checkpoints_that_had_o
 
 @pytest.mark.parametrize("method", ["simclr", "nnclr"])
 def test_a_look_up_ahead_for_negatives_of_the_batch_is_refused(method):
-    from contrastive.config import UserError
-
     with pytest.raises(UserError, match=rf"method={method} does not use.*mining\.query=fresh"):
         tiny.module(f"method={method}", "mining.query=stored")
 
 
 def test_a_loss_of_another_method_is_refused():
-    from contrastive.config import UserError
-
     with pytest.raises(UserError, match=r"nt_xent is the loss of method=simclr, and method=moco"):
         tiny.config("method=moco", "objective.name=nt_xent")
 
 
 def test_a_row_is_never_its_own_negative_in_the_batch():
-    from contrastive.distributed import Rows
-    from contrastive.methods.in_batch import other_images
-
     rows = normalize(torch.randn(3, 4), dim=1)
     negatives, gathered = other_images([rows, rows], Rows.of(torch.tensor([7, 8, 9])))
     assert gathered.shape == (3, 2, 4)

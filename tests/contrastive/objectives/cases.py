@@ -6,6 +6,14 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from contrastive.objectives.debiased import debiased, hcl
+from contrastive.objectives.decoupled import dcl, dclw
+from contrastive.objectives.info_nce import info_nce
+from contrastive.objectives.mixing import mixing, num_uniforms
+from contrastive.objectives.neighbour_info_nce import neighbour_info_nce
+from contrastive.objectives.supcon import supcon
+from memory_bank.negatives import Negatives
+
 
 @dataclass
 class Case:
@@ -41,8 +49,6 @@ def unit(*shape, seed, dtype=torch.float64):
 
 def make_case(b=5, d=7, k=4, m=6, p=2, *, weighted=True, seed=0, dtype=torch.float64):
     """A batch whose log-weights hold zeros, other values and -inf, one query of which has no negative."""
-    from memory_bank.negatives import Negatives
-
     generator = torch.Generator().manual_seed(seed + 99)
     query, key = unit(b, d, seed=seed, dtype=dtype), unit(b, d, seed=seed + 1, dtype=dtype)
 
@@ -83,13 +89,6 @@ def without_extras(case):
 def all_losses():
     """Every objective with settings, as ``(query, key, negatives) -> (loss, diagnostics)``, by name."""
     from functools import partial
-
-    from contrastive.objectives.debiased import debiased, hcl
-    from contrastive.objectives.decoupled import dcl, dclw
-    from contrastive.objectives.info_nce import info_nce
-    from contrastive.objectives.mixing import mixing, num_uniforms
-    from contrastive.objectives.neighbour_info_nce import neighbour_info_nce
-    from contrastive.objectives.supcon import supcon
 
     def mixed(query, key, negatives):
         numbers = torch.rand(len(query), num_uniforms(3, 2), generator=torch.Generator().manual_seed(5))

@@ -1,30 +1,26 @@
 import pytest
 import torch
 
+from contrastive.config import ObjectiveConfig, UserError
+from contrastive.objectives.build import build_objective
+from contrastive.objectives.debiased import debiased, hcl
+from contrastive.objectives.decoupled import dcl, dclw
+from contrastive.objectives.info_nce import info_nce
+from memory_bank.config import MiningConfig
 from tests.contrastive.objectives.cases import NAMES, make_case
 
 
 def build(name, mining=None, labels=None, in_batch=False, **settings):
-    from contrastive.config import ObjectiveConfig
-    from contrastive.objectives.build import build_objective
-
     return build_objective(
         ObjectiveConfig(name=name, **settings), mining, in_batch=in_batch, seed=3, labels=labels
     )
 
 
 def uniform_mining(**settings):
-    from memory_bank.config import MiningConfig
-
     return MiningConfig(num_hard=0, **settings)
 
 
 def test_every_name_builds_the_function_of_that_name():
-    from contrastive.config import ObjectiveConfig
-    from contrastive.objectives.debiased import debiased, hcl
-    from contrastive.objectives.decoupled import dcl, dclw
-    from contrastive.objectives.info_nce import info_nce
-
     case = make_case(k=0)
     arguments = (case.query, case.key, case.negatives)
     labels = torch.arange(40) % 3
@@ -50,9 +46,6 @@ def test_every_name_builds_the_function_of_that_name():
 
 @pytest.mark.parametrize("name", ["debiased", "hcl"])
 def test_corrections_refuse_hard_mining(name):
-    from contrastive.config import UserError
-    from memory_bank.config import MiningConfig
-
     with pytest.raises(UserError, match=r"mining\.num_hard=64 picks the closest; set mining\.num_hard=0"):
         build(name, MiningConfig(num_hard=64, class_prior=0.1))
     case = make_case()
@@ -71,15 +64,11 @@ def test_tau_plus_follows_class_prior_unless_set():
 
 
 def test_debiased_without_a_prior_is_refused():
-    from contrastive.config import UserError
-
     with pytest.raises(UserError, match=r"tau_plus=0 is info_nce; set mining\.class_prior"):
         build("debiased", uniform_mining())
 
 
 def test_supcon_needs_labels():
-    from contrastive.config import UserError
-
     with pytest.raises(UserError, match="oracle"):
         build("supcon")
 

@@ -5,6 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from contrastive.config import ObjectiveConfig
+from contrastive.objectives import logits
+from contrastive.objectives.build import build_objective
+from contrastive.objectives.info_nce import info_nce
+from memory_bank.config import MiningConfig
+from memory_bank.negatives import Negatives
 from tests.contrastive.objectives.cases import NAMES, Case, all_losses, make_case, unit
 
 
@@ -56,8 +62,6 @@ def test_gradient_is_finite_with_excluded_rows_and_an_empty_query(loss):
 
 @pytest.mark.parametrize("excluded", [False, True], ids=["no rows", "all rows excluded"])
 def test_no_negatives(name, loss, excluded):
-    from memory_bank.negatives import Negatives
-
     case = make_case()
     query = case.query.requires_grad_()
     negatives = Negatives.none(case.query.detach())
@@ -108,8 +112,6 @@ def test_a_positive_of_weight_zero_counts_as_absent(loss):
 
 @pytest.mark.parametrize("shared", [0, 32])
 def test_own_rows_are_compared_by_a_copy_or_by_a_product_with_all(monkeypatch, shared):
-    from contrastive.objectives import logits
-
     monkeypatch.setattr(logits, "_SHARED", shared)
     query, rows = unit(5, 7, seed=1).requires_grad_(), unit(6, 7, seed=2)
     index = torch.tensor([[0, 5, 2]] * 4 + [[1, 1, 1]])
@@ -179,10 +181,6 @@ def test_half_precision_rows_are_widened(loss):
 
 def test_extreme_logits_stay_finite(name):
     """Similarities of 1 and -1 at temperature 0.01 overflow exp in float32."""
-    from contrastive.config import ObjectiveConfig
-    from contrastive.objectives.build import build_objective
-    from memory_bank.config import MiningConfig
-
     case = make_case(dtype=torch.float32, k=0, p=0)
     query = case.query.clone().requires_grad_()
     negatives = replace(case.negatives, shared=torch.cat([case.query[:3], -case.query[:3]]))
@@ -196,17 +194,12 @@ def test_extreme_logits_stay_finite(name):
 
 
 def test_temperature_must_be_positive():
-    from contrastive.objectives.info_nce import info_nce
-
     case = make_case()
     with pytest.raises(ValueError, match=r"temperature=0\.0: more than 0"):
         info_nce(case.query, case.key, case.negatives, temperature=0.0)
 
 
 def test_diagnostics_are_detached_scalars_by_hand():
-    from contrastive.objectives.info_nce import info_nce
-    from memory_bank.negatives import Negatives
-
     # Query 0: key at cosine 0.6, negatives at 0.8 and (excluded) 1. Query 1: key at 1, negatives 0.6 and 0.
     query = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
     key = torch.tensor([[0.6, 0.8], [0.0, 1.0]])

@@ -1,6 +1,9 @@
 import pytest
 import torch
 
+from contrastive.objectives import debiased as module
+from contrastive.objectives.debiased import debiased, hcl
+from contrastive.objectives.info_nce import info_nce
 from tests.contrastive.objectives.cases import close, make_case
 from tests.reference import losses as reference
 
@@ -10,8 +13,6 @@ SETTINGS = {"temperature": 0.5, "hard_weighted": True}
 @pytest.mark.parametrize(("tau_plus", "beta"), [(0.0, 0.0), (0.1, 0.0), (0.1, 1.0), (0.0, 2.0), (0.6, 0.5)])
 @pytest.mark.parametrize(("k", "m", "p"), [(4, 6, 2), (0, 6, 0), (0, 0, 1)])
 def test_hcl_equals_the_loops(tau_plus, beta, k, m, p):
-    from contrastive.objectives.debiased import hcl
-
     case = make_case(k=k, m=m, p=p)
     got, _ = hcl(case.query, case.key, case.negatives, tau_plus=tau_plus, beta=beta, **SETTINGS)
     close(got, reference.hcl(case.queries, case.positives, case.others, 0.5, tau_plus, beta))
@@ -20,8 +21,6 @@ def test_hcl_equals_the_loops(tau_plus, beta, k, m, p):
 def test_the_floor_is_reached_and_tested():
     """With keys equal to queries and far negatives, tau_plus e^s exceeds the mean of the negatives."""
     from dataclasses import replace
-
-    from contrastive.objectives.debiased import debiased
 
     case = make_case(k=0, p=0)
     case = replace(
@@ -39,17 +38,12 @@ def test_the_floor_is_reached_and_tested():
 
 @pytest.mark.parametrize("tau_plus", [0.05, 0.3])
 def test_debiased_is_hcl_at_beta_zero(tau_plus):
-    from contrastive.objectives.debiased import debiased
-
     case = make_case()
     got, _ = debiased(case.query, case.key, case.negatives, tau_plus=tau_plus, **SETTINGS)
     close(got, reference.hcl(case.queries, case.positives, case.others, 0.5, tau_plus, 0.0))
 
 
 def test_hcl_at_zero_is_info_nce_in_value_and_gradient():
-    from contrastive.objectives.debiased import hcl
-    from contrastive.objectives.info_nce import info_nce
-
     case = make_case()
     query = case.query.requires_grad_()
     plain, _ = info_nce(query, case.key, case.negatives, temperature=0.5)
@@ -61,8 +55,6 @@ def test_hcl_at_zero_is_info_nce_in_value_and_gradient():
 
 
 def test_beta_moves_towards_the_hardest_negative():
-    from contrastive.objectives.debiased import hcl
-
     case = make_case()
     values = [
         hcl(case.query, case.key, case.negatives, tau_plus=0.0, beta=beta, **SETTINGS)[0]
@@ -74,8 +66,6 @@ def test_beta_moves_towards_the_hardest_negative():
 
 @pytest.mark.parametrize("name", ["debiased", "hcl"])
 def test_hard_mined_negatives_are_refused_unless_weighted(name):
-    from contrastive.objectives import debiased as module
-
     case = make_case()
     extra = {"beta": 1.0} if name == "hcl" else {}
     with pytest.raises(ValueError, match=r"4 hard-mined negatives per query.*mining\.num_hard=0"):
@@ -84,8 +74,6 @@ def test_hard_mined_negatives_are_refused_unless_weighted(name):
 
 @pytest.mark.parametrize(("tau_plus", "beta"), [(1.0, 0.0), (-0.1, 0.0), (0.1, -1.0)])
 def test_ranges(tau_plus, beta):
-    from contrastive.objectives.debiased import hcl
-
     case = make_case()
     with pytest.raises(ValueError, match="0 <= tau_plus < 1"):
         hcl(case.query, case.key, case.negatives, tau_plus=tau_plus, beta=beta, **SETTINGS)

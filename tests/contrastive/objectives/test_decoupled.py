@@ -1,14 +1,15 @@
 import pytest
 import torch
 
+from contrastive.objectives.decoupled import dcl, dclw
+from contrastive.objectives.info_nce import info_nce
+from contrastive.objectives.logits import Logits
 from tests.contrastive.objectives.cases import close, make_case, without_extras
 from tests.reference import losses as reference
 
 
 @pytest.mark.parametrize(("k", "m", "p"), [(4, 6, 2), (4, 0, 0), (0, 6, 0), (0, 0, 2)])
 def test_dcl_equals_the_loops(k, m, p):
-    from contrastive.objectives.decoupled import dcl
-
     case = make_case(k=k, m=m, p=p)
     got, _ = dcl(case.query, case.key, case.negatives, temperature=0.1)
     close(got, reference.dcl(case.queries, case.positives, case.others, 0.1))
@@ -16,8 +17,6 @@ def test_dcl_equals_the_loops(k, m, p):
 
 @pytest.mark.parametrize("sigma", [0.3, 0.5])
 def test_dclw_equals_the_loops(sigma):
-    from contrastive.objectives.decoupled import dclw
-
     case = make_case()
     got, _ = dclw(case.query, case.key, case.negatives, temperature=0.1, sigma=sigma)
     close(got, reference.dclw(case.queries, case.positives, case.others, 0.1, sigma))
@@ -25,10 +24,6 @@ def test_dclw_equals_the_loops(sigma):
 
 def test_dcl_differs_from_info_nce_by_the_positive_in_the_denominator():
     """With a share p of the softmax on the positive, dcl = info_nce + log(1 - p), query by query."""
-    from contrastive.objectives.decoupled import dcl
-    from contrastive.objectives.info_nce import info_nce
-    from contrastive.objectives.logits import Logits
-
     case = without_extras(make_case())
     for i in range(len(case.query) - 1):  # the last query has no negative
         one = make_row(case, i)
@@ -62,8 +57,6 @@ def make_row(case, i):
 
 
 def test_the_gradient_of_dclw_takes_its_weights_as_constants():
-    from contrastive.objectives.decoupled import dcl, dclw
-
     case = without_extras(make_case(b=4))
     query = case.query.requires_grad_()
     dclw(query, case.key, case.negatives, temperature=0.5, sigma=0.5)[0].backward()
@@ -77,8 +70,6 @@ def test_the_gradient_of_dclw_takes_its_weights_as_constants():
 
 
 def test_sigma_must_be_positive():
-    from contrastive.objectives.decoupled import dclw
-
     case = make_case()
     with pytest.raises(ValueError, match="sigma=0"):
         dclw(case.query, case.key, case.negatives, temperature=0.5, sigma=0.0)

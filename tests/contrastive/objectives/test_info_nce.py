@@ -4,6 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from contrastive.objectives.info_nce import info_nce
+from memory_bank.negatives import Negatives
 from tests.contrastive.objectives.cases import close, make_case, unit
 from tests.reference import losses as reference
 
@@ -11,8 +13,6 @@ from tests.reference import losses as reference
 @pytest.mark.parametrize(("k", "m", "p"), [(4, 6, 2), (4, 0, 0), (0, 6, 0), (0, 0, 2)])
 @pytest.mark.parametrize("temperature", [0.07, 0.5, 1.0])
 def test_equals_the_loops(k, m, p, temperature):
-    from contrastive.objectives.info_nce import info_nce
-
     case = make_case(k=k, m=m, p=p)
     got, _ = info_nce(case.query, case.key, case.negatives, temperature=temperature)
     close(got, reference.info_nce(case.queries, case.positives, case.others, temperature))
@@ -20,9 +20,6 @@ def test_equals_the_loops(k, m, p, temperature):
 
 @pytest.mark.parametrize("count", [1, 10, 1000])
 def test_equal_logits_give_log_of_one_plus_k(count):
-    from contrastive.objectives.info_nce import info_nce
-    from memory_bank.negatives import Negatives
-
     row = unit(1, 4, seed=0)
     negatives = replace(
         Negatives.none(row),
@@ -35,8 +32,6 @@ def test_equal_logits_give_log_of_one_plus_k(count):
 
 
 def test_one_more_negative_never_lowers_it():
-    from contrastive.objectives.info_nce import info_nce
-
     case = make_case(k=0, m=12, weighted=False)
     n = case.negatives
     values = [
@@ -59,9 +54,6 @@ def test_one_more_negative_never_lowers_it():
 
 def test_shared_negatives_take_memory_of_the_logits_only():
     """(b, m, d) would be 128 times the logits."""
-    from contrastive.objectives.info_nce import info_nce
-    from memory_bank.negatives import Negatives
-
     b, m, d = 64, 4096, 128
     query = unit(b, d, seed=0, dtype=torch.float32).requires_grad_()
     negatives = replace(
@@ -80,7 +72,6 @@ def test_shared_negatives_take_memory_of_the_logits_only():
 @pytest.mark.parametrize("num_uniform", [0, 12])
 def test_full_bank_at_the_banks_size_is_the_loss_over_all_rows(num_uniform, max_age):
     """In value and gradient, against a loop over the bank as well."""
-    from contrastive.objectives.info_nce import info_nce
     from tests.memory_bank.worlds import BATCH, ROWS, World, miner, run
 
     world, losses, gradients = World(), [], []

@@ -3,6 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from contrastive.objectives.info_nce import info_nce
+from contrastive.objectives.mixing import _mix, mixing
 from tests.contrastive.objectives.cases import close, make_case
 from tests.contrastive.objectives.test_common import permuted
 from tests.reference import losses as reference
@@ -13,8 +15,6 @@ def uniform(b, count, seed=5):
 
 
 def run(case, numbers, hardest=4, pairs=3, with_query=2, temperature=0.5):
-    from contrastive.objectives.mixing import mixing
-
     return mixing(
         case.query,
         case.key,
@@ -59,8 +59,6 @@ def test_only_the_uniforms_are_random():
 
 
 def test_synthetic_negatives_only_make_it_harder():
-    from contrastive.objectives.info_nce import info_nce
-
     case = make_case()
     plain, _ = info_nce(case.query, case.key, case.negatives, temperature=0.5)
     assert run(case, uniform(5, 13)) > plain
@@ -68,9 +66,6 @@ def test_synthetic_negatives_only_make_it_harder():
 
 
 def test_the_gradient_takes_synthetic_rows_as_constants():
-    from contrastive.objectives.info_nce import info_nce
-    from contrastive.objectives.mixing import _mix
-
     case, numbers = make_case(), uniform(5, 13)
     query = case.query.clone().requires_grad_()
     run(replace(case, query=query), numbers).backward()

@@ -2,13 +2,14 @@ from dataclasses import replace
 
 import torch
 
+from contrastive.methods.neighbour import attach_neighbour
+from contrastive.objectives.info_nce import info_nce
+from contrastive.objectives.neighbour_info_nce import neighbour_info_nce
 from tests.contrastive.objectives.cases import Case, close, make_case, unit, without_extras
 from tests.reference import losses as reference
 
 
 def test_equals_the_loops():
-    from contrastive.objectives.neighbour_info_nce import neighbour_info_nce
-
     case = make_case()
     positives = []
     for rows, weights in case.positives:
@@ -22,18 +23,12 @@ def test_equals_the_loops():
 
 
 def test_without_a_neighbour_it_is_info_nce():
-    from contrastive.objectives.info_nce import info_nce
-    from contrastive.objectives.neighbour_info_nce import neighbour_info_nce
-
     case = without_extras(make_case())
     got, _ = neighbour_info_nce(case.query, case.key, case.negatives, temperature=0.5)
     assert got == info_nce(case.query, case.key, case.negatives, temperature=0.5)[0]
 
 
 def test_an_attached_neighbour_is_the_positive_and_no_negative():
-    from contrastive.methods.neighbour import attach_neighbour
-    from contrastive.objectives.neighbour_info_nce import neighbour_info_nce
-
     case = without_extras(make_case(weighted=False))
     negatives = case.negatives
     ids = torch.tensor([int(negatives.hard_ids[0, 0]), int(negatives.shared_ids[2]), -1, 999, 0])
@@ -51,9 +46,6 @@ def test_an_attached_neighbour_is_the_positive_and_no_negative():
 
 
 def test_the_query_is_pulled_to_the_neighbour():
-    from contrastive.methods.neighbour import attach_neighbour
-    from contrastive.objectives.neighbour_info_nce import neighbour_info_nce
-
     case = without_extras(make_case(k=0, weighted=False))
     neighbour = unit(5, 7, seed=51)
     query = case.query.clone().requires_grad_()

@@ -3,6 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from contrastive.objectives.info_nce import info_nce
+from contrastive.objectives.supcon import supcon
 from tests.contrastive.objectives.cases import close, make_case
 from tests.reference import losses as reference
 
@@ -19,8 +21,6 @@ def same_rows(case, ids, labels):
 @pytest.mark.parametrize(("k", "m", "p"), [(4, 6, 2), (4, 0, 0), (0, 6, 1)])
 @pytest.mark.parametrize("classes", [1, 3])
 def test_equals_the_loops(k, m, p, classes):
-    from contrastive.objectives.supcon import supcon
-
     case = make_case(k=k, m=m, p=p)
     ids, labels = torch.arange(5), torch.arange(40) % classes
     labels[2] = -1
@@ -35,17 +35,12 @@ def test_equals_the_loops(k, m, p, classes):
 
 
 def test_without_rows_of_its_class_it_is_info_nce():
-    from contrastive.objectives.info_nce import info_nce
-    from contrastive.objectives.supcon import supcon
-
     case, ids = make_case(p=0), torch.arange(30, 35)  # negatives are rows 0 to 25
     got, _ = supcon(case.query, case.key, case.negatives, temperature=0.5, ids=ids, labels=torch.arange(40))
     torch.testing.assert_close(got, info_nce(case.query, case.key, case.negatives, temperature=0.5)[0])
 
 
 def test_a_missing_row_is_not_the_last_row_of_the_table():
-    from contrastive.objectives.supcon import supcon
-
     case = make_case(weighted=False)
     labels = torch.zeros(40, dtype=torch.int64)
     missing = replace(

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from eval.__main__ import main
 from tests.browser import browser, installed
 from tests.eval.conftest import add_pictures, make_run
 
@@ -27,8 +28,6 @@ STATE = """({
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """A report of one run and a comparison of three, one of them another library's network."""
-    from eval.__main__ import main
-
     folder = tmp_path_factory.mktemp("reports")
     runs = [make_run(folder / "first"), make_run(folder / "a-second-run-with-a-rather-long-name")]
     for run in runs:

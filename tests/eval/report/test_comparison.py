@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.__main__ import main
 from tests.eval.conftest import add_pictures, make_run
 from tests.eval.report.test_sections import Page
 
@@ -41,7 +42,6 @@ def add_scores(run, value, protocol="knn", fingerprint="same"):
 @pytest.fixture
 def compared(tmp_path, capsys):
     """Writes the page by the command line; returns its JSON, its HTML and its text."""
-    from eval.__main__ import main
 
     def call(*paths):
         assert main(["report", *map(str, paths), f"out={tmp_path / 'out'}"]) == 0
@@ -168,8 +168,6 @@ def test_health_where_it_was_measured(runs, compared):
 )
 @pytest.mark.parametrize("alone", [True, False])
 def test_results_of_another_shape_are_named(runs, capsys, change, reason, alone):
-    from eval.__main__ import main
-
     path = runs[0] / "eval" / "knn.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     paths = map(str, runs[:1] if alone else runs)
@@ -183,8 +181,6 @@ def test_results_of_another_shape_are_named(runs, capsys, change, reason, alone)
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"scores": Infinity}', '{"scores": 1e999}'])
 def test_results_that_are_not_json_are_named(runs, capsys, text):
-    from eval.__main__ import main
-
     path = runs[0] / "eval" / "knn.json"
     path.write_text(text)
     assert main(["report", *map(str, runs)]) == 2
@@ -192,8 +188,6 @@ def test_results_that_are_not_json_are_named(runs, capsys, text):
 
 
 def test_what_cannot_be_compared(runs, tmp_path, capsys):
-    from eval.__main__ import main
-
     (tmp_path / "empty").mkdir()
     assert main(["report", str(runs[0]), str(tmp_path / "empty")]) == 2
     assert "holds neither config.yaml nor results" in capsys.readouterr().err

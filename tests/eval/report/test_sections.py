@@ -5,6 +5,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from contrastive.config import DataConfig
+from contrastive.data.dataset import open_dataset
+from eval.__main__ import main
+from eval.config import EvalConfig
+from eval.report.pictures import confused
+from eval.report.write import write_report
 from tests.eval.conftest import add_pictures
 
 VOID = {"meta", "link", "img", "br"}
@@ -36,9 +42,6 @@ class Page(HTMLParser):
 
 
 def report(run):
-    from eval.config import EvalConfig
-    from eval.report.write import write_report
-
     result = write_report(EvalConfig(checkpoint=str(run), device="cpu", progress=False))
     text = (run / "report.html").read_text()
     page = Page()
@@ -56,8 +59,6 @@ def no_scikit_learn(request, monkeypatch):
 
 @pytest.fixture
 def scored_run(new_run, capsys):
-    from eval.__main__ import main
-
     run = new_run()
     add_pictures(run)
     assert main(["knn", f"checkpoint={run}", "device=cpu", "progress=false"]) == 0
@@ -94,9 +95,6 @@ def test_a_whole_page_that_needs_no_network(scored_run):
 
 
 def test_same_label_negatives_are_framed(scored_run):
-    from contrastive.config import DataConfig
-    from contrastive.data.dataset import open_dataset
-
     labels = open_dataset(DataConfig(image_size=16)).train.labels
     same = int((labels == labels[0]).nonzero()[1])
     other = int((labels != labels[0]).nonzero()[0])
@@ -164,6 +162,4 @@ def test_tables_of_something_else_cost_their_own_sections_only(new_run, text):
 
 
 def test_the_most_frequent_mistakes_are_named():
-    from eval.report.pictures import confused
-
     assert confused([[8, 2], [0, 5]], ["cat", "dog"]) == "cat as dog (2)"
