@@ -188,3 +188,41 @@ for epoch in range(4):
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_local_views_follow_the_global_ones_and_change_nothing_of_them():
+    plain = Views(AugmentConfig(FULL, MOVED), DATA, seed=3)(stored(), IDS, 2)
+    config = AugmentConfig(
+        FULL, MOVED, num_local=2, local=replace(FULL, crop_scale=[0.05, 0.4]), local_size=8
+    )
+    views = Views(config, DATA, seed=3)(stored(), IDS, 2)
+    assert [tuple(view.shape) for view in views] == [(40, 3, 16, 16)] * 2 + [(40, 3, 8, 8)] * 2
+    assert all(torch.equal(one, other) for one, other in zip(views[:2], plain, strict=True))
+    for number in (2, 3):
+        chain = Chain(config.local, DATA, 8)
+        assert torch.equal(views[number], chain(stored(), uniforms(3, 2, IDS, number, chain.num_uniforms)))
+
+
+@pytest.mark.parametrize(("image_size", "side"), [(224, 96), (96, 40), (32, 16), (16, 8)])
+def test_local_views_have_three_sevenths_of_the_side_unless_told(image_size, side):
+    assert AugmentConfig().local_side(image_size) == side
+    assert AugmentConfig(local_size=12).local_side(image_size) == 12
+
+
+def test_disjoint_views_share_no_pixel_and_cover_all_halves():
+    """Each image's pixels are its columns and rows, so that a view shows where it was cut."""
+    places = torch.arange(18, dtype=torch.uint8) * 14
+    columns, rows = torch.meshgrid(places, places, indexing="xy")
+    images = torch.stack([columns, rows, torch.zeros_like(rows)]).expand(40, 3, 18, 18)
+    whole = replace(OFF, crop_scale=[0.2, 1.0], crop_ratio=[0.5, 2.0])
+    plain = DataConfig(image_size=16, mean=[0.0] * 3, std=[1.0] * 3)
+    first, second = Views(AugmentConfig(whole, whole, disjoint=True), plain, seed=3)(images, IDS, 2)
+    halves = set()
+    for one, other in zip(first, second, strict=True):
+        apart = [
+            (axis, bool(one[axis].max() < other[axis].min()), bool(other[axis].max() < one[axis].min()))
+            for axis in (0, 1)
+        ]
+        halves |= {(axis, before) for axis, before, after in apart if before or after}
+        assert any(before or after for _, before, after in apart)
+    assert halves == {(0, True), (0, False), (1, True), (1, False)}

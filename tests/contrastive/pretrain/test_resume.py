@@ -1,0 +1,207 @@
+"""Runs that continue: to the bit, and only where they are the same run."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from contrastive.logging.metrics_csv import MetricsCsv
+from tests.contrastive.pretrain.runs import bank, metrics, same, table, weights
+
+
+def test_a_finished_run_is_not_repeated(run, tmp_path):
+    _, first, _ = run()
+    before = (tmp_path / "runs/tiny/encoder.safetensors").stat().st_mtime_ns
+    code, second, _ = run()
+    assert (code, second) == (0, first)
+    assert (tmp_path / "runs/tiny/encoder.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, tmp_path):
+    run("run.name=whole")
+    whole = tmp_path / "runs" / "whole"
+    run("run.name=parts", "trainer.max_steps=5", "run.checkpoint_every=2")
+    parts = tmp_path / "runs" / "parts"
+    code, _, _ = run("run.name=parts", "run.checkpoint_every=2")
+    assert code == 0
+    assert same(weights(whole), weights(parts))
+    assert same(bank(whole), bank(parts))
+    losses = [{row["step"]: row["train/loss"] for row in metrics(path)} for path in (whole, parts)]
+    assert losses[0] == losses[1]
+    assert len(metrics(parts)) == 12  # none twice
+
+
+def test_a_resumed_run_does_not_read_the_starting_weights(run, tmp_path):
+    file = tmp_path / "start.safetensors"
+    run("run.name=first", "trainer.max_steps=1")
+    (tmp_path / "runs/first/encoder.safetensors").rename(file)
+    given = [f"encoder.weights={file}", "run.checkpoint_every=2"]
+    assert run("run.name=whole", *given, "trainer.max_steps=6")[0] == 0
+    assert run(*given, "trainer.max_steps=4")[0] == 0
+    file.unlink()
+    code, _, err = run(*given, "--dry-run")
+    assert (code, "cannot be read" in err) == (2, True)  # a dry run starts from the file
+    code, result, _ = run(*given, "trainer.max_steps=6")
+    assert (code, result["steps"]) == (0, 6)
+    assert same(weights(tmp_path / "runs/tiny"), weights(tmp_path / "runs/whole"))
+
+
+def test_the_seconds_of_a_resumed_run_are_those_of_all_its_parts(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsCsv, "state_dict", lambda self: {"seconds": 1000.0})  # spent by a first part
+        run("trainer.max_steps=11", "run.checkpoint_every=1")
+    _, result, _ = run()
+    assert result["steps"] == 12
+    assert 1000 < result["metrics"]["seconds"] <= result["seconds"] + 0.05 < 1100
+
+
+def test_a_kill_between_the_last_save_and_its_pointer_is_mended(run, tmp_path):
+    run()
+    checkpoints = tmp_path / "runs/tiny/checkpoints"
+    newest = (checkpoints / "last").read_text()
+    older = next(path.name for path in checkpoints.glob("step-*") if path.name != newest.strip())
+    (checkpoints / "last").write_text(older + "\n")
+    (tmp_path / "runs/tiny/summary.json").unlink()
+    code, _, _ = run()
+    assert code == 0
+    assert (checkpoints / "last").read_text() == newest
+
+
+def test_a_second_process_is_refused_by_name(run, tmp_path):
+    import subprocess
+    import sys
+
+    run_dir = tmp_path / "runs" / "tiny"
+    code = (
+        "import sys, time; from pathlib import Path; from contrastive.run_dir import hold\n"
+        "lock = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(120)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(run_dir)], stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        code, _, err = run()
+        holder.kill()
+    assert code == 2
+    for part in (f"process {holder.pid}", "run.name"):
+        assert part in err
+    assert not (run_dir / "config.yaml").exists()
+    assert run()[0] == 0  # a killed holder's lock is gone with it
+
+
+def test_damaged_files_of_a_run_are_named_or_done_without(run, tmp_path):
+    run("trainer.max_steps=4", "run.checkpoint_every=2")
+    run_dir = tmp_path / "runs" / "tiny"
+    (run_dir / "summary.json").write_text('{"steps": ')
+    assert run("trainer.max_steps=4", "run.checkpoint_every=2")[0] == 0
+    manifest = (run_dir / "manifest.csv").read_bytes()
+    (run_dir / "manifest.csv").unlink()
+    code, _, err = run("run.checkpoint_every=2")
+    assert code == 2
+    assert "manifest.csv is missing" in err
+    (run_dir / "manifest.csv").write_bytes(manifest)
+    for file in (run_dir / "checkpoints").glob("step-*/trainer.pt"):
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="checkpoint skipped"):
+        code, _, err = run("run.checkpoint_every=2")
+    assert code == 2
+    assert "none of its checkpoints can be read" in err
+
+
+def test_unreadable_files_are_listed_anew_where_the_data_changed(run, folder, tmp_path):
+    listed = tmp_path / "runs/tiny/corrupt.csv"
+    for number in range(3):
+        (folder / "red" / f"broken-{number}.png").write_bytes(b"no image")
+    assert run("data.max_corrupt=0.01")[0] == 3
+    (folder / "red" / "broken-0.png").unlink()
+    assert run("data.max_corrupt=0.5", "trainer.max_steps=2", "run.checkpoint_every=1")[0] == 0
+    if listed.exists():  # two steps do not meet every file
+        assert {Path(row["key"]).name for row in table(listed)} <= {"broken-1.png", "broken-2.png"}
+    (folder / "red" / "broken-1.png").unlink()
+    (folder / "red" / "a.png").write_bytes(b"no image")
+    assert run("data.max_corrupt=0.5", "data.allow_changed=true")[0] == 0
+    assert {Path(row["key"]).name for row in table(listed)} == {"a.png", "broken-2.png"}
+
+
+def test_another_runs_directory_names_the_fields_that_differ(run):
+    run()
+    code, _, err = run("optimizer.base_lr=0.5", "objective.temperature=0.3")
+    assert code == 2
+    for part in ("optimizer.base_lr was", "is 0.5", "objective.temperature", "run.name"):
+        assert part in err
+
+
+def test_changed_data_behind_a_run_names_the_files(run, folder, tmp_path):
+    run("trainer.max_steps=2", "run.checkpoint_every=1")
+    victim = sorted((folder / "red").iterdir())[0]
+    victim.write_bytes(victim.read_bytes() + b"more")
+    code, _, err = run("run.checkpoint_every=1")
+    assert code == 2
+    assert victim.name in err
+    assert "data.allow_changed=true" in err
+    assert run("run.checkpoint_every=1", "data.allow_changed=true")[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["dataset", "queue"])
+def test_files_added_or_removed_are_gone_on_with_without_the_old_bank(run, folder, tmp_path, kind):
+    """From then on they are the run's: it resumes without the flag."""
+    bank = ["bank.kind=queue", "bank.capacity=20"] if kind == "queue" else []
+    every = ["run.checkpoint_every=1", *bank]
+    run("trainer.max_steps=4", *every)
+    sorted((folder / "red").iterdir())[0].unlink()
+    for number in range(6):
+        Image.new("RGB", (20, 20), (number * 40, 90, 0)).save(folder / "blue" / f"more-{number}.png")
+    code, _, err = run(*every)
+    assert code == 2
+    assert "added" in err
+    code, _, err = run("trainer.max_steps=6", "data.allow_changed=true", *every)
+    assert code == 0
+    assert "starts empty" in err
+    code, result, err = run(*every)
+    assert code == 0
+    assert result["finished"]
+    assert "starts empty" not in err
+    for path in sorted((folder / "green").iterdir())[:-2]:
+        path.unlink()
+    (tmp_path / "runs/tiny/summary.json").unlink()
+    code, _, err = run("data.allow_changed=true", *every)
+    assert code == 2
+    assert "restore the images" in err
+
+
+def test_odd_entries_of_a_run_are_refused_by_name_before_a_step_is_taken(run, tmp_path):
+    run("trainer.max_steps=2")
+    run_dir = tmp_path / "runs" / "tiny"
+    for name in (
+        "metrics.csv",
+        "encoder.safetensors",
+        "mined.csv",
+        "bank.png",
+        "corrupt.csv",
+        "checkpoints/last",
+    ):
+        path, kept = run_dir / name, tmp_path / "kept"
+        if path.exists():
+            path.rename(kept)
+        path.mkdir()
+        code, _, err = run()
+        assert (code, f"{path}: the run writes this file" in err) == (2, True), err
+        path.rmdir()
+        if kept.exists():
+            kept.rename(path)
+    (run_dir / "views.png").unlink()
+    (run_dir / "views.png").symlink_to(tmp_path / "nowhere" / "views.png")
+    assert "views.png: the run writes this file" in run()[2]
+    (run_dir / "views.png").unlink()
+    (run_dir / "checkpoints").rename(tmp_path / "moved")
+    (run_dir / "checkpoints").write_text("")
+    code, _, err = run()
+    assert (code, "checkpoints: the folder of checkpoints cannot be read" in err) == (2, True), err
+    (run_dir / "checkpoints").unlink()
+    (tmp_path / "moved").rename(run_dir / "checkpoints")
+    text = (run_dir / "config.yaml").read_text()
+    (run_dir / "config.yaml").write_text(re.sub(r"(?m)^trainer:\n(  .*\n)+", "trainer: [1]\n", text))
+    code, _, err = run()
+    assert (code, "config.yaml: Cannot merge" in err) == (2, True), err
+    (run_dir / "config.yaml").write_text(text)
+    assert run("trainer.max_steps=3")[0] == 0
