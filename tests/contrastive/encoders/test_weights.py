@@ -447,7 +447,8 @@ def test_damaged_metadata(changed, message, tmp_path):
     ],
 )
 def test_damaged_metadata_of_old_releases(changed, message, tmp_path):
-    refuse(OLD | {"format_version": "2", "width": "8"} | changed, message, tmp_path)
+    old = OLD | {"format_version": "2", "width": "8", "arch": None, "input": None}
+    refuse(old | changed, message, tmp_path)
 
 
 def refuse(changed, message, tmp_path):
