@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from contrastive.augment.noise import uniforms
 from contrastive.augment.views import Chain
 from contrastive.checkpoint.folder import latest_valid
-from contrastive.checkpoint.storage import DirectoryCheckpointIO
+from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO
 from contrastive.config import PretrainConfig
 from contrastive.config_files import load_config
 from contrastive.data.dataset import open_dataset

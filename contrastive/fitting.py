@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 
 from contrastive.callbacks.preemption import Preemption
 from contrastive.callbacks.saving import SaveCheckpoint
-from contrastive.checkpoint.folder import forget
+from contrastive.checkpoint.folder import delete_after
 from contrastive.config import UserError
 from contrastive.data.tally import TooManyCorrupt
 from contrastive.fit_checks import is_out_of_memory
@@ -39,7 +39,7 @@ def fit(
     except (Diverged, TooManyCorrupt) as error:
         text = f"stopped: {error}"
         if isinstance(error, Diverged) and trainer.is_global_zero:
-            last_good = forget(saving.directory, after=error.since)
+            last_good = delete_after(saving.directory, after=error.since)
             text += f". {last_good} is the last good checkpoint" if last_good else ". No checkpoint was good"
         logger.error("%s", text)
         alert(trainer, "divergence" if isinstance(error, Diverged) else "unreadable files", text)

@@ -29,7 +29,14 @@ from contrastive.logging.metrics_csv import MetricsCsv
 from contrastive.logging.wandb_logger import build_wandb
 from contrastive.methods.method import BuildMethod
 from contrastive.parts import Given, build_module
-from contrastive.run_dir import UnreadableFiles, check_writable, hold, is_first_rank, look_at, prepare
+from contrastive.run_dir import (
+    UnreadableFiles,
+    check_writable,
+    find_start_point,
+    is_first_rank,
+    lock_run_dir,
+    write_run_files,
+)
 from contrastive.slurm import requeue
 from contrastive.step_guard import Diverged
 from contrastive.summary import finish
@@ -80,7 +87,7 @@ def pretrain(
     dataset, plan = _open(config, given)
     images = dataset.train
     steps = min(config.trainer.get("max_steps", plan.total_steps), plan.total_steps)
-    finished, checkpoint = look_at(run_dir, config, images, steps)
+    finished, checkpoint = find_start_point(run_dir, config, images, steps)
     if finished is not None:
         logger.info("%s: this run is finished; choose another run.name to train again", run_dir)
         return 0, finished if is_first_rank() else None
@@ -100,9 +107,9 @@ def pretrain(
         code = fit(trainer, module, checkpoint, saving, preemption)
         wait_for_all()
         return code, None
-    with hold(run_dir):
+    with lock_run_dir(run_dir):
         with explain_full_disk(run_dir):
-            prepare(run_dir, config, images)
+            write_run_files(run_dir, config, images)
         table = MetricsCsv(run_dir)
         trainer.loggers = [table, *_build_wandb(config, run_dir)]
         code = fit(trainer, module, checkpoint, saving, preemption)

@@ -57,7 +57,7 @@ FILES = (
 """What a run writes beside its config, manifest and checkpoints."""
 
 
-def look_at(
+def find_start_point(
     run_dir: Path, config: PretrainConfig, images: Images, steps: int
 ) -> tuple[dict[str, Any] | None, Path | None]:
     """The summary of a run that has its ``steps``, the checkpoint to go on from, or neither; writes nothing.
@@ -163,7 +163,7 @@ def is_begun(run_dir: Path) -> bool:
     return (run_dir / "checkpoints").exists() or (run_dir / "metrics.csv").exists()
 
 
-def hold(run_dir: Path) -> IO[str]:
+def lock_run_dir(run_dir: Path) -> IO[str]:
     """Make the directory and lock it against a second run; the lock lives as long as the returned file.
 
     Raises:
@@ -190,7 +190,7 @@ def hold(run_dir: Path) -> IO[str]:
     return lock
 
 
-def prepare(run_dir: Path, config: PretrainConfig, images: Images) -> None:
+def write_run_files(run_dir: Path, config: PretrainConfig, images: Images) -> None:
     """Write the manifest that guards every resume, and last config.yaml, which makes the folder a run."""
     begun, manifest = (run_dir / "config.yaml").is_file() and is_begun(run_dir), run_dir / "manifest.csv"
     if not begun or config.data.allow_changed:

@@ -13,7 +13,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar, Timer
 
 from contrastive.callbacks.profile import ProfileSteps
-from contrastive.checkpoint.storage import DirectoryCheckpointIO
+from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO
 from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import nearest
 from contrastive.run_dir import is_first_rank

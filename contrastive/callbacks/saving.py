@@ -8,8 +8,8 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from contrastive.checkpoint.folder import point, read_last, remove_stale
-from contrastive.checkpoint.storage import DirectoryCheckpointIO, ExtraFiles, SaveOptions
+from contrastive.checkpoint.folder import read_last, remove_stale, set_last
+from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO, ExtraFiles, SaveOptions
 from contrastive.logging.throughput import off_the_clock
 
 
@@ -63,7 +63,7 @@ class SaveCheckpoint(Checkpoint):
         """Let ``last`` name what was resumed from: a kill may come between a save and its pointer."""
         resumed = self.directory / f"step-{self.step}"
         if trainer.is_global_zero and resumed.is_dir() and read_last(self.directory) != resumed:
-            point(resumed)
+            set_last(resumed)
 
     def save(self, trainer: Trainer) -> None:
         """Save now, unless this step already is; call it on all ranks, between optimizer steps."""

@@ -7,7 +7,7 @@ import shutil
 import warnings
 from pathlib import Path
 
-from contrastive.checkpoint.manifest import CorruptCheckpoint, verify
+from contrastive.checkpoint.integrity import CorruptCheckpoint, verify
 from contrastive.config import UserError
 from memory_bank.replacing import replacing
 
@@ -60,7 +60,7 @@ def read_last(checkpoints: Path) -> Path | None:
     return path if STEP.fullmatch(name) and path.is_dir() else None
 
 
-def point(path: Path) -> None:
+def set_last(path: Path) -> None:
     """Let ``last`` name ``path``."""
     with replacing(path.parent / LAST) as partial:
         partial.write_text(path.name + "\n")
@@ -79,7 +79,7 @@ def prune(path: Path, keep_last: int) -> None:
             remove(other)
 
 
-def forget(checkpoints: Path, after: int) -> Path | None:
+def delete_after(checkpoints: Path, after: int) -> Path | None:
     """Remove the checkpoints of more than ``after`` optimizer steps; only for the run's one writer.
 
     Returns:
@@ -92,7 +92,7 @@ def forget(checkpoints: Path, after: int) -> Path | None:
         else:
             kept = path
     if kept is not None:
-        point(kept)
+        set_last(kept)
     else:
         (checkpoints / LAST).unlink(missing_ok=True)
     return kept

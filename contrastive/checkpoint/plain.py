@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastive.checkpoint.manifest import CorruptCheckpoint
+from contrastive.checkpoint.integrity import CorruptCheckpoint
 from contrastive.config import UserError
 
 _FORCE_PICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"

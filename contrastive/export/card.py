@@ -10,7 +10,7 @@ from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import load_saved
 from contrastive.data.image_list import read_image_list
 from contrastive.export.config import ExportConfig
-from contrastive.export.source import Source
+from contrastive.export.source import ExportedEncoder
 from eval.report.read import read_json
 from eval.results import write_file
 
@@ -22,7 +22,7 @@ def card_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.md")
 
 
-def write_card(config: ExportConfig, source: Source, out: Path, told: dict[str, Any]) -> Path:
+def write_card(config: ExportConfig, source: ExportedEncoder, out: Path, told: dict[str, Any]) -> Path:
     """Write the card of ``out``; returns where it is."""
     path = card_of(out)
     text = "\n".join(_lines(config, source, out, told)) + "\n"
@@ -30,7 +30,7 @@ def write_card(config: ExportConfig, source: Source, out: Path, told: dict[str, 
     return path
 
 
-def _lines(config: ExportConfig, source: Source, out: Path, told: dict[str, Any]) -> list[str]:
+def _lines(config: ExportConfig, source: ExportedEncoder, out: Path, told: dict[str, Any]) -> list[str]:
     about = {
         "file": f"`{out.name}`, format {config.format}",
         "network": str(source.arch),
@@ -49,7 +49,7 @@ def _lines(config: ExportConfig, source: Source, out: Path, told: dict[str, Any]
     return [*lines, *_recipe(source.run), *_scores(source, source.run)]
 
 
-def _fed(config: ExportConfig, source: Source) -> str:
+def _fed(config: ExportConfig, source: ExportedEncoder) -> str:
     if config.format in ("onnx", "embeddings"):
         return "; normalised inside" if config.format == "onnx" else ""
     return f", then minus mean {source.input.mean}, over std {source.input.std}"
@@ -92,7 +92,7 @@ def _recipe(run: Path) -> list[str]:
     return ["## Recipe", "", *_table(told | versions), "", "Every setting is in the run's config.yaml.", ""]
 
 
-def _scores(source: Source, run: Path) -> list[str]:
+def _scores(source: ExportedEncoder, run: Path) -> list[str]:
     """What contrastive-eval has found of these very weights, beside its baselines."""
     lines = []
     for file in sorted((run / "eval").rglob("*.json")):

@@ -12,7 +12,7 @@ from contrastive.config import UserError
 from contrastive.data.dataset import open_dataset
 from contrastive.data.images import Images
 from contrastive.export.config import ExportConfig
-from contrastive.export.source import Source
+from contrastive.export.source import ExportedEncoder
 from eval.config import EvalConfig
 from eval.eval_data import choose_data
 from eval.features import choose_device, extract, num_decoders
@@ -21,7 +21,7 @@ from eval.results import write_file
 Columns = dict[str, Any]  # NumPy arrays of equal length
 
 
-def write_embeddings(config: ExportConfig, source: Source, out: Path) -> dict[str, Any]:
+def write_embeddings(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict[str, Any]:
     """Columns ``id`` (row of the data set), ``path``, ``label`` where there are labels, and ``embedding``."""
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"out={config.out}: pyarrow is not installed; pip install pyarrow, or end in .npz")

@@ -13,11 +13,11 @@ from contrastive.export.config import ExportConfig
 from contrastive.export.embeddings import write_embeddings
 from contrastive.export.graph import write_onnx
 from contrastive.export.networks import write_timm, write_torchvision
-from contrastive.export.source import Source
+from contrastive.export.source import ExportedEncoder
 from eval.frozen import resolve
 from eval.results import check_folder
 
-WRITERS: dict[str, Callable[[ExportConfig, Source, Path], dict[str, Any]]] = {
+WRITERS: dict[str, Callable[[ExportConfig, ExportedEncoder, Path], dict[str, Any]]] = {
     "torchvision": write_torchvision,
     "timm": write_timm,
     "onnx": write_onnx,
@@ -46,7 +46,7 @@ def export(config: ExportConfig, *, encoder: Encoder | None = None) -> dict[str,
         )
     encoder, info = load_encoder(file, encoder)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    source = Source(encoder, info.arch, info.input, file, sha256, checkpoint.run)
+    source = ExportedEncoder(encoder, info.arch, info.input, file, sha256, checkpoint.run)
     out = Path(config.out)
     if out.resolve() == file.resolve():
         raise UserError(f"out={config.out}: is the encoder itself; give another name")

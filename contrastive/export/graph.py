@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contrastive.config import UserError
 from contrastive.export.config import ExportConfig
-from contrastive.export.source import Source
+from contrastive.export.source import ExportedEncoder
 from memory_bank.replacing import replacing
 
 _OPSET = 18
@@ -26,7 +26,7 @@ class _Graph(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ExportedEncoder) -> None:
         super().__init__()
         self.encoder = source.encoder
         self.register_buffer("mean", torch.tensor(source.input.mean)[:, None, None])
@@ -37,7 +37,7 @@ class _Graph(nn.Module):
         return features
 
 
-def write_onnx(config: ExportConfig, source: Source, out: Path) -> dict[str, Any]:
+def write_onnx(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict[str, Any]:
     """One file, weights inside; input ``pixels`` (b, 3, s, s), output ``features`` (b, d), any b."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -56,7 +56,7 @@ def write_onnx(config: ExportConfig, source: Source, out: Path) -> dict[str, Any
     return {"max_difference": difference, "load": lines}
 
 
-def _trace(source: Source, path: Path) -> None:
+def _trace(source: ExportedEncoder, path: Path) -> None:
     side = source.input.size
     # The exporter prints to stdout, which is for results, and warns of its own use of deprecated functions.
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():

@@ -13,12 +13,12 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from contrastive.config import UserError
 from contrastive.encoders import timm_model, torchvision_model
 from contrastive.export.config import ExportConfig
-from contrastive.export.source import Source
+from contrastive.export.source import ExportedEncoder
 from eval.results import write_file
 from memory_bank import sealed
 
 
-def write_torchvision(config: ExportConfig, source: Source, out: Path) -> dict[str, Any]:
+def write_torchvision(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict[str, Any]:
     """Write torchvision's names, less the classifier's."""
     name, args = source.arch.name, source.arch.args
     if name.startswith("torchvision:"):
@@ -41,7 +41,7 @@ def write_torchvision(config: ExportConfig, source: Source, out: Path) -> dict[s
     return _write(source, out, model, ["import torch", "import torchvision", "", *lines])
 
 
-def write_timm(config: ExportConfig, source: Source, out: Path) -> dict[str, Any]:
+def write_timm(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict[str, Any]:
     """Write timm's names, which are torchvision's for residual networks."""
     name, args = source.arch.name, source.arch.args
     if name.startswith("timm:"):
@@ -62,14 +62,16 @@ def write_timm(config: ExportConfig, source: Source, out: Path) -> dict[str, Any
     return _write(source, out, model, ["import timm", "import torch", "", *lines])
 
 
-def _call(name: str, source: Source, arguments: Callable[..., dict[str, Any]], args: dict[str, Any]) -> str:
+def _call(
+    name: str, source: ExportedEncoder, arguments: Callable[..., dict[str, Any]], args: dict[str, Any]
+) -> str:
     """Return the arguments of a library's function, as Python."""
     model = name.partition(":")[2]
     given = arguments(model, source.input.size, args)
     return ", ".join([f'"{model}"', *(f"{name}={value!r}" for name, value in given.items())])
 
 
-def _check_residual(source: Source, library: str) -> None:
+def _check_residual(source: ExportedEncoder, library: str) -> None:
     """Refuse networks that the library does not have under these names."""
     name, _, model = source.arch.name.partition(":")
     use = f"format={name}, " if model and name in ("timm", "torchvision") else ""
@@ -82,7 +84,7 @@ def _check_residual(source: Source, library: str) -> None:
         )
 
 
-def _small_stem(source: Source, model: Any) -> list[str]:
+def _small_stem(source: ExportedEncoder, model: Any) -> list[str]:
     """Give the other library's network the stem for small images, if the encoder has it; return the lines."""
     if source.arch.args["stem"] != "small":
         return []
@@ -94,7 +96,7 @@ def _small_stem(source: Source, model: Any) -> list[str]:
     ]
 
 
-def _write(source: Source, out: Path, model: Any, lines: list[str]) -> dict[str, Any]:
+def _write(source: ExportedEncoder, out: Path, model: Any, lines: list[str]) -> dict[str, Any]:
     """Prove that the other library's network computes the same, then write its weights.
 
     Args:
@@ -110,7 +112,7 @@ def _write(source: Source, out: Path, model: Any, lines: list[str]) -> dict[str,
     return {"max_difference": difference, "load": [*lines, *_load(out)]}
 
 
-def _save(source: Source, out: Path, model: nn.Module) -> None:
+def _save(source: ExportedEncoder, out: Path, model: nn.Module) -> None:
     weights = dict(model.state_dict())
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":

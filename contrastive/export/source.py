@@ -15,7 +15,7 @@ _TOLERANCE = 1e-4  # of the largest feature: other libraries order the same sums
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportedEncoder:
     """An encoder, and where it is from.
 
     Attributes:

@@ -10,8 +10,8 @@ from contrastive.config_files import load_config
 from contrastive.data.dataset import Dataset
 from contrastive.data.images import DatasetImages
 from contrastive.pretrain import pretrain
-from eval.config import EvalConfig
 from eval.evaluate import evaluate
+from eval.knn import KnnEvaluation
 from tests.contrastive.callbacks.fits import quiet
 from tests.tiny import SETTINGS
 
@@ -54,7 +54,7 @@ def configure(folder, *overrides):
 
 def evaluation(folder):
     given = [f"checkpoint={folder / 'shapes'}", "device=cpu", "progress=false", "knn.k=[5]"]
-    return load_config(EvalConfig, "eval", "knn", given)
+    return load_config(KnnEvaluation, "eval", "knn", given)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from contrastive.encoders.encoder import Encoder, encode_map
 from contrastive.encoders.weights import load_encoder
 from contrastive.pretrain import pretrain
 from contrastive.registry import ENCODERS
-from eval.config import EvalConfig
 from eval.evaluate import evaluate
+from eval.knn import KnnEvaluation
 from tests import tiny
 
 # Lightning's own; the command line hides them.
@@ -85,7 +85,7 @@ def test_its_file_fills_a_fresh_instance(run):
 def test_it_is_evaluated(run):
     checkpoint = str(run[0])
     settings = load_config(
-        EvalConfig, "eval", "knn", [f"checkpoint={checkpoint}", "progress=false", "device=cpu"]
+        KnnEvaluation, "eval", "knn", [f"checkpoint={checkpoint}", "progress=false", "device=cpu"]
     )
     result = evaluate("knn", settings, encoder=SmallCnn())
     top1 = result["scores"][0]

@@ -9,6 +9,7 @@ import torch
 
 from contrastive.config import DataConfig, EncoderConfig
 from contrastive.encoders.build import build_encoder
+from contrastive.encoders.spec import InputSpec
 from contrastive.encoders.weights import save_encoder
 from eval.__main__ import main
 from eval.config import EvalConfig, EvalDataConfig
@@ -62,7 +63,7 @@ def encoder_file(tmp_path_factory):
     config, data = EncoderConfig(name="resnet10", width=8), DataConfig(image_size=16)
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
-    save_encoder(file, build_encoder(config, 16), config, data, {})
+    save_encoder(file, build_encoder(config, 16), InputSpec.of(data), {})
     return file
 
 

@@ -12,6 +12,7 @@ from contrastive.pretrain import pretrain
 from contrastive.registry import DATASETS
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
+from eval.protocol import find_protocol
 from eval.report.write import write_report
 from tests.contrastive.callbacks.fits import quiet
 from tests.tiny import SETTINGS
@@ -67,7 +68,7 @@ def test_a_source_is_used_by_its_name_and_opened_once_a_run(run):
 def test_an_evaluation_opens_the_same_source_once(run, protocol):
     opened.clear()
     given = [f"checkpoint={run}", "device=cpu", "progress=false"]
-    result = evaluate(protocol, load_config(EvalConfig, "eval", protocol, given))
+    result = evaluate(protocol, load_config(find_protocol(protocol).config, "eval", protocol, given))
     assert opened == ["here"]
     assert result["data"]["rows"] == {"train": 40, "test": 20}
     assert result["data"]["name"] == "stripes"

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from contrastive.checkpoint.folder import read_last
-from contrastive.checkpoint.manifest import verify
+from contrastive.checkpoint.integrity import verify
 from memory_bank.state import load_state
 from tests.reference.equal import assert_same
 

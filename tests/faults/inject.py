@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from contrastive.checkpoint.storage import DirectoryCheckpointIO
+from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO
 from contrastive.distributed import rank
 from contrastive.methods.moco import Moco
 from contrastive.module import ContrastiveModule

@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from contrastive.checkpoint.folder import latest_valid
-from contrastive.checkpoint.manifest import verify
+from contrastive.checkpoint.integrity import verify
 from tests.faults.conftest import STEPS
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from contrastive.checkpoint.folder import latest_valid
-from contrastive.checkpoint.manifest import verify
+from contrastive.checkpoint.integrity import verify
 from contrastive.encoders.weights import load_encoder
 from tests.faults.harness import load_bank
 

@@ -3,7 +3,7 @@
 import pytest
 
 from contrastive.checkpoint.folder import latest_valid
-from contrastive.checkpoint.manifest import verify
+from contrastive.checkpoint.integrity import verify
 from tests.faults.harness import Ended
 
 

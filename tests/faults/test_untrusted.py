@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from contrastive.checkpoint.manifest import CorruptCheckpoint, verify
+from contrastive.checkpoint.integrity import CorruptCheckpoint, verify
 from contrastive.config import UserError
 from contrastive.encoders.weights import load_encoder
 from memory_bank.state import load_state

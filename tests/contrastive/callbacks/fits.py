@@ -11,7 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 
 from contrastive.callbacks.preemption import Preemption
 from contrastive.callbacks.saving import SaveCheckpoint
-from contrastive.checkpoint.storage import DirectoryCheckpointIO
+from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO
 from memory_bank.state import read_state
 from tests.contrastive.checkpoint.saves import extra
 

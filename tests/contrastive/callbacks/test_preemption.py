@@ -74,7 +74,7 @@ import os, signal, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 sys.path.insert(0, os.getcwd())
-from contrastive.checkpoint import manifest
+from contrastive.checkpoint import integrity
 from pytorch_lightning.strategies import DDPStrategy
 from tests.contrastive.callbacks.fits import fit
 
@@ -84,11 +84,11 @@ count = 0
 def send(step):
     global count
     count += 1
-    manifest.sync = full if rank == 0 and step == 1 else sync
+    integrity.sync = full if rank == 0 and step == 1 else sync
     if rank == 1 and count == 4:
         os.kill(os.getpid(), signal.SIGTERM)
 
-sync = manifest.sync
+sync = integrity.sync
 def full(path):
     raise OSError(28, "No space left on device")
 

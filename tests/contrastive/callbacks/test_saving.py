@@ -4,8 +4,8 @@ import pytest
 from pytorch_lightning import Trainer
 
 from contrastive.callbacks.saving import SaveCheckpoint
-from contrastive.checkpoint.manifest import verify
-from contrastive.checkpoint.storage import DirectoryCheckpointIO
+from contrastive.checkpoint.integrity import verify
+from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO
 from tests.contrastive.callbacks.fits import Loader, Module, fit, quiet, state_of
 from tests.contrastive.checkpoint.saves import names
 from tests.reference.equal import assert_same

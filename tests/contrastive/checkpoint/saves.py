@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from contrastive.checkpoint.storage import DirectoryCheckpointIO, SaveOptions
+from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO, SaveOptions
 
 FILES = ("trainer.pt", "bank.safetensors", "encoder.safetensors")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from contrastive.checkpoint.folder import latest_valid, read_last, remove_stale
-from contrastive.checkpoint.manifest import verify
+from contrastive.checkpoint.integrity import verify
 from tests.contrastive.checkpoint.saves import names, save
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from contrastive.checkpoint.manifest import CorruptCheckpoint, verify
-from contrastive.checkpoint.storage import DirectoryCheckpointIO
+from contrastive.checkpoint.integrity import CorruptCheckpoint, verify
+from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO
 from contrastive.config import UserError
 from tests.contrastive.checkpoint.saves import FILES, contents, save, seal
 

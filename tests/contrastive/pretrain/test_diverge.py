@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from contrastive import optim
-from contrastive.checkpoint.manifest import verify
+from contrastive.checkpoint.integrity import verify
 from contrastive.data.batch import Batch
 from contrastive.encoders.weights import load_encoder
 from contrastive.methods.moco import Moco

@@ -74,8 +74,8 @@ def test_a_second_process_is_refused_by_name(run, tmp_path):
 
     run_dir = tmp_path / "runs" / "tiny"
     code = (
-        "import sys, time; from pathlib import Path; from contrastive.run_dir import hold\n"
-        "lock = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(120)"
+        "import sys, time; from pathlib import Path; from contrastive.run_dir import lock_run_dir\n"
+        "lock = lock_run_dir(Path(sys.argv[1])); print('held', flush=True); time.sleep(120)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(run_dir)], stdout=subprocess.PIPE, text=True)
     with holder:

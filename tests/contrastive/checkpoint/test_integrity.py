@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from contrastive.checkpoint.folder import latest_valid
-from contrastive.checkpoint.manifest import CorruptCheckpoint, verify
-from contrastive.checkpoint.storage import DirectoryCheckpointIO, SaveOptions
+from contrastive.checkpoint.integrity import CorruptCheckpoint, verify
+from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO, SaveOptions
 from tests.contrastive.checkpoint.saves import FILES, contents, save, seal, signed
 
 

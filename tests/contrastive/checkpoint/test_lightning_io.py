@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from contrastive.checkpoint.manifest import verify
-from contrastive.checkpoint.storage import DirectoryCheckpointIO
+from contrastive.checkpoint.integrity import verify
+from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO
 from memory_bank.state import read_state
 from tests.contrastive.checkpoint.saves import contents, names, save
 
@@ -125,8 +125,8 @@ import os, random, signal, sys, time, warnings
 from pathlib import Path
 import torch
 from contrastive.checkpoint.folder import latest_valid, remove_stale
-from contrastive.checkpoint.manifest import verify
-from contrastive.checkpoint.storage import DirectoryCheckpointIO, SaveOptions
+from contrastive.checkpoint.integrity import verify
+from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO, SaveOptions
 
 root, random_kills = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from typing import Any
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from contrastive.checkpoint import folder, plain
-from contrastive.checkpoint.manifest import TRAINER, CorruptCheckpoint, seal, verify
+from contrastive.checkpoint.integrity import TRAINER, CorruptCheckpoint, seal, verify
 from contrastive.config import UserError
 from memory_bank.replacing import sync
 from memory_bank.state import BANK, read_state, save_state
@@ -58,7 +58,7 @@ class DirectoryCheckpointIO(CheckpointIO):
         try:
             _write(Path(path), checkpoint, options.extra_files)
             if folder.STEP.fullmatch(Path(path).name):
-                folder.point(Path(path))
+                folder.set_last(Path(path))
                 if options.keep_last is not None:
                     folder.prune(Path(path), options.keep_last)
         except OSError as error:
