@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytorch_lightning as pl
 
@@ -69,6 +71,28 @@ def _check_batch_norm(config: PretrainConfig, trainer: pl.Trainer) -> None:
         raise UserError(
             f"encoder.batch_norm=sync works between GPUs, these are {ranks} processes on the CPU; use "
             "encoder.batch_norm=shuffle"
+        )
+
+
+def check_method(config: PretrainConfig, method: Callable[..., Any], name: str) -> None:
+    """Refuse settings that the method cannot work with.
+
+    Args:
+        config: The run.
+        method: Its class; a function that builds one declares nothing, so nothing is checked.
+        name: Of the method, for messages.
+
+    Raises:
+        UserError: look-ups ahead for negatives that it does not take, or a predictor is missing.
+    """
+    if not getattr(method, "mines", True) and config.mining.query == "stored":
+        raise UserError(
+            f"mining.query=stored looks up what method={name} does not use, since it takes no negatives from "
+            "the bank; use mining.query=fresh"
+        )
+    if getattr(method, "needs_predictor", False) and not config.encoder.predictor_hidden:
+        raise UserError(
+            f"method={name} collapses without a predictor; set encoder.predictor_hidden, e.g. to 4096"
         )
 
 

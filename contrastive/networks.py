@@ -65,7 +65,7 @@ class Networks(nn.Module):
             self._query, self._key = (torch.compile(f, backend=compile) for f in (self._query, self._key))
 
     def embed(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Compute unit-norm queries, float32, with gradient."""
+        """Compute unit-norm queries by encoder, projector and predictor; float32, with gradient."""
         return self._query(view)
 
     def project_and_predict(
@@ -77,7 +77,10 @@ class Networks(nn.Module):
 
     @torch.no_grad()
     def embed_key(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Compute unit-norm keys with the key network, float32, without gradient."""
+        """Compute unit-norm keys with the key network; a method calls ``keys``, which regroups the batch.
+
+        float32, without gradient.
+        """
         return self._key(view)
 
     def keys(self, view: Float[Tensor, "b 3 h w"], rows: Rows, step: int) -> Float[Tensor, "b d"]:

@@ -12,10 +12,10 @@ from contrastive.data.images import Images
 from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan, Share
 from contrastive.distributed import Collectives
-from contrastive.encoders.build import build_encoder
+from contrastive.encoders.build import build_encoder, check_encoder
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.weights import load_weights
-from contrastive.fit_checks import check_fit, is_out_of_memory, warn_of_settings
+from contrastive.fit_checks import check_fit, check_method, is_out_of_memory, warn_of_settings
 from contrastive.methods.build import find_method
 from contrastive.methods.method import BuildMethod, Parts
 from contrastive.module import ContrastiveModule
@@ -76,6 +76,8 @@ def build_module(
 
     check_fit(config, trainer)
     method = given.method or find_method(config)
+    name = config.method_name if given.method is None else getattr(method, "__name__", "given")
+    check_method(config, method, name)
     networks = _build_networks(config, given.encoder, resumed, getattr(method, "averages_keys", True))
     miner = _build_miner(config, given.miner, plan, trainer)
     warn_of_settings(config, plan, miner, getattr(method, "mines", True))
@@ -98,6 +100,8 @@ def _build_networks(
             encoder = build_encoder(config.encoder, config.data.image_size)
         if config.encoder.weights is not None and not resumed:  # a checkpoint has every weight
             load_weights(encoder, config.encoder.weights)
+        local = [config.augment.local_side(config.data.image_size)] if config.augment.num_local else []
+        check_encoder(encoder, config.data.image_size, *local)
         return Networks(encoder, config.encoder, seed=config.run.seed, averaged=averaged)
     except RuntimeError as error:  # torch's word for too little memory, and for sizes beyond counting
         raise UserError(

@@ -62,7 +62,8 @@ class WatchMining(StepCallback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say it again where it is read last; a run that a signal stopped is continued."""
         assert isinstance(pl_module, ContrastiveModule)
-        if not self.bank_used and not is_preempted(trainer) and _mines(trainer, pl_module):
+        cut_short = is_preempted(trainer) or trainer.global_step < pl_module.plan.total_steps
+        if not self.bank_used and not cut_short and _mines(trainer, pl_module):
             logger.warning(
                 "no row of the bank was a negative in any of the %d steps: it is filled to %.1f%%, "
                 "mining.min_fill=%g; lower mining.min_fill or bank.capacity in a new run",

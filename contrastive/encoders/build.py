@@ -11,7 +11,7 @@ from torch import nn
 
 from contrastive.config import EncoderConfig, UserError
 from contrastive.config_files import nearest
-from contrastive.encoders.encoder import Encoder
+from contrastive.encoders.encoder import Encoded, Encoder
 from contrastive.encoders.spec import ArchSpec
 from contrastive.registry import ENCODERS, encoder_key
 
@@ -79,6 +79,38 @@ def build_arch(arch: ArchSpec, image_size: int) -> Encoder:
         raise UserError(f"encoder.name={arch.name} encoder.args={arch.args}: {error}") from error
     encoder.arch = encoder.arch or arch
     return encoder
+
+
+@torch.no_grad()
+def check_encoder(encoder: Encoder, *sizes: int) -> None:
+    """Encode images of zeros of each size once, before anything is written.
+
+    Raises:
+        UserError: it takes no images of that size, returns something else than ``Encoded``, or pooled
+            features of another size than its ``dim``.
+    """
+    training, name = encoder.training, type(encoder).__name__
+    encoder.eval()
+    for size in sizes:
+        try:
+            encoded = encoder.encode(torch.zeros(2, 3, size, size))
+        except Exception as error:  # the network's own code
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"encoder {name}: cannot encode images of {size} px ({reason}); change data.image_size, "
+                "augment.local_size, or the network"
+            ) from error
+        if not isinstance(encoded, Encoded):
+            raise UserError(
+                f"encoder {name}: encode returns a {type(encoded).__name__}; return an "
+                "Encoded(pooled, tokens, grid), e.g. by encode_map"
+            )
+        if encoded.pooled.shape != (2, getattr(encoder, "dim", None)):
+            raise UserError(
+                f"encoder {name}: pooled features of 2 images are {tuple(encoded.pooled.shape)}, its dim is "
+                f"{getattr(encoder, 'dim', None)}; set self.dim to the size of a pooled feature"
+            )
+    encoder.train(training)
 
 
 def without_memory(build: Callable[[], Built]) -> Built:

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from contrastive.config import PretrainConfig, UserError
 from contrastive.distributed import Rows, gather_with_grad
 from memory_bank.negatives import Negatives
 
@@ -39,12 +38,3 @@ def other_images(
         shared_ids=rows.all_ids.repeat_interleave(len(views)),
     )
     return negatives, gathered
-
-
-def refuse_look_ahead(config: PretrainConfig) -> None:
-    """Raise UserError where the miner would look up negatives that a method of the batch does not use."""
-    if config.mining.query == "stored":
-        raise UserError(
-            f"mining.query=stored looks up what method={config.method_name} does not use, its batch being "
-            "its negatives; use mining.query=fresh"
-        )

@@ -65,7 +65,10 @@ class Method(nn.Module, ABC):
     """Whether the method computes keys with the moving average of the query network."""
 
     mines: ClassVar[bool] = True
-    """Whether its negatives come from the bank."""
+    """Whether its negatives come from the bank; ``mining.query=stored`` is refused where they do not."""
+
+    needs_predictor: ClassVar[bool] = False
+    """Whether it collapses without one; ``encoder.predictor_hidden=0`` is then refused."""
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contrastive.config import UserError
 from contrastive.distributed import Rows, gather_rows
-from contrastive.methods.in_batch import other_images, refuse_look_ahead
+from contrastive.methods.in_batch import other_images
 from contrastive.methods.method import Method, Outcome, Parts, mean_outcome
 from contrastive.objectives.build import Loss, build_objective
 from contrastive.objectives.logits import Diagnostics
@@ -27,9 +27,6 @@ class Nnclr(Method):
     Args:
         parts: See Method.
         objective: See Moco; the neighbour is its ``query``, the predictions are its keys and negatives.
-
-    Raises:
-        UserError: ``mining.query=stored``.
     """
 
     averages_keys = False
@@ -38,7 +35,6 @@ class Nnclr(Method):
     def __init__(self, parts: Parts, objective: Loss | None = None) -> None:
         super().__init__(parts)
         config = parts.config
-        refuse_look_ahead(config)
         self.objective: Loss = objective or build_objective(
             config.objective, config.mining, in_batch=True, seed=config.run.seed, labels=parts.labels
         )

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.distributed import Rows
-from contrastive.methods.in_batch import other_images, refuse_look_ahead
+from contrastive.methods.in_batch import other_images
 from contrastive.methods.method import Method, Outcome, Parts, mean_outcome
 from contrastive.objectives.build import Loss, build_objective
 
@@ -22,9 +22,6 @@ class SimClr(Method):
     Args:
         parts: See Method.
         objective: See Moco.
-
-    Raises:
-        UserError: ``mining.query=stored``.
     """
 
     averages_keys = False
@@ -33,7 +30,6 @@ class SimClr(Method):
     def __init__(self, parts: Parts, objective: Loss | None = None) -> None:
         super().__init__(parts)
         config = parts.config
-        refuse_look_ahead(config)
         self.objective: Loss = objective or build_objective(
             config.objective, config.mining, in_batch=True, seed=config.run.seed, labels=parts.labels
         )

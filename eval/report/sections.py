@@ -65,8 +65,8 @@ def _one(report: Report, run: Run) -> str:
     data = settings.data
     told = (
         f"{_network(run, settings)}, on {data.name} at {data.image_size} px without labels: "
-        f"{settings.schedule.epochs} epochs in batches of {data.global_batch}, {settings.objective.name} "
-        f"with negatives mined from the memory bank."
+        f"{settings.schedule.epochs} epochs in batches of {data.global_batch}, "
+        f"method {settings.method_name}, loss {settings.objective.name}."
     )
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(report, run)

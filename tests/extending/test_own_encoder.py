@@ -106,3 +106,24 @@ def test_through_the_registry_it_is_chosen_by_name(tmp_path, monkeypatch):
     assert (info.arch.name, info.arch.args) == ("small_cnn", {"channels": 6})
     with pytest.raises(UserError, match=r"encoder\.args\.chanels: .*did you mean 'channels'\?"):
         pretrain(config(tmp_path, "run.name=b", "encoder.name=small_cnn", "encoder.args.chanels=6"))
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("dim", r"pooled features of 2 images are \(2, 8\), its dim is 9; set self\.dim"),
+        ("encode", "encode returns a Tensor; return an Encoded"),
+        ("size", r"cannot encode images of 16 px \(.*\); change data\.image_size"),
+    ],
+)
+def test_a_wrong_one_is_refused_before_anything_is_written(tmp_path, monkeypatch, broken, message):
+    encoder = SmallCnn()
+    if broken == "dim":
+        encoder.dim = 9
+    elif broken == "encode":
+        monkeypatch.setattr(SmallCnn, "encode", lambda self, x: self.body(x).mean((2, 3)))
+    else:
+        encoder.body.append(nn.Flatten()).append(nn.Linear(3, 8))
+    with pytest.raises(UserError, match=message):
+        pretrain(config(tmp_path), encoder=encoder)
+    assert not [*tmp_path.iterdir()]

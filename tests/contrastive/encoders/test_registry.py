@@ -41,7 +41,7 @@ def images(b=3):
 
 
 def test_every_entry_of_the_registry_has_a_case():
-    assert {encoder_key(name) for name in CASES} == {*ENCODERS}
+    assert {encoder_key(name) for name in CASES} == {*ENCODERS}, "add a line to CASES for the new encoder"
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -6,7 +6,10 @@ from torch.nn.functional import normalize
 
 from contrastive.config import UserError
 from contrastive.distributed import Rows
+from contrastive.fit_checks import check_method
+from contrastive.methods.build import find_method
 from contrastive.methods.in_batch import other_images
+from contrastive.methods.moco import Moco
 from contrastive.objectives.build import build_objective
 from tests import tiny
 from tests.contrastive.objectives.cases import NAMES
@@ -143,8 +146,19 @@ def test_methods_without_key_network_have_none_and_resume_checkpoints_that_had_o
 
 @pytest.mark.parametrize("method", ["simclr", "nnclr"])
 def test_a_look_up_ahead_for_negatives_of_the_batch_is_refused(method):
+    config = tiny.config(f"method={method}", "mining.query=stored")
     with pytest.raises(UserError, match=rf"method={method} does not use.*mining\.query=fresh"):
-        tiny.module(f"method={method}", "mining.query=stored")
+        check_method(config, find_method(config), method)
+    check_method(tiny.config("mining.query=stored"), Moco, "moco")
+
+
+def test_a_method_that_collapses_without_a_predictor_is_refused_without():
+    class Byol(Moco):
+        needs_predictor = True
+
+    with pytest.raises(UserError, match=r"method=byol collapses.*set encoder\.predictor_hidden"):
+        check_method(tiny.config(), Byol, "byol")
+    check_method(tiny.config("encoder.predictor_hidden=8"), Byol, "byol")
 
 
 def test_a_loss_of_another_method_is_refused():
