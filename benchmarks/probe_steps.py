@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 
 from contrastive.config import EncoderConfig
 from contrastive.encoders.build import build_encoder
-from eval.features import Features, Split
+from eval.features import Features, PartFeatures
 from eval.linear_probe import LinearEvaluation, score
 from eval.softmax import Standardiser
 from eval.splits import class_orders, hold_out
@@ -65,8 +65,8 @@ def part(x: torch.Tensor, y: torch.Tensor, seed: int) -> Features:
     ]
     train, test = (torch.cat(rows) for rows in zip(*orders, strict=True))
     return Features(
-        Split(x[train], y[train], train),
-        Split(x[test], y[test], test),
+        PartFeatures(x[train], y[train], train),
+        PartFeatures(x[test], y[test], test),
         tuple(map(str, range(int(y.max()) + 1))),
     )
 
@@ -75,7 +75,7 @@ def converged(features: Features, config: LinearEvaluation) -> tuple[float, int]
     """Accuracy on test, and how many solves did not converge."""
     train, test, classes = features.train, features.test, len(features.classes)
 
-    def solve(rows: torch.Tensor, decay: float) -> Callable[[Split], float]:
+    def solve(rows: torch.Tensor, decay: float) -> Callable[[PartFeatures], float]:
         standardise = Standardiser.fit(train.features[rows])
         scale = (
             2 if classes == 2 else 1

@@ -20,11 +20,11 @@ from memory_bank.top import count, largest
 
 @dataclass
 class Selection:
-    """Hold what ``select`` chose.
+    """Result of ``select``.
 
     Attributes:
         slots: Hard negatives, closest first, -1 where there are fewer than ``num_hard``.
-        similarity: Theirs, -inf for -1.
+        similarity: Their similarities, -inf for -1.
         alike: Slots likely to show the same thing as the query (false_negative), -1 where there are fewer.
         floor: Similarity from which rows count as the same thing; inf where none do.
         dropped: Share of the admissible rows that each filter removed, by its name, averaged over queries.
