@@ -1,4 +1,4 @@
-"""The linear probe's whole grid on cached features, beside scikit-learn's logistic regression.
+"""Time the linear probe's whole grid on cached features, beside scikit-learn's logistic regression.
 
 Both standardise on the rows they fit, choose the weight decay on the same held-out part of train, refit on
 all of train and are scored on test. Ours trains every pair of learning rate and weight decay at once;
@@ -40,7 +40,7 @@ def load(options: argparse.Namespace) -> Features:
 
 
 def sklearn_tuned(features: Features, settings: LinearConfig) -> dict[str, Any]:
-    """Accuracy on test of the decay that does best on the held-out rows, refitted."""
+    """Return the test accuracy of the decay that is best on the held-out rows, refitted on all rows."""
     from sklearn.linear_model import LogisticRegression
 
     x, y = features.train.features.numpy(), features.train.labels.numpy()

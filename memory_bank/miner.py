@@ -254,9 +254,11 @@ def build_miner(
         dim: Embedding dimension.
         seed: Decides every draw, together with step and id.
         device: Device of the model.
-        upcoming: Returns the dataset rows of a coming optimizer step, None past the end; for ``mining.query=stored``.
-        exchange: Communication with the other ranks; for ``bank.placement=sharded``, which makes ``negatives``, ``nearest``,
-            ``write``, ``state_dict`` and ``ready`` collective: all ranks call them, in the same order.
+        upcoming: Returns the dataset rows of a coming optimizer step, None past the end; needed for
+            ``mining.query=stored``.
+        exchange: Communication with the other ranks, for ``bank.placement=sharded``. That makes
+            ``negatives``, ``nearest``, ``write``, ``state_dict`` and ``ready`` collective: all ranks call
+            them, in the same order.
         method: A mining method of your own (memory_bank/methods/base.py); None is the one that
             ``mining.method`` names.
 

@@ -60,7 +60,7 @@ def depth(config: MiningConfig, rows: int) -> int:
 
 
 def overruled(config: MiningConfig, rows: int) -> list[str]:
-    """Settings that others overrule once a query has ``rows`` admissible rows, a line for each.
+    """Return a line for each setting that others overrule once a query has ``rows`` admissible rows.
 
     A band of less than one row (mining=hardest) asks for the closest rows and is not among them.
     """

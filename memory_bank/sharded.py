@@ -262,8 +262,8 @@ def build_sharded(
     for setting, is_set in refused.items():
         if is_set:
             raise ValueError(
-                f"bank.placement=sharded cannot be combined with {setting}; use bank.placement=replicated, or "
-                "mining.method=ranked or full_bank with mining.query=fresh and mining.index=auto"
+                f"bank.placement=sharded cannot be combined with {setting}; use bank.placement=replicated, "
+                "or mining.method=ranked or full_bank with mining.query=fresh and mining.index=auto"
             )
     if exchange is None:
         raise ValueError("bank.placement=sharded needs a way to the other ranks (argument exchange)")
@@ -310,7 +310,7 @@ class ShardedSearch(Retrieval):
         inside = self._bank.inside(torch.cat(shares))
         candidates = self._inner.search(queries, inside, k, admissible=admissible, ceiling=limits, key=key)
         sizes = [len(share) for share in shares]
-        # A rank with one row less may return one candidate less, but swapped tensors must have equal widths.
+        # A rank with one row less may return one candidate less, but swapped tensors have equal widths.
         missing = min(k, -(-self._bank.capacity // self._exchange.world)) - candidates.slots.shape[1]
         outside = pad(self._bank.outside(candidates.slots), (0, missing), value=-1)
 

@@ -74,7 +74,7 @@ class LookUp(Protocol):
     def __call__(
         self, admissible: Bool[Tensor, " n"], ceiling: Float[Tensor, " b"] | None = None
     ) -> Candidates:
-        """Return the closest ``admissible`` rows of each query: ``MiningMethod.depth`` or more, if there are as many.
+        """Return the closest ``admissible`` rows of each query, ``MiningMethod.depth`` or more if possible.
 
         Args:
             admissible: Slots that may be returned.

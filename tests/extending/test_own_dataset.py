@@ -1,4 +1,4 @@
-"""A torch Dataset of one's own: pretrained on, resumed and evaluated from Python."""
+"""Pretrain on your own torch Dataset, resume, and evaluate, from Python."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def run(tmp_path_factory):
     assert (code, summary["steps"]) == (0, 10)
     code, summary = pretrain(configure(folder), images=images)
     assert (code, summary["steps"], summary["finished"]) == (0, 24, True)
-    assert "knn/top1" in summary["metrics"]  # scored during the run, by the labels that were given
+    assert "knn/top1" in summary["metrics"]  # scored during the run, by the data set's labels
     return folder
 
 

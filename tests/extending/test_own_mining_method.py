@@ -1,4 +1,4 @@
-"""A mining method of one's own, as a program outside of this project adds it."""
+"""Add your own mining method from a program outside of this project."""
 
 import pytest
 import torch

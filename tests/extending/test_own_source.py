@@ -1,4 +1,4 @@
-"""A data source of one's own: a function under a name, which configs and command lines then use."""
+"""Add your own data source: a function with a name that configs and command lines can use."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Evaluation recomputed by plain NumPy loops, from the papers."""
+"""Recompute evaluations by plain NumPy loops, from the papers."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ Array = NDArray[np.float64]
 def knn_predict(
     train: Array, labels: NDArray[np.int64], test: Array, k: int, temperature: float
 ) -> list[int]:
-    """Weighted vote of InstDisc section 3.4 (arXiv:1805.01978)."""
+    """Compute the weighted vote of InstDisc section 3.4 (arXiv:1805.01978)."""
     predicted = []
     for query in test:
         similar = []
@@ -52,7 +52,7 @@ def uniformity(unit: Array) -> float:
 def logistic_loss(
     features: Array, labels: NDArray[np.int64], weight: Array, bias: Array, decay: float
 ) -> float:
-    """Mean cross-entropy of logits ``x @ weight + bias`` plus ``decay / 2 * |weight|^2``."""
+    """Return the mean cross-entropy of logits ``x @ weight + bias`` plus ``decay / 2 * |weight|^2``."""
     total = 0.0
     for row, label in zip(features, labels, strict=True):
         logits = row @ weight + bias
