@@ -25,7 +25,7 @@ def mean_interval(values: Sequence[float]) -> dict[str, float]:
 
 
 def paired(ours: Scores, theirs: Scores) -> dict[str, Any]:
-    """Return the mean difference over common seeds, its 95% t-interval and the paired t-test's two-sided p."""
+    """Return the mean difference over common seeds, its 95% t-interval, and p of the paired t-test."""
     seeds = sorted(ours.keys() & theirs.keys())
     differences = [ours[seed] - theirs[seed] for seed in seeds]
     found: dict[str, Any] = {**mean_interval(differences), "seeds": seeds, "differences": differences}
