@@ -402,15 +402,17 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, required=True)
     parser.add_argument("--data", type=Path, required=True, help="holds train/CLASS and test/CLASS")
     parser.add_argument(
-        "--arms", type=choose_arms, default="all", help="all, core, or names with commas between"
+        "--arms", type=choose_arms, default="all", help="all, core, or names separated by commas"
     )
     parser.add_argument("--jobs", type=int, default=1, help="worker processes, one thread each on the CPU")
     parser.add_argument(
         "--slice", type=float, default=float("inf"), help="seconds after which no cell starts"
     )
-    parser.add_argument("--cache", type=Path, default=Path(".data/ablate"), help="where cells are kept")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".data/ablate"), help="folder of the finished cells"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--report", action="store_true", help="run nothing, write what there is")
+    parser.add_argument("--report", action="store_true", help="run nothing, report the finished cells")
     parser.add_argument("--no-plot", action="store_true")
     asked = parser.parse_args()
     preset = PRESETS[asked.preset]

@@ -134,7 +134,9 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
         result |= {"score_s": round(scored.wall, 2), "score_cpu_s": round(scored.processor, 2)}
     shutil.rmtree(run_dir)
     if ended not in ([0], [3]):
-        raise RuntimeError(f"{cell.name}: pretraining ended with exit code {ended[0]}, the cell is not kept")
+        raise RuntimeError(
+            f"{cell.name}: pretraining ended with exit code {ended[0]}, its result is discarded"
+        )
     return result
 
 

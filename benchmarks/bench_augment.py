@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 96, 224])
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, help="of torch; default its own choice")
+    parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
     parser.add_argument("--out", type=Path, help="JSON; default benchmarks/results/augment-DEVICE.json")
     options = parser.parse_args()
     if options.repeats < 2:

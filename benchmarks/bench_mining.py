@@ -255,9 +255,9 @@ def main() -> None:
     parser.add_argument("--width", type=int)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--steps", type=int, help="of a turn; default 3, on CUDA 10")
-    parser.add_argument("--repeats", type=int, help="default 5, on CUDA 9")
-    parser.add_argument("--threads", type=int, help="of torch and FAISS; default their own choice")
+    parser.add_argument("--steps", type=int, help="steps of a turn; default 3, on CUDA 10")
+    parser.add_argument("--repeats", type=int, help="repeats of each arm; default 5, on CUDA 9")
+    parser.add_argument("--threads", type=int, help="threads of torch and FAISS; default: their own choice")
     parser.add_argument("--out", type=Path, help="default benchmarks/results/bench_mining-DEVICE.json")
     options = parser.parse_args()
     on_gpu = options.device == "cuda"
@@ -284,8 +284,8 @@ def main() -> None:
     out = options.out or RESULTS / f"bench_mining-{options.device}.json"
     write(out, about | {"rows": found, "best": best(found)})
     for row in best(found):
-        asked = f" (asked: {GOAL:.0%} or less)" if on_gpu else ""
-        print(f"{row['rows']} rows: least is {row['mining']}, adds {row['added']:.1%}{asked}")
+        asked = f" (goal: {GOAL:.0%} or less)" if on_gpu else ""
+        print(f"{row['rows']} rows: {row['mining']} adds the least, {row['added']:.1%}{asked}")
 
 
 if __name__ == "__main__":

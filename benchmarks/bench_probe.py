@@ -66,10 +66,12 @@ def main() -> None:
     )
     parser.add_argument("--root", required=True, help="train/ and test/ with class folders")
     parser.add_argument("--checkpoint", default="torchvision:resnet18:random")
-    parser.add_argument("--image-size", type=int, help="of another library's network; default its own")
-    parser.add_argument("--threads", type=int, help="of torch; default its own choice")
-    parser.add_argument("--repeats", type=int, default=5, help="of ours; scikit-learn runs once")
-    parser.add_argument("--no-sklearn", action="store_true", help="ours alone")
+    parser.add_argument(
+        "--image-size", type=int, help="input size of another library's network; default: its own"
+    )
+    parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of our probe; scikit-learn runs once")
+    parser.add_argument("--no-sklearn", action="store_true", help="run only our probe")
     parser.add_argument("--out", type=Path, default=RESULTS / "probe.json")
     options = parser.parse_args()
     if options.repeats < 2:

@@ -362,11 +362,11 @@ def main() -> None:
     embeddings.add_arguments(parser)
     parser.add_argument("--rows", type=whole_numbers, default=[50_000, 200_000, 1_000_000])
     parser.add_argument(
-        "--codes", type=_codes, default=CODES, help=f"of the inverted lists; default {','.join(CODES)}"
+        "--codes", type=_codes, default=CODES, help=f"codes of the inverted lists; default {','.join(CODES)}"
     )
     parser.add_argument("--gaussian-rows", type=int, default=200_000, help="rows of the worst case; 0: none")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="of torch and FAISS; default their own choice")
+    parser.add_argument("--threads", type=int, help="threads of torch and FAISS; default: their own choice")
     parser.add_argument("--out", type=Path, default=RESULTS / "bench_search.json")
     parser.add_argument("--plot", type=Path, help="PNG or SVG; default beside --out")
     parser.add_argument("--no-plot", action="store_true")
@@ -407,9 +407,9 @@ def main() -> None:
         print(
             f"goal {'met' if reached['met'] else 'missed'}: {best['index']} nprobe {best['nprobe']}: "
             f"{best['faster_than_exact']:.1f}x exact torch at recall {best['recall']:.3f} "
-            f"(asked: {GOAL['speedup']:.0f}x at {GOAL['recall']}), update of {BATCH} in "
-            f"{reached['update_ms']:.1f} ms (asked: {GOAL['update_ms']:.0f}), "
-            f"bank {reached['bank_memory']:.2f}x its fp16 keys (asked: {GOAL['bank_memory']})"
+            f"(goal: {GOAL['speedup']:.0f}x at {GOAL['recall']}), update of {BATCH} in "
+            f"{reached['update_ms']:.1f} ms (goal: {GOAL['update_ms']:.0f}), "
+            f"bank {reached['bank_memory']:.2f}x its fp16 keys (goal: {GOAL['bank_memory']})"
         )
     if not options.no_plot:
         plot(searches, options.plot or options.out.with_suffix(".png"))

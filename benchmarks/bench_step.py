@@ -327,7 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="class folders; default: files made for this")
+    parser.add_argument("--data", type=Path, help="class folders; default: random files")
     parser.add_argument("--device", default="cpu", choices=tuple(SCENES))
     parser.add_argument("--networks", nargs="+", help="default: all of the device's")
     parser.add_argument("--rounds", type=int, help="turns of each arm; default by network")
@@ -335,7 +335,7 @@ def main() -> None:
     options = parser.parse_args()
     scenes = [s for s in SCENES[options.device] if not options.networks or s.name in options.networks]
     if not scenes:
-        parser.error(f"--networks {options.networks}: of {[s.name for s in SCENES[options.device]]}")
+        parser.error(f"--networks {options.networks}: allowed are {[s.name for s in SCENES[options.device]]}")
     if options.rounds is not None and options.rounds < 2:
         parser.error(f"--rounds {options.rounds}: a spread needs 2 or more")
     print(

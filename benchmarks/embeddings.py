@@ -65,7 +65,7 @@ class Rows:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of images; default: digits")
     parser.add_argument("--subset", type=int, help="train on and embed this many of the images; default all")
-    parser.add_argument("--epochs", type=int, default=4, help="of pretraining; default 4")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of pretraining; default 4")
     parser.add_argument("--cache", type=Path, default=CACHE, help="default .data/embeddings")
 
 
@@ -203,7 +203,7 @@ def _trained(config: PretrainConfig) -> nn.Module:
     checkpoint = latest_valid(run / "checkpoints")
     if code or checkpoint is None:  # stopped early: embeddings of a network half trained would be kept
         raise SystemExit(f"{run}: the training ended early (exit code {code}); the same command continues it")
-    print(f"pretrained: {run} ({time.monotonic() - started:.0f} s, 0 where it was there)", flush=True)
+    print(f"pretrained: {run} ({time.monotonic() - started:.0f} s, 0 if it was cached)", flush=True)
     state = DirectoryCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
     sizes = config.encoder
     encoder = build_encoder(sizes, config.data.image_size)
@@ -231,7 +231,7 @@ def main() -> None:
     )
     add_arguments(parser)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--threads", type=int, help="of torch; default its own choice")
+    parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

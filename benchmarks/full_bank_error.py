@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--uniform", type=whole_numbers, default=[256, 1024, 4096, 16384])
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--bias-draws", type=int, default=200)
-    parser.add_argument("--threads", type=int, help="of torch; default its own choice")
+    parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
     parser.add_argument("--out", type=Path, default=RESULTS / "full_bank_error.json")
     parser.add_argument("--plot", type=Path, help="PNG or SVG; default beside --out")
     parser.add_argument("--no-plot", action="store_true")
@@ -243,8 +243,8 @@ def main() -> None:
     error = "not measured" if reached["error"] is None else f"{reached['error']:.2%}"
     print(
         f"temperature {GOAL['temperature']}, k {GOAL['k']}, {GOAL['uniform']} uniform: gradient off {error}"
-        f" (asked: {GOAL['error']:.0%} or less); the partition's bias is within "
-        f"{reached['farthest_standard_errors']:.2f} standard errors (asked: {GOAL['standard_errors']:.0f})"
+        f" (goal: {GOAL['error']:.0%} or less); the partition's bias is within "
+        f"{reached['farthest_standard_errors']:.2f} standard errors (goal: {GOAL['standard_errors']:.0f})"
     )
     if not options.no_plot:
         plot(grid, options.plot or options.out.with_suffix(".png"))

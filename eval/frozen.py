@@ -26,7 +26,7 @@ _CHECKPOINT = re.compile(r"step-\d+")
 
 @dataclass(frozen=True)
 class EncoderLocation:
-    """Where an encoder is, and which run it comes from.
+    """Location of an encoder, and the run it comes from.
 
     Attributes:
         encoder: An ``encoder.safetensors``, or a network of another library.

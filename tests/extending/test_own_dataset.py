@@ -59,7 +59,7 @@ def evaluation(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run that was stopped after 10 of its 24 steps, and resumed."""
+    """Return the folder of a run that was stopped after 10 of its 24 steps, and resumed."""
     folder = tmp_path_factory.mktemp("runs")
     images = labelled(Shapes(48, seed=0))
     code, summary = pretrain(configure(folder, "trainer.max_steps=10"), images=images)

@@ -59,7 +59,7 @@ def registered(monkeypatch):
 
 @pytest.fixture(scope="module")
 def encoder_file(tmp_path_factory):
-    """A tiny network that was never trained, in a file that belongs to no run."""
+    """Write a tiny untrained network to a file that belongs to no run."""
     config, data = EncoderConfig(name="resnet10", width=8), DataConfig(image_size=16)
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"

@@ -23,7 +23,7 @@ opened = []
 
 
 def open_stripes(data):
-    """Images with horizontal or vertical stripes of random phase: 40 to train on, 20 to score on."""
+    """Return images with horizontal or vertical stripes of random phase: 40 to train on, 20 to score on."""
     opened.append(data.root)
     rng = np.random.default_rng(0)
 

@@ -178,19 +178,19 @@ class Lab:
         return outcome(self.folder / "runs" / name)
 
     def kill_when(
-        self, told: str, number: int, name: str, *overrides: str, delay_s: float, ranks: int = 1
+        self, moment: str, number: int, name: str, *overrides: str, delay_s: float, ranks: int = 1
     ) -> Ended:
-        """Kill -9 every rank, ``delay_s`` after rank 0 signals it (``told`` is a function of inject.py)."""
+        """Kill -9 every rank, ``delay_s`` after rank 0 signals it (``moment`` is a function of inject.py)."""
         fifo = self.folder / f"fifo-{self.count}"
         os.mkfifo(fifo)
         listener = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-        run = self.start(name, *overrides, ranks=ranks, faults={0: [[told, str(fifo), number]]})
+        run = self.start(name, *overrides, ranks=ranks, faults={0: [[moment, str(fifo), number]]})
         heard = select.select([listener], [], [], LIMIT_S)[0]
         os.close(listener)
         time.sleep(delay_s)
         run.kill()
         ended = run.wait()
-        assert heard, f"{told} {number} was never signalled: {ended.err}"
+        assert heard, f"{moment} {number} was never signalled: {ended.err}"
         return ended
 
 

@@ -30,14 +30,16 @@ def before(owner: Any, name: str, act: Callable[[Any], None]) -> None:
 
 def tell_step(fifo: str, step: int) -> None:
     """Write to ``fifo`` when optimizer step ``step`` (or, after a resume, a later one) begins."""
-    told = _Once(fifo)
-    before(ContrastiveModule, "training_step", lambda module: told() if module.global_step >= step else None)
+    notify = _Once(fifo)
+    before(
+        ContrastiveModule, "training_step", lambda module: notify() if module.global_step >= step else None
+    )
 
 
 def tell_save(fifo: str, number: int) -> None:
     """Write to ``fifo`` when the ``number``-th save of this process begins."""
-    told, count = _Once(fifo), iter(range(1, 10**9))
-    before(DirectoryCheckpointIO, "save_checkpoint", lambda _: told() if next(count) == number else None)
+    notify, count = _Once(fifo), iter(range(1, 10**9))
+    before(DirectoryCheckpointIO, "save_checkpoint", lambda _: notify() if next(count) == number else None)
 
 
 def note_rows(path: str) -> None:
@@ -89,7 +91,7 @@ def remove_at(step: int, path: str) -> None:
 
 
 def limit_files(size: int, first: int, last: int) -> None:
-    """From step ``first`` to ``last``, fail writes that would enlarge a file, as a full disk does."""
+    """Fail writes that would enlarge a file from step ``first`` to ``last``, as on a full disk."""
     import resource
 
     usual, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -136,11 +138,11 @@ class _Once:
     """Write one byte to a fifo, once."""
 
     def __init__(self, fifo: str) -> None:
-        self._fifo, self._told = fifo, False
+        self._fifo, self._notified = fifo, False
 
     def __call__(self) -> None:
-        if not self._told:
-            self._told = True
+        if not self._notified:
+            self._notified = True
             descriptor = os.open(self._fifo, os.O_WRONLY)
             os.write(descriptor, b"!")
             os.close(descriptor)

@@ -87,7 +87,7 @@ def hcl(queries, positives, negatives, temperature, tau_plus, beta):
 
 
 def nt_xent(first, second, temperature):
-    """SimCLR algorithm 1: views 2k-1 and 2k of image k in one list."""
+    """Compute SimCLR's algorithm 1: views 2k-1 and 2k of image k in one list."""
     views = [view for pair in zip(first, second, strict=True) for view in pair]
     total = 0.0
     for i, anchor in enumerate(views):
@@ -99,7 +99,7 @@ def nt_xent(first, second, temperature):
 
 
 def nnclr(neighbours, predictions, temperature):
-    """Dwibedi et al. 2021, eq. 2: row i of ``neighbours`` is NN(z_i), of ``predictions`` the other view's."""
+    """Compute Dwibedi et al. 2021, eq. 2: row i of ``neighbours`` is NN(z_i), of ``predictions`` view 2's."""
     total = 0.0
     for i, neighbour in enumerate(neighbours):
         logits = similarities(neighbour, predictions, temperature)
@@ -108,7 +108,7 @@ def nnclr(neighbours, predictions, temperature):
 
 
 def supcon(queries, positives, negatives, temperature, same):
-    """Eq. 2; ``same[i][j]``: negative j of query i carries its label."""
+    """Compute eq. 2; ``same[i][j]``: negative j of query i carries its label."""
     losses = []
     for i, (query, own, others) in enumerate(zip(queries, positives, negatives, strict=True)):
         logits = similarities(query, own[0], temperature) + similarities(query, others[0], temperature)
