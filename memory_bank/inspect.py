@@ -33,7 +33,7 @@ def inspect(
             beside the bank and above it.
         duplicates: Similarity from which two rows count as the same.
         examples: Rows whose neighbours are listed.
-        neighbours: How many each.
+        neighbours: Number of neighbours of each.
 
     Raises:
         ValueError: no readable bank, a manifest without those columns, or an argument out of its range.
