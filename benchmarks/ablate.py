@@ -1,19 +1,20 @@
-"""Does mining help? The same short pretraining with other negatives, arm by arm, seed by seed.
+"""Measure whether mining helps: the same short pretraining with other negatives, arm by arm, seed by seed.
 
     python benchmarks/ablate.py --preset cpu --data DIR [--jobs 2] [--arms core] [--slice SECONDS]
     python benchmarks/ablate.py --preset gpu --data DIR --slice 540
 
 DIR holds ``train/CLASS`` and ``test/CLASS`` (CIFAR-10 as image files). A cell is one training run and its
-scores; finished ones are kept under ``.data/ablate/PRESET/cells``, so the same command goes on where it was
+scores; finished ones are kept under ``.data/ablate/PRESET/cells``, so the same command continues where it was
 stopped. ``--slice`` starts no cell that, by the longest so far, would not end within that many seconds.
 Each call writes the results of the complete arms to ``benchmarks/results/ablate-PRESET.json``, ``.md`` and
-``.png`` and tells on stderr what is missing; ``--report`` runs nothing.
+``.png`` and prints to stderr which are missing; ``--report`` runs nothing.
 
-Fair: all arms see the same images in the same order through the same views and start from the same weights
-(all are functions of the seed). Each arm gets the same few temperatures, chosen by the linear probe, fitted
-and scored on training images alone, with tuning seeds that are not reported. Differences are paired over
-seeds, with Holm's correction over arms; the best arm (by the linear probe, oracles aside) is trained again,
-beside ``all_rows`` and ``uniform``, on seeds that decided nothing.
+The comparison is fair: all arms see the same images in the same order through the same views and start from
+the same weights (all are functions of the seed). Each arm gets the same few temperatures, chosen by the
+linear probe, fitted and scored on training images alone, with tuning seeds that are not reported.
+Differences are paired over seeds, with Holm's correction over arms; the best arm (by the linear probe,
+oracles aside) is trained again, beside ``all_rows`` and ``uniform``, on seeds that were not used for any
+choice.
 
 ``cpu`` checks the instrument and shows tendencies: about 45 s of one core a cell. ``gpu`` (ResNet-18, all of
 CIFAR-10, bf16) is for the defaults: cells of a few minutes; it has not been run yet.
@@ -39,7 +40,7 @@ from common import RESULTS, write
 
 CORE = ("all_rows", "uniform", "band", "hardest", "band_oracle", "dcl", "hcl", "full_bank")
 ORACLES = ("band_oracle", "supcon")
-"""Arms that are told labels: what could be had, never a candidate."""
+"""Arms that use labels: they show what is possible, and are never candidates."""
 
 CHOSEN_BY = "linear"
 
@@ -49,18 +50,18 @@ class Preset:
     """A size of the ablation.
 
     Attributes:
-        description: For the report.
-        recipe: A shipped recipe that every arm starts from.
-        settings: What is changed of it, for all arms alike.
+        description: Text in the report.
+        recipe: Shipped recipe that every arm starts from.
+        settings: Overrides of the recipe, the same for all arms.
         device: ``cpu`` or ``cuda``.
         per_class: Images a class to train on; None takes all.
         validation_per_class: Training images a class to choose temperatures by.
-        epochs: Of each cell.
+        epochs: Epochs of each cell.
         batch: Images of a step.
-        temperatures: Tried by each arm.
-        tuning_seeds: For the choice of a temperature.
-        seeds: Reported.
-        fresh_seeds: For the confirmation.
+        temperatures: Temperatures that each arm tries.
+        tuning_seeds: Seeds for the choice of a temperature.
+        seeds: Seeds that are reported.
+        fresh_seeds: Seeds for the confirmation.
     """
 
     description: str
@@ -117,17 +118,17 @@ PRESETS = {
 
 
 def arms(rows: int, batch: int, epochs: int) -> dict[str, tuple[str, ...]]:
-    """Each arm's overrides, for a data set of ``rows``; the core arms first.
+    """Return each arm's overrides for a data set of ``rows``; the core arms come first.
 
-    Bands, hcl and debiased are told that a tenth of the images is of one class. ``hcl``: beta acts on logits;
-    0.5 is about the tilt that the paper's 1 is at its temperature of 0.5.
+    Bands, hcl and debiased use the prior that a tenth of the images is of one class. ``hcl``: beta acts on
+    logits; 0.5 is about the tilt that the paper's 1 is at its temperature of 0.5.
     """
     an_epoch = rows // batch
     every = ("bank.max_age=null", "mining=all_rows")
     near = ("bank.max_age=null", "mining.class_prior=0.1", "mining.num_hard=256", "mining.num_uniform=256")
     return {
         "all_rows": every,
-        # No band to look up: the default one would be searched for nothing.
+        # No hard negatives, so no band to look up: the default band would be searched in vain.
         "uniform": (
             "bank.max_age=null",
             "mining=uniform",
@@ -157,10 +158,10 @@ def arms(rows: int, batch: int, epochs: int) -> dict[str, tuple[str, ...]]:
 
 
 class Ablation:
-    """What is to be run, and what is done.
+    """Cells to run, and results of the finished ones.
 
     Args:
-        name: Of the preset.
+        name: Name of the preset.
         chosen: Arms, in the order in which they are run.
         folder: Where the preset keeps its cells, links and runs.
     """
@@ -190,7 +191,7 @@ class Ablation:
         )
 
     def found(self, cell: Cell) -> dict[str, Any] | None:
-        """The result of a finished cell."""
+        """Return the result of a finished cell."""
         if cell.name not in self._kept:
             path = self.folder / "cells" / f"{cell.name}.json"
             if not path.is_file():
@@ -213,7 +214,7 @@ class Ablation:
         }
 
     def tuned(self, arm: str) -> dict[float, float] | None:
-        """Mean score at each temperature, -1 for one that diverged; None until all are there."""
+        """Return the mean score at each temperature, -1 if it diverged; None until all cells are finished."""
         means = {}
         for temperature, cells in self.tuning(arm).items():
             results = [self.found(cell) for cell in cells]
@@ -226,7 +227,7 @@ class Ablation:
         return means
 
     def cells(self, arm: str, seeds: Sequence[int]) -> list[Cell]:
-        """What is reported of an arm; nothing before its temperature is chosen."""
+        """Return the reported cells of an arm; none before its temperature is chosen."""
         means = self.tuned(arm)
         if means is None:
             return []
@@ -234,13 +235,13 @@ class Ablation:
         return [self.cell(arm, best, seed, "test") for seed in seeds]
 
     def results(self, arm: str, seeds: Sequence[int]) -> list[dict[str, Any]] | None:
-        """Of an arm over ``seeds``; None until all are there."""
+        """Return the results of an arm over ``seeds``; None until all cells are finished."""
         found = [self.found(cell) for cell in self.cells(arm, seeds)]
         there = [result for result in found if result is not None]
         return there if len(there) == len(seeds) else None
 
     def complete(self, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
-        """Results of those arms that have all ``seeds`` and diverged on none."""
+        """Return the results of the arms that have all ``seeds`` and did not diverge on any."""
         found = {arm: self.results(arm, seeds) for arm in arms}
         return {
             arm: results
@@ -249,7 +250,7 @@ class Ablation:
         }
 
     def winner(self) -> str | None:
-        """The arm to confirm, once every arm has run: the best of those that a user could take."""
+        """Return the arm to confirm, once every arm has run: the best one that does not use labels."""
         if any(self.results(arm, self.preset.seeds) is None for arm in self.chosen):
             return None
         means = {
@@ -264,7 +265,7 @@ class Ablation:
         return [] if best is None else list(dict.fromkeys((best, *REFERENCES)))
 
     def missing(self) -> Iterator[Cell]:
-        """Cells that can be named now and are not done, in the order in which they are wanted."""
+        """Return the cells that are known now and not finished, in the order in which to run them."""
         for arm in self.chosen:
             wanted = [cell for cells in self.tuning(arm).values() for cell in cells]
             wanted += self.cells(arm, self.preset.seeds)
@@ -273,7 +274,7 @@ class Ablation:
             yield from (cell for cell in self.cells(arm, self.preset.fresh_seeds) if self.found(cell) is None)
 
     def progress(self) -> str:
-        """Finished cells of each arm, as a table."""
+        """Return a table of the finished cells of each arm."""
         lines = [f"{'arm':<22}{'tuned':>8}{'seeds':>8}{'fresh':>8}"]
         for arm in self.chosen:
             tuning = [cell for cells in self.tuning(arm).values() for cell in cells]
@@ -288,7 +289,7 @@ class Ablation:
         return "\n".join(lines)
 
     def document(self) -> dict[str, Any]:
-        """Everything measured on the complete arms."""
+        """Return everything measured on the complete arms."""
         preset = self.preset
         complete = self.complete(self.chosen, preset.seeds)
         ended = [arm for arm in self.chosen if self.results(arm, preset.seeds) is not None]
@@ -371,7 +372,7 @@ def tell(cell: Cell, result: dict[str, Any], elapsed: float) -> None:
 
 
 def report(ablation: Ablation, folder: Path, *, with_plot: bool) -> None:
-    """JSON, table and plot of the complete arms; nothing while there is none to compare with."""
+    """Write JSON, table and plot of the complete arms; nothing until the reference arm is complete."""
     document = ablation.document()
     if REFERENCES[0] not in document["arms"]:
         print(f"nothing to report until {REFERENCES[0]} is complete", file=sys.stderr)
@@ -384,7 +385,7 @@ def report(ablation: Ablation, folder: Path, *, with_plot: bool) -> None:
 
 
 def choose_arms(text: str) -> list[str]:
-    """``all``, ``core``, or names; the first is what the others are compared with."""
+    """Parse ``all``, ``core``, or names of arms; the others are compared with the first."""
     known = list(arms(1000, 100, 10))
     chosen = {"all": known, "core": list(CORE)}.get(text) or text.split(",")
     if unknown := set(chosen) - set(known):
@@ -401,15 +402,17 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, required=True)
     parser.add_argument("--data", type=Path, required=True, help="holds train/CLASS and test/CLASS")
     parser.add_argument(
-        "--arms", type=choose_arms, default="all", help="all, core, or names with commas between"
+        "--arms", type=choose_arms, default="all", help="all, core, or names separated by commas"
     )
     parser.add_argument("--jobs", type=int, default=1, help="worker processes, one thread each on the CPU")
     parser.add_argument(
         "--slice", type=float, default=float("inf"), help="seconds after which no cell starts"
     )
-    parser.add_argument("--cache", type=Path, default=Path(".data/ablate"), help="where cells are kept")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".data/ablate"), help="folder of the finished cells"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--report", action="store_true", help="run nothing, write what there is")
+    parser.add_argument("--report", action="store_true", help="run nothing, report the finished cells")
     parser.add_argument("--no-plot", action="store_true")
     asked = parser.parse_args()
     preset = PRESETS[asked.preset]

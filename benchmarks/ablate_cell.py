@@ -1,7 +1,7 @@
-"""One cell of the ablation: pretrain one arm with one seed, score the frozen encoder, keep a few numbers.
+"""Run one cell of the ablation: pretrain one arm with one seed and score the frozen encoder.
 
-Labels do not exist on the training path. The arm that is told which rows share its query's class gets them
-here, beside that path, by another miner.
+Labels do not exist on the training path. The oracle arm, which knows which rows share its query's class, gets
+them here, outside of that path, through its own miner.
 """
 
 import hashlib
@@ -41,21 +41,21 @@ from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.storage import Storage, build_storage
 
 SCORES = {"linear": linear_probe.score, "knn": knn.score, "lowshot": lowshot.score}
-"""What a cell is scored by, through the project's own protocols; ``lowshot`` is 10 labels a class."""
+"""Scores of a cell, computed by the project's own protocols; ``lowshot`` is 10 labels a class."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of the ablation, and what it is scored on.
+    """One training run of the ablation, and the data that it is scored on.
 
     Attributes:
-        arm: Its name.
-        temperature: Of the loss.
-        seed: Decides weights, data order and views; equal over arms.
+        arm: Name of the arm.
+        temperature: Temperature of the loss.
+        seed: Determines weights, data order and views; the same in all arms.
         part: ``validation`` (training images, for choosing a temperature) or ``test``.
         recipe: A shipped recipe.
-        overrides: What is changed of it: the preset's settings, then the arm's.
-        subset: What else decides the numbers: how many images a class (see ``link_parts``).
+        overrides: Overrides of the recipe: the preset's settings, then the arm's.
+        subset: Number of images of each class (see ``link_parts``), which also determines the numbers.
         device: ``cpu`` or ``cuda``.
         oracle: Whether its miner knows the labels.
         baselines: Whether raw pixels and a random encoder are scored too.
@@ -74,17 +74,18 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Unique for the settings: a changed arm or preset makes another cell."""
+        """Name that is unique for the settings: a changed arm or preset is another cell."""
         settings = json.dumps([self.recipe, self.overrides, self.subset, self.oracle, self.baselines])
         digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
         return f"{self.arm}-t{self.temperature:g}-s{self.seed}-{self.part}-{digest}"
 
 
 def prepare_worker(parent: int) -> None:
-    """Once per worker process, before its first cell.
+    """Prepare a worker process, before its first cell.
 
     Args:
-        parent: Process id. The worker ends with it, also when it is killed: nobody would keep the result.
+        parent: Process id of the parent. The worker ends with it, even if it is killed, because its result
+            would be lost.
     """
     Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
@@ -99,17 +100,19 @@ def _end_with(parent: int) -> None:
 
 
 def run(cell: Cell, folder: Path) -> dict[str, Any]:
-    """Train and score; the run directory is thrown away.
+    """Train and score one cell, and delete its run directory.
 
     Args:
-        cell: What to do.
-        folder: Of the preset; holds ``data`` (see ``link_parts``), and takes ``runs``.
+        cell: The cell.
+        folder: Folder of the preset, with ``data`` (see ``link_parts``); runs are written to ``runs``.
 
     Returns:
-        Scores in [0, 1] by name (None if the training diverged), seconds, and what was mined.
+        Scores in [0, 1] by name (None if the training diverged), seconds, and mining metrics.
     """
     run_dir = folder / "runs" / cell.name
-    shutil.rmtree(run_dir, ignore_errors=True)  # of a killed cell: seconds of half a run would mean nothing
+    shutil.rmtree(
+        run_dir, ignore_errors=True
+    )  # of a killed cell: the seconds of half a run would be meaningless
     config = _config(cell, folder)
     device = choose_device(cell.device)
     ended: list[int] = []
@@ -131,7 +134,9 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
         result |= {"score_s": round(scored.wall, 2), "score_cpu_s": round(scored.processor, 2)}
     shutil.rmtree(run_dir)
     if ended not in ([0], [3]):
-        raise RuntimeError(f"{cell.name}: pretraining ended with exit code {ended[0]}, the cell is not kept")
+        raise RuntimeError(
+            f"{cell.name}: pretraining ended with exit code {ended[0]}, its result is discarded"
+        )
     return result
 
 
@@ -168,7 +173,7 @@ def _labels(config: PretrainConfig) -> Tensor:
 
 
 def _score(cell: Cell, folder: Path, run_dir: Path) -> dict[str, Any]:
-    """``scores`` of the encoder and, if asked for, ``baselines``: each name with its scores."""
+    """Return ``scores`` of the encoder and, if asked for, ``baselines`` by name."""
     given = [f"checkpoint={run_dir}", f"data.root={folder / 'data' / cell.part}", f"device={cell.device}"]
     given.append("progress=false")
     levels = {"knn": ["knn.k=[20]"], "lowshot": ["lowshot.labels_per_class=[10]", "lowshot.fractions=[]"]}
@@ -190,7 +195,7 @@ def _score(cell: Cell, folder: Path, run_dir: Path) -> dict[str, Any]:
 
 
 def mined_summary(columns: dict[str, list[float]]) -> dict[str, float | None]:
-    """Means over the second half of the run's logged steps; None for what the arm does not have."""
+    """Return means over the second half of the run's logged steps; None for metrics not logged."""
     names = (
         "mining/same_label_rate",
         "mining/similarity_mean",
@@ -209,11 +214,11 @@ def mined_summary(columns: dict[str, list[float]]) -> dict[str, float | None]:
 
 
 def link_parts(data: Path, folder: Path, per_class: int | None, validation_per_class: int) -> None:
-    """Make ``folder/data/test`` and ``folder/data/validation``, both of links to images of ``data``.
+    """Create ``folder/data/test`` and ``folder/data/validation`` with links to images of ``data``.
 
     ``test`` holds the images that are pretrained on and probed (``train``) and the data set's own test part
-    (``test``). ``validation`` is made of training images alone, for the choice of a temperature: the last
-    ``validation_per_class`` of each class are its ``test``, those pretrained on without them its ``train``.
+    (``test``). ``validation`` has only training images, for the choice of a temperature: the last
+    ``validation_per_class`` of each class are its ``test``, the other images pretrained on are its ``train``.
     Images of a class are ordered by a hash of their names, so ``per_class`` takes the same ones everywhere.
     """
     wanted = {"data": str(data.resolve()), "per_class": per_class, "validation": validation_per_class}
@@ -242,15 +247,15 @@ def _link(images: list[Path], place: Path) -> None:
         os.symlink(image.resolve(), place / image.name)
 
 
-# The oracle: a miner that knows which rows show the same thing.
+# The oracle: a miner that knows which rows are of the same class.
 
 
 class OtherClasses(Retrieval):
-    """Another backend's search among the rows of other classes than the query's.
+    """Search with another backend, only among rows of other classes than the query's.
 
     Args:
         inner: The backend.
-        bank: What it searches.
+        bank: The bank that it searches.
         labels: Class of each data set row.
     """
 
@@ -299,7 +304,7 @@ class OtherClasses(Retrieval):
 
 
 class OracleMiner(Miner):
-    """A miner without false negatives: rows of the query's class are neither mined nor drawn."""
+    """Mine without false negatives: rows of the query's class are neither mined nor drawn."""
 
     def __init__(
         self, bank: Storage, retrieval: Retrieval, config: MiningConfig, labels: Tensor, seed: int
@@ -315,7 +320,7 @@ class OracleMiner(Miner):
 
 
 def label_oracle(labels: Tensor) -> Callable[..., Miner]:
-    """Return the function that builds an ``OracleMiner`` where ``build_miner`` builds a Miner."""
+    """Return a function that builds an ``OracleMiner`` instead of the Miner of ``build_miner``."""
 
     def build(bank: BankConfig, mining: MiningConfig, **given: Any) -> Miner:
         storage = build_storage(bank, rows=given["rows"], dim=given["dim"], device=given["device"])

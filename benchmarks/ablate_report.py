@@ -1,4 +1,4 @@
-"""The ablation's statistics, table and plot, from its finished cells."""
+"""Compute the ablation's statistics, table and plot from its finished cells."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ Scores = Mapping[int, float]  # seed -> score
 
 
 def mean_interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean and the ends of its 95% t-interval."""
+    """Return the mean and the ends of its 95% t-interval."""
     low, high = t_interval(torch.tensor(values, dtype=torch.float64))
     return {"mean": statistics.mean(values), "low": low, "high": high}
 
 
 def paired(ours: Scores, theirs: Scores) -> dict[str, Any]:
-    """The mean difference over common seeds, its 95% t-interval and the two-sided p of the paired t-test."""
+    """Return the mean difference over common seeds, its 95% t-interval, and p of the paired t-test."""
     seeds = sorted(ours.keys() & theirs.keys())
     differences = [ours[seed] - theirs[seed] for seed in seeds]
     found: dict[str, Any] = {**mean_interval(differences), "seeds": seeds, "differences": differences}
@@ -37,9 +37,9 @@ def paired(ours: Scores, theirs: Scores) -> dict[str, Any]:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p-values: reject those at most alpha, and the family-wise error is alpha (Holm 1979).
+    """Return adjusted p-values: rejecting those up to alpha has a family-wise error of alpha (Holm 1979).
 
-    The i-th smallest of m is multiplied by m - i + 1, made monotone, cut at 1.
+    The i-th smallest of m is multiplied by m - i + 1, made monotone and capped at 1.
     """
     adjusted, highest = {}, 0.0
     for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
@@ -53,7 +53,7 @@ def by_seed(runs: Sequence[Run], score: str) -> dict[int, float]:
 
 
 def compare(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    """reference -> score -> arm -> paired difference, ``p_holm`` corrected over the arms of that score."""
+    """Return reference -> score -> arm -> paired difference; ``p_holm`` is over the arms of that score."""
     table: dict[str, Any] = {}
     for reference in (name for name in REFERENCES if name in runs):
         table[reference] = {}
@@ -66,7 +66,7 @@ def compare(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
 
 
 def summarise(runs: Sequence[Run]) -> dict[str, Any]:
-    """Scores with intervals, seconds, and what was mined, over the seeds of one arm."""
+    """Return scores with intervals, seconds and mining metrics, over the seeds of one arm."""
     rates = [run["mined"]["same_label_rate"] for run in runs]
     return {
         "temperature": runs[0]["temperature"],
@@ -78,7 +78,7 @@ def summarise(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """The tables of a result; every number in them is from ``document``."""
+    """Return the tables of a result; every number in them is from ``document``."""
     parts = [_heading(document), _score_table(document)]
     for reference, scores in document["differences"].items():
         title = f"Paired difference to `{reference}`, points, over seeds {_listed(document['seeds'])}"
@@ -153,7 +153,7 @@ def _with_half(found: Mapping[str, float]) -> str:
 
 
 def _difference_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """One row an arm: difference, interval, Holm's p for each score; bold where p is at most 0.05."""
+    """Return a table with a row for each arm: difference, interval, Holm's p; bold if p is at most 0.05."""
     rows = ["| arm | " + " | ".join(TITLES.values()) + " |", "|---|" + "---|" * len(TITLES)]
     for arm in next(iter(scores.values())):
         cells = []
@@ -169,7 +169,7 @@ def _difference_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def plot(document: Mapping[str, Any], path: Path) -> None:
-    """Each arm's paired differences to all_rows: seeds as dots, mean and interval as a bar."""
+    """Plot each arm's paired differences to all_rows: seeds as dots, mean and interval as a bar."""
     plt = pyplot()
     scores = document["differences"][REFERENCES[0]]
     arms = list(next(iter(scores.values())))

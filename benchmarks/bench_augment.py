@@ -1,8 +1,8 @@
-"""Views per second: ours, stock Kornia, torchvision v2 image by image, PIL image by image.
+"""Measure views per second: ours, stock Kornia, torchvision v2 image by image, PIL image by image.
 
 One view of the MoCo v2 recipe (crop, flip, jitter, grey, blur, normalise), from stored uint8 to float32. Arms
-take turns, so that a disturbance of the machine meets all of them; ratios hold within one run only. On a CPU
-that others use too, the processor time beside the wall time says more, with --threads 1.
+take turns, so that a disturbance of the machine affects all of them; compare ratios within one run only. On a
+shared CPU compare processor times instead of wall times, with --threads 1.
 
     python benchmarks/bench_augment.py [--device cuda] [--sizes 32 96 224] [--repeats 9] [--threads N]
 """
@@ -125,7 +125,7 @@ def row(size: int, name: str, spent: list[Spent], count: int, kornia: Spent) -> 
 
 
 def _medians(spent: list[Spent], count: int) -> Spent:
-    """Seconds a view."""
+    """Return the seconds for one view."""
     wall, processor = zip(*spent, strict=True)
     return Spent(median(wall) / count, median(processor) / count)
 
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 96, 224])
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, help="of torch; default its own choice")
+    parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
     parser.add_argument("--out", type=Path, help="JSON; default benchmarks/results/augment-DEVICE.json")
     options = parser.parse_args()
     if options.repeats < 2:
@@ -146,8 +146,8 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     torch.manual_seed(0)
-    # A first large tensor, freed, makes glibc keep what later ones free, for all arms alike. In training the
-    # first activations do this; without it page faults are most of what is measured.
+    # After a large tensor is freed, glibc keeps the memory of later ones, in all arms. In training the first
+    # activations do this; without it most of the measured time would be page faults.
     torch.ones(7_500_000)
     rows = []
     print(

@@ -1,11 +1,12 @@
-"""What mining adds to a training step: off, in line, overlapped; exact and FAISS; a small and a large bank.
+"""Measure what mining adds to a training step: off, in line, overlapped; exact, FAISS; small, large bank.
 
 A step is: two views of 256 images, query and key network, negatives, loss, backward, optimizer, EMA, bank.
 With mining off the negatives are fixed random rows of the same shape and there is no bank. ``in line`` looks
 up with the fresh query; ``overlapped`` looks up two steps ahead with the stored keys, on a background thread.
-A turn is some steps and the wait for the worker, so that what runs beside one arm never runs beside the next.
+A turn is some steps and the wait for the worker, so that background work of one arm never slows the next.
 
-Banks hold rows around random centres: a search costs by what the lists hold, not by what the rows show.
+Banks hold rows around random centers: the cost of a search depends on the lengths of the lists, not on the
+images that the rows show.
 
     python benchmarks/bench_mining.py [--device cuda] [--rows 50000,1280000] [--threads N]
 
@@ -39,7 +40,7 @@ from memory_bank.negatives import Negatives
 DIM = 128
 NUM_HARD = NUM_UNIFORM = 256
 SAMPLE = 5120
-CENTRES = 4096
+CENTERS = 4096
 LAG = 2  # steps ahead: a look-up has a whole step's time
 POOL = 1024  # images, used again and again
 SMALL_BANK = 200_000
@@ -51,7 +52,7 @@ BACKENDS = ("exact", "faiss", "subsample")
 
 @dataclass
 class Scene:
-    """The network and its images."""
+    """Size of the network and of its images."""
 
     encoder: EncoderConfig
     data: DataConfig
@@ -75,7 +76,7 @@ class Learner:
         self.images = torch.randint(0, 256, (POOL, 3, size, size), dtype=torch.uint8, device=device)
 
     def step(self, ids: Tensor, number: int, mine: Mine) -> Tensor:
-        """One optimizer step; returns the keys for the bank."""
+        """Run one optimizer step; return the keys for the bank."""
         first, second = self.views(self.images[ids % POOL], ids, number)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             query = F.normalize(self.network(first).float(), dim=1)
@@ -90,7 +91,7 @@ class Learner:
 
 
 class Plan:
-    """Rows of each step: the bank's rows in one shuffled order, over and over."""
+    """Rows of each step: the bank's rows in one shuffled order, repeated."""
 
     def __init__(self, rows: int, batch: int, device: torch.device) -> None:
         self._order = torch.randperm(rows, generator=torch.Generator().manual_seed(0)).to(device)
@@ -123,7 +124,7 @@ class Loop:
 
 
 def _random_negatives(batch: int, device: torch.device) -> Negatives:
-    """Of the shape that a sample serves: queries share the rows that are theirs."""
+    """Return random negatives of the shape that a sample returns: queries share rows."""
     rows = F.normalize(torch.randn(SAMPLE + NUM_UNIFORM, DIM, device=device), dim=1)
     index = torch.randint(SAMPLE, (batch, NUM_HARD), device=device)
     hard = replace(
@@ -137,19 +138,19 @@ def _random_negatives(batch: int, device: torch.device) -> Negatives:
 
 
 def make_rows(rows: int) -> Tensor:
-    """float16 unit rows around random centres."""
+    """Return float16 unit rows around random centers."""
     generator = torch.Generator().manual_seed(0)
-    centres = F.normalize(torch.randn(CENTRES, DIM, generator=generator), dim=1)
+    centers = F.normalize(torch.randn(CENTERS, DIM, generator=generator), dim=1)
     parts = []
     for ids in torch.arange(rows).split(PIECE):
-        centre = centres[torch.randint(0, CENTRES, (len(ids),), generator=generator)]
+        center = centers[torch.randint(0, CENTERS, (len(ids),), generator=generator)]
         noise = torch.randn(len(ids), DIM, generator=generator) / DIM**0.5
-        parts.append(F.normalize(centre + 0.7 * noise, dim=1).half())
+        parts.append(F.normalize(center + 0.7 * noise, dim=1).half())
     return torch.cat(parts)
 
 
 def mining(backend: str, overlapped: bool) -> MiningConfig:
-    """The nearest rows, since an index serves no deep band; recall checks, a choice of their own, are off."""
+    """Return settings that mine the nearest rows, as an index serves no deep band; recall checks are off."""
     depth = {} if backend != "subsample" else {"band": [0.001, 0.05]}
     shallow = {"band": [0.0, 1e-6], "skip_top": 0.0} | depth
     ahead = {"query": "stored", "lag": LAG, "overlap": True} if overlapped else {"query": "fresh"}
@@ -158,7 +159,7 @@ def mining(backend: str, overlapped: bool) -> MiningConfig:
 
 
 def make_miner(keys: Tensor, plan: Plan, device: torch.device, config: MiningConfig) -> Miner:
-    """A filled bank. Written to directly: a step's write would look ahead, and train an index half full."""
+    """Build a miner with a full bank, filled directly: a step's write would train an index half full."""
     rows = len(keys)
     miner = build_miner(BankConfig(), config, rows=rows, dim=DIM, seed=0, device=device, upcoming=plan.ids)
     for ids in torch.arange(rows).split(PIECE):
@@ -169,7 +170,7 @@ def make_miner(keys: Tensor, plan: Plan, device: torch.device, config: MiningCon
 def make_miners(
     keys: Tensor, plan: Plan, device: torch.device, backend: str
 ) -> tuple[dict[str, Miner], float]:
-    """In line and overlapped, and the seconds of the first look-up, which trains an index."""
+    """Return miners in line and overlapped, and the seconds of the first look-up (it trains an index)."""
     in_line = make_miner(keys, plan, device, mining(backend, overlapped=False))
     query, ids = keys[:1].float().to(device), torch.zeros(1, dtype=torch.int64, device=device)
     first = once(lambda: in_line.nearest(query, ids, 0, 1), device)
@@ -235,7 +236,7 @@ def _show(found: list[dict[str, Any]]) -> None:
 
 
 def best(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each bank, the way of mining that adds least."""
+    """Return, for each bank, the way of mining that adds the least."""
     mined = [row for row in found if row["mining"] != "off"]
     sizes = dict.fromkeys(row["rows"] for row in mined)
     return [
@@ -254,9 +255,9 @@ def main() -> None:
     parser.add_argument("--width", type=int)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--steps", type=int, help="of a turn; default 3, on CUDA 10")
-    parser.add_argument("--repeats", type=int, help="default 5, on CUDA 9")
-    parser.add_argument("--threads", type=int, help="of torch and FAISS; default their own choice")
+    parser.add_argument("--steps", type=int, help="steps of a turn; default 3, on CUDA 10")
+    parser.add_argument("--repeats", type=int, help="repeats of each arm; default 5, on CUDA 9")
+    parser.add_argument("--threads", type=int, help="threads of torch and FAISS; default: their own choice")
     parser.add_argument("--out", type=Path, help="default benchmarks/results/bench_mining-DEVICE.json")
     options = parser.parse_args()
     on_gpu = options.device == "cuda"
@@ -283,8 +284,8 @@ def main() -> None:
     out = options.out or RESULTS / f"bench_mining-{options.device}.json"
     write(out, about | {"rows": found, "best": best(found)})
     for row in best(found):
-        asked = f" (asked: {GOAL:.0%} or less)" if on_gpu else ""
-        print(f"{row['rows']} rows: least is {row['mining']}, adds {row['added']:.1%}{asked}")
+        asked = f" (goal: {GOAL:.0%} or less)" if on_gpu else ""
+        print(f"{row['rows']} rows: {row['mining']} adds the least, {row['added']:.1%}{asked}")
 
 
 if __name__ == "__main__":

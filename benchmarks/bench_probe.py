@@ -1,4 +1,4 @@
-"""The linear probe's whole grid on cached features, beside scikit-learn's logistic regression.
+"""Time the linear probe's whole grid on cached features, beside scikit-learn's logistic regression.
 
 Both standardise on the rows they fit, choose the weight decay on the same held-out part of train, refit on
 all of train and are scored on test. Ours trains every pair of learning rate and weight decay at once;
@@ -40,7 +40,7 @@ def load(options: argparse.Namespace) -> Features:
 
 
 def sklearn_tuned(features: Features, settings: LinearConfig) -> dict[str, Any]:
-    """Accuracy on test of the decay that does best on the held-out rows, refitted."""
+    """Return the test accuracy of the decay that is best on the held-out rows, refitted on all rows."""
     from sklearn.linear_model import LogisticRegression
 
     x, y = features.train.features.numpy(), features.train.labels.numpy()
@@ -66,10 +66,12 @@ def main() -> None:
     )
     parser.add_argument("--root", required=True, help="train/ and test/ with class folders")
     parser.add_argument("--checkpoint", default="torchvision:resnet18:random")
-    parser.add_argument("--image-size", type=int, help="of another library's network; default its own")
-    parser.add_argument("--threads", type=int, help="of torch; default its own choice")
-    parser.add_argument("--repeats", type=int, default=5, help="of ours; scikit-learn runs once")
-    parser.add_argument("--no-sklearn", action="store_true", help="ours alone")
+    parser.add_argument(
+        "--image-size", type=int, help="input size of another library's network; default: its own"
+    )
+    parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of our probe; scikit-learn runs once")
+    parser.add_argument("--no-sklearn", action="store_true", help="run only our probe")
     parser.add_argument("--out", type=Path, default=RESULTS / "probe.json")
     options = parser.parse_args()
     if options.repeats < 2:

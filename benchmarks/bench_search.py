@@ -1,11 +1,11 @@
-"""Recall@64 against microseconds a query, memory, update and training cost, for every backend and bank size.
+"""Measure recall@64, microseconds a query, memory, update and training cost by backend and bank size.
 
 The bank holds embeddings of augmented views of real images (embeddings.py); queries are further views of
-images that are in the bank, 256 to a call, as a training step asks. A query's own row is left out by the
-backend, the other views of its image (siblings) here, from truth and results alike; to have 64 after that,
+images that are in the bank, 256 to a call, as in a training step. The backend leaves out a query's own row.
+This script leaves out the other views of its image (siblings), from truth and results; so that 64 remain,
 every backend is asked for that many more. Random Gaussian rows are the worst case: nothing is near anything.
 
-Arms take turns, so that a disturbance of the machine meets all of them.
+Arms take turns, so that a disturbance of the machine affects all of them.
 
     python benchmarks/bench_search.py --images DIR [--rows 50000,200000,1000000] [--threads N]
 
@@ -86,7 +86,7 @@ class World:
         )
 
     def neighbours(self, backend: Retrieval) -> Candidates:
-        """The 64 closest rows of other images, of every query."""
+        """Return the 64 closest rows of other images for every query."""
         parts = []
         for start in range(0, len(self.query), BATCH):
             rows = slice(start, start + BATCH)
@@ -108,7 +108,7 @@ class World:
 
 @dataclass
 class Index:
-    """A backend with what it took to make it; ``made`` goes into the JSON."""
+    """A backend with the cost of building it; ``made`` goes into the JSON."""
 
     name: str
     backend: Retrieval
@@ -158,7 +158,7 @@ def _flat(bank: Storage) -> Index:
 
 
 def _inverted(bank: Storage, code: str) -> Index:
-    """Trained and filled in the three parts that a retraining consists of, so that each can be timed."""
+    """Build an index in the three parts that a retraining consists of, so that each is timed."""
     factory = f"IVF{lists_for(bank.capacity)},{code}"
     backend = Ivf(bank, factory, nprobe=1, min_recall=0.0, seed=0)
     found: dict[str, Any] = {}
@@ -180,7 +180,7 @@ def _inverted(bank: Storage, code: str) -> Index:
 
 
 def lists_for(rows: int) -> int:
-    """About 4 sqrt(n), a power of two, as far as half the bank can train it: what mining.index=auto takes."""
+    """Return the lists of mining.index=auto: a power of two near 4 sqrt(n) that half the bank can train."""
     affordable = rows // 2 // inverted.ROWS_PER_LIST
     return min(1 << round(math.log2(4 * math.sqrt(rows))), 1 << max(0, affordable.bit_length() - 1))
 
@@ -209,7 +209,7 @@ def _state(
 
 
 def _resident() -> int:
-    """Bytes of the process in memory, what was freed given back first; 0 where the system does not tell."""
+    """Return freed memory to the system, then the resident bytes of the process; 0 if unknown."""
     gc.collect()
     if not sys.platform.startswith("linux"):
         return 0
@@ -224,7 +224,7 @@ def _grown(before: int, bank: Storage) -> float | None:
 
 
 def updates(index: Index, world: World) -> Callable[[], None]:
-    """256 rows anew: the bank's write and the index's. Every arm writes the same rows in the same round."""
+    """Replace 256 rows in the bank and the index. Every arm writes the same rows in the same round."""
     generator = torch.Generator().manual_seed(1)
     bank, rounds = world.bank, ROUNDS_OF_UPDATES + 1
     drawn = torch.randperm(bank.capacity, generator=generator)[: 2 * BATCH * rounds].view(rounds, 2, -1)
@@ -240,7 +240,7 @@ def updates(index: Index, world: World) -> Callable[[], None]:
 def measure(
     made: Rows, rows: int, data: str, codes: tuple[str, ...], repeats: int
 ) -> tuple[list[Any], list[Any]]:
-    """Rows of the two tables: indexes, and searches of each at every nprobe."""
+    """Return the rows of two tables: indexes, and searches of each at every nprobe."""
     world = make_world(made, rows)
     print(
         f"\n{rows} rows, {data} ({made.origin}; {made.images} images); {K + world.siblings} looked up",
@@ -310,9 +310,9 @@ def _show(made: list[Any], searches: list[Any]) -> None:
 
 
 def goal(made: list[Any], searches: list[Any]) -> dict[str, Any] | None:
-    """The fastest search at the goal's rows with the goal's recall; None where no bank was that large.
+    """Return the fastest search at the goal's rows with the goal's recall; None if no bank was that large.
 
-    ``bank_memory``: bytes of the bank, ids and steps included and the index not, over those of its fp16 keys.
+    ``bank_memory``: bytes of the bank, with ids and steps and without the index, over those of its fp16 keys.
     """
     able = [
         row
@@ -362,11 +362,11 @@ def main() -> None:
     embeddings.add_arguments(parser)
     parser.add_argument("--rows", type=whole_numbers, default=[50_000, 200_000, 1_000_000])
     parser.add_argument(
-        "--codes", type=_codes, default=CODES, help=f"of the inverted lists; default {','.join(CODES)}"
+        "--codes", type=_codes, default=CODES, help=f"codes of the inverted lists; default {','.join(CODES)}"
     )
     parser.add_argument("--gaussian-rows", type=int, default=200_000, help="rows of the worst case; 0: none")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="of torch and FAISS; default their own choice")
+    parser.add_argument("--threads", type=int, help="threads of torch and FAISS; default: their own choice")
     parser.add_argument("--out", type=Path, default=RESULTS / "bench_search.json")
     parser.add_argument("--plot", type=Path, help="PNG or SVG; default beside --out")
     parser.add_argument("--no-plot", action="store_true")
@@ -377,7 +377,7 @@ def main() -> None:
     if min(options.rows) < least:
         parser.error(f"--rows {min(options.rows)}: {least} or more are needed")
     if not options.no_plot:
-        pyplot()  # a missing package is told before the work, not after
+        pyplot()  # report a missing package before the work, not after it
     if options.threads:
         torch.set_num_threads(options.threads)
     made, searches, source = [], [], embeddings.Source(options)
@@ -407,9 +407,9 @@ def main() -> None:
         print(
             f"goal {'met' if reached['met'] else 'missed'}: {best['index']} nprobe {best['nprobe']}: "
             f"{best['faster_than_exact']:.1f}x exact torch at recall {best['recall']:.3f} "
-            f"(asked: {GOAL['speedup']:.0f}x at {GOAL['recall']}), update of {BATCH} in "
-            f"{reached['update_ms']:.1f} ms (asked: {GOAL['update_ms']:.0f}), "
-            f"bank {reached['bank_memory']:.2f}x its fp16 keys (asked: {GOAL['bank_memory']})"
+            f"(goal: {GOAL['speedup']:.0f}x at {GOAL['recall']}), update of {BATCH} in "
+            f"{reached['update_ms']:.1f} ms (goal: {GOAL['update_ms']:.0f}), "
+            f"bank {reached['bank_memory']:.2f}x its fp16 keys (goal: {GOAL['bank_memory']})"
         )
     if not options.no_plot:
         plot(searches, options.plot or options.out.with_suffix(".png"))

@@ -1,16 +1,16 @@
-"""Our whole training step over its networks alone, and images a second against lightly's MoCo.
+"""Compare our whole training step with its networks alone, and images a second with lightly's MoCo.
 
-Three arms take turns, some steps each, so that a disturbance of the machine meets all of them:
+Three arms take turns, some steps each, so that a disturbance of the machine affects all of them:
 
 - ours: a run of contrastive-pretrain as it is: loader, views, bank, mining, metrics, all callbacks;
 - limit: the same networks, optimizer and moving average on random input, with the cheapest contrastive loss:
   no data, no views, no bank;
 - lightly: MoCo v2 of lightly's own parts (dataset, transform, head, loss with its memory bank of 4,096 keys,
   update of the key network), in torch's DataLoader, with the same backbone, batch, optimizer and precision.
-  Left out where lightly is not installed (pip install '.[bench]').
+  Left out if lightly is not installed (pip install '.[bench]').
 
 Views are MoCo v2's for both. Our bank is filled with random rows first, so it is mined from the first step.
-Each of lightly's turns starts with some steps off the clock, for its workers to run ahead as in a long run.
+Each of lightly's turns starts with some untimed steps, so that its workers run ahead as in a long run.
 
     python benchmarks/bench_step.py [--data DIR] [--device cuda] [--networks NAME ...] [--rounds N]
 
@@ -52,17 +52,17 @@ class Scene:
     """One network and how long its turns are.
 
     Attributes:
-        name: Of the network; with its width.
+        name: Name of the network.
         width: Channels of its first stage.
-        side: Of the images, in pixels.
+        side: Side of the images, in pixels.
         batch: Images of a step.
-        precision: Lightning's name.
-        workers: lightly's; ours has none, its images are resident.
-        steps: Of a turn.
+        precision: Lightning's name of the precision.
+        workers: Workers of lightly's loader; ours has none, its images are resident.
+        steps: Steps of a turn.
         settle: Steps of lightly's turns before the clock starts.
         rounds: Turns of each arm.
-        files: Images made where no data is given.
-        goals: Over the limit, and over lightly.
+        files: Number of images made if no data is given.
+        goals: Speed goals relative to the limit, and to lightly.
     """
 
     name: str
@@ -91,7 +91,7 @@ SCENES = {
 
 
 def load(scene: Scene, data: Path, runs: Path, device: str) -> PretrainConfig:
-    """The shipped CIFAR-10 recipe on one direction of the loss, as lightly's MoCo has it."""
+    """Return the shipped CIFAR-10 recipe with one direction of the loss, as in lightly's MoCo."""
     return load_config(
         PretrainConfig,
         "pretrain",
@@ -122,11 +122,11 @@ def load(scene: Scene, data: Path, runs: Path, device: str) -> PretrainConfig:
 
 
 class Turns(pl.Callback):
-    """Measures the run it is in, and lets the other arms have their turns meanwhile.
+    """Time the run it is in, and let the other arms take their turns in between.
 
     Args:
-        scene: What is measured.
-        others: Makes the other arms, by name: each runs one turn and returns what it took.
+        scene: The scene that is measured.
+        others: Builds the other arms, by name: each runs one turn and returns its time.
         warmup: Steps before the first round.
     """
 
@@ -166,7 +166,7 @@ class Turns(pl.Callback):
 
 
 class Limit:
-    """The networks, the optimizer and the moving average of a run, and nothing else."""
+    """Only the networks, the optimizer and the moving average of a run."""
 
     def __init__(self, scene: Scene, config: PretrainConfig, device: torch.device) -> None:
         encoder = build_encoder(config.encoder, scene.side)
@@ -312,7 +312,7 @@ def show(made: dict[str, Any]) -> None:
 
 
 def make_files(folder: Path, count: int, side: int) -> Path:
-    """Random JPEG files of ten classes, as smooth and as large as photographs are."""
+    """Write random JPEG files of ten classes, as smooth and as large as photographs."""
     noise = np.random.default_rng(0)
     stored = 32 if side <= 32 else 320
     for number in range(count):
@@ -327,7 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="class folders; default: files made for this")
+    parser.add_argument("--data", type=Path, help="class folders; default: random files")
     parser.add_argument("--device", default="cpu", choices=tuple(SCENES))
     parser.add_argument("--networks", nargs="+", help="default: all of the device's")
     parser.add_argument("--rounds", type=int, help="turns of each arm; default by network")
@@ -335,7 +335,7 @@ def main() -> None:
     options = parser.parse_args()
     scenes = [s for s in SCENES[options.device] if not options.networks or s.name in options.networks]
     if not scenes:
-        parser.error(f"--networks {options.networks}: of {[s.name for s in SCENES[options.device]]}")
+        parser.error(f"--networks {options.networks}: allowed are {[s.name for s in SCENES[options.device]]}")
     if options.rounds is not None and options.rounds < 2:
         parser.error(f"--rounds {options.rounds}: a spread needs 2 or more")
     print(

@@ -1,4 +1,4 @@
-"""What the benchmarks share: how arms are timed, what places the numbers, where they are written."""
+"""Time the arms of a benchmark, describe its context, and write its results."""
 
 import json
 import os
@@ -17,14 +17,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Spent(NamedTuple):
-    """Seconds of one repeat, by the wall and by the processor (all threads of the process)."""
+    """Seconds of one repeat: wall time, and processor time of all threads of the process."""
 
     wall: float
     processor: float
 
 
 class Clock:
-    """Runs from when it is made; waits for the device at both ends."""
+    """Measure the time since construction; wait for the device at both ends."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         _wait(device)
@@ -49,9 +49,9 @@ def take_turns(
     device: torch.device | None = None,
     warmup: int = 1,
 ) -> dict[str, list[Spent]]:
-    """Time every arm once a round, so that a disturbance of the machine meets all of them.
+    """Time every arm once a round, so that a disturbance of the machine affects all of them.
 
-    Repeat i of one arm and repeat i of another were taken side by side: compare those.
+    Repeat i of one arm and repeat i of another are measured side by side: compare those.
     """
     spent: dict[str, list[Spent]] = {name: [] for name in arms}
     for repeat in range(-warmup, repeats):
@@ -67,7 +67,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
-    """First and third; the spread that stands beside a median."""
+    """Return the first and third quartile: the spread reported beside a median."""
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return [low, high]
 
@@ -77,12 +77,12 @@ def walls(spent: Sequence[Spent]) -> list[float]:
 
 
 def ratios(above: Sequence[Spent], below: Sequence[Spent]) -> list[float]:
-    """Wall time of ``above`` over that of ``below``, repeat by repeat."""
+    """Return the wall time of ``above`` over that of ``below``, repeat by repeat."""
     return [a.wall / b.wall for a, b in zip(above, below, strict=True)]
 
 
 def context(benchmark: str, device: torch.device, packages: Sequence[str], **more: Any) -> dict[str, Any]:
-    """What a reader needs to place the numbers: commit, device, threads, versions."""
+    """Return the context of the numbers: commit, device, threads, versions."""
     return {
         "benchmark": benchmark,
         "commit": _commit(),
@@ -102,10 +102,10 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def pyplot() -> Any:
-    """matplotlib, which only the plots need.
+    """Import matplotlib, which only the plots need.
 
     Raises:
-        SystemExit: it is not installed.
+        SystemExit: matplotlib is not installed.
     """
     try:
         import matplotlib
@@ -124,12 +124,12 @@ def save_plot(figure: Any, path: Path) -> None:
 
 
 def whole_numbers(text: str) -> list[int]:
-    """``50000,200000`` as an argument."""
+    """Parse an argument such as ``50000,200000``."""
     return [int(part) for part in text.split(",")]
 
 
 def numbers(text: str) -> list[float]:
-    """``0.1,0.2`` as an argument."""
+    """Parse an argument such as ``0.1,0.2``."""
     return [float(part) for part in text.split(",")]
 
 
@@ -149,7 +149,7 @@ def _git(*arguments: str) -> str:
 
 
 def _processor() -> str:
-    """The model where Linux tells it, else the architecture."""
+    """Return the processor's model on Linux, otherwise the architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""The demo's numbers over seeds: pretrain on digits, probe, kNN, few labels; mean and 95% t-interval.
+"""Measure the demo's numbers over seeds: pretrain on digits, probe, kNN, few labels; mean and 95% t-interval.
 
     python benchmarks/digits_seeds.py --seeds 0 1 2 3 4
 
@@ -28,7 +28,7 @@ T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262}  # by number of seed
 
 
 def command(*arguments: str) -> dict[str, Any]:
-    """Run one of the project's commands; its result is the last line it prints."""
+    """Run one of the project's commands; return its result, the last line it prints."""
     result = subprocess.run([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
     return found
@@ -47,14 +47,14 @@ def run(seed: int, root: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def interval(values: list[float]) -> dict[str, float]:
-    """Mean with the half width of its 95% t-interval."""
+    """Return the mean with the half width of its 95% t-interval."""
     spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     half = T_95.get(len(values), math.nan) * spread
     return {"mean": statistics.mean(values), "half_95": half, "min": min(values), "max": max(values)}
 
 
 def tabulate(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Each row's arms over seeds, and the encoder's paired gain over each baseline."""
+    """Return each row's arms over seeds, and the encoder's paired gain over each baseline."""
     table = {}
     for title, (protocol, score) in ROWS.items():
         found = [one["scores"][protocol][score] for one in runs]

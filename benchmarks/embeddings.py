@@ -1,14 +1,14 @@
-"""Embeddings of a trained encoder, as many as a benchmark of the bank needs.
+"""Compute embeddings of a trained encoder, as many as a benchmark of the bank needs.
 
-A narrow resnet10 is pretrained by the project itself for a few minutes; then one augmented view after another
-of every image is embedded by its key network. Rows are cached in .data/ (ignored by git) one view a file, so
-a larger number is continued from a smaller one, and a stopped run from where it was.
+The project pretrains a narrow resnet10 for a few minutes; its key network then embeds one augmented view
+after another of every image. Rows are cached in .data/ (ignored by git), one view a file, so a larger number
+extends a smaller one, and a stopped run continues where it was.
 
     python benchmarks/embeddings.py --images DIR [--subset 10000] [--epochs 4] [--rows 1000000]
 
-DIR holds images in any folder tree (its train/ alone, where it has one); they are read at 32 px. Without it
-the 1,335 images of the digits data set are taken: nearly alike, and far fewer than a bank holds, so the
-numbers of such a run say little.
+DIR holds images in any folder tree (only its train/, if it has one); they are read at 32 px. Without it
+the 1,335 images of the digits data set are used: they are very similar, and far fewer than a bank holds, so
+the numbers of such a run say little.
 """
 
 import argparse
@@ -47,13 +47,13 @@ SEED = 0
 
 @dataclass
 class Rows:
-    """Embeddings as a bank holds them.
+    """Embeddings as they are stored in a bank.
 
     Attributes:
         keys: float16 unit rows (n, d).
         source: Image of each row (n,); rows of one image are siblings.
         images: Number of images; row r shows image r % images.
-        origin: What they are, for the table.
+        origin: Description of the embeddings, for the table.
     """
 
     keys: Tensor
@@ -65,19 +65,19 @@ class Rows:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of images; default: digits")
     parser.add_argument("--subset", type=int, help="train on and embed this many of the images; default all")
-    parser.add_argument("--epochs", type=int, default=4, help="of pretraining; default 4")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of pretraining; default 4")
     parser.add_argument("--cache", type=Path, default=CACHE, help="default .data/embeddings")
 
 
 def gaussian(rows: int) -> Rows:
-    """Directions without any structure: nothing is near anything, the worst case of every index."""
+    """Return random directions without structure: no row is near another, the worst case of every index."""
     generator = torch.Generator().manual_seed(SEED)
     keys = F.normalize(torch.randn(rows, DIM, generator=generator), dim=1).half()
     return Rows(keys, torch.arange(rows), rows, "random Gaussian directions")
 
 
 class Source:
-    """The images, the network trained on them, and the views embedded so far; ``len`` counts images."""
+    """Images, the network trained on them, and the views embedded so far; ``len`` counts images."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         root = _image_root(options)
@@ -92,13 +92,13 @@ class Source:
         return len(self._images)
 
     def rows(self, count: int) -> Rows:
-        """The first ``count`` embeddings: from the cache, or made now."""
+        """Return the first ``count`` embeddings, from the cache or computed now."""
         views = -(-count // len(self))
         keys = torch.cat([self.view(number) for number in range(views)])[:count]
         return Rows(keys, torch.arange(count) % len(self), len(self), self.origin)
 
     def view(self, number: int) -> Tensor:
-        """float16 (images, d): view ``number`` of every image, the images in one shuffled order."""
+        """Return float16 (images, d): view ``number`` of every image, the images in one shuffled order."""
         path = self.folder / f"view-{number:03d}.npy"
         if not path.is_file():
             self._prepare()
@@ -132,7 +132,7 @@ class Source:
 
 def _image_root(options: argparse.Namespace) -> Path | None:
     if options.images is None:
-        print("no --images: embeddings of the digits data set, 1,335 images that are nearly alike")
+        print("no --images: embeddings of the digits data set, 1,335 very similar images")
         return None
     if not options.images.is_dir():
         raise SystemExit(f"--images {options.images}: no such folder; give a folder of images")
@@ -150,7 +150,7 @@ def _hash(root: Path) -> str:
 
 
 def _config(options: argparse.Namespace, root: Path | None, folder: Path) -> PretrainConfig:
-    """cifar10.yaml (or the demo's), narrowed to what two cores train in minutes."""
+    """Return cifar10.yaml (or the demo's), made small enough for two cores to train in minutes."""
     short = [
         f"run.root={folder}",
         "run.name=run",
@@ -181,7 +181,7 @@ def _config(options: argparse.Namespace, root: Path | None, folder: Path) -> Pre
 
 
 def _linked(root: Path, folder: Path, count: int) -> Path:
-    """A folder of links to ``count`` of the images, evenly over their sorted paths."""
+    """Make a folder of links to ``count`` of the images, evenly spaced in their sorted paths."""
     keys = list_images(root)
     if len(keys) < count:
         raise SystemExit(f"--subset {count}: {root} holds {len(keys)} images")
@@ -195,15 +195,15 @@ def _linked(root: Path, folder: Path, count: int) -> Path:
 
 
 def _trained(config: PretrainConfig) -> nn.Module:
-    """Encoder and projector of the key network, in evaluation mode; pretrained now if they are not yet."""
+    """Return encoder and projector of the key network, in evaluation mode; pretrain them if necessary."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     started = time.monotonic()
     code, _ = pretrain(config)
     run = Path(config.run.root) / config.run.name
     checkpoint = latest_valid(run / "checkpoints")
     if code or checkpoint is None:  # stopped early: embeddings of a network half trained would be kept
-        raise SystemExit(f"{run}: the training ended early (exit code {code}); the same command goes on")
-    print(f"pretrained: {run} ({time.monotonic() - started:.0f} s, 0 where it was there)", flush=True)
+        raise SystemExit(f"{run}: the training ended early (exit code {code}); the same command continues it")
+    print(f"pretrained: {run} ({time.monotonic() - started:.0f} s, 0 if it was cached)", flush=True)
     state = DirectoryCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
     sizes = config.encoder
     encoder = build_encoder(sizes, config.data.image_size)
@@ -218,7 +218,7 @@ def _below(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save(path: Path, keys: Tensor) -> None:
-    """Whole or not at all."""
+    """Write an array atomically."""
     partial = path.with_suffix(".part")
     with partial.open("wb") as file:
         np.save(file, keys.numpy())
@@ -231,7 +231,7 @@ def main() -> None:
     )
     add_arguments(parser)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--threads", type=int, help="of torch; default its own choice")
+    parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -1,12 +1,13 @@
-"""How far mining.method=full_bank is from the loss over the whole bank, on embeddings of a trained encoder.
+"""Measure the error of mining.method=full_bank against the loss over the whole bank, on real embeddings.
 
-The error is that of the loss's gradient with respect to the queries: |estimated - exact| / |exact|, over a
-batch of 256, for every temperature, k (the nearest rows, weight 1) and number of uniform rows (weight tail /
-number). Each draw has other uniform rows; medians and quartiles are over draws.
+The embeddings are of a trained encoder. The error is that of the loss's gradient with respect to the queries,
+|estimated - exact| / |exact|, over a batch of 256, for every temperature, k (the nearest rows, weight 1) and
+number of uniform rows (weight tail / number). Each draw has other uniform rows; medians and quartiles are
+over draws.
 
-The estimate of the partition function is unbiased by construction (memory_bank/methods/full_bank.py). Seen
-over 200 draws: the mean of (estimated - exact) / exact over the batch, in standard errors of that mean, must
-lie within 3.
+The estimate of the partition function is unbiased by construction (memory_bank/methods/full_bank.py). As
+a check over 200 draws, the mean of (estimated - exact) / exact over the batch must lie within 3 standard
+errors of that mean.
 
     python benchmarks/full_bank_error.py --images DIR [--rows 50000] [--draws 10] [--threads N]
 
@@ -40,7 +41,7 @@ GOAL = {"temperature": 0.2, "k": 512, "uniform": 4096, "error": 0.05, "standard_
 
 @dataclass
 class Batch:
-    """Queries, their positives (another view of the same image), and the images."""
+    """Queries, their positives (another view of the same image), and their images."""
 
     query: Tensor
     key: Tensor
@@ -48,7 +49,7 @@ class Batch:
 
 
 def make_batch(made: Rows, rows: int) -> Batch:
-    """The views after the bank's: of each image, the first is the query and the second its key."""
+    """Return the views after the bank's: for each image, the first is the query and the second its key."""
     ids = made.source[rows : rows + BATCH]
     key = made.keys[rows + made.images : rows + made.images + BATCH]
     return Batch(made.keys[rows : rows + BATCH].float(), key.float(), ids)
@@ -68,20 +69,20 @@ def full_bank(made: Rows, rows: int, k: int, uniform: int) -> Miner:
 
 
 def gradient(batch: Batch, negatives: Negatives, temperature: float) -> Tensor:
-    """Of the mean loss, with respect to the queries."""
+    """Return the gradient of the mean loss with respect to the queries."""
     query = batch.query.clone().requires_grad_()
     loss, _ = info_nce(query, batch.key, negatives, temperature=temperature)
     return torch.autograd.grad(loss, query)[0]
 
 
 def partition(batch: Batch, negatives: Negatives, temperature: float) -> Tensor:
-    """Sum over the negatives of exp(similarity / temperature), in float64."""
+    """Return the sum over the negatives of exp(similarity / temperature), in float64."""
     double = Batch(batch.query.double(), batch.key.double(), batch.ids)
     return Logits.of(double.query, double.key, negatives, temperature).log_sum().exp()
 
 
 def errors(miner: Miner, batch: Batch, exact: dict[float, Tensor], draws: int) -> dict[float, list[float]]:
-    """Relative error of the gradient at each temperature, draw by draw; the draw is that of the step."""
+    """Return the relative error of the gradient at each temperature, by draw; a step is a draw."""
     found: dict[float, list[float]] = {temperature: [] for temperature in exact}
     for step in range(draws):
         negatives = miner.negatives(batch.query, batch.key, batch.ids, step)
@@ -92,9 +93,9 @@ def errors(miner: Miner, batch: Batch, exact: dict[float, Tensor], draws: int) -
 
 
 def bias(miner: Miner, batch: Batch, exact: Negatives, temperatures: list[float], draws: int) -> list[Any]:
-    """The estimated partition against the true one: mean relative error, its standard error, their ratio.
+    """Compare the estimated partition with the true one: mean relative error, standard error, their ratio.
 
-    One draw serves the whole batch, so draws are independent and queries are not: the mean over the batch is
+    The whole batch shares a draw, so draws are independent and queries are not: the mean over the batch is
     taken first. ``queries_beyond_3`` is the share of single queries beyond 3 of their standard errors.
     """
     true = {temperature: partition(batch, exact, temperature) for temperature in temperatures}
@@ -122,12 +123,12 @@ def bias(miner: Miner, batch: Batch, exact: Negatives, temperatures: list[float]
 
 
 def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
-    # Where every row was drawn the estimate is exact: what is left is rounding, and no bias.
+    # If every row was drawn the estimate is exact: the rest is rounding, not bias.
     return values.mean(0), (values.std(0) / len(values) ** 0.5).clamp_min(1e-12)
 
 
 def measure(made: Rows, options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
-    """The grid of gradient errors, and the bias at the goal's k and number."""
+    """Return the grid of gradient errors, and the bias at the goal's k and number."""
     batch = make_batch(made, options.rows)
     everything = make_miner(made, options.rows, MiningConfig(method="all_rows"))
     exact = everything.negatives(batch.query, batch.key, batch.ids, 0)
@@ -212,7 +213,7 @@ def main() -> None:
     parser.add_argument("--uniform", type=whole_numbers, default=[256, 1024, 4096, 16384])
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--bias-draws", type=int, default=200)
-    parser.add_argument("--threads", type=int, help="of torch; default its own choice")
+    parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
     parser.add_argument("--out", type=Path, default=RESULTS / "full_bank_error.json")
     parser.add_argument("--plot", type=Path, help="PNG or SVG; default beside --out")
     parser.add_argument("--no-plot", action="store_true")
@@ -220,11 +221,11 @@ def main() -> None:
     if min(options.draws, options.bias_draws) < 2:
         parser.error("--draws and --bias-draws: a spread needs 2 or more")
     if not options.no_plot:
-        pyplot()  # a missing package is told before the work, not after
+        pyplot()  # report a missing package before the work, not after it
     if options.threads:
         torch.set_num_threads(options.threads)
     source = embeddings.Source(options)
-    # Beyond the bank: the queries, and their keys one view later.
+    # Two views beyond those in the bank: the queries, and their keys.
     made = source.rows(options.rows + len(source) + BATCH)
     grid, biases = measure(made, options)
     show(grid, biases)
@@ -242,8 +243,8 @@ def main() -> None:
     error = "not measured" if reached["error"] is None else f"{reached['error']:.2%}"
     print(
         f"temperature {GOAL['temperature']}, k {GOAL['k']}, {GOAL['uniform']} uniform: gradient off {error}"
-        f" (asked: {GOAL['error']:.0%} or less); the partition's bias is within "
-        f"{reached['farthest_standard_errors']:.2f} standard errors (asked: {GOAL['standard_errors']:.0f})"
+        f" (goal: {GOAL['error']:.0%} or less); the partition's bias is within "
+        f"{reached['farthest_standard_errors']:.2f} standard errors (goal: {GOAL['standard_errors']:.0f})"
     )
     if not options.no_plot:
         plot(grid, options.plot or options.out.with_suffix(".png"))

@@ -1,7 +1,8 @@
-"""Does the linear probe's step count regularise? The probe as shipped beside the minimum of its objective.
+"""Measure whether the linear probe's step count regularises: the probe as shipped beside its minimum.
 
-The minimum is scikit-learn's L-BFGS over the same weight decays, chosen on the same held-out rows of train
-and refitted on all of train. Ten random splits of three sets, three quarters to train on:
+The minimum of the objective is found by scikit-learn's L-BFGS over the same weight decays, chosen on the same
+held-out rows of train and refitted on all of train. Ten random splits of three sets, with three quarters to
+train on:
 
     python benchmarks/probe_steps.py
 
@@ -24,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 
 from contrastive.config import EncoderConfig
 from contrastive.encoders.build import build_encoder
-from eval.features import Features, Split
+from eval.features import Features, PartFeatures
 from eval.linear_probe import LinearEvaluation, score
 from eval.softmax import Standardiser
 from eval.splits import class_orders, hold_out
@@ -58,24 +59,24 @@ SETS: dict[str, Callable[[], tuple[torch.Tensor, torch.Tensor]]] = {
 
 
 def part(x: torch.Tensor, y: torch.Tensor, seed: int) -> Features:
-    """Three quarters of each class to train on."""
+    """Return a random split with three quarters of each class to train on."""
     orders = [
         order.split([3 * len(order) // 4, len(order) - 3 * len(order) // 4])
         for order in class_orders(y, seed)
     ]
     train, test = (torch.cat(rows) for rows in zip(*orders, strict=True))
     return Features(
-        Split(x[train], y[train], train),
-        Split(x[test], y[test], test),
+        PartFeatures(x[train], y[train], train),
+        PartFeatures(x[test], y[test], test),
         tuple(map(str, range(int(y.max()) + 1))),
     )
 
 
 def converged(features: Features, config: LinearEvaluation) -> tuple[float, int]:
-    """Accuracy on test, and how many solves did not converge."""
+    """Return the accuracy on test, and the number of solves that did not converge."""
     train, test, classes = features.train, features.test, len(features.classes)
 
-    def solve(rows: torch.Tensor, decay: float) -> Callable[[Split], float]:
+    def solve(rows: torch.Tensor, decay: float) -> Callable[[PartFeatures], float]:
         standardise = Standardiser.fit(train.features[rows])
         scale = (
             2 if classes == 2 else 1

@@ -34,8 +34,8 @@ contrastive-eval PROTOCOL --help shows its settings.
 def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Split the command line into protocol and overrides.
 
-    Bare PATHs after ``report`` are its checkpoint and what that is compared with; ``protocol=`` after
-    ``linear`` is ``linear.protocol=``.
+    After ``report``, the first bare PATH is the checkpoint and the others are compared with it;
+    ``protocol=`` after ``linear`` means ``linear.protocol=``.
 
     Raises:
         UserError: no protocol, an unknown one, or settings of another one.
@@ -66,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     log_to_stderr()
-    # Set before torch is imported. By default its threads spin while they wait for one that another process
-    # keeps off its core, and a probe beside a busy process took five times the seconds.
+    # Set before torch is imported. By default its threads spin while they wait for a thread that another
+    # process displaced from its core: a probe beside a busy process took five times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not given:
         print(_usage(), file=sys.stderr)
@@ -104,13 +104,13 @@ def _help(given: list[str]) -> None:
 
 
 def _shipped(protocol: str) -> str:
-    """Return the yaml file of a protocol; empty where there is none."""
+    """Return the text of a protocol's yaml file; empty if there is none."""
     file = resources.files("configs") / "eval" / f"{protocol}.yaml"
     return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _run(protocol: str, overrides: list[str]) -> dict[str, Any] | None:
-    """Run a protocol; return what stdout shows, or None in all processes but the first."""
+    """Run a protocol; return the result for stdout, or None in all processes but the first."""
     from eval.evaluate import evaluate, headline, table
     from eval.protocol import Page, find_protocol
     from eval.tracking import track

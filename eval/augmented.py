@@ -1,4 +1,4 @@
-"""Make random views of labelled images, for the protocols that train on more than centre views."""
+"""Make random views of labelled images, for the protocols that train on more than center views."""
 
 import sys
 from collections.abc import Iterator
@@ -29,13 +29,13 @@ def augmented_batches(
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
     """Yield views (b, 3, s, s), their labels (b), and the share of the peak learning rate, for each step.
 
-    Order and views are pure functions of the seed; images left over at the end of an epoch are skipped in it.
+    Order and views are pure functions of the seed; the incomplete last batch of an epoch is skipped.
 
     Args:
-        network: Holds the images.
+        network: Network with the images.
         rows: Rows of ``network.images`` to take.
         view: Strengths of the augmentation.
-        batch_size: Images of a step; all of them where there are fewer.
+        batch_size: Images of a step; all of them if there are fewer.
         epochs: Passes over the images.
         seed: Seed of order and views.
         title: Text of the progress bar, after the network's.

@@ -11,13 +11,13 @@ FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 @dataclass
 class EvalDataConfig:
-    """Choose the labelled images; what is None is as in the run's own config.
+    """Choose the labelled images; a setting that is None is the run's own.
 
     Attributes:
-        name: Source, as ``data.name`` of pretraining; needs ``root`` where the source does.
+        name: Source, as ``data.name`` of pretraining; ``root`` is needed if the source needs one.
         root: Folder of the source.
         image_size: Side in pixels of the network's input; must be what the encoder was trained at.
-        num_workers: Decoding processes; None chooses.
+        num_workers: Decoding processes; None chooses by the number of images.
         download: Let torchvision fetch cifar10, cifar100 or stl10.
     """
 
@@ -39,7 +39,7 @@ class BaselineConfig:
     """Settings of the baselines: raw pixels and a random encoder, scored on the same rows and splits.
 
     Attributes:
-        raw_size: Side in pixels to which the centre view is averaged for the raw-pixel baseline.
+        raw_size: Side in pixels to which the center view is averaged for the raw-pixel baseline.
         random_seed: Seed of the random encoder's weights.
     """
 
@@ -52,7 +52,7 @@ class BaselineConfig:
 
 
 def weak_view() -> ViewConfig:
-    """Return a view of crop and flip alone, as configs/pretrain/augment/weak.yaml."""
+    """Return a view with only crop and flip, as configs/pretrain/augment/weak.yaml."""
     return ViewConfig(crop_scale=[0.08, 1.0], jitter=0.0, grayscale=0.0, blur=0.0)
 
 

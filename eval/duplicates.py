@@ -1,4 +1,4 @@
-"""Find images that a data set holds twice, or nearly: pairs alike to the encoder and in their pixels too."""
+"""Find images that are in a data set twice, or nearly: similar to the encoder and in their pixels too."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.data.images import Images
-from eval.features import Split
+from eval.features import PartFeatures
 from eval.finite import finite_float32
 from eval.results import write_text
 from memory_bank.retrieval.exact import Exact
@@ -37,12 +37,13 @@ def closest_pairs(
 ) -> tuple[Int[Tensor, "p 2"], Float[Tensor, " p"]]:
     """Return pairs of rows among each other's nearest, the most similar first, and their similarity.
 
-    Cosine after the mean is taken off: rectified features all point roughly the same way otherwise.
+    The similarity is the cosine after the mean is subtracted: without that, rectified features all point
+    roughly the same way.
 
     Args:
-        features: Any norm and float dtype; computed in float32.
-        neighbours: How many nearest rows are looked at, for each row.
-        least: Similarity of a pair that is kept.
+        features: Of any norm and float dtype; computed in float32.
+        neighbours: Number of nearest rows compared with each row.
+        least: Least similarity of a pair that is returned.
 
     Returns:
         Each pair once, its smaller row first.
@@ -71,9 +72,9 @@ def closest_pairs(
 
 
 def alike(pixels: Float[Tensor, "n d"], pairs: Int[Tensor, "p 2"]) -> Float[Tensor, " p"]:
-    """Return the cosine of each pair of rows after the mean is taken off; no encoder is involved.
+    """Return the cosine of each pair of rows of pixels after the mean is subtracted.
 
-    An encoder calls any two images of one class similar; copies are so pixel by pixel as well.
+    To an encoder any two images of one class are similar; copies are also similar pixel by pixel.
 
     Raises:
         UserError: a row is not finite.
@@ -88,7 +89,7 @@ def write_duplicates(
     pairs: Int[Tensor, "p 2"],
     similarity: Float[Tensor, " p"],
     pixel_similarity: Float[Tensor, " p"],
-    parts: Sequence[tuple[str, Images, Split]],
+    parts: Sequence[tuple[str, Images, PartFeatures]],
 ) -> None:
     """Write a table with a row for each pair: its similarities, and part, row and key of both images.
 
@@ -101,8 +102,8 @@ def write_duplicates(
     """
     known = [
         (part, int(row), images.key(int(row)), int(label))
-        for part, images, split in parts
-        for row, label in zip(split.rows, split.labels, strict=True)
+        for part, images, features in parts
+        for row, label in zip(features.rows, features.labels, strict=True)
     ]
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")

@@ -11,15 +11,15 @@ from eval.config import EvalConfig
 
 
 def run_data(run: Path | None) -> DataConfig | None:
-    """Return the data settings of a run, None without a run."""
+    """Return the data settings of a run, or None if there is no run."""
     return None if run is None else load_saved(PretrainConfig, run / "config.yaml").data
 
 
-def choose_data(config: EvalConfig, run: Path | None, fed: InputSpec) -> DataConfig:
-    """Return the data settings of the evaluation: the run's, with ``config.data`` and the encoder's input.
+def choose_data(config: EvalConfig, run: Path | None, spec: InputSpec) -> DataConfig:
+    """Return the run's data settings, overridden by ``config.data``, with the encoder's input size and mean.
 
     Raises:
-        UserError: no run and no ``data.name``, or images of another size than the encoder's.
+        UserError: no run and no ``data.name``, or an image size other than the encoder's.
     """
     given, own = config.data, run_data(run)
     if own is None and given.name is None:
@@ -27,11 +27,11 @@ def choose_data(config: EvalConfig, run: Path | None, fed: InputSpec) -> DataCon
             f"checkpoint={config.checkpoint}: does not belong to a run directory, so its data is unknown; "
             "add data.name=... and data.root=..."
         )
-    side = given.image_size or (own.image_size if own is not None else fed.size)
-    if side != fed.size:
+    side = given.image_size or (own.image_size if own is not None else spec.size)
+    if side != spec.size:
         source = "data.image_size" if given.image_size else f"the run's data.image_size in {run}/config.yaml"
         raise UserError(
-            f"{source} is {side}, the encoder takes {fed.size}; leave data.image_size out or train an "
+            f"{source} is {side}, the encoder takes {spec.size}; leave data.image_size out or train an "
             f"encoder with data.image_size={side}"
         )
     base = own if own is not None else DataConfig(name=str(given.name))
@@ -42,7 +42,9 @@ def choose_data(config: EvalConfig, run: Path | None, fed: InputSpec) -> DataCon
         for name in ("root", "num_workers", "download")
         if (value := getattr(given, name)) is not None
     }
-    return replace(base, image_size=side, decode_size=fed.decode_size, mean=fed.mean, std=fed.std, **chosen)
+    return replace(
+        base, image_size=side, decode_size=spec.decode_size, mean=spec.mean, std=spec.std, **chosen
+    )
 
 
 def check_labels(train: Images, test: Images) -> tuple[str, ...]:

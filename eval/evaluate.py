@@ -27,14 +27,14 @@ def evaluate(
     dataset: Dataset | None = None,
     encoder: Encoder | None = None,
 ) -> Result | None:
-    """Run ``protocol``, write its result and return it; of several processes, all but the first return None.
+    """Run ``protocol``, write its result and return it; with several processes, only the first returns it.
 
     Args:
         protocol: A name in ``eval.registry.PROTOCOLS``.
-        config: Settings of the class that the protocol has (``KnnEvaluation`` for ``knn``). A plain
-            ``EvalConfig`` leaves those of its own at their defaults.
-        dataset: Your own images, in place of ``config.data.name``.
-        encoder: A fresh network of your own class, where the checkpoint is of one; see ``open_frozen``.
+        config: Settings of the protocol's class (``KnnEvaluation`` for ``knn``). With a plain ``EvalConfig``
+            the protocol's own settings have their defaults.
+        dataset: Your own images, instead of ``config.data.name``.
+        encoder: A fresh network of your own class, if the checkpoint holds one; see ``open_frozen``.
 
     Raises:
         UserError: the checkpoint, the data or a setting cannot be used, or no result can be written.
@@ -52,8 +52,9 @@ def evaluate(
     open_results(location.results)
     extractor = Extractor(config, location, labelled=chosen.labelled, dataset=dataset, encoder=encoder)
     with joined(extractor.device) as several:
+        # All processes compute and cache the features; only the first scores.
         for name in extractor.modules() if several else ():
-            extractor.splits(name)
+            extractor.part_features(name)
     if not is_first():
         return None
     measured = chosen.measure(extractor, config)
@@ -65,10 +66,10 @@ def evaluate(
 
 
 def _complete(config: EvalConfig, needed: type[EvalConfig], protocol: str) -> EvalConfig:
-    """Return ``config``, with default settings of the protocol where it is a plain EvalConfig.
+    """Return ``config``; complete a plain EvalConfig with the protocol's default settings.
 
     Raises:
-        ValueError: settings of another protocol.
+        ValueError: the settings are another protocol's.
     """
     if isinstance(config, needed):
         return config
@@ -80,7 +81,7 @@ def _complete(config: EvalConfig, needed: type[EvalConfig], protocol: str) -> Ev
 
 
 def describe(config: EvalConfig, extractor: Extractor) -> Result:
-    """Return everything that produced the numbers."""
+    """Return the encoder, data, settings and versions that produced the numbers."""
     return {
         "checkpoint": str(extractor.location.encoder),
         "encoder_sha256": extractor.frozen.sha256,
@@ -108,7 +109,7 @@ def _test_part(extractor: Extractor) -> str:
 
 
 def headline(result: Result) -> Result:
-    """Return what goes to stdout: the numbers, without tables and settings."""
+    """Return the part of the result that is printed to stdout: the numbers, without tables and settings."""
     copied = ("warnings", "checkpoint", "encoder_sha256", "near_duplicates")
     protocol: Protocol = find_protocol(result["protocol"])
     classes = result["data"]["classes"]
@@ -125,12 +126,13 @@ def headline(result: Result) -> Result:
 
 
 def table(result: Result) -> str:
-    """Return the numbers as text; accuracies in percent."""
+    """Return the numbers as a text table, accuracies in percent, with notes and warnings below it."""
     protocol: Protocol = find_protocol(result["protocol"])
     rows = protocol.table(result)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([*lines, *_notes(result), *(f"warning: {text}" for text in result["warnings"])])
+    notes = [*protocol.notes(result), *_notes(result)]
+    return "\n".join([*lines, *notes, *(f"warning: {text}" for text in result["warnings"])])
 
 
 def _notes(result: Result) -> list[str]:

@@ -1,4 +1,4 @@
-"""Compute features of images under a frozen network, and keep them on disk."""
+"""Compute features of images with a frozen network, and cache them on disk."""
 
 import logging
 import os
@@ -23,18 +23,18 @@ from eval.results import write_file
 
 log = logging.getLogger(__name__)
 
-# Images below which decoding processes cost more than they bring.
+# Number of images from which decoding processes pay off.
 _WORKERS_FROM = 20_000
 
 
 @dataclass(frozen=True)
-class Split:
-    """Features and labels of one part of the data.
+class PartFeatures:
+    """Features and labels of one part of the data, train or test.
 
     Attributes:
-        features: Float32, in the order of ``rows``.
-        labels: Classes.
-        rows: Row number of each in its source; unreadable images have none here.
+        features: Features in float32, in the order of ``rows``.
+        labels: Class of each row.
+        rows: Row number of each image in its source; unreadable images are left out.
     """
 
     features: Float[Tensor, "n d"]
@@ -44,21 +44,21 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: Int[Tensor, " m"]) -> "Split":
+    def take(self, index: Int[Tensor, " m"]) -> "PartFeatures":
         """Return some of the rows."""
-        return Split(self.features[index], self.labels[index], self.rows[index])
+        return PartFeatures(self.features[index], self.labels[index], self.rows[index])
 
-    def to(self, device: torch.device) -> "Split":
+    def to(self, device: torch.device) -> "PartFeatures":
         """Return a copy on another device."""
-        return Split(self.features.to(device), self.labels.to(device), self.rows.to(device))
+        return PartFeatures(self.features.to(device), self.labels.to(device), self.rows.to(device))
 
 
 @dataclass(frozen=True)
 class Features:
     """Features to fit on, features to score on, and the names of the classes: the input of a protocol."""
 
-    train: Split
-    test: Split
+    train: PartFeatures
+    test: PartFeatures
     classes: tuple[str, ...]
 
     def to(self, device: torch.device) -> "Features":
@@ -67,10 +67,10 @@ class Features:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called ``name``; ``auto`` is this process's own GPU, or the CPU without one.
+    """Return the device called ``name``; ``auto`` is this process's own GPU, or the CPU if there is none.
 
     Raises:
-        UserError: a device that torch does not know or this machine does not have.
+        UserError: torch does not know the device, or this machine does not have it.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -87,7 +87,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def num_decoders(data: DataConfig, num_images: int) -> int:
-    """Return ``data.num_workers``; if that is None, a number that suits the images."""
+    """Return ``data.num_workers``; if that is None, choose by the number of images."""
     if data.num_workers is not None:
         return data.num_workers
     return min(8, usable_cpus()) if num_images >= _WORKERS_FROM else 0
@@ -103,16 +103,16 @@ def extract(
     device: torch.device,
     title: str = "",
 ) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
-    """Compute features of the centre views; return them in float32 on the CPU, and the row of each.
+    """Compute features of the center views; return them in float32 on the CPU, and the row of each.
 
-    No gradient, no batch statistic and no global random number is computed or changed.
+    No gradient is computed, and no batch statistic or global random generator is changed.
 
     Args:
-        module: From views (b, 3, s, s) to features (b, d), on ``device``; it is put in eval mode.
-        images: Unreadable ones are left out, with a warning for each.
+        module: Network from views (b, 3, s, s) to features (b, d), on ``device``; it is put in eval mode.
+        images: Images; unreadable ones are left out, with a warning for each.
         data: How views are cut and normalised.
         batch_size: Images of a forward pass.
-        num_workers: Decoding processes; 0 decodes here.
+        num_workers: Decoding processes; 0 decodes in this process.
         device: Where the forward pass runs.
         title: Text of the progress bar; empty shows none.
     """
@@ -151,14 +151,14 @@ def extract(
 
 @cache
 def _warn_unreadable(key: str, reason: str) -> None:
-    """Warn once a file, though the encoder and its baselines all read it."""
+    """Warn once for each file, though the encoder and its baselines all read it."""
     log.warning("%s: left out (%s)", key, reason)
 
 
 def read_features(path: Path) -> tuple[Tensor, Tensor] | None:
-    """Return cached features and rows; None where there is no file, or a damaged one."""
+    """Return cached features and rows; None if the file is missing or damaged."""
     try:
-        # Opened here: NumPy leaves a damaged file open.
+        # Opened here, because NumPy leaves a damaged file open.
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return torch.from_numpy(file["features"]), torch.from_numpy(file["rows"])
     except (FileNotFoundError, NotADirectoryError):

@@ -13,7 +13,7 @@ from contrastive.data.images import Images, SomeImages
 from contrastive.optim import parameter_groups
 from eval.augmented import augmented_batches
 from eval.config import FLOAT32_MAX, EvalConfig, check_grid
-from eval.features import Split, extract, num_decoders
+from eval.features import PartFeatures, extract, num_decoders
 from eval.linear_probe import (
     Choice,
     LinearConfig,
@@ -37,15 +37,15 @@ class FinetuneConfig:
     """Settings of fine-tuning: the encoder and a head that starts as the linear probe's solution.
 
     Starting with the probe's solution keeps a fresh head from tearing the features apart (Kumar et al. 2022,
-    arXiv:2202.10054). SGD with momentum 0.9, a cosine to 0, crops and flips as ``view`` says.
+    arXiv:2202.10054). Training is SGD with momentum 0.9 and a cosine to 0, on random views as ``view`` says.
 
     Attributes:
-        learning_rates: Peaks, per batch; each is a training of its own.
-        weight_decay: Left off biases and normalisation layers.
+        learning_rates: Peak rates, set per batch; each is a separate training.
+        weight_decay: Weight decay, not applied to biases and normalisation layers.
         epochs: Passes over the labelled images.
         batch_size: Images of a step, 2 or more: batch norm has no statistics of one.
-        fraction: Share of each class's training images whose labels are used, one image at least.
-        held_out: Share of each class of those on which the rate is chosen.
+        fraction: Share of each class's training images that are used with their labels, at least one image.
+        held_out: Share of each class of those images on which the rate is chosen.
     """
 
     learning_rates: list[float] = field(default_factory=lambda: [1e-3, 1e-2, 1e-1])
@@ -71,7 +71,7 @@ class FinetuneEvaluation(EvalConfig):
     """Settings of the ``finetune`` protocol.
 
     Attributes:
-        linear: Of the linear probe that the head starts as.
+        linear: Settings of the linear probe that the head starts as.
         finetune: See FinetuneConfig.
     """
 
@@ -80,7 +80,7 @@ class FinetuneEvaluation(EvalConfig):
 
 
 def score(network: Network, config: FinetuneEvaluation) -> Scored:
-    """Return top-1 of the tuned network on centre views; details hold confusion and class accuracies.
+    """Return top-1 on center views; the details have the confusion matrix and class accuracies.
 
     Raises:
         UserError: too few rows to hold some out, or every rate diverged.
@@ -110,15 +110,15 @@ def score(network: Network, config: FinetuneEvaluation) -> Scored:
 PROTOCOL = Scoring(FinetuneEvaluation, score, needs_network=True, title="Fine-tuned")
 
 
-def labelled_part(train: Split, fraction: float, seed: int) -> Split:
-    """Draw ``fraction`` of each class, one image at least, as the lowshot protocol draws."""
+def labelled_part(train: PartFeatures, fraction: float, seed: int) -> PartFeatures:
+    """Draw ``fraction`` of each class, at least one image, as the lowshot protocol does."""
     orders = class_orders(train.labels, seed)
     rows = torch.cat([order[: max(1, round(fraction * len(order)))] for order in orders])
     return train.take(rows.sort().values.to(train.labels.device))
 
 
-def choose_rate(network: Network, train: Split, config: FinetuneEvaluation, seed: int) -> Choice:
-    """Tune at every rate on one part of ``train``, take the best on the other."""
+def choose_rate(network: Network, train: PartFeatures, config: FinetuneEvaluation, seed: int) -> Choice:
+    """Tune at every rate on one part of ``train`` and return the best rate on the other part."""
     settings = config.finetune
     fit_part, held = split_to_choose(train, settings.held_out, seed)
     images, truth = SomeImages(network.images, held.rows.cpu()), held.labels.cpu()
@@ -133,7 +133,7 @@ def choose_rate(network: Network, train: Split, config: FinetuneEvaluation, seed
 
 
 def tune(
-    network: Network, train: Split, config: FinetuneEvaluation, learning_rate: float, seed: int
+    network: Network, train: PartFeatures, config: FinetuneEvaluation, learning_rate: float, seed: int
 ) -> nn.Module:
     """Train a copy of the network with the linear probe's head on top; return it, from views to logits."""
     settings, num_classes = config.finetune, len(network.features.classes)
@@ -161,7 +161,7 @@ def tune(
 
 
 class _Classifier(nn.Module):
-    """A network below a linear layer that starts as ``probe``, standardisation included."""
+    """A network with a linear layer on top that starts as ``probe``, standardisation included."""
 
     def __init__(self, body: nn.Module, probe: Probe) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class _Classifier(nn.Module):
 def _logits(
     model: nn.Module, network: Network, images: Images, config: FinetuneEvaluation
 ) -> tuple[Tensor, Tensor]:
-    """Return logits of the centre views, and the row of each; a diverged network's are not finite."""
+    """Return logits of the center views, and the row of each; not finite if the network diverged."""
     return extract(
         model,
         images,

@@ -1,4 +1,4 @@
-"""The one check of features that a caller hands to a protocol's functions."""
+"""Check that features given to a protocol's functions are finite."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,11 +9,11 @@ _LISTED = 5
 
 
 def finite_float32(features: Float[Tensor, "n d"], name: str = "features") -> Float[Tensor, "n d"]:
-    """``features`` in float32, in which all protocols compute.
+    """Return ``features`` in float32, the precision of all protocols.
 
     Args:
-        features: Of any float dtype.
-        name: What the error calls them.
+        features: Features of any float dtype.
+        name: Their name in the error.
 
     Raises:
         UserError: a row is not finite in float32.

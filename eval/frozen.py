@@ -1,7 +1,8 @@
-"""The encoder under test: from ``checkpoint=`` to a network, how it is fed, and what it is compared with."""
+"""Find the encoder that ``checkpoint=`` names, load it, and describe its input and its random twin."""
 
 import copy
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ _CHECKPOINT = re.compile(r"step-\d+")
 
 @dataclass(frozen=True)
 class EncoderLocation:
-    """Where an encoder is, and what is known of the run it comes from.
+    """Location of an encoder, and the run it comes from.
 
     Attributes:
         encoder: An ``encoder.safetensors``, or a network of another library.
@@ -42,15 +43,15 @@ class EncoderLocation:
 
 @dataclass(frozen=True)
 class Frozen:
-    """An encoder that is evaluated.
+    """An encoder under evaluation.
 
     Attributes:
         module: Views (b, 3, s, s) to features (b, d), in evaluation mode.
         build_random: Another network of the same shape, its weights drawn from torch's global generator.
-        shape: What the shape depends on, in words.
-        sha256: Of our file, or over the tensors of another library's network.
-        input: The images it takes.
-        about: What results say of it.
+        shape: Text that identifies the shape: a part of the cache's key.
+        sha256: Hash of our file, or of the tensors of another library's network.
+        input: Size and normalisation of the images it takes.
+        about: Description of it in the results.
     """
 
     module: nn.Module
@@ -62,13 +63,13 @@ class Frozen:
 
 
 def resolve(path: str, out: str | None = None) -> EncoderLocation:
-    """Find the encoder of a run directory, a checkpoint directory, or take the file or the name itself.
+    """Find the newest encoder of a run directory, that of a checkpoint directory, or take the file or name.
 
     Results of a run's encoder go to ``<run>/eval``, of one of its checkpoints to ``<run>/eval/step-N``, of
     another library's network to ``runs/<library>-<model>-<weights>/eval``.
 
     Raises:
-        UserError: nothing there, or no encoder in it.
+        UserError: the path does not exist, or holds no encoder.
     """
     if (foreign := parse_foreign(path)) is not None:
         home = Path("runs") / foreign.slug
@@ -79,7 +80,7 @@ def resolve(path: str, out: str | None = None) -> EncoderLocation:
             f"checkpoint={path}: does not exist; give a run directory (runs/NAME), a checkpoint directory "
             f"(runs/NAME/checkpoints/step-N), an {_ENCODER_FILE}, or torchvision:MODEL or timm:MODEL"
         )
-    encoder = given if given.is_file() and given.name != "last" else _inside(given)
+    encoder = given if given.is_file() and given.name != "last" else _find_inside(given)
     if not encoder.is_file():
         raise UserError(
             f"checkpoint={path}: holds no {_ENCODER_FILE}; give a run directory (runs/NAME), "
@@ -104,19 +105,38 @@ def _results(folder: Path, out: str | None) -> Path:
     return (Path(out) if out else folder).absolute()
 
 
-def _inside(given: Path) -> Path:
-    """The encoder file a directory, or a ``last`` pointer, leads to; never out of the pointer's folder."""
-    if given.is_file():  # `last`: a line with the name of the newest checkpoint
-        name = given.read_text(errors="replace").strip()
-        encoder = given.parent / name / _ENCODER_FILE
-        if not _CHECKPOINT.fullmatch(name) or not encoder.resolve().is_relative_to(given.parent.resolve()):
-            raise UserError(
-                f"{given}: names {name!r:.80}; only a checkpoint beside it is followed, give its directory"
-            )
-        return encoder
-    own = given / _ENCODER_FILE
-    last = given / "checkpoints" / "last"
-    return own if own.is_file() or not last.is_file() else _inside(last)
+def _find_inside(given: Path) -> Path:
+    """Return the encoder file of a run, of a checkpoint, or of the checkpoint that a ``last`` file names.
+
+    A run that was stopped, continued and then killed has its own file from the stop and newer checkpoints.
+    """
+    if given.is_file():
+        return _follow(given)
+    own, last = given / _ENCODER_FILE, given / "checkpoints" / "last"
+    if not last.is_file():
+        return own
+    newest = _follow(last)
+    is_own_newest = _steps_of(given / "summary.json") >= int(newest.parent.name.removeprefix("step-"))
+    return own if own.is_file() and (is_own_newest or not newest.is_file()) else newest
+
+
+def _follow(last: Path) -> Path:
+    """Return the encoder file of the checkpoint that ``last`` names; refuse one outside its folder."""
+    name = last.read_text(errors="replace").strip()
+    encoder = last.parent / name / _ENCODER_FILE
+    if not _CHECKPOINT.fullmatch(name) or not encoder.resolve().is_relative_to(last.parent.resolve()):
+        raise UserError(
+            f"{last}: names {name!r:.80}; only a checkpoint beside it is followed, give its directory"
+        )
+    return encoder
+
+
+def _steps_of(summary: Path) -> int:
+    """Return the steps of a finished run; -1 where its summary is missing or damaged."""
+    try:
+        return int(json.loads(summary.read_text())["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
 
 
 def open_frozen(
@@ -126,13 +146,13 @@ def open_frozen(
 
     Args:
         location: Where it is.
-        image_size: Side of the input where another library's network leaves that open; None is its own.
-        seed: Of random weights, should it be made of them.
-        encoder: A fresh network of your own class, for a file of one. A copy takes the file's weights; as it
-            is, it is the random encoder that scores are compared with.
+        image_size: Side of the input if another library's network takes any size; None is its default.
+        seed: Seed of the weights, if the network is a random one.
+        encoder: A fresh network of your own class, if the file holds one. A copy loads the file's weights;
+            the network itself is the random encoder that scores are compared with.
 
     Raises:
-        UserError: it cannot be used.
+        UserError: the encoder cannot be used.
     """
     if isinstance(location.encoder, Foreign):
         return _open_foreign(location.encoder, image_size, seed)
@@ -154,27 +174,27 @@ def open_frozen(
 
 def _open_foreign(foreign: Foreign, image_size: int | None, seed: int) -> Frozen:
     with seeded(seed):
-        module, fed = load_foreign(foreign, image_size)
+        module, spec = load_foreign(foreign, image_size)
     return Frozen(
         module,
-        lambda: build_arch(foreign.arch, fed.size),
-        f"{foreign.arch.name}:random {fed.size}",
+        lambda: build_arch(foreign.arch, spec.size),
+        f"{foreign.arch.name}:random {spec.size}",
         tensor_hash(module.network),
-        fed,
-        {"name": str(foreign), "image_size": fed.size},
+        spec,
+        {"name": str(foreign), "image_size": spec.size},
     )
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random weights made meanwhile come from ``seed``; the global generator is as before afterwards."""
+    """Draw random weights from ``seed`` inside the block; restore the global generator afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def tensor_hash(module: nn.Module) -> str:
-    """SHA-256 over name, type, shape and bytes of every parameter and buffer, batch statistics included."""
+    """Return a SHA-256 of name, type, shape and bytes of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         plain = tensor.detach().cpu().contiguous()

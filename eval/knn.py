@@ -26,8 +26,8 @@ class KnnConfig:
     """Settings of the weighted nearest-neighbour vote (InstDisc, arXiv:1805.01978, section 3.4).
 
     Attributes:
-        k: Neighbours that vote; each value is scored, the first is the headline. One of more neighbours than
-            there are training images is left out, with a warning.
+        k: Number of neighbours that vote; each value is scored, the first is the headline. A value above the
+            number of training images is left out, with a warning.
         temperature: A neighbour votes with exp(cosine / temperature).
     """
 
@@ -53,9 +53,9 @@ class KnnEvaluation(EvalConfig):
 
 
 def score(features: Features, config: KnnEvaluation) -> Scored:
-    """Return top-1 for each ``knn.k``, the first being the headline; nothing is trained or chosen.
+    """Return top-1 for each ``knn.k``, the headline first; nothing is trained or chosen.
 
-    A k of more neighbours than there are training rows is left out, with a warning.
+    A k above the number of training rows is left out, with a warning.
 
     Raises:
         UserError: no k is left.
@@ -100,7 +100,7 @@ def knn_votes(
     InstDisc section 3.4 (arXiv:1805.01978), as DINO evaluates.
 
     Args:
-        train: Rows to look among, any norm and float dtype; computed in float32.
+        train: Rows to search, of any norm and float dtype; computed in float32.
         labels: Their classes in [0, num_classes).
         test: Queries, of any norm and float dtype.
         num_classes: c.
@@ -108,14 +108,14 @@ def knn_votes(
         temperature: Above 0.
 
     Returns:
-        Votes, scaled so that the nearest row's is 1: at no temperature all of them vanish, or one overflows.
+        Votes, scaled so that the nearest row's is 1: then no temperature makes all of them 0 or one overflow.
 
     Raises:
         ValueError: a k outside [1, n].
         UserError: a row is not finite.
     """
     if not 1 <= min(ks) <= max(ks) <= len(train):
-        raise ValueError(f"ks={ks}: allowed are 1 to {len(train)}, the rows to look among")
+        raise ValueError(f"ks={ks}: allowed are 1 to {len(train)}, the rows to search")
     train, test = finite_float32(train, "train"), finite_float32(test, "test")
     bank = DatasetBank(len(train), train.shape[1], dtype=torch.float32, device=train.device, max_age=None)
     bank.write(F.normalize(train), torch.arange(len(train), device=train.device), step=0)

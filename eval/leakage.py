@@ -1,4 +1,4 @@
-"""Warn of test images that make a score mean less than it seems to."""
+"""Warn about test images that were pretrained on, or whose class has no training images."""
 
 import os
 from pathlib import Path
@@ -14,8 +14,8 @@ from eval.features import Features
 def warn_of_untrained(features: Features) -> list[str]:
     """Name the classes that have readable test images but no readable training image."""
     train, test = (
-        [features.classes[label] for label in split.labels.tolist()]
-        for split in (features.train, features.test)
+        [features.classes[label] for label in part.labels.tolist()]
+        for part in (features.train, features.test)
     )
     counts = describe_untrained(train, test)
     return [f"{counts}, which are right by chance at most; add images of them to train"] if counts else []
@@ -24,11 +24,12 @@ def warn_of_untrained(features: Features) -> list[str]:
 def warn_of_pretrained(run: Path | None, test: Images) -> list[str]:
     """Count the test images among the files that the run was trained on.
 
-    Files are compared by their paths; by relative path and size where the run's ``data.root`` is not here.
+    Files are compared by their paths, or by relative path and size if the run's ``data.root`` does not exist
+    on this machine.
 
     Args:
-        run: The run directory, whose manifest.csv lists those files; None where the origin is unknown.
-        test: Images that are scored; only those in files are looked up.
+        run: The run directory; its manifest.csv lists those files. None if the origin is unknown.
+        test: The scored images; only images in files are looked up.
     """
     data = run_data(run)
     if run is None or data is None or data.root is None or not isinstance(test, FileImages):

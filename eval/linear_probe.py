@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from contrastive.config import UserError
 from eval.config import EvalConfig, check_grid
-from eval.features import Features, Split
+from eval.features import Features, PartFeatures
 from eval.finite import finite_float32
 from eval.protocol import Scoring
 from eval.scores import Scored, accuracy_line, confusion, in_top, per_class
@@ -19,7 +19,7 @@ from eval.softmax import Heads, Standardiser, train_heads
 from eval.splits import hold_out
 from memory_bank.config import check_choice, check_range
 
-# Logits held at once when heads are scored.
+# Largest number of logits in memory when heads are scored.
 _PIECE = 1 << 26
 
 
@@ -27,8 +27,8 @@ _PIECE = 1 << 26
 class SgdConfig:
     """Settings of the papers' linear probe: SGD on a random view of each image, the encoder frozen.
 
-    MoCo (arXiv:1911.05722, section 4.1) with momentum 0.9, no weight decay and a rate per encoder found by
-    hand; here features are standardised and every rate is a head of its own, all trained on the same views.
+    MoCo (arXiv:1911.05722, section 4.1) uses momentum 0.9, no weight decay and a rate tuned by hand for each
+    encoder. Here features are standardised and each rate has its own head, all trained on the same views.
 
     Attributes:
         learning_rates: Peaks, per batch; they fall along a cosine to 0.
@@ -51,18 +51,18 @@ class LinearConfig:
     """Settings of the linear probe: each pair of rate and decay is a head of its own, all trained at once.
 
     Attributes:
-        protocol: ``cached`` trains on the features of centre views; ``sgd_augmented`` is the papers' way, and
+        protocol: ``cached`` trains on the features of center views; ``sgd_augmented`` is the papers' way, and
             uses only ``held_out`` and ``sgd`` of these settings, and ``view`` of the evaluation.
         learning_rates: Peak steps, relative to the curvature bound of ``eval.softmax``; with its momentum of
             0.9, 0.1 adds up to one full step. Above 3.8 a head may diverge; the held-out part notices.
         weight_decays: w in ``mean cross-entropy + w / 2 * |weights|^2``; scikit-learn's C is 1 / (w n),
             for two classes 2 / (w n): it fits one weight vector there, the difference of our two.
         held_out: Share of each class of *train* on which the pair is chosen.
-        batch_size: Rows of a step; fewer rows are taken all at once.
-        epochs: Passes over the rows, if these are more than ``min_steps``.
-        min_steps: Least number of steps. It regularises too: 200 leave the objective above its minimum, by
-            10% at w = 1e-3 and 3.2 times at 1e-6. The minimum itself scores +0.31 +- 0.15, -1.01 +- 0.45 and
-            -0.21 +- 0.50 points (standard errors) over ten splits of three sets: within chance
+        batch_size: Rows of a step; fewer rows are one batch.
+        epochs: Passes over the rows, unless ``min_steps`` is more.
+        min_steps: Smallest number of steps. It also regularises: 200 leave the objective above its minimum,
+            by 10% at w = 1e-3 and 3.2 times at 1e-6. The minimum itself scores +0.31 +- 0.15, -1.01 +- 0.45
+            and -0.21 +- 0.50 points (standard errors) over ten splits of three sets: within chance
             (benchmarks/probe_steps.py).
         sgd: See SgdConfig.
     """
@@ -106,11 +106,11 @@ class LinearEvaluation(EvalConfig):
 
 @dataclass(frozen=True)
 class Choice:
-    """The setting that did best on the held-out part of train.
+    """The setting that scored best on the held-out part of train.
 
     Attributes:
-        learning_rate: The best one of the grid.
-        weight_decay: The best one of the grid.
+        learning_rate: Best learning rate of the grid.
+        weight_decay: Best weight decay of the grid.
         held_out_top1: Its accuracy there.
         edges: Names of the settings whose chosen value is the first or last of its list.
     """
@@ -122,7 +122,7 @@ class Choice:
 
 
 def score(features: Features, config: LinearEvaluation) -> Scored:
-    """Return top-1 and, above 5 classes, top-5; the details hold accuracies of each class and confusion."""
+    """Return top-1 and, above 5 classes, top-5; the details have class accuracies and confusion."""
     num_classes, train = len(features.classes), features.train
     choices = [choose(train, num_classes, config.linear, seed) for seed in range(config.seeds)]
     probes = [fit(train, num_classes, config.linear, choice, seed) for seed, choice in enumerate(choices)]
@@ -143,10 +143,10 @@ def summarise(
     """Score the logits of a linear probe.
 
     Args:
-        logits: Logits of the test images, for each seed; per-class accuracy and confusion are the first's.
-        features: Hold the test labels and the classes.
-        choices: What was chosen, for each seed.
-        grid: The settings that were chosen from, by their names in the config.
+        logits: Logits of the test images, for each seed; details are of the first.
+        features: Features with the test labels and the classes.
+        choices: The chosen setting, for each seed.
+        grid: The values that were chosen from, by the names of their settings in the config.
     """
     classes, test = features.classes, features.test
     lines = [
@@ -164,7 +164,7 @@ def summarise(
     return Scored(lines, details, edge_warnings(choices, grid))
 
 
-def choose(train: Split, num_classes: int, config: LinearConfig, seed: int) -> Choice:
+def choose(train: PartFeatures, num_classes: int, config: LinearConfig, seed: int) -> Choice:
     """Train the whole grid on one part of ``train``, take the best on the other.
 
     Raises:
@@ -177,7 +177,7 @@ def choose(train: Split, num_classes: int, config: LinearConfig, seed: int) -> C
     return pick(*score_heads(heads, held), config.learning_rates, config.weight_decays)
 
 
-def split_to_choose(train: Split, share: float, seed: int) -> tuple[Split, Split]:
+def split_to_choose(train: PartFeatures, share: float, seed: int) -> tuple[PartFeatures, PartFeatures]:
     """Split ``train`` into rows to fit on, and ``share`` of each class to choose settings by.
 
     Raises:
@@ -198,15 +198,15 @@ def pick(
     learning_rates: list[float],
     weight_decays: list[float],
 ) -> Choice:
-    """Return the best of the settings, of which there is one for each pair of rate and decay.
+    """Return the best setting; there is one for each pair of rate and decay.
 
-    Equal accuracies are settled for values inside the grid, then by the lower cross-entropy.
+    Ties in accuracy are broken in favour of values inside the grid, then by the lower cross-entropy.
 
     Args:
-        top1: Accuracy on rows that it was not trained on; 0 for a diverged one.
-        loss: Cross-entropy there; infinite for a diverged one.
-        learning_rates: Those of the grid.
-        weight_decays: Those of the grid; they vary faster.
+        top1: Accuracy of each setting on held-out rows; 0 if it diverged.
+        loss: Cross-entropy on those rows; infinite if it diverged.
+        learning_rates: Learning rates of the grid.
+        weight_decays: Weight decays of the grid; they vary faster.
 
     Raises:
         UserError: every setting diverged.
@@ -249,7 +249,7 @@ class Probe:
         return self.heads.logits(self.standardise(finite_float32(features)))[:, :, 0]
 
 
-def fit(train: Split, num_classes: int, config: LinearConfig, choice: Choice, seed: int) -> Probe:
+def fit(train: PartFeatures, num_classes: int, config: LinearConfig, choice: Choice, seed: int) -> Probe:
     """Train the chosen setting on all of ``train``."""
     rate, decay = (
         torch.tensor([value], device=train.features.device)
@@ -260,7 +260,7 @@ def fit(train: Split, num_classes: int, config: LinearConfig, choice: Choice, se
 
 
 def _train(
-    train: Split, num_classes: int, config: LinearConfig, rates: Tensor, decays: Tensor, seed: int
+    train: PartFeatures, num_classes: int, config: LinearConfig, rates: Tensor, decays: Tensor, seed: int
 ) -> tuple[Heads, Standardiser]:
     standardise = Standardiser.fit(train.features)
     heads = train_heads(
@@ -285,9 +285,9 @@ def _grid(config: LinearConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     return rates.contiguous(), decays.contiguous()
 
 
-def score_heads(heads: Heads, split: Split) -> tuple[Float[Tensor, " h"], Float[Tensor, " h"]]:
+def score_heads(heads: Heads, part: PartFeatures) -> tuple[Float[Tensor, " h"], Float[Tensor, " h"]]:
     """Return accuracy and cross-entropy of each head on standardised rows; 0 and infinity if it diverged."""
-    features, labels = split.features, split.labels
+    features, labels = part.features, part.labels
     hits, cost = torch.zeros_like(heads.bias[0]), torch.zeros_like(heads.bias[0])
     step = max(1, _PIECE // heads.bias.numel())
     for rows, truth in zip(torch.split(features, step), torch.split(labels, step), strict=True):
@@ -304,7 +304,7 @@ def _on_edge(index: int, grid: list[float]) -> bool:
 
 
 def edge_warnings(choices: list[Choice], grid: dict[str, list[float]]) -> list[str]:
-    """Warn where the best value was the first or last of its list; ``grid`` as for ``summarise``."""
+    """Warn if the best value was the first or last of its list; ``grid`` is as in ``summarise``."""
     warnings = []
     for name, values in grid.items():
         kind = name.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Train the papers' linear probe: SGD on random views, the encoder frozen, the rate chosen inside train."""
+"""Train the papers' linear probe: SGD on random views of a frozen encoder, the rate chosen inside train."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from eval.augmented import augmented_batches
-from eval.features import Split
+from eval.features import PartFeatures
 from eval.frozen import tensor_hash
 from eval.linear_probe import LinearEvaluation, Probe, pick, score_heads, split_to_choose, summarise
 from eval.protocol import Scoring
@@ -16,11 +16,11 @@ from eval.subject import Network
 
 
 def score(network: Network, config: LinearEvaluation) -> Scored:
-    """Choose the rate on a held-out part of train, refit, and score on centre views of test.
+    """Choose the rate on a held-out part of train, refit, and score on center views of test.
 
     Raises:
         UserError: too few rows to hold some out, or every rate diverged.
-        RuntimeError: the encoder did not stay frozen.
+        RuntimeError: the encoder was changed.
     """
     before, settings = tensor_hash(network.module), config.linear.sgd
     choices, probes = [], []
@@ -42,11 +42,11 @@ PROTOCOL = Scoring(LinearEvaluation, score, needs_network=True, title="Linear pr
 
 @torch.no_grad()
 def train(
-    network: Network, part: Split, config: LinearEvaluation, learning_rates: list[float], seed: int
+    network: Network, part: PartFeatures, config: LinearEvaluation, learning_rates: list[float], seed: int
 ) -> Probe:
     """Train one head for each rate, all on the same views of the images of ``part``.
 
-    Features are standardised by their centre views: what a rate means then depends little on the encoder.
+    Features are standardised by those of the center views, so that good rates depend little on the encoder.
     """
     standardise = Standardiser.fit(part.features)
     rates = part.features.new_tensor(learning_rates)

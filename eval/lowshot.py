@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrastive.config import UserError
 from eval.config import FLOAT32_MAX, EvalConfig
-from eval.features import Features, Split
+from eval.features import Features, PartFeatures
 from eval.finite import finite_float32
 from eval.protocol import Scoring
 from eval.scores import Scored, accuracy_line
@@ -24,7 +24,7 @@ _STEPS, _EPOCHS, _BATCH_SIZE = 200, 25, 4096
 
 @dataclass
 class LowshotConfig:
-    """Settings of probes from few labels; the rule is fixed in advance, nothing is chosen on any score.
+    """Settings of probes from few labels; the rule is fixed in advance and nothing is chosen by a score.
 
     Attributes:
         labels_per_class: Labelled images of each class.
@@ -62,16 +62,16 @@ class LowshotEvaluation(EvalConfig):
 
 
 def score(features: Features, config: LowshotEvaluation) -> Scored:
-    """Return top-1 at each level: the mean over seeds; at 100% there is one draw only, so one run.
+    """Return top-1 at each level: the mean over seeds; at 100% there is only one draw, so one run.
 
-    Features are standardised by all training images: their labels are scarce, they themselves are not.
+    Features are standardised by all training images: labels are scarce, images are not.
 
     Raises:
-        UserError: a class has fewer images than labels are asked for.
+        UserError: a class has fewer images than the labels asked for.
     """
     train = features.train
     standardise = Standardiser.fit(train.features)
-    train = Split(standardise(train.features), train.labels, train.rows)
+    train = PartFeatures(standardise(train.features), train.labels, train.rows)
     test = standardise(finite_float32(features.test.features, "test features"))
     lines, details = [], []
     for name, draws in draw_levels(train.labels, features.classes, config.lowshot, config.seeds):
@@ -98,10 +98,10 @@ def draw_levels(
 ) -> list[tuple[str, list[Int[Tensor, "..."]]]]:
     """Draw the labelled rows for each level and seed; the levels of one seed are nested.
 
-    If levels have the same counts, the first is kept: 1% of a small data set is 1 a class.
+    Of levels with the same counts only the first is kept: 1% of a small data set is 1 a class.
 
     Raises:
-        UserError: a class has fewer images than labels are asked for.
+        UserError: a class has fewer images than the labels asked for.
     """
     orders = [class_orders(labels, seed) for seed in range(seeds)]
     sizes = [len(order) for order in orders[0]]
@@ -126,9 +126,9 @@ def draw_levels(
 def weight_decay(num_labels: int, config: LowshotConfig) -> float:
     """Return the weight decay by the rule ``config.weight_decay / sqrt(num_labels)``.
 
-    The usual scaling of a ridge penalty with sample size. The constant of 0.2 was fixed once, on raw pixels
-    and random features (no trained encoder) of random splits of digits and of CIFAR-10: from 10 to 5,000
-    labels it was within 4 points of the best decay for each, mostly within 1.
+    This is the usual scaling of a ridge penalty with sample size. The constant of 0.2 was fixed once, on raw
+    pixels and random features (no trained encoder) of random splits of digits and of CIFAR-10: from 10 to
+    5,000 labels it was within 4 points of the best decay for each, mostly within 1.
     """
     return config.weight_decay / math.sqrt(num_labels)
 
@@ -138,7 +138,7 @@ def _shares(share: float, sizes: list[int]) -> list[int]:
 
 
 def _draws(orders: list[list[Tensor]], counts: list[int], sizes: list[int], labels: Tensor) -> list[Tensor]:
-    """Return one draw a seed, or a single one if it is all rows."""
+    """Return one draw for each seed, or a single one if it takes all rows."""
     used = orders[:1] if counts == sizes else orders
     return [
         torch.cat([order[:count] for order, count in zip(each, counts, strict=True)])
@@ -148,7 +148,7 @@ def _draws(orders: list[list[Tensor]], counts: list[int], sizes: list[int], labe
     ]
 
 
-def _predict(train: Split, test: Tensor, num_classes: int, config: LowshotConfig) -> Tensor:
+def _predict(train: PartFeatures, test: Tensor, num_classes: int, config: LowshotConfig) -> Tensor:
     heads = train_heads(
         train.features,
         train.labels,

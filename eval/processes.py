@@ -1,4 +1,4 @@
-"""Several processes, as torchrun starts them, that compute features together."""
+"""Join the processes of torchrun, which compute features together."""
 
 import logging
 import os
@@ -11,9 +11,9 @@ import torch.distributed as dist
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[bool]:
-    """Join the processes that torchrun started, for as long as the context lasts; whether there are several.
+    """Join the processes that torchrun started until the context ends; yield whether there are several.
 
-    All but the first say no more than warnings.
+    Processes other than the first log only warnings.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield False

@@ -17,9 +17,9 @@ from eval.scores import Line, Scored, difference
 from eval.subject import Extractor, Network
 
 Result = dict[str, Any]
-"""A result as it is written to JSON."""
+"""Result of a protocol, as written to JSON."""
 Row = tuple[str, ...]
-"""Cells of a line of the table."""
+"""Cells of one line of the table."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Protocol(ABC):
     config: type[EvalConfig]
 
     labelled: ClassVar[bool] = True
-    """Whether the data needs labels. Without, the training part is all that pretraining sees."""
+    """Whether the protocol needs labels. If not, the training part is all images that pretraining sees."""
 
     @abstractmethod
     def measure(self, extractor: Extractor, config: Any) -> Result:
@@ -41,22 +41,26 @@ class Protocol(ABC):
 
     @abstractmethod
     def numbers(self, result: Result) -> Result:
-        """Return what stdout shows of ``result["scores"]``."""
+        """Return the part of ``result["scores"]`` that is printed to stdout."""
 
     @abstractmethod
     def table(self, result: Result) -> list[Row]:
         """Return ``result["scores"]`` as rows of text, the names of the columns first."""
 
+    def notes(self, result: Result) -> list[str]:
+        """Return lines that explain the table; none by default."""
+        return []
+
 
 @dataclass(frozen=True)
 class Scoring(Protocol):
-    """A protocol that is one function, run on the encoder and on each baseline; the scores are accuracies.
+    """Score the encoder and each baseline with one function; the scores are accuracies.
 
     Attributes:
-        score: From ``Features``, or ``Network``, and settings of the class ``config`` to ``Scored``.
+        score: Function of ``Features`` (or ``Network``) and settings of the class ``config`` to ``Scored``.
         needs_network: Whether ``score`` takes a ``Network``: it computes features of other views than the
-            centre ones, or trains the network. Else it takes ``Features``.
-        title: Heading of the scores in a report; empty is the name.
+            center view, or trains the network. Otherwise it takes ``Features``.
+        title: Heading of the scores in a report; empty is the protocol's name.
     """
 
     score: Callable[[Any, Any], Scored]
@@ -110,14 +114,19 @@ class Scoring(Protocol):
             rows.append((score["name"], f"{100 * ours['value']:.1f}", interval, *others))
         return rows
 
+    @override
+    def notes(self, result: Result) -> list[str]:
+        kinds = dict.fromkeys(score["interval"] for score in result["scores"])
+        return [f"95% intervals: {'; '.join(kinds)}"]
+
 
 @dataclass(frozen=True)
 class Page:
-    """Show results that are already there; measure nothing.
+    """Write a page of existing results; measure nothing.
 
     Attributes:
         config: Class of the settings.
-        write: Writes the page; returns what stdout shows.
+        write: Function that writes the page and returns what is printed to stdout.
     """
 
     config: type[EvalConfig]

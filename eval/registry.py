@@ -1,6 +1,6 @@
-"""The protocols of ``contrastive-eval``, and where each is defined: one line here for each new one.
+"""List the protocols of ``contrastive-eval``; a new protocol adds one line here.
 
-Importing this imports no torch, so that ``--help`` is quick. ``configs/eval/NAME.yaml``, where there is one,
+Importing this imports no torch, so that ``--help`` is quick. ``configs/eval/NAME.yaml``, if it exists,
 states a protocol's defaults; its first line is the text that ``--help`` shows beside the name.
 """
 
@@ -12,9 +12,9 @@ PROTOCOLS = {
     "stats": "eval.stats_protocol:PROTOCOL",
     "report": "eval.report.write:PROTOCOL",
 }
-"""Name on the command line: an ``eval.protocol.Protocol``, as "module:attribute"."""
+"""Name on the command line -> its ``eval.protocol.Protocol``, as "module:attribute"."""
 
 VARIANTS = {
     "linear-sgd_augmented": "eval.linear_sgd:PROTOCOL",
 }
-"""PROTOCOL-VARIANT: what runs instead where the settings of PROTOCOL name that ``variant``."""
+"""PROTOCOL-VARIANT -> the protocol that runs instead if the settings of PROTOCOL name that ``variant``."""

@@ -1,4 +1,4 @@
-"""Write results whole or not at all, and check beforehand that they can be written."""
+"""Write results atomically, and check beforehand that they can be written."""
 
 import json
 import tempfile
@@ -11,10 +11,10 @@ from memory_bank.replacing import replacing
 
 
 def open_results(folder: Path) -> None:
-    """Check that results can be written to ``folder``, before anything is computed; does not create it.
+    """Check that results can be written to ``folder`` before anything is computed; do not create it.
 
     Raises:
-        UserError: they cannot.
+        UserError: they cannot be written.
     """
     try:
         check_folder(folder)
@@ -27,7 +27,7 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         OSError: no file can be made there.
-        ValueError: a name that no file can have.
+        ValueError: the name is not valid for a file.
     """
     while not _exists(folder):
         folder = folder.parent
@@ -64,7 +64,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a result as text.
 
     Raises:
-        UserError: it cannot be written: the disk is full, a folder is in its place.
+        UserError: it cannot be written, e.g. the disk is full or the path is a folder.
     """
     try:
         write_file(path, lambda file: file.write(text.encode()))
@@ -73,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_file(path: Path, save: Callable[[Any], object]) -> None:
-    """Create the folder of ``path`` and replace the file by what ``save`` writes, in one step.
+    """Create the folder of ``path`` and atomically replace the file by the output of ``save``.
 
     Raises:
         OSError: from the file system.

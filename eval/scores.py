@@ -15,15 +15,15 @@ _T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 
 @dataclass(frozen=True)
 class Line:
-    """One number of a protocol.
+    """One accuracy of a protocol, with its interval.
 
     Attributes:
         name: E.g. ``top1``, ``top1 k=20``, ``top1 at 10%``.
-        value: In [0, 1].
+        value: Accuracy in [0, 1].
         low: Lower end of its 95% interval.
         high: Upper end.
-        kind: How the interval was computed, and over what.
-        paired: Hits of test rows, or accuracies of seeds: compared with a baseline's entry by entry.
+        kind: How the interval was computed, and over what it varies.
+        paired: Hit or miss of each test row, or accuracy of each seed: compared pairwise with a baseline's.
     """
 
     name: str
@@ -39,8 +39,8 @@ class Scored:
     """Scores of one set of features.
 
     Attributes:
-        lines: Its numbers, the headline first.
-        details: Everything else to save in the result, ready for JSON.
+        lines: Accuracies, the headline first.
+        details: Everything else to save in the result, as JSON values.
         warnings: Reasons to trust the numbers less.
     """
 
@@ -52,8 +52,8 @@ class Scored:
 def accuracy_line(name: str, correct: Bool[Tensor, "r n"]) -> Line:
     """Return the accuracy over ``r`` repetitions on ``n`` test rows.
 
-    The interval of one repetition is Wilson's, over draws of the test images; of several it is Student's,
-    over the seeds, on the same test images.
+    For one repetition the interval is Wilson's, over draws of the test images; for several it is
+    Student's, over the seeds, on the same test images.
     """
     per_run = correct.double().mean(1).cpu()
     if len(correct) == 1:
@@ -81,9 +81,9 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     if total < 1:
         raise ValueError(f"{hits} hits of {total}: an interval needs 1 trial or more")
     share, z2 = hits / total, _Z**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    center = (share + z2 / (2 * total)) / (1 + z2 / total)
     reach = _Z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    return max(0.0, center - reach), min(1.0, center + reach)
 
 
 def t_interval(values: Float[Tensor, " m"]) -> tuple[float, float]:
@@ -114,7 +114,7 @@ def in_top(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"], k: int) -> B
 def confusion(
     predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"], num_classes: int
 ) -> Int[Tensor, "c c"]:
-    """Return counts; rows are true classes, columns are predicted ones."""
+    """Return the confusion matrix; rows are true classes, columns are predicted ones."""
     pairs = labels * num_classes + predicted
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 

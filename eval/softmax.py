@@ -1,4 +1,4 @@
-"""Multinomial logistic regression, many heads at once: the solver behind the probes."""
+"""Solve multinomial logistic regression for many heads at once; the probes use it."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ SGD_MOMENTUM = 0.9
 
 @dataclass(frozen=True)
 class Standardiser:
-    """Per-dimension mean and scale of the training features; constant dimensions become 0.
+    """Standardise features by the mean and scale of the training features; constant dimensions become 0.
 
     Attributes:
         mean: Mean of each dimension.
@@ -37,7 +37,7 @@ class Standardiser:
         return cls(mean, torch.where(alive, 1 / std, 0.0))
 
     def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """``(features - mean) * scale``, in float32."""
+        """Return ``(features - mean) * scale``, in float32."""
         return (features.float() - self.mean) * self.scale
 
 
@@ -46,15 +46,15 @@ class Heads:
     """Trained linear classifiers: one for each of h settings.
 
     Attributes:
-        weight: Of each feature, class and head.
-        bias: Of each class and head.
+        weight: Weight of each feature, class and head.
+        bias: Bias of each class and head.
     """
 
     weight: Float[Tensor, "d c h"]
     bias: Float[Tensor, "c h"]
 
     def logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n c h"]:
-        """Scores of each row, class and head."""
+        """Return the logits of each row, class and head."""
         flat = torch.addmm(self.bias.flatten(), features, self.weight.flatten(1))
         return flat.view(len(features), *self.bias.shape)
 
@@ -73,10 +73,10 @@ def train_heads(
     """Minimise ``mean cross-entropy + weight_decay / 2 * |weight|^2`` for every head (the bias is free).
 
     Plain SGD is slow here because features correlate. So the rows are rotated to their principal axes,
-    which changes neither logits nor the penalty, and each axis takes a step of its own: ``learning_rate /
+    which changes neither logits nor the penalty, and each axis has its own step size: ``learning_rate /
     (variance / 2 + weight_decay)``, the inverse of Böhning's bound on the curvature (1992, Ann. Inst.
     Statist. Math. 44, 197-200). With heavy-ball momentum of 0.9 a rate of 0.1 adds up to the full step;
-    up to 3.8 is stable. The rate falls along a cosine to 0, which averages out what mini-batches add.
+    up to 3.8 is stable. The rate falls along a cosine to 0, which averages out the noise of mini-batches.
 
     At low weight decays the step count regularises: see ``LinearConfig.min_steps``.
 
@@ -86,9 +86,9 @@ def train_heads(
         num_classes: c.
         learning_rates: See LinearConfig.
         weight_decays: Above 0.
-        steps: Of the optimizer.
-        batch_size: Rows a step; all of them if there are no more.
-        seed: Of the row order; without effect where a step takes all rows.
+        steps: Optimizer steps.
+        batch_size: Rows of a step; all of them if there are no more.
+        seed: Seed of the row order; without effect if a step takes all rows.
 
     Returns:
         The heads, in the order of the settings. One that diverged holds values that are not finite.
@@ -115,7 +115,7 @@ def train_heads(
 
 
 def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal axes that span the rows, (d, r), and the mean square of the rows along each, (r)."""
+    """Return orthonormal axes that span the rows, (d, r), and the rows' mean square along each, (r)."""
     n, d = features.shape
     if n < d:  # the solution lies in the span of the rows, so n axes lose nothing
         _, scale, axes = torch.linalg.svd(features, full_matrices=False)
@@ -127,7 +127,7 @@ def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
 def _batches(
     rows: int, batch_size: int, steps: int, seed: int, device: torch.device
 ) -> "list[Tensor | None]":
-    """Row numbers of each step; None is all rows. A shuffled remainder is dropped."""
+    """Return the row numbers of each step; None is all rows. An incomplete last batch is dropped."""
     if rows <= batch_size:
         return [None] * steps
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Stratified draws from labelled rows, by the CPU's generator: the same for every encoder and device."""
+"""Draw stratified subsets of labelled rows, on the CPU: the same for every encoder and device."""
 
 import torch
 from jaxtyping import Int
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def class_orders(labels: Int[Tensor, " n"], seed: int) -> list[Int[Tensor, "..."]]:
-    """Row numbers of each class that occurs, by ascending class, shuffled.
+    """Return the shuffled row numbers of each class that occurs, by ascending class.
 
     Taking the first rows of every order gives nested, stratified subsets.
     """
@@ -22,7 +22,7 @@ def class_orders(labels: Int[Tensor, " n"], seed: int) -> list[Int[Tensor, "..."
 def hold_out(
     labels: Int[Tensor, " n"], share: float, seed: int
 ) -> tuple[Int[Tensor, " f"], Int[Tensor, " h"]]:
-    """Rows to fit on and rows to choose by: ``share`` of each class, but never a class's last row."""
+    """Return rows to fit on and rows to choose by: ``share`` of each class, but never a class's last row."""
     fit: list[Tensor] = []
     held: list[Tensor] = []
     for order in class_orders(labels, seed):

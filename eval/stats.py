@@ -1,4 +1,4 @@
-"""Is the embedding healthy? RankMe, alignment, uniformity, spread, and a verdict: functions of features."""
+"""Measure whether features are healthy: RankMe, alignment, uniformity, spread, and a verdict."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eval.finite import finite_float32
 
-# Rows of which pairs are looked at; 4,096 are 8 million pairs, standard error far below 0.01.
+# Rows whose pairs are compared; 4,096 are 8 million pairs, standard error far below 0.01.
 _MOST_ROWS = 4096
 
 
@@ -19,7 +19,7 @@ class Health:
 
     Attributes:
         rankme: Effective rank, 1 to min(n, d).
-        uniformity: 0 (all alike) down to -4 (spread over the sphere).
+        uniformity: 0 (all the same) down to -4 (spread over the sphere).
         std: Mean over dimensions of the standard deviation of unit-norm features, times sqrt(d): about 1
             when spread, 0 when collapsed.
         dead: Share of dimensions that do not vary.
@@ -34,13 +34,14 @@ class Health:
 
 
 def health(features: Float[Tensor, "n d"]) -> Health:
-    """Look at ``features`` (n >= 2) from all sides.
+    """Compute all statistics of ``features`` (n >= 2) and a verdict.
 
-    ``complete collapse``: unit-norm features spread less than a tenth of isotropic ones. ``dimensional
-    collapse`` (Jing et al. 2022, arXiv:2110.09348): they use fewer than 5% of the directions they could.
+    ``complete collapse``: unit-norm features spread less than a tenth as far as isotropic ones.
+    ``dimensional collapse`` (Jing et al. 2022, arXiv:2110.09348): the effective rank is less than 5% of the
+    largest possible.
 
     Raises:
-        UserError: a row is not finite; so too from the functions below.
+        UserError: a row is not finite; the functions below raise it too.
     """
     features = finite_float32(features)
     n, d = features.shape
@@ -56,10 +57,10 @@ def health(features: Float[Tensor, "n d"]) -> Health:
 
 
 def rankme(features: Float[Tensor, "n d"], epsilon: float = 1e-7) -> float:
-    """Effective rank: exp of the entropy of the singular values' shares.
+    """Return the effective rank: exp of the entropy of the singular values' shares.
 
-    Garrido et al. 2023 (arXiv:2210.02885), equations 2 and 3, with their epsilon; features are not centred,
-    as in the paper.
+    Garrido et al. 2023 (arXiv:2210.02885), equations 2 and 3, with their epsilon; the mean is not
+    subtracted, as in the paper.
     """
     values = torch.linalg.svdvals(finite_float32(features).double())
     share = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + epsilon
@@ -67,15 +68,15 @@ def rankme(features: Float[Tensor, "n d"], epsilon: float = 1e-7) -> float:
 
 
 def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], alpha: float = 2.0) -> float:
-    """Mean distance to the power alpha of positive pairs, unit rows (Wang & Isola 2020, arXiv:2005.10242)."""
+    """Return the mean of distance**alpha over pairs of unit rows (Wang & Isola 2020, arXiv:2005.10242)."""
     first, second = finite_float32(first, "first"), finite_float32(second, "second")
     return float((first - second).norm(dim=1).pow(alpha).mean())
 
 
 def uniformity(unit: Float[Tensor, "n d"], t: float = 2.0) -> float:
-    """log of the mean Gaussian potential over all pairs of unit rows (Wang & Isola 2020, arXiv:2005.10242).
+    """Return the log of the mean Gaussian potential over all pairs of unit rows.
 
-    Of more than 4,096 rows, that many evenly spaced ones are used.
+    Wang & Isola 2020 (arXiv:2005.10242). Of more than 4,096 rows, 4,096 evenly spaced ones are used.
     """
     if len(unit) > _MOST_ROWS:
         unit = unit[torch.linspace(0, len(unit) - 1, _MOST_ROWS, device=unit.device).long()]
@@ -84,5 +85,5 @@ def uniformity(unit: Float[Tensor, "n d"], t: float = 2.0) -> float:
 
 
 def dimension_std(features: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
-    """Standard deviation of each dimension over the rows (divided by n)."""
+    """Return the standard deviation of each dimension over the rows (divided by n)."""
     return finite_float32(features).std(dim=0, correction=0)

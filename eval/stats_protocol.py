@@ -1,4 +1,4 @@
-"""Check the health of the features, and list the images that the data holds twice; needs no labels."""
+"""Check the health of the features, and list duplicated images of the data; needs no labels."""
 
 import time
 from dataclasses import asdict, dataclass, field
@@ -17,7 +17,7 @@ from contrastive.data.images import SomeImages
 from contrastive.data.reading import decode_all
 from eval.config import EvalConfig
 from eval.duplicates import alike, closest_pairs, write_duplicates
-from eval.features import Split
+from eval.features import PartFeatures
 from eval.protocol import Protocol, Result, Row
 from eval.stats import alignment, dimension_std, health
 from eval.subject import Extractor
@@ -28,15 +28,16 @@ _NUMBERS = ("rankme", "dimensions", "alignment", "uniformity", "std", "dead", "v
 
 @dataclass
 class StatsConfig:
-    """Health of the features, and images that the data holds twice.
+    """Settings of the health statistics and of the search for duplicated images.
 
     Attributes:
         rows: Images, spread evenly over the training part, of which two views are compared.
-        min_similarity: Cosine of centred features from which a pair may be listed in near_duplicates.csv.
-        min_pixel_similarity: Cosine of its centred pixels, averaged down to ``baselines.raw_size``, from
-            which it is. Photographs recompressed, resized, or cropped by 4% stay above 0.97.
-        neighbours: Closest images looked at, for each image.
-        most_pairs: Pairs listed, the most similar first.
+        min_similarity: Least cosine of two images' mean-centered features if the pair is listed in
+            near_duplicates.csv.
+        min_pixel_similarity: Least cosine of their mean-centered pixels, averaged down to
+            ``baselines.raw_size``. Photographs recompressed, resized, or cropped by 4% stay above 0.97.
+        neighbours: Number of closest images compared with each image.
+        most_pairs: Largest number of pairs listed, the most similar first.
     """
 
     rows: int = 4096
@@ -72,13 +73,13 @@ class Stats(Protocol):
     @override
     def measure(self, extractor: Extractor, config: StatsEvaluation) -> Result:
         augment = _augment_of(extractor.location.run)
-        splits = {name: extractor.splits(name) for name in extractor.modules()}
-        scores, details, seconds = _health(extractor, splits, augment, config)
+        features_of = {name: extractor.part_features(name) for name in extractor.modules()}
+        scores, details, seconds = _health(extractor, features_of, augment, config)
         for name in scores.keys() - {"encoder"}:  # not trained, so they cannot have collapsed
             del scores[name]["verdict"]
         verdict = scores["encoder"]["verdict"]
         file = extractor.location.results / "near_duplicates.csv"
-        listed, pairs = _list_duplicates(file, config.stats, extractor, splits)
+        listed, pairs = _list_duplicates(file, config.stats, extractor, features_of)
         return {
             "scores": scores,
             "near_duplicates": {"file": str(file), "pairs": pairs, "listed": listed},
@@ -112,12 +113,12 @@ def _augment_of(run: Path | None) -> AugmentConfig:
 
 def _health(
     extractor: Extractor,
-    splits: dict[str, dict[str, Split]],
+    features_of: dict[str, dict[str, PartFeatures]],
     augment: AugmentConfig,
     config: StatsEvaluation,
 ) -> tuple[Result, Result, Result]:
     """Return scores, details and seconds of the encoder and of each baseline, on ``stats.rows`` images."""
-    known = splits["encoder"]["train"]
+    known = features_of["encoder"]["train"]
     shown = torch.linspace(0, len(known) - 1, min(config.stats.rows, len(known))).long()
     if len(shown) < 2:
         raise UserError(f"the training part has {len(known)} readable images, statistics need 2 or more")
@@ -128,7 +129,7 @@ def _health(
     details, seconds = {}, {}
     for name, build in extractor.modules().items():
         before = time.perf_counter()
-        features = splits[name]["train"].features[shown].to(extractor.device)
+        features = features_of[name]["train"].features[shown].to(extractor.device)
         pairs = _two_views(build().to(extractor.device), views, pixels, rows, config.batch_size)
         scores[name] = {
             **vars(health(features)),
@@ -154,16 +155,16 @@ def _two_views(
 
 
 def _list_duplicates(
-    file: Path, settings: StatsConfig, extractor: Extractor, splits: dict[str, dict[str, Split]]
+    file: Path, settings: StatsConfig, extractor: Extractor, features_of: dict[str, dict[str, PartFeatures]]
 ) -> tuple[int, int]:
     """Write near_duplicates.csv; return how many pairs it lists, and how many there are."""
-    parts = splits["encoder"]
-    features = torch.cat([split.features for split in parts.values()]).to(extractor.device)
+    parts = features_of["encoder"]
+    features = torch.cat([part.features for part in parts.values()]).to(extractor.device)
     pairs, similarity = closest_pairs(features, neighbours=settings.neighbours, least=settings.min_similarity)
-    pixels = torch.cat([split.features for split in splits["raw_pixels"].values()])
+    pixels = torch.cat([part.features for part in features_of["raw_pixels"].values()])
     pixel_similarity = alike(pixels, pairs)
     duplicates = (pixel_similarity >= settings.min_pixel_similarity).nonzero()[:, 0]
     listed = duplicates[: settings.most_pairs]
-    sources = [(part, extractor.parts[part], split) for part, split in parts.items()]
+    sources = [(part, extractor.parts[part], known) for part, known in parts.items()]
     write_duplicates(file, pairs[listed], similarity[listed], pixel_similarity[listed], sources)
     return len(listed), len(duplicates)

@@ -1,4 +1,4 @@
-"""Compute the features of an encoder and of its baselines, each once, and prove that none was changed."""
+"""Compute the features of an encoder and of its baselines, once each, and check that no network changed."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from eval.config import EvalConfig
 from eval.eval_data import check_labels, choose_data
 from eval.features import (
     Features,
-    Split,
+    PartFeatures,
     choose_device,
     extract,
     num_decoders,
@@ -36,11 +36,11 @@ _CACHE_VERSION = 1
 
 @dataclass(frozen=True)
 class Network:
-    """A network with its images: the input of a protocol that takes more than features of centre views.
+    """A network with its images: the input of a protocol that needs more than features of center views.
 
     Attributes:
-        module: From views (b, 3, s, s) to features (b, d), in eval mode; to train it, copy it.
-        features: Features of the centre views, on ``device``.
+        module: Network from views (b, 3, s, s) to features (b, d), in eval mode; to train it, copy it.
+        features: Features of the center views, on ``device``.
         images: The training images; ``features.train.rows`` are rows of it.
         test: The test images; ``features.test.rows`` are rows of it.
         data: How views are cut and normalised.
@@ -60,25 +60,25 @@ class Network:
 class Extractor:
     """Compute features of one data set under an encoder and its baselines, once each; cache them on disk.
 
-    If several processes have joined, each computes a share, and all of them must make the same calls.
+    If several processes have joined, each computes a share, and all must make the same calls.
 
     Args:
         config: ``batch_size``, ``device``, ``baselines``, ``data`` and ``progress`` are used.
         location: Where the encoder is.
-        labelled: Whether labels are needed. Without them the training part is all that pretraining sees.
-        dataset: The images, where they are open already; None opens those of the settings.
+        labelled: Whether labels are needed. If not, the training part is all images that pretraining sees.
+        dataset: The images, if they are already open; None opens those of the settings.
         encoder: See ``open_frozen``.
 
     Attributes:
         location: As given.
         frozen: The encoder.
-        data: Which images, and how they become the network's input.
+        data: Settings of the images, and of how they become the network's input.
         device: Where the forward pass runs.
-        parts: ``train`` and, where the source has labels, ``test``.
+        parts: Images of ``train`` and, if the source has labels, of ``test``.
         held_out: Whether the test part was held out by a hash.
         classes: Names of the classes.
         fingerprints: Fingerprint of each part.
-        unreadable: Number of images of each part that could not be read, known with its features.
+        unreadable: Number of images of each part that could not be read, known once its features are.
 
     Raises:
         UserError: the encoder or the data cannot be used.
@@ -118,8 +118,8 @@ class Extractor:
 
     def features(self, name: str) -> Features:
         """Return the features of one of ``modules``."""
-        splits = self.splits(name)
-        return Features(splits["train"], splits["test"], self.classes)
+        parts = self.part_features(name)
+        return Features(parts["train"], parts["test"], self.classes)
 
     def network(self, name: str) -> Network:
         """Return one of ``modules`` with its features and images."""
@@ -144,9 +144,9 @@ class Extractor:
         return ArrayImages("train", [array], images.size, labels=images.labels, classes=images.classes)
 
     def modules(self) -> dict[str, Callable[[], nn.Module]]:
-        """Return what builds each network: ``encoder``, and the baselines it is compared with.
+        """Return a function that builds each network: ``encoder``, and the baselines it is compared with.
 
-        - ``raw_pixels``: the centre view averaged down to ``baselines.raw_size``;
+        - ``raw_pixels``: the center view averaged down to ``baselines.raw_size``;
         - ``random_encoder``: a network of the same shape that was never trained.
         """
         side = min(self.config.baselines.raw_size, self.data.image_size)
@@ -156,19 +156,21 @@ class Extractor:
             "random_encoder": self._build_random,
         }
 
-    def splits(self, name: str) -> dict[str, Split]:
+    def part_features(self, name: str) -> dict[str, PartFeatures]:
         """Return the features of each part under one of ``modules``."""
         build, title = self.modules()[name], name.replace("_", " ")
         input_spec = [self.data.image_size, self.data.stored_size, *self.data.mean, *self.data.std]
-        splits = {}
+        features = {}
         for part, images in self.parts.items():
             text = json.dumps([_CACHE_VERSION, self._identity(name), self.fingerprints[part], *input_spec])
             path = self._cache / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
-            splits[part] = self._split(*self._cached(path, build, images, f"{title}: {part}"), part, title)
-        return splits
+            features[part] = self._labelled_part(
+                *self._cached(path, build, images, f"{title}: {part}"), part, title
+            )
+        return features
 
     def _identity(self, name: str) -> str:
-        """Return what the features depend on beside the images: a part of the cache's key."""
+        """Return what the features depend on besides the images: a part of the cache key."""
         if name == "encoder":
             return f"encoder {self.frozen.sha256}"
         if name == "raw_pixels":
@@ -192,7 +194,7 @@ class Extractor:
             write_features(path, features, rows)
         return features, rows
 
-    def _split(self, features: Tensor, rows: Tensor, part: str, title: str) -> Split:
+    def _labelled_part(self, features: Tensor, rows: Tensor, part: str, title: str) -> PartFeatures:
         images = self.parts[part]
         self.unreadable[part] = len(images) - len(rows)
         if not len(rows):
@@ -206,8 +208,8 @@ class Extractor:
                 "means anything; take an earlier checkpoint (runs/NAME/checkpoints/step-N)"
             )
         labels = torch.full((len(images),), -1) if images.labels is None else images.labels
-        split = Split(features, labels[rows], rows)
-        return split.take((split.labels >= 0).nonzero()[:, 0]) if self._labelled else split
+        found = PartFeatures(features, labels[rows], rows)
+        return found.take((found.labels >= 0).nonzero()[:, 0]) if self._labelled else found
 
     def _extract(self, module: nn.Module, images: Images, title: str) -> tuple[Tensor, Tensor]:
         """Compute features of all images; each process computes those of a block of rows."""

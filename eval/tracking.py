@@ -23,14 +23,14 @@ _PREFIXES = {
     "linear-sgd_augmented": "probe/sgd_augmented_",
     "stats": "stats/features_",
 }
-"""Start of the names on W&B, where it is not ``PROTOCOL/``."""
+"""Prefix of the names on W&B, if it is not ``PROTOCOL/``."""
 
 
 def track(result: dict[str, Any], config: EvalConfig) -> None:
-    """Log ``result`` of :func:`eval.evaluate.evaluate` where the run's own W&B settings say, or ``wandb``.
+    """Log a result of :func:`eval.evaluate.evaluate` to W&B, by the pretraining's W&B settings or ``wandb``.
 
-    The run is in the pretraining's group, its job type is the protocol, and it consumes the encoder's
-    artifact. Nothing happens where W&B is off, or the encoder is not of a run directory.
+    The W&B run is in the pretraining's group, its job type is the protocol, and it consumes the encoder's
+    artifact. Nothing is logged if W&B is off, or the encoder is not in a run directory.
     """
     location = resolve(config.checkpoint, config.out)
     if location.run is None:
@@ -61,10 +61,10 @@ def track(result: dict[str, Any], config: EvalConfig) -> None:
 
 
 def scalars(result: dict[str, Any]) -> dict[str, float]:
-    """Return numbers by their names on W&B: ``probe/top1``, ``knn/top1_k=20``, and the same with a baseline.
+    """Return numbers by their names on W&B: ``probe/top1``, ``knn/top1_k=20``; a baseline's name is appended.
 
-    The first number of ``knn`` is also ``knn/top1``, the name of the online score. ``stats`` are
-    ``stats/features_rankme`` and so on: of the encoder's features, where the online ones are of keys.
+    The first number of ``knn`` is also ``knn/top1``, the name of the online score. ``stats`` are named
+    ``stats/features_rankme`` and so on: they are of the encoder's features, online statistics of the keys.
     """
     prefix = _prefix(result)
     if isinstance(result["scores"], dict):  # no accuracies

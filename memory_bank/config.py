@@ -46,7 +46,7 @@ class BankConfig:
         placement: ``replicated`` (every rank holds all rows) or ``sharded`` (each rank holds a part, and
             searches it for the queries of all ranks; exact searches and samples only).
         max_age: Keys older than this many optimizer steps are not mined; None mines all. With
-            K / global_batch, a dataset bank mines the same keys as a queue of K.
+            max_age = K / global_batch, a data set bank mines the same keys as a queue of K.
     """
 
     kind: str = "dataset"

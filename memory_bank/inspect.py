@@ -12,7 +12,7 @@ from memory_bank.retrieval.exact import Exact
 from memory_bank.state import find_state, load_state, open_bank
 from memory_bank.storage import Storage
 
-# Most rows whose duplicates are searched for; of more, an evenly spaced part.
+# Largest number of rows whose duplicates are searched for; of more, evenly spaced ones are taken.
 _EXAMINED = 20_000
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 
@@ -33,7 +33,7 @@ def inspect(
             beside the bank and above it.
         duplicates: Similarity from which two rows count as the same.
         examples: Rows whose neighbours are listed.
-        neighbours: How many each.
+        neighbours: Number of neighbours of each.
 
     Raises:
         ValueError: no readable bank, a manifest without those columns, or an argument out of its range.

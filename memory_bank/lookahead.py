@@ -92,7 +92,7 @@ class LookAhead:
         return {str(step): vars(issued) for step, issued in self._issued.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the look-ups."""
         device = self._bank.device
         self._issued = {
             int(step): Issued(

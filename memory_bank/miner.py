@@ -1,4 +1,4 @@
-"""Keep a bank of keys and find hard negatives in it: ``negatives`` and ``write``, once a step each."""
+"""Keep a bank of keys and find hard negatives in it: call ``negatives`` and ``write`` once a step."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ class Miner:
         bank: The stored keys.
         retrieval: The search backend.
         config: The settings.
-        seed: Decides every draw, together with step and id.
+        seed: Determines every draw, together with step and id.
         method: Turns rows of the bank into negatives.
     """
 
@@ -111,8 +111,8 @@ class Miner:
         Args:
             query: Unit rows.
             ids: Rows left out for each query; -1 for a query from outside.
-            step: Decides which keys are too old.
-            k: How many.
+            step: Optimizer step at which keys may be too old.
+            k: Number of rows.
 
         Returns:
             ids, similarity: Closest first; -1 and -inf where there are fewer, and for all until the bank is
@@ -209,7 +209,7 @@ class Miner:
     def _look_up(
         self, asked: Asked, admissible: Bool[Tensor, " n"], ceiling: Float[Tensor, " b"] | None = None
     ) -> Candidates:
-        """Search for ``asked``, or hand out what was looked up ahead of its step; see methods.base.LookUp."""
+        """Search for ``asked``, or return what was looked up ahead of its step; see methods.base.LookUp."""
         if self._ahead is None:
             return self._search(asked.query, asked.ids, asked.step, admissible, ceiling)
         if asked.step not in self._ahead:
@@ -248,20 +248,22 @@ def build_miner(
     """Build a miner for a dataset of ``rows``, embeddings of ``dim`` and a model on ``device``.
 
     Args:
-        bank: Where keys are kept.
-        mining: Which of them become negatives.
+        bank: Settings of the bank.
+        mining: Settings of the miner.
         rows: Rows of the dataset; ids are below it.
         dim: Embedding dimension.
         seed: Decides every draw, together with step and id.
-        device: The model's.
-        upcoming: Dataset rows of an optimizer step to come, None past the end; for ``mining.query=stored``.
-        exchange: To the other ranks; for ``bank.placement=sharded``, which makes ``negatives``, ``nearest``,
-            ``write``, ``state_dict`` and ``ready`` collective: all ranks call them, in the same order.
+        device: Device of the model.
+        upcoming: Returns the dataset rows of a coming optimizer step, None past the end; needed for
+            ``mining.query=stored``.
+        exchange: Communication with the other ranks, for ``bank.placement=sharded``. That makes
+            ``negatives``, ``nearest``, ``write``, ``state_dict`` and ``ready`` collective: all ranks call
+            them, in the same order.
         method: A mining method of your own (memory_bank/methods/base.py); None is the one that
             ``mining.method`` names.
 
     Raises:
-        ValueError: settings that do not go together; the message says what to change.
+        ValueError: settings that cannot be combined; the message says what to change.
     """
     method = method or method_of(mining)
     ahead = mining.query == "stored"

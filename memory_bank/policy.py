@@ -20,11 +20,11 @@ from memory_bank.top import count, largest
 
 @dataclass
 class Selection:
-    """Hold what ``select`` chose.
+    """Result of ``select``.
 
     Attributes:
         slots: Hard negatives, closest first, -1 where there are fewer than ``num_hard``.
-        similarity: Theirs, -inf for -1.
+        similarity: Their similarities, -inf for -1.
         alike: Slots likely to show the same thing as the query (false_negative), -1 where there are fewer.
         floor: Similarity from which rows count as the same thing; inf where none do.
         dropped: Share of the admissible rows that each filter removed, by its name, averaged over queries.
@@ -60,7 +60,7 @@ def depth(config: MiningConfig, rows: int) -> int:
 
 
 def overruled(config: MiningConfig, rows: int) -> list[str]:
-    """Settings that others overrule once a query has ``rows`` admissible rows, a line for each.
+    """Return a line for each setting that others overrule once a query has ``rows`` admissible rows.
 
     A band of less than one row (mining=hardest) asks for the closest rows and is not among them.
     """

@@ -20,4 +20,4 @@ METHODS: dict[str, Callable[[], Any]] = {
     "all_rows": partial(_shipped, "all_rows", "AllRows"),
     "full_bank": partial(_shipped, "full_bank", "FullBank"),
 }
-"""What makes the method of each name: its class, or any other callable without arguments."""
+"""Name -> class of the method, or any other callable without arguments that returns one."""

@@ -201,7 +201,9 @@ class ShardedBank(Bank):
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore this rank's rows of a saved bank of any placement.
+        """Restore this rank's rows of a saved bank, whatever its placement was.
+
+        A run resumed from the command line keeps its bank.placement: config.yaml may not differ in it.
 
         Raises:
             ValueError: another kind, capacity, dimension or dtype.
@@ -260,8 +262,8 @@ def build_sharded(
     for setting, is_set in refused.items():
         if is_set:
             raise ValueError(
-                f"bank.placement=sharded does not go with {setting}; use bank.placement=replicated, or "
-                "mining.method=ranked or full_bank with mining.query=fresh and mining.index=auto"
+                f"bank.placement=sharded cannot be combined with {setting}; use bank.placement=replicated, "
+                "or mining.method=ranked or full_bank with mining.query=fresh and mining.index=auto"
             )
     if exchange is None:
         raise ValueError("bank.placement=sharded needs a way to the other ranks (argument exchange)")
@@ -283,8 +285,8 @@ class ShardedSearch(Retrieval):
 
     Args:
         bank: The bank.
-        search: Searches this rank's rows.
-        exchange: Reaches the other ranks.
+        search: Search backend of this rank's rows.
+        exchange: Communication with the other ranks.
     """
 
     def __init__(self, bank: ShardedBank, search: Retrieval, exchange: Exchange) -> None:
@@ -308,7 +310,7 @@ class ShardedSearch(Retrieval):
         inside = self._bank.inside(torch.cat(shares))
         candidates = self._inner.search(queries, inside, k, admissible=admissible, ceiling=limits, key=key)
         sizes = [len(share) for share in shares]
-        # A rank with a row less may return one candidate less, but swapped tensors must have one width.
+        # A rank with one row less may return one candidate less, but swapped tensors have equal widths.
         missing = min(k, -(-self._bank.capacity // self._exchange.world)) - candidates.slots.shape[1]
         outside = pad(self._bank.outside(candidates.slots), (0, missing), value=-1)
 
@@ -325,7 +327,7 @@ class ShardedSearch(Retrieval):
 
     @override
     def update(self, slots: Int[Tensor, " g"]) -> None:
-        """Take over new keys in ``slots`` of this rank."""
+        """Update the index with the new keys in ``slots`` of this rank."""
         self._inner.update(self._bank.inside(slots))
 
     @override

@@ -161,12 +161,13 @@ class Storage(Bank):
 
 
 class DatasetBank(Storage):
-    """Keep one slot per dataset row: a new key replaces the row's old one, so no row is there twice."""
+    """Keep one slot per dataset row: a new key replaces the row's old one, so no row has two keys."""
 
     kind = "dataset"
 
     @override
     def slots_of(self, ids: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+        # A data set bank's slot is the row: the stored id is the slot, and -1 where nothing was written.
         return self._id[ids]
 
     @override
@@ -205,7 +206,7 @@ class DatasetBank(Storage):
 
 
 class QueueBank(Storage):
-    """Keep the newest ``capacity`` keys (FIFO), for any batch sizes; an id may be there several times."""
+    """Keep the newest ``capacity`` keys (FIFO), for any batch sizes; an id may have several keys."""
 
     kind = "queue"
 

@@ -1,4 +1,4 @@
-"""The smallest parts that behave as the real ones do, for all tests: a config, a module, images on disk."""
+"""Build the smallest parts that behave like the real ones, for all tests: config, module, images on disk."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def config(*overrides):
 
 
 def module(*overrides, rows=40, epochs=2, method=None, fill=True):
-    """Return a module on ``rows`` images of 16 px as it is when training starts, without a trainer.
+    """Return a module on ``rows`` images of 16 px in its state at the start of training, without a trainer.
 
     Args:
         fill: Whether every row of the bank holds a random key.
@@ -87,7 +87,7 @@ def write_images(folder, count, *, size=32, channel=0, suffix="png", seed=0):
 
 
 def run_config(folder, *overrides):
-    """Return the config of a whole run below ``folder``, without monitors, in a second or two."""
+    """Return the config of a run below ``folder`` without monitors, which takes a second or two."""
     return config(
         f"run.root={folder / 'runs'}",
         "run.name=tiny",

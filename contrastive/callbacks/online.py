@@ -18,7 +18,7 @@ from contrastive.lightning_glue import StepCallback, log_row
 from contrastive.logging.throughput import off_the_clock
 from contrastive.module import ContrastiveModule
 from eval import knn, linear_probe
-from eval.features import Features, Split, extract
+from eval.features import Features, PartFeatures, extract
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +75,8 @@ class _Part:
     labels: Int[Tensor, " n"]
     rows: Int[Tensor, " n"]
 
-    def split(self, features: Float[Tensor, "n d"], device: torch.device) -> Split:
-        return Split(features, self.labels, self.rows).to(device)
+    def split(self, features: Float[Tensor, "n d"], device: torch.device) -> PartFeatures:
+        return PartFeatures(features, self.labels, self.rows).to(device)
 
 
 class OnlineScores(StepCallback):

@@ -1,1 +1,1 @@
-"""The ``report`` protocol: one page for one run or for several. ``sections.SECTIONS`` lists what is on it."""
+"""Write the ``report`` page of one run or of several; ``sections.SECTIONS`` lists its sections."""

@@ -1,4 +1,4 @@
-"""The runs that a page is about, and what several of its sections need."""
+"""Hold the runs of a page, and data that several of its sections share."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,29 +17,29 @@ from eval.report.read import Run
 from eval.stats import Health, health
 from eval.subject import Extractor
 
-_MOST_POINTS = 1500  # of the map
+_MOST_POINTS = 1500  # on the map
 
 
 @dataclass(frozen=True)
 class Map:
-    """Test features in the plane."""
+    """Test features projected to the plane."""
 
     points: Float[Tensor, "n 2"]
     labels: Int[Tensor, " n"]
     classes: tuple[str, ...]
     method: str  # t-SNE or PCA
     health: Health  # of all test features
-    full_rank: int  # the most that their effective rank could be
+    full_rank: int  # largest possible effective rank
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a section is made from.
+    """Input of every section.
 
     Attributes:
-        config: Of the command.
-        runs: One, or several to compare.
-        missing: What could not be drawn, and why; sections add to it.
+        config: Settings of the command.
+        runs: One run, or several to compare.
+        missing: Contents that could not be drawn, and why; sections add to it.
     """
 
     config: EvalConfig
@@ -48,22 +48,22 @@ class Report:
 
     @property
     def alone(self) -> bool:
-        """Whether there is one run, so that pictures of it have room."""
+        """Whether there is only one run; then its pictures are shown."""
         return len(self.runs) == 1
 
     @cached_property
     def dataset(self) -> Dataset | None:
-        """The data set of the first run; None where it is not known.
+        """The data set of the first run; None if it is not known.
 
         Raises:
-            UserError: it cannot be opened.
+            UserError: the data set cannot be opened.
         """
         settings = self.runs[0].settings
         return open_dataset(settings.data) if settings is not None else None
 
     @cached_property
     def images(self) -> Images | None:
-        """Training images of the first run; None, with a reason, where they cannot be opened."""
+        """Training images of the first run; None if they cannot be opened; the reason goes to ``missing``."""
         try:
             return self.dataset.train if self.dataset is not None else None
         except UserError as error:
@@ -72,11 +72,11 @@ class Report:
 
     @cached_property
     def map(self) -> Map | None:
-        """Test features of the first run; None, with a reason, where they cannot be had."""
+        """Test features of the first run; None if they cannot be computed; the reason goes to ``missing``."""
         run = self.runs[0]
         try:
             if self.dataset is None or self.dataset.test is None:
-                return None  # no labels, so nothing to colour: the page is whole without it
+                return None  # no labels, so nothing to color; not an error
             config = replace(self.config, checkpoint=str(run.folder))
             own = self.dataset if config.data == EvalDataConfig() else None
             extractor = Extractor(config, resolve(config.checkpoint), dataset=own)

@@ -1,4 +1,4 @@
-"""The frame of the report: style sheet, sections, cards, tables. One file, no network, no scripts."""
+"""Build the HTML of the report: page, sections, cards, tables; one file without network access or scripts."""
 
 import base64
 import io
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from contrastive.drawing.canvas import COLOURS, css
 
-# A browser loads nothing but what is in the page.
+# The browser loads nothing from outside the page.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(title: str, sections: Iterable[str]) -> str:
-    """Return the whole document; empty sections are left out."""
+    """Return the HTML document; empty sections are left out."""
     body = "\n".join(section for section in sections if section)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -38,7 +38,7 @@ def _style() -> str:
 
 
 def section(title: str, note: str, body: str) -> str:
-    """Return a heading, a sentence that says what it means, and ``body``, which is HTML."""
+    """Return one section: heading, one-sentence note and HTML body."""
     return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{body}</section>'
 
 
@@ -54,7 +54,7 @@ def grid(cards: Iterable[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """Return a table of texts; of ``kind`` ``set`` the cells are long texts, otherwise numbers."""
+    """Return a table of texts; with ``kind="set"`` cells are long texts, otherwise numbers."""
     lines = ["".join(f"<th>{escape(text)}</th>" for text in head)]
     lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
@@ -62,7 +62,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
 
 
 def details(texts: Mapping[str, str]) -> str:
-    """Return long texts that unfold under their names."""
+    """Return long texts, each folded under its name."""
     return "".join(
         f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>"
         for name, text in texts.items()
@@ -70,7 +70,7 @@ def details(texts: Mapping[str, str]) -> str:
 
 
 def warning(text: str, items: Sequence[str] = ()) -> str:
-    """Return a warning, and what it lists."""
+    """Return a warning with a list of items."""
     inner = "".join(f"<li>{escape(item)}</li>" for item in items)
     return (
         f'<div class="note warning"><p>{escape(text)}</p>' + (f"<ul>{inner}</ul>" if items else "") + "</div>"
@@ -78,12 +78,12 @@ def warning(text: str, items: Sequence[str] = ()) -> str:
 
 
 def key(colour: str) -> str:
-    """Return a square of one of the page's colours."""
+    """Return a square in one of the page's colors."""
     return f'<span class="key" style="background:{css(colour)}"></span>'
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> str:
-    """Return names beside squares of their colours."""
+    """Return names beside squares in their colors."""
     return "".join(f'<span class="entry">{key(colour)}{escape(name)}</span> ' for name, colour in entries)
 
 

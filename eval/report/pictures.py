@@ -1,4 +1,4 @@
-"""Sections with the pictures of one run: views, hard negatives, mistakes and map, unreadable files."""
+"""Build the picture sections of one run: views, hard negatives, mistakes and map, unreadable files."""
 
 from collections.abc import Sequence
 from html import escape
@@ -14,10 +14,10 @@ from eval.report.context import Map, Report
 from eval.report.page import card, data_uri, grid, legend, png, section, table
 from eval.report.read import read_csv, read_mined
 
-_MOST_ANCHORS = 10  # of the gallery
-_MOST_CLASSES = 40  # of a readable confusion matrix
-_MOST_NAMES = 12  # of classes below the map
-_MOST_UNREADABLE = 10  # of the files shown
+_MOST_ANCHORS = 10  # in the gallery
+_MOST_CLASSES = 40  # in a readable confusion matrix
+_MOST_NAMES = 12  # classes in the legend of the map
+_MOST_UNREADABLE = 10  # files listed
 _THUMBNAIL = 96
 
 
@@ -33,7 +33,7 @@ def views(report: Report) -> str:
 
 
 def gallery(report: Report) -> str:
-    """Show mined.csv: anchors beside their negatives, those of the same label framed."""
+    """Show mined.csv: anchors beside their negatives; negatives of the same label have a frame."""
     if not report.alone:
         return ""
     try:
@@ -71,7 +71,7 @@ def _thumbnail(images: Images | None, row: int, key: str, text: str, *, framed: 
     if image is not None:
         source = png(scaled(image, min(_THUMBNAIL, image.shape[-1])))
         picture = f'<img{frame} alt="{name}" src="{source}">'
-    # Right to left, so that a long path loses its beginning; the mark keeps its own order.
+    # Right to left, so that a long path is cut at its beginning; <bdi> keeps the order of its characters.
     caption = f"<b>{escape(text)}</b><br><bdi>{name}</bdi>"
     return f'<figure title="{name}">{picture}<figcaption>{caption}</figcaption></figure>'
 
@@ -122,7 +122,7 @@ def _map(plane: Map) -> str:
 
 
 def unreadable(report: Report) -> str:
-    """Count the rows of corrupt.csv, and list the first."""
+    """Count the rows of corrupt.csv, and list the first ones."""
     rows = read_csv(report.runs[0].folder / "corrupt.csv") if report.alone else []
     if not rows:
         return ""

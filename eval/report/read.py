@@ -1,4 +1,4 @@
-"""Read what a report shows of a run directory: results, statistics, tables, settings."""
+"""Read a run directory for the report: results, statistics, tables, settings."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ STATISTICS = {
     "uniformity": "uniformity, -4 is best",
     "std": "spread, 1 is isotropic",
 }
-"""Numbers of the stats protocol, in words."""
+"""Titles of the numbers of the stats protocol."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Results of the stats protocol: texts by encoder or baseline, then by name, and the closest pairs."""
+    """Results of the stats protocol: texts by encoder or baseline, then by name, and near-duplicates."""
 
     numbers: dict[str, dict[str, str]]
     near_duplicates: str
@@ -64,7 +64,7 @@ class Statistics:
 class Run:
     """A run directory, or the folder of another library's network that was evaluated."""
 
-    name: str  # of the folder, or the path where two folders have one name
+    name: str  # of the folder, or its path if two folders have the same name
     folder: Path
     settings: PretrainConfig | None  # None without config.yaml
     results: dict[str, Result]  # by protocol
@@ -76,7 +76,7 @@ def read_run(folder: Path, name: str) -> Run:
     """Read a run directory.
 
     Raises:
-        UserError: a file in it is not what training or evaluation writes.
+        UserError: a file in it was not written by training or evaluation.
     """
     config, found = folder / "config.yaml", folder / "eval"
     results = {each: _read(found / f"{each}.json", _result) for each in accuracy_titles()}
@@ -91,7 +91,7 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def _read(path: Path, parse: Callable[[dict[str, Any]], T]) -> T | None:
-    """Parse a result; None where there is no file."""
+    """Parse a result; None if there is no file."""
     content = read_json(path)
     if not content:
         return None
@@ -144,19 +144,19 @@ def _statistics(raw: dict[str, Any]) -> Statistics:
         }
         for which in ("encoder", *BASELINES)
     }
-    told = f"Pairs of near-duplicates: {pairs['pairs']}, {pairs['listed']} listed in {pairs['file']}."
-    return Statistics(numbers, told)
+    duplicates = f"Pairs of near-duplicates: {pairs['pairs']}, {pairs['listed']} listed in {pairs['file']}."
+    return Statistics(numbers, duplicates)
 
 
 def _text(value: int | float | str | None) -> str:
-    """Format a statistic; JSON has null for what is not finite."""
+    """Format a statistic; null in JSON is a value that is not finite."""
     if value is None:
         return "not finite"
     return value if isinstance(value, str) else f"{value:.3g}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the object in a file; empty where there is no file.
+    """Read the JSON object in a file; empty if there is no file.
 
     Raises:
         UserError: not JSON, not an object, or a number in it is not finite.
@@ -180,10 +180,10 @@ def _finite(text: str) -> float:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read rows by column; none where there is no file. Bytes that are not UTF-8 become question marks.
+    """Read rows by column; none if there is no file. Bytes that are not UTF-8 become question marks.
 
     Raises:
-        UserError: not a table.
+        UserError: the file is not a csv table.
     """
     if not path.is_file():
         return []
@@ -195,10 +195,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def read_mined(path: Path) -> list[HardNegative]:
-    """Read mined.csv; empty where there is no file.
+    """Read mined.csv; empty if there is no file.
 
     Raises:
-        UserError: not such a table.
+        UserError: a row is not one of mined negatives.
     """
     found = []
     for count, row in enumerate(read_csv(path), start=1):

@@ -1,4 +1,4 @@
-"""What is on a report: a section is one function of ``Report``, named in ``SECTIONS``."""
+"""Build the sections of a report: each is one function of ``Report``, listed in ``SECTIONS``."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from eval.report.context import Report
 from eval.report.page import card, details, grid, key, legend, section, table, warning
 from eval.report.read import BASELINES, STATISTICS, Run, Score, read_json
 
-_MOST_POINTS = 400  # of a curve
+_MOST_POINTS = 400  # in a curve
 _COLOURS = {"raw_pixels": "s1", "random_encoder": "s2"}  # of the baselines' marks
 _CHARTS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], str], ...] = (
     ("Loss", (("loss", ("train/loss",)),), ""),
@@ -55,7 +55,7 @@ _CHARTS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], str], ...] = 
 
 
 def header(report: Report) -> str:
-    """Name the run and its main numbers, or all runs with their colours."""
+    """Show the run and its main numbers, or all runs with their colors."""
     return _one(report, report.runs[0]) if report.alone else _several(report.runs)
 
 
@@ -63,7 +63,7 @@ def _one(report: Report, run: Run) -> str:
     settings = run.settings
     assert settings is not None  # a run directory
     data = settings.data
-    told = (
+    summary = (
         f"{_network(run, settings)}, on {data.name} at {data.image_size} px without labels: "
         f"{settings.schedule.epochs} epochs in batches of {data.global_batch}, "
         f"method {settings.method_name}, loss {settings.objective.name}."
@@ -71,19 +71,19 @@ def _one(report: Report, run: Run) -> str:
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(report, run)
     )
-    intro = f'<h1>{escape(run.name)}</h1><p class="muted">{escape(told)}</p>'
+    intro = f'<h1>{escape(run.name)}</h1><p class="muted">{escape(summary)}</p>'
     return f'<header>{intro}<dl class="facts">{cells}</dl></header>'
 
 
 def _network(run: Run, settings: PretrainConfig) -> ArchSpec:
-    """Describe the network by its file; by the config before there is one."""
+    """Describe the network by its file, or by the config if there is no file yet."""
     file = run.folder / "encoder.safetensors"
     return read_info(file).arch if file.is_file() else arch_of(settings.encoder)
 
 
 def _facts(report: Report, run: Run) -> Iterator[tuple[str, str]]:
     for protocol, result in run.results.items():
-        # Of few labels the 10% one, where it is there; otherwise the first.
+        # Lowshot shows its score at 10% if there is one; every other protocol its first score.
         tenth = [score for score in result.scores if protocol == "lowshot" and score.name.endswith(" 10%")]
         for score in (tenth or result.scores)[:1]:
             yield f"{accuracy_titles()[protocol].lower()}, {score.name}", f"{100 * score.value:.1f}%"
@@ -100,14 +100,14 @@ def _several(runs: list[Run]) -> str:
         f'<span class="muted">{escape(str(run.folder))}</span></li>'
         for place, run in enumerate(runs)
     )
-    told = []
+    warnings = []
     data = {run.name: run.settings.data.name for run in runs if run.settings}
     if len({*data.values()}) > 1:
         listed = ", ".join(f"{run} on {name}" for run, name in data.items())
-        told.append(f"Not all runs trained on the same data, so their curves do not compare: {listed}.")
+        warnings.append(f"Not all runs trained on the same data, so their curves do not compare: {listed}.")
     if bare := [run.name for run in runs if not run.results]:
-        told.append(f"Not evaluated yet, so without scores: {', '.join(bare)}.")
-    lines = "".join(map(warning, told))
+        warnings.append(f"Not evaluated yet, so without scores: {', '.join(bare)}.")
+    lines = "".join(map(warning, warnings))
     return f'<header><h1>{len(runs)} runs compared</h1><ul class="runs">{items}</ul></header>{lines}'
 
 
@@ -132,7 +132,7 @@ def _beside_baselines(run: Run) -> str:
     head = "".join(f"<th>{name}</th>" for name in names)
     head += f'<th class="picture">{100 * floor:.0f} to 100%</th>'
     keys = [("encoder, 95% interval", "s0"), *((BASELINES[name], _COLOURS[name]) for name in BASELINES)]
-    told = "".join(warning(text) for result in results.values() for text in result.warnings)
+    warnings = "".join(warning(text) for result in results.values() for text in result.warnings)
     first = next(iter(results.values()))
     note = (
         f"Frozen features, {first.rows[0]:,} training and {first.rows[1]:,} test images; in brackets what "
@@ -140,7 +140,7 @@ def _beside_baselines(run: Run) -> str:
     )
     body = f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
     return section(
-        "How good are the features?", note, f"{body}<p class='note picture'>{legend(keys)}</p>{told}"
+        "How good are the features?", note, f"{body}<p class='note picture'>{legend(keys)}</p>{warnings}"
     )
 
 
@@ -180,7 +180,7 @@ def _score_row(label: str, score: Score, floor: float, colour: str = "s0", *, ba
 
 
 def _unlike(runs: list[Run]) -> str:
-    """Warn where scores are not of the same images."""
+    """Warn if scores are not of the same images."""
     seen: dict[str, list[str]] = {}
     for run in runs:
         for result in run.results.values():
@@ -192,7 +192,7 @@ def _unlike(runs: list[Run]) -> str:
 
 
 def curves(report: Report) -> str:
-    """Draw metrics.csv: a chart of one run may have several curves, with several runs each has one a run."""
+    """Draw metrics.csv: for one run several metrics a chart, for several runs one metric."""
     cards = []
     for title, series, caption in _charts(report.runs):
         if any(points for _, points in series):
@@ -218,7 +218,7 @@ def _charts(runs: list[Run]) -> Iterator[tuple[str, list[tuple[str, Points]], st
 
 
 def curve(run: Run, spellings: tuple[str, ...]) -> Points:
-    """Return (epoch, value) of the first column with values; empty and not finite cells are left out."""
+    """Return (epoch, value) of the first column with values, without empty and non-finite cells."""
     for column in spellings:
         pairs = [(_number(row.get("epoch")), _number(row.get(column))) for row in run.metrics]
         found = [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
@@ -235,19 +235,19 @@ def _number(text: str | None) -> float:
 
 
 def health(report: Report) -> str:
-    """Show the stats protocol: one run beside the baselines and its closest pairs, or the runs."""
+    """Show the stats protocol: one run beside the baselines, with its near-duplicates, or all runs."""
     known = {run.name: run.statistics for run in report.runs if run.statistics is not None}
     if not known:
         return ""
-    columns, told = {name: found.numbers["encoder"] for name, found in known.items()}, ""
+    columns, duplicates = {name: found.numbers["encoder"] for name, found in known.items()}, ""
     if report.alone:
         (found,) = known.values()
         columns = {BASELINES.get(which, which): numbers for which, numbers in found.numbers.items()}
-        told = f'<p class="note">{escape(found.near_duplicates)}</p>'
+        duplicates = f'<p class="note">{escape(found.near_duplicates)}</p>'
     rows = [[title, *(numbers[name] for numbers in columns.values())] for name, title in STATISTICS.items()]
     note = "Features of training images, before the projector."
     kind = "" if report.alone else "set"
-    return section("Are the features healthy?", note, table(["", *columns], rows, kind) + told)
+    return section("Are the features healthy?", note, table(["", *columns], rows, kind) + duplicates)
 
 
 def differences(report: Report) -> str:
@@ -258,7 +258,7 @@ def differences(report: Report) -> str:
     names = dict.fromkeys(name for settings in known.values() for name in settings if name != "run.name")
     rows = [[name, *(settings.get(name, "") for settings in known.values())] for name in names]
     rows = [row for row in rows if len({*row[1:]}) > 1]
-    note = "Every other setting of their config.yaml is the same." if rows else "Their config.yaml are alike."
+    note = "Every other setting of their config.yaml is the same." if rows else "Their settings are the same."
     return section("What differs?", note, table(["", *known], rows, "set") if rows else "")
 
 
@@ -274,7 +274,7 @@ def _flat(settings: PretrainConfig) -> Iterator[tuple[str, str]]:
 
 
 def origin(report: Report) -> str:
-    """Show every setting, hash and version, folded."""
+    """Show every setting, hash and version, folded up."""
     texts = {}
     for run in report.runs:
         before = "" if report.alone else f"{run.name}: "
@@ -285,7 +285,7 @@ def origin(report: Report) -> str:
 
 
 Section = Callable[[Report], str]
-"""Returns HTML, or nothing where it has nothing to show; what it lacks it adds to ``Report.missing``."""
+"""Return HTML, or "" if there is nothing to show; add what cannot be drawn to ``Report.missing``."""
 
 SECTIONS: tuple[Section, ...] = (
     header,
@@ -299,4 +299,4 @@ SECTIONS: tuple[Section, ...] = (
     differences,
     origin,
 )
-"""The page, from top to bottom. To add a section, write a function and name it here."""
+"""Sections of the page, from top to bottom. To add a section, write a function and list it here."""

@@ -1,4 +1,4 @@
-"""Write a page: report.html of one run, comparison-NAMES-HASH.html of several."""
+"""Write the report: report.html for one run, comparison-NAMES-HASH.html for several."""
 
 import hashlib
 import logging
@@ -26,12 +26,12 @@ _NAME_LENGTH = 40  # characters of the runs' names in a file name
 def write_report(config: EvalConfig) -> dict[str, Any]:
     """Write a self-contained page; return its file, its runs and what is missing in it.
 
-    Without ``compare`` it is ``report.html`` in the run directory; with it a page over all runs beside the
-    first one, see ``comparison_name``. ``out`` names another folder.
+    Without ``compare`` it is ``report.html`` in the run directory; with ``compare`` it compares all runs and
+    is written beside the first run's directory (see ``comparison_name``). ``out`` names another folder.
 
     Raises:
-        UserError: a path that holds no run, more runs than there are colours, a file that training or
-            evaluation did not write, or the page cannot be written.
+        UserError: a path holds no run, there are more runs than colors, a file was not written by training
+            or evaluation, or the page cannot be written.
     """
     runs = _compared([config.checkpoint, *config.compare]) if config.compare else [_only(config.checkpoint)]
     beside, name = runs[0].folder, "report.html"
@@ -52,14 +52,14 @@ PROTOCOL = Page(EvalConfig, write_report)
 
 
 def comparison_name(runs: list[Run]) -> str:
-    """Return the file name of a comparison: the same for the same runs, another for others."""
+    """Return the file name of a comparison, which depends only on the runs."""
     names = "-".join(run.folder.absolute().name for run in runs)[:_NAME_LENGTH]
     folders = "\0".join(str(run.folder.resolve()) for run in runs)
     return f"comparison-{names}-{hashlib.sha256(os.fsencode(folders)).hexdigest()[:8]}.html"
 
 
 def build(report: Report) -> str:
-    """Return the document; what could not be drawn is named on it, below the header."""
+    """Return the HTML document; contents that could not be drawn are listed below the header."""
     header, *others = (section(report) for section in SECTIONS)
     lacking = warning("Not on this page:", report.missing) if report.missing else ""
     names = [run.name for run in report.runs]

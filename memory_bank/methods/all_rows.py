@@ -1,4 +1,4 @@
-"""Every row of the bank as a negative: the exact loss over the whole bank."""
+"""Use every row of the bank as a negative: the exact loss over the whole bank."""
 
 from typing_extensions import override
 

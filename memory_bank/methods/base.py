@@ -1,4 +1,4 @@
-"""Define what a mining method is given, what it returns, and the parts that methods share."""
+"""Define the interface of a mining method, its input and output, and helpers that methods share."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ class Asked:
         batch_keys: Keys of the whole batch over all ranks.
         batch_ids: Their dataset rows.
         step: The optimizer step.
-        seed: The miner's; see ``draw_key``.
+        seed: Seed of the miner; see ``draw_key``.
     """
 
     query: Float[Tensor, "b d"]
@@ -46,21 +46,21 @@ class Asked:
 
     @property
     def own_in_batch(self) -> Bool[Tensor, "b g"]:
-        """Which of the batch's keys are of each query's own row."""
+        """True where a key of the batch is of the query's own row."""
         return self.batch_ids[None] == self.ids[:, None]
 
     def draw_key(self, purpose: int) -> int:
-        """Key of this step's random draw for ``purpose``; the search takes purpose 1."""
+        """Return the key of this step's random draw for ``purpose``; the search uses purpose 1."""
         return mix(self.seed, self.step, purpose)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Negatives, and what the metrics ``mining/...`` show of them.
+    """Negatives, and statistics of them for the metrics ``mining/...``.
 
     Attributes:
-        negatives: On the bank's device.
-        stats: None takes the similarities of a few queries to their negatives.
+        negatives: Negatives, on the bank's device.
+        stats: Statistics of the look-up; None computes the similarities of a few queries to their negatives.
     """
 
     negatives: Negatives
@@ -69,15 +69,15 @@ class Answer:
 
 @runtime_checkable
 class LookUp(Protocol):
-    """Search the bank for one ``Asked``, with the fresh query or a stored one as ``mining.query`` says."""
+    """Search the bank for one ``Asked``, with the fresh or the stored query (``mining.query``)."""
 
     def __call__(
         self, admissible: Bool[Tensor, " n"], ceiling: Float[Tensor, " b"] | None = None
     ) -> Candidates:
-        """Return the closest ``admissible`` rows of each query: ``MiningMethod.depth`` or more, if there are.
+        """Return the closest ``admissible`` rows of each query, ``MiningMethod.depth`` or more if possible.
 
         Args:
-            admissible: Slots that may come back.
+            admissible: Slots that may be returned.
             ceiling: Rows more similar than this may be left out, and are then counted (``Candidates.above``).
         """
 
@@ -87,8 +87,8 @@ class MiningMethod(ABC):
 
     Attributes:
         looks_up: Whether ``negatives`` calls ``look_up``. If not, nothing is looked up ahead of a step, and
-            the search backend is chosen for galleries alone.
-        reads_every_row: Whether it reads ``bank.key`` of all slots, which no rank of a sharded bank holds.
+            the search backend only serves galleries.
+        reads_every_row: Whether it reads ``bank.key`` of all slots, which no rank of a sharded bank has.
     """
 
     looks_up = True
@@ -100,8 +100,8 @@ class MiningMethod(ABC):
 
         Args:
             asked: Queries and their batch.
-            bank: Read it, do not write it. It is filled to ``mining.min_fill``.
-            look_up: Searches the bank.
+            bank: The bank, to be read only. It is filled to ``mining.min_fill``.
+            look_up: Function that searches the bank.
             config: The settings.
         """
 
@@ -117,12 +117,12 @@ def method_of(config: MiningConfig) -> MiningMethod:
 
 
 def distinct(slots: Int[Tensor, "b k"]) -> tuple[Int[Tensor, " u"], Int[Tensor, "b k"]]:
-    """Return slots and where each query's own are among them; on a CPU each slot once.
+    """Return the slots, each once, and the index of each query's slots among them.
 
-    Elsewhere slots repeat, as the host would have to wait for their number.
+    Only a CPU removes repeated slots: on a GPU the host would have to wait for their number.
     """
     if slots.device.type == "cpu":
-        # It sorts, which takes half as long in int32.
+        # unique() sorts, which takes half as long in int32.
         different, index = torch.unique(slots.int(), return_inverse=True)
         return different.long(), index
     return slots.flatten(), torch.arange(slots.numel(), device=slots.device).view_as(slots)

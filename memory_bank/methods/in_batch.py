@@ -1,4 +1,4 @@
-"""Negatives of the batch alone: used until the bank is filled to ``mining.min_fill``."""
+"""Use only the batch's keys as negatives, until the bank is filled to ``mining.min_fill``."""
 
 from typing_extensions import override
 

@@ -1,4 +1,4 @@
-"""Hard negatives from a band of ranks of each query, and uniform ones shared by the batch."""
+"""Draw hard negatives from a band of each query's ranks, and uniform ones shared by the batch."""
 
 from dataclasses import replace
 

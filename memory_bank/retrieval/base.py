@@ -69,7 +69,7 @@ class Retrieval(ABC):
 
     @property
     def whole(self) -> "Retrieval":
-        """The backend that examines every row, for the very closest ones."""
+        """The backend that examines every row, used to find the closest rows."""
         return self
 
     @abstractmethod
@@ -77,7 +77,7 @@ class Retrieval(ABC):
         """Describe the backend and why it was chosen, in one line for the log."""
 
     def update(self, slots: Int[Tensor, " g"]) -> None:  # noqa: B027 - a default
-        """Take over new keys of the bank in ``slots`` (-1 is skipped, repeats are allowed)."""
+        """Update the index with the new keys in ``slots`` (-1 is skipped, repeats are allowed)."""
 
     def check(  # noqa: B027 - a default
         self,
@@ -90,7 +90,7 @@ class Retrieval(ABC):
         """Measure recall and act on it, if the backend is approximate."""
 
     def advance(self, step: int) -> None:  # noqa: B027 - a default
-        """Start to use what was prepared for ``step``, whose keys are written."""
+        """Start to use what was prepared in the background for ``step``; its keys are written."""
 
     def metrics(self) -> dict[str, float]:
         """Return values to log, by metric name."""
@@ -101,7 +101,7 @@ class Retrieval(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - a default
-        """Restore it; the bank is already loaded."""
+        """Restore the state; the bank is already loaded."""
 
     def close(self) -> None:  # noqa: B027 - a default
         """End background threads."""

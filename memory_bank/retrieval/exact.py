@@ -63,7 +63,7 @@ class Subsample(Retrieval):
     sqrt(p (1 - p) / s) in level), which is what the policy draws from the band anyway.
 
     Args:
-        whole: Searches all rows for the closest ones, of which a sample has few.
+        whole: Backend that searches all rows for the closest ones, because a sample has few of them.
     """
 
     hides_above = True

@@ -12,13 +12,13 @@ def digits():
     """Raw pixels of scikit-learn's digits in the project's own split, as Features."""
     from contrastive.config import DataConfig
     from contrastive.data.dataset import open_dataset
-    from eval.features import Features, Split
+    from eval.features import Features, PartFeatures
 
     dataset = open_dataset(DataConfig(image_size=8))
 
     def split(images):
         pixels = torch.stack([images.read(row)[0].flatten().float() for row in range(len(images))])
-        return Split(pixels, images.labels, torch.arange(len(images)))
+        return PartFeatures(pixels, images.labels, torch.arange(len(images)))
 
     return Features(split(dataset.train), split(dataset.test), tuple(dataset.train.classes))
 
@@ -26,7 +26,7 @@ def digits():
 @pytest.fixture(scope="session")
 def clusters():
     """Gaussian classes that overlap, along correlated dimensions of very different scale."""
-    from eval.features import Features, Split
+    from eval.features import Features, PartFeatures
 
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(6, 20, generator=generator) * 0.9
@@ -35,7 +35,7 @@ def clusters():
     def split(count):
         labels = torch.randint(6, (count,), generator=generator)
         rows = centres[labels] + torch.randn(count, 20, generator=generator)
-        return Split(rows @ mix, labels, torch.arange(count))
+        return PartFeatures(rows @ mix, labels, torch.arange(count))
 
     return Features(split(3000), split(2000), tuple("abcdef"))
 

@@ -5,7 +5,7 @@ import torch
 
 from contrastive.data.images import ArrayImages
 from eval.duplicates import COLUMNS, alike, closest_pairs, write_duplicates
-from eval.features import Split
+from eval.features import PartFeatures
 
 
 def test_pairs_equal_a_plain_loop():
@@ -50,7 +50,7 @@ def test_the_table_names_both_files(tmp_path):
     for part, labels in (("train", [0, 1, -1]), ("test", [1, 1])):
         rows = torch.arange(len(labels))
         images = ArrayImages(part, [pixels[: len(labels)]], 8)
-        places.append((part, images, Split(torch.zeros(len(labels), 2), torch.tensor(labels), rows)))
+        places.append((part, images, PartFeatures(torch.zeros(len(labels), 2), torch.tensor(labels), rows)))
     raw = torch.eye(5)
     raw[4] = raw[1]
     pairs, similarity = torch.tensor([[1, 4], [0, 3], [2, 3]]), torch.tensor([0.99, 0.98, 0.97])

@@ -146,6 +146,7 @@ def test_paths(new_run):
     step.mkdir(parents=True)
     (step / "encoder.safetensors").write_bytes((run / "encoder.safetensors").read_bytes())
     (run / "checkpoints" / "last").write_text("step-10\n")
+    (run / "summary.json").write_text('{"steps": 10}')
     for given, encoder, results in (
         (run, run, run / "eval"),
         (run / "encoder.safetensors", run, run / "eval"),
@@ -154,9 +155,37 @@ def test_paths(new_run):
     ):
         found = resolve(str(given))
         assert (found.encoder, found.run, found.results) == (encoder / "encoder.safetensors", run, results)
-    (run / "encoder.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("summary", "newest"),
+    [
+        ('{"steps": 10}', "own"),
+        ('{"steps": 9}', "last"),
+        ("{", "last"),
+        (None, "last"),
+        ("no own file", "last"),
+        ("no checkpoint", "own"),
+        ("no pointer", "own"),
+    ],
+)
+def test_the_encoder_of_a_run_is_its_newest(new_run, summary, newest):
+    """A run stopped with exit code 75 has an encoder file; continued and killed, it has newer checkpoints."""
+    run = new_run()
+    step = run / "checkpoints" / "step-10"
+    step.mkdir(parents=True)
+    (step / "encoder.safetensors").write_bytes(b"")
+    (run / "checkpoints" / "last").write_text("step-10\n")
+    (run / "summary.json").unlink(missing_ok=True)
+    lost = {"own file": run, "checkpoint": step}.get((summary or "").removeprefix("no "))
+    if lost is not None:
+        (lost / "encoder.safetensors").unlink()
+    elif summary == "no pointer":
+        (run / "checkpoints" / "last").unlink()
+    elif summary is not None:
+        (run / "summary.json").write_text(summary)
     found = resolve(str(run))
-    assert (found.encoder.parent, found.results) == (step, run / "eval")
+    assert (found.encoder.parent, found.results) == ({"own": run, "last": step}[newest], run / "eval")
 
 
 def test_other_data_is_fed_as_the_encoder_wants_it(shared_run):

@@ -9,14 +9,14 @@ from contrastive.config import DataConfig
 from contrastive.data.digits import open_digits
 from contrastive.data.files import open_class_folders, open_tree
 from contrastive.data.image_list import write_image_list
-from eval.features import Features, Split
+from eval.features import Features, PartFeatures
 from eval.leakage import warn_of_pretrained, warn_of_untrained
 from tests.eval.conftest import make_run
 
 
 def features(train, test, classes):
     def split(labels):
-        return Split(torch.zeros(len(labels), 2), torch.tensor(labels), torch.arange(len(labels)))
+        return PartFeatures(torch.zeros(len(labels), 2), torch.tensor(labels), torch.arange(len(labels)))
 
     return Features(split(train), split(test), classes)
 

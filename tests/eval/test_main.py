@@ -260,12 +260,31 @@ def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_fo
 def test_many_classes_are_shown_in_short():
     data = {"name": "imagenet", "rows": {"train": 9}, "unreadable": {}, "test_part": "none"}
     number = {"value": 0.5, "low": 0.4, "high": 0.6, "gain": {"value": 0.0}}
-    row = {"name": "top1", "encoder": number, "raw_pixels": number, "random_encoder": number}
+    row = {
+        "name": "top1",
+        "interval": "Wilson, test images",
+        "encoder": number,
+        "raw_pixels": number,
+        "random_encoder": number,
+    }
     data |= {"classes": [f"n{number}" for number in range(1000)]}
     result = {"protocol": "knn", "scores": [row], "warnings": [], "data": data, "file": "knn.json"}
     assert "1000 classes (n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, ...)" in table(result)
     short = headline(result | {"seconds": {"total": 1}})
     assert (short["num_classes"], short["classes"][-1], len(short["classes"])) == (1000, "n9", 10)
+
+
+def test_the_table_says_over_what_its_intervals_are(new_run, tiny_folder, capsys):
+    run = new_run(name="images", root=str(tiny_folder))
+    given = [f"checkpoint={run}", "device=cpu", "data.name=imagefolder", f"data.root={tiny_folder}"]
+    code, _, err = run_main(capsys, "knn", *given, "knn.k=[1, 2]")
+    assert (code, err.count("\n95% intervals: Wilson, test images\n")) == (0, 1)
+    number = {"value": 0.5, "low": 0.4, "high": 0.6}
+    kinds = ("t over 5 seeds, the same test images", "Wilson, test images", "Wilson, test images")
+    rows = [{"name": "top1", "interval": kind, "encoder": number} for kind in kinds]
+    data = {"name": "digits", "rows": {"train": 9}, "unreadable": {}, "test_part": "none", "classes": []}
+    result = {"protocol": "lowshot", "scores": rows, "warnings": [], "data": data, "file": "lowshot.json"}
+    assert table(result).splitlines()[4] == f"95% intervals: {kinds[0]}; {kinds[1]}"
 
 
 @pytest.mark.parametrize("out", [None, "out/deep"])

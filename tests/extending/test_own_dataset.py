@@ -1,4 +1,4 @@
-"""A torch Dataset of one's own: pretrained on, resumed and evaluated from Python."""
+"""Pretrain on your own torch Dataset, resume, and evaluate, from Python."""
 
 import numpy as np
 import pytest
@@ -59,14 +59,14 @@ def evaluation(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run that was stopped after 10 of its 24 steps, and resumed."""
+    """Return the folder of a run that was stopped after 10 of its 24 steps, and resumed."""
     folder = tmp_path_factory.mktemp("runs")
     images = labelled(Shapes(48, seed=0))
     code, summary = pretrain(configure(folder, "trainer.max_steps=10"), images=images)
     assert (code, summary["steps"]) == (0, 10)
     code, summary = pretrain(configure(folder), images=images)
     assert (code, summary["steps"], summary["finished"]) == (0, 24, True)
-    assert "knn/top1" in summary["metrics"]  # scored during the run, by the labels that were given
+    assert "knn/top1" in summary["metrics"]  # scored during the run, by the data set's labels
     return folder
 
 

@@ -1,4 +1,4 @@
-"""An encoder of one's own: handed to ``pretrain``, or as a file of its own in the registry."""
+"""Train your own encoder: passed to ``pretrain``, or named in the registry."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from eval.evaluate import evaluate
 from eval.knn import KnnEvaluation
 from tests import tiny
 
-# Lightning's own; the command line hides them.
+# Warnings of Lightning, which the command line hides.
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:.*`isinstance\(treespec, LeafSpec\)` is deprecated"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -43,7 +43,7 @@ class SmallCnn(Encoder):
 
 
 def build(name, image_size, *, channels=8):
-    """Build it from ``encoder.name`` and ``encoder.args``: what its line in the registry names."""
+    """Build the encoder from ``encoder.name`` and ``encoder.args``; the registry names this function."""
     return SmallCnn(channels)
 
 
@@ -59,7 +59,7 @@ def images(size=16):
 
 @pytest.fixture
 def run(tmp_path):
-    """A run of an encoder that was handed over, and that encoder."""
+    """Return a run of an encoder that was passed in, and that encoder."""
     folder, encoder = tmp_path, SmallCnn()
     before = encoder.body[0].weight.detach().clone()
     code, _ = pretrain(config(folder), encoder=encoder)
@@ -90,7 +90,7 @@ def test_it_is_evaluated(run):
     result = evaluate("knn", settings, encoder=SmallCnn())
     top1 = result["scores"][0]
     assert top1["encoder"]["value"] > 0.3
-    assert top1["encoder"]["value"] != top1["random_encoder"]["value"]  # the instance, as it was handed over
+    assert top1["encoder"]["value"] != top1["random_encoder"]["value"]  # the instance, as it was passed in
     assert result["encoder"]["name"] == "own:SmallCnn"
     with pytest.raises(UserError, match="pass it in Python"):
         evaluate("knn", settings)

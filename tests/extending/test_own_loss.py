@@ -1,4 +1,4 @@
-"""A loss of one's own on given negatives: handed over, or by a name in the registry."""
+"""Train with your own loss on the mined negatives: passed in, or named in the registry."""
 
 import torch
 
@@ -18,7 +18,7 @@ def hinge(query, key, negatives, *, margin=0.5, **_):
 
 
 def build(settings: LossSettings) -> Objective:
-    """What the registry names: a config to a loss."""
+    """Build the loss from a config; the registry names this function."""
     return Objective("hinge", lambda query, key, negatives: hinge(query, key, negatives))
 
 

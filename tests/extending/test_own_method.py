@@ -1,4 +1,4 @@
-"""A method of one's own: a training step with a parameter and a buffer that belong to it."""
+"""Train with your own method: a training step that owns a parameter and a buffer."""
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,7 @@ def test_a_method_handed_over_is_trained_logged_saved_and_resumed(tmp_path):
     assert (code, halves["steps"]) == (0, whole["steps"])
     encoders = [tmp_path / "runs" / name / "encoder.safetensors" for name in ("whole", "halves")]
     assert encoders[0].read_bytes() == encoders[1].read_bytes()
-    for name in ("train/temperature", "train/images_seen"):  # what belongs to the method was saved too
+    for name in ("train/temperature", "train/images_seen"):  # the method's own state was saved too
         assert halves["metrics"][name] == whole["metrics"][name]
 
 

@@ -1,4 +1,4 @@
-"""A mining method of one's own, as a program outside of this project adds it."""
+"""Add your own mining method from a program outside of this project."""
 
 import pytest
 import torch
@@ -31,14 +31,14 @@ class BelowLimit(MiningMethod):
 
 
 def pairs():
-    """Embeddings of 64 images, of which 2i and 2i + 1 are near-duplicates."""
+    """Return embeddings of 64 images; 2i and 2i + 1 are near-duplicates."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(32, 8, generator=generator).repeat_interleave(2, 0)
     return normalize(images + 0.01 * torch.randn(64, 8, generator=generator), dim=1)
 
 
 def mined(mining, method=None):
-    """Two epochs of a training loop: the last step's query, ids and negatives, and what is logged."""
+    """Train for two epochs; return the last step's query, ids and negatives, and the logged metrics."""
     embeddings = pairs()
     miner = build_miner(
         BankConfig(), mining, rows=64, dim=8, seed=0, device=torch.device("cpu"), method=method

@@ -1,4 +1,4 @@
-"""An order of one's own: which image comes when in an epoch, as a pure function of the position."""
+"""Train in your own order: the image at each position of an epoch, as a pure function."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class ByClass(Order):
 
     Attributes:
         labels: Class of each row.
-        shuffled: Gives the order within a class.
+        shuffled: Order within a class.
     """
 
     labels: torch.Tensor

@@ -1,4 +1,4 @@
-"""An evaluation protocol of one's own, as a program outside of this project adds it."""
+"""Add your own evaluation protocol from a program outside of this project."""
 
 import json
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ def registered(monkeypatch):
 
 @pytest.fixture(scope="module")
 def encoder_file(tmp_path_factory):
-    """A tiny network that was never trained, in a file that belongs to no run."""
+    """Write a tiny untrained network to a file that belongs to no run."""
     config, data = EncoderConfig(name="resnet10", width=8), DataConfig(image_size=16)
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
@@ -74,7 +74,7 @@ def settings(file, **changes):
 
 
 def by_loops(config, power):
-    """Top-1 of the same rule, row by row in NumPy."""
+    """Return the top-1 of the same rule, computed row by row in NumPy."""
     features = Extractor(config, resolve(config.checkpoint)).features("encoder")
     (train, labels), (test, truth) = (
         (part.features.double().numpy(), part.labels.numpy()) for part in (features.train, features.test)

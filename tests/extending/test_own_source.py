@@ -1,4 +1,4 @@
-"""A data source of one's own: a function under a name, which configs and command lines then use."""
+"""Add your own data source: a function with a name that configs and command lines can use."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ opened = []
 
 
 def open_stripes(data):
-    """Images with horizontal or vertical stripes of random phase: 40 to train on, 20 to score on."""
+    """Return images with horizontal or vertical stripes of random phase: 40 to train on, 20 to score on."""
     opened.append(data.root)
     rng = np.random.default_rng(0)
 

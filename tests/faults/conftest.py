@@ -3,7 +3,7 @@ import pytest
 from tests.faults.harness import Lab, Zygote
 
 EPOCHS, STEPS = 2, 12
-"""Of the runs that are killed, at 6 steps an epoch."""
+"""Length of the runs that are killed, at 6 steps an epoch."""
 OVERRIDES = [f"schedule.epochs={EPOCHS}", "run.checkpoint_every=4"]
 
 
@@ -20,7 +20,7 @@ def lab(zygote, tmp_path):
 
 
 class Whole:
-    """The run that nothing happened to, by its number of ranks; each is made once."""
+    """Return the undisturbed run for a number of ranks; each is run once."""
 
     def __init__(self, lab):
         self._lab, self._made = lab, {}
@@ -32,7 +32,7 @@ class Whole:
         return self._made[ranks]
 
     def folder(self, ranks=1):
-        """Its run directory."""
+        """Return its run directory."""
         self(ranks)
         return self._lab.folder / "runs" / f"ranks-{ranks}"
 

@@ -1,4 +1,4 @@
-"""Runs the command line in processes of its own, kills them, and compares what is left, to the bit."""
+"""Run the command line in separate processes, kill them, and compare the results to the bit."""
 
 import csv
 import hashlib
@@ -63,12 +63,12 @@ class Zygote:
         assert self._answer() == "ready"
 
     def start(self, argv: list[str], env: dict[str, str], log: Path, faults: list[list[Any]]) -> int:
-        """Fork a run; returns its pid."""
+        """Fork a run; return its pid."""
         request = {"argv": argv, "env": env, "out": f"{log}.out", "err": f"{log}.err", "faults": faults}
         return int(self._ask({"start": request}))
 
     def wait(self, pid: int) -> int:
-        """Exit code of a run, or minus the signal that ended it."""
+        """Return the exit code of a run, or minus the signal that ended it."""
         try:
             return int(self._ask({"wait": pid}))
         except TimeoutError:
@@ -94,7 +94,7 @@ class Zygote:
 
 @dataclass
 class Ended:
-    """How a run ended.
+    """Exit codes and outputs of a run.
 
     Attributes:
         codes: Exit code of each rank, or minus the signal.
@@ -108,14 +108,14 @@ class Ended:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The JSON object of rank 0's last line."""
+        """Return the JSON object in rank 0's last line."""
         found: dict[str, Any] = json.loads(self.out[0].strip().splitlines()[-1])
         return found
 
 
 @dataclass
 class Started:
-    """A run under way, one process a rank."""
+    """A running command, one process for each rank."""
 
     zygote: Zygote
     pids: list[int]
@@ -136,9 +136,9 @@ class Lab:
     """A folder with images and runs.
 
     Attributes:
-        zygote: Starts the runs.
-        folder: Holds ``photos`` and ``runs``.
-        overrides: Of every run here.
+        zygote: Process that forks the runs.
+        folder: Folder with ``photos`` and ``runs``.
+        overrides: Overrides of every run.
     """
 
     zygote: Zygote
@@ -168,34 +168,34 @@ class Lab:
         return Started(self.zygote, pids, logs)
 
     def run(self, name: str, *overrides: str, **options: Any) -> Ended:
-        """Start and wait."""
+        """Start a run and wait for its end."""
         return self.start(name, *overrides, **options).wait()
 
     def finish(self, name: str, *overrides: str, **options: Any) -> "Outcome":
-        """Run to the end, which must be a good one."""
+        """Run to the end and check that it succeeded."""
         ended = self.run(name, *overrides, **options)
         assert set(ended.codes) == {0}, "\n".join(ended.err)
         return outcome(self.folder / "runs" / name)
 
     def kill_when(
-        self, told: str, number: int, name: str, *overrides: str, delay_s: float, ranks: int = 1
+        self, moment: str, number: int, name: str, *overrides: str, delay_s: float, ranks: int = 1
     ) -> Ended:
-        """Kill -9 every rank, ``delay_s`` after rank 0 told that it is there (``told`` is of inject.py)."""
+        """Kill -9 every rank, ``delay_s`` after rank 0 signals it (``moment`` is a function of inject.py)."""
         fifo = self.folder / f"fifo-{self.count}"
         os.mkfifo(fifo)
         listener = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-        run = self.start(name, *overrides, ranks=ranks, faults={0: [[told, str(fifo), number]]})
+        run = self.start(name, *overrides, ranks=ranks, faults={0: [[moment, str(fifo), number]]})
         heard = select.select([listener], [], [], LIMIT_S)[0]
         os.close(listener)
         time.sleep(delay_s)
         run.kill()
         ended = run.wait()
-        assert heard, f"{told} {number} was never told: {ended.err}"
+        assert heard, f"{moment} {number} was never signalled: {ended.err}"
         return ended
 
 
 def as_ranks(world: int) -> list[dict[str, str]]:
-    """The environment a launcher gives each of ``world`` processes of one node."""
+    """Return the environment that a launcher gives each of ``world`` processes of one node."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
     return [common | {"LOCAL_RANK": str(r), "RANK": str(r), "NODE_RANK": "0"} for r in range(world)]
 
@@ -207,7 +207,7 @@ def free_port() -> int:
 
 
 def draw_images(folder: Path, count: int) -> None:
-    """PNG files 0.png, 1.png, ...: coloured noise."""
+    """Write PNG files 0.png, 1.png, ... of coloured noise."""
     noise = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for number in range(count):
@@ -218,11 +218,11 @@ def draw_images(folder: Path, count: int) -> None:
 
 @dataclass
 class Outcome:
-    """What a finished run left.
+    """Results of a finished run.
 
     Attributes:
-        rows: Step -> the row of metrics.csv, less what is about the machine.
-        trainer: What decides the future in the last checkpoint's trainer.pt.
+        rows: Step -> row of metrics.csv, without columns that depend on the machine.
+        trainer: Entries of the last checkpoint's trainer.pt that later steps depend on.
         bank: Bytes of its bank.safetensors, hashed.
         encoder: Bytes of encoder.safetensors, hashed.
     """
@@ -233,7 +233,7 @@ class Outcome:
     encoder: str
 
     def assert_equals(self, other: "Outcome") -> None:
-        """Losses, weights, optimizer and bank, to the bit."""
+        """Compare losses, weights, optimizer and bank to the bit."""
         assert self.rows.keys() == other.rows.keys()
         assert {step: row for step, row in self.rows.items() if row != other.rows[step]} == {}
         assert_same(self.trainer, other.trainer)
@@ -264,7 +264,7 @@ def read_rows(run_dir: Path) -> dict[int, dict[str, str]]:
 
 
 def load_bank(run_dir: Path) -> dict[str, Any]:
-    """The bank of the last checkpoint."""
+    """Return the bank of the last checkpoint."""
     newest = read_last(run_dir / "checkpoints")
     assert newest is not None
     bank: dict[str, Any] = load_state(newest / "bank.safetensors")["bank"]

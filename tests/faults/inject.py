@@ -1,4 +1,4 @@
-"""Faults, put in place in a run's own process before it starts."""
+"""Inject faults into a run's own process before it starts."""
 
 import functools
 import importlib
@@ -17,7 +17,7 @@ from contrastive.module import ContrastiveModule
 
 
 def before(owner: Any, name: str, act: Callable[[Any], None]) -> None:
-    """Let ``act(self)`` come before every call of a method."""
+    """Call ``act(self)`` before every call of a method."""
     original = getattr(owner, name)
 
     @functools.wraps(original)
@@ -30,14 +30,16 @@ def before(owner: Any, name: str, act: Callable[[Any], None]) -> None:
 
 def tell_step(fifo: str, step: int) -> None:
     """Write to ``fifo`` when optimizer step ``step`` (or, after a resume, a later one) begins."""
-    told = _Once(fifo)
-    before(ContrastiveModule, "training_step", lambda module: told() if module.global_step >= step else None)
+    notify = _Once(fifo)
+    before(
+        ContrastiveModule, "training_step", lambda module: notify() if module.global_step >= step else None
+    )
 
 
 def tell_save(fifo: str, number: int) -> None:
     """Write to ``fifo`` when the ``number``-th save of this process begins."""
-    told, count = _Once(fifo), iter(range(1, 10**9))
-    before(DirectoryCheckpointIO, "save_checkpoint", lambda _: told() if next(count) == number else None)
+    notify, count = _Once(fifo), iter(range(1, 10**9))
+    before(DirectoryCheckpointIO, "save_checkpoint", lambda _: notify() if next(count) == number else None)
 
 
 def note_rows(path: str) -> None:
@@ -68,7 +70,7 @@ def signal_at(step: int, name: str) -> None:
 
 
 def hang_at(call: int, where: str) -> None:
-    """Do nothing any more at the ``call``-th call of a method, ``module:Class.method``."""
+    """Hang forever in the ``call``-th call of a method, ``module:Class.method``."""
     module, _, path = where.partition(":")
     owner, _, name = path.partition(".")
     count = iter(range(1, 10**9))
@@ -89,7 +91,7 @@ def remove_at(step: int, path: str) -> None:
 
 
 def limit_files(size: int, first: int, last: int) -> None:
-    """From step ``first`` to ``last``, fail writes that would make a file larger: a disk that is full."""
+    """Fail writes that would enlarge a file from step ``first`` to ``last``, as on a full disk."""
     import resource
 
     usual, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -113,13 +115,13 @@ def kill_workers_at(step: int) -> None:
 
 
 def set_clock_back() -> None:
-    """Let every look at the clock show a minute less than the last."""
+    """Set the clock back by a minute at every reading."""
     start, looks = time.time(), iter(range(10**9))
     time.time = lambda: start - 60 * next(looks)
 
 
 def poison(*steps: int) -> None:
-    """Let the first convolution of queries overflow in these optimizer steps, on rank 0 alone.
+    """Make the first convolution of queries overflow in these optimizer steps, on rank 0 only.
 
     Batch norm sees it before the loss does.
     """
@@ -133,14 +135,14 @@ def poison(*steps: int) -> None:
 
 
 class _Once:
-    """Writes one byte to a fifo, once."""
+    """Write one byte to a fifo, once."""
 
     def __init__(self, fifo: str) -> None:
-        self._fifo, self._told = fifo, False
+        self._fifo, self._notified = fifo, False
 
     def __call__(self) -> None:
-        if not self._told:
-            self._told = True
+        if not self._notified:
+            self._notified = True
             descriptor = os.open(self._fifo, os.O_WRONLY)
             os.write(descriptor, b"!")
             os.close(descriptor)

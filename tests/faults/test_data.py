@@ -1,4 +1,4 @@
-"""Files that cannot be read: skipped, counted and listed exactly; too many stop the run."""
+"""Check that unreadable files are skipped, counted and listed exactly, and that too many stop the run."""
 
 import csv
 import struct
@@ -12,7 +12,7 @@ from tests.faults.harness import draw_images
 
 
 def _bomb(path):
-    """A PNG of a few bytes that claims 60,000 x 60,000 pixels."""
+    """Return a PNG of a few bytes that claims 60,000 x 60,000 pixels."""
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
     whole = struct.pack(">I", len(header)) + chunk + struct.pack(">I", zlib.crc32(chunk))
@@ -60,7 +60,7 @@ WAYS = {
 
 @pytest.fixture
 def damaged(lab):
-    """1,000 images, 100 of them damaged in 10 ways; returns the names of those."""
+    """Write 1,000 images and damage 100 of them in 10 ways; return the names of the damaged ones."""
     (lab.folder / "photos").rename(lab.folder / "other")
     draw_images(lab.folder / "photos", 1000)
     names = {}
@@ -97,7 +97,7 @@ def test_corrupt_files_are_counted_and_listed_exactly(lab, damaged, reading):
 
 
 def test_corrupt_files_above_the_threshold_stop_the_run(lab, damaged):
-    """Exit code 3, as DESIGN and README have it: the input may be mended, but the run stopped itself."""
+    """Exit code 3, as the README says: the input could be repaired, but the run stopped itself."""
     ended = lab.run("strict", "data.max_corrupt=0.099", "data.resident=false", "data.num_workers=0")
     assert ended.codes == [3]
     assert "could not be read, data.max_corrupt=0.099 allows 9.9%" in ended.err[0]
@@ -106,7 +106,7 @@ def test_corrupt_files_above_the_threshold_stop_the_run(lab, damaged):
 
 
 def test_corrupt_files_are_judged_by_all_ranks_together(lab, damaged):
-    """No rank has the whole picture, yet one epoch tells 10.0% from 9.9%; all stop, none waits."""
+    """No rank sees all files, yet one epoch distinguishes 10.0% from 9.9%; all ranks stop, none waits."""
     streamed = ["data.resident=false", "data.num_workers=0"]
     ended = lab.run("strict", *streamed, "data.max_corrupt=0.099", ranks=2)
     assert ended.codes == [3, 3], ended.err
@@ -118,7 +118,7 @@ def test_corrupt_files_are_judged_by_all_ranks_together(lab, damaged):
 
 
 def test_file_that_vanishes_while_training_is_skipped_and_listed(lab):
-    """Deleted in the first epoch, missed in the second."""
+    """A file is deleted in the first epoch and missing in the second."""
     gone = lab.folder / "photos" / "0007.png"
     streamed = ["data.resident=false", "data.num_workers=0", "data.max_corrupt=0.1"]
     ended = lab.run("vanishing", *streamed, faults=[["remove_at", 6, str(gone)]])

@@ -1,4 +1,4 @@
-"""kill -9, at any step and in any save: the resumed run ends as if nothing had happened, to the bit."""
+"""Kill -9 at any step and in any save: the resumed run ends equal to the uninterrupted one, to the bit."""
 
 import random
 import warnings
@@ -20,7 +20,7 @@ def test_kill_9_at_random_steps(lab, whole, workers, kills):
     chance = random.Random(workers)
     for trial in range(kills):
         name = f"killed-{trial}"
-        # A single kill comes after the first checkpoint, so that there is something to go on from.
+        # A single kill comes after the first checkpoint, so that there is one to resume from.
         step, delay_s = chance.randrange(0 if kills > 1 else 5, STEPS), chance.uniform(0, 0.04)
         assert lab.kill_when("tell_step", step, name, delay_s=delay_s).codes == [-9]
         lab.finish(name).assert_equals(whole())
@@ -31,7 +31,7 @@ def test_kill_9_of_two_ranks(lab, whole, kills):
     chance = random.Random(2)
     for trial in range(kills):
         name = f"killed-{trial}"
-        # A single kill comes after the first checkpoint, so that there is something to go on from.
+        # A single kill comes after the first checkpoint, so that there is one to resume from.
         step, delay_s = chance.randrange(0 if kills > 1 else 5, STEPS), chance.uniform(0, 0.04)
         assert lab.kill_when("tell_step", step, name, delay_s=delay_s, ranks=2).codes == [-9, -9]
         lab.finish(name, ranks=2).assert_equals(whole(2))
@@ -39,7 +39,7 @@ def test_kill_9_of_two_ranks(lab, whole, kills):
 
 @pytest.mark.parametrize("kills", [2, long(50)])
 def test_kill_9_while_saving(lab, whole, kills):
-    """One run, killed in its saves again and again: each start after it goes on from a whole checkpoint."""
+    """A run is killed in its saves repeatedly; each start after a kill resumes from a complete checkpoint."""
     epochs = max(2, 2 * kills // 6 + 1)
     lab.overrides += [f"schedule.epochs={epochs}", "run.checkpoint_every=1", "run.keep_last=3"]
     expected = whole() if epochs == 2 else lab.finish("whole")

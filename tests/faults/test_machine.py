@@ -1,11 +1,11 @@
-"""What a machine does to a run: no space, no memory, a clock that is set back."""
+"""Simulate faults of the machine: a full disk, no memory, a clock that is set back."""
 
 import pytest
 
 from contrastive.checkpoint.folder import latest_valid
 
 
-def test_disk_full_while_saving_is_told_once_and_loses_no_checkpoint(lab, whole):
+def test_disk_full_while_saving_is_reported_once_and_loses_no_checkpoint(lab, whole):
     """No file may grow beyond 20 kB in steps 2 to 9, so the saves of steps 4 and 8 fail half way."""
     ended = lab.run("full", faults=[["limit_files", 20_000, 2, 9]])
     assert ended.codes == [0], ended.err
@@ -20,7 +20,7 @@ def test_disk_full_while_saving_is_told_once_and_loses_no_checkpoint(lab, whole)
 
 
 def test_disk_that_stays_full_leaves_the_checkpoint_before(lab, whole):
-    """The run cannot end well, but goes on from there once there is space."""
+    """The run cannot succeed, but continues from there once there is space."""
     ended = lab.run("full", faults=[["limit_files", 20_000, 6, 99]])
     assert ended.codes == [2]
     assert "cannot be written (File too large); free some space" in ended.err[0]

@@ -1,4 +1,4 @@
-"""A loss that is not finite: skipped and counted on all ranks, the bank untouched; three in a row stop."""
+"""Check that a non-finite loss is skipped and counted on all ranks, and that three in a row stop the run."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.faults.harness import load_bank
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.faults)])
 def test_nonfinite_loss_is_skipped_and_three_in_a_row_stop(lab, ranks):
-    # Of two ranks only the first has it; both must skip.
+    # With two ranks, only the first has it; both must skip.
     ended = lab.run("once", "trainer.max_steps=6", ranks=ranks, faults=[["poison", 3]])
     assert ended.codes == [0] * ranks
     assert ended.result["metrics"]["train/skipped_steps"] == 1
@@ -30,4 +30,4 @@ def test_nonfinite_loss_is_skipped_and_three_in_a_row_stop(lab, ranks):
     assert verify(newest) == 4
     weights = torch.load(newest / "trainer.pt", weights_only=True)["state_dict"].values()
     assert all(weight.isfinite().all() for weight in weights if weight.is_floating_point())
-    assert not lab.run("diverged", ranks=ranks).codes[0]  # without the fault it goes on, and ends
+    assert not lab.run("diverged", ranks=ranks).codes[0]  # without the fault it continues and finishes

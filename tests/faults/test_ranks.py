@@ -1,4 +1,4 @@
-"""Several processes: who trains on what, and what they agree on."""
+"""Check runs of several processes: the share of each rank, and their agreement."""
 
 import itertools
 import os
@@ -50,7 +50,7 @@ def test_two_one_two_ranks_across_resumes(lab, whole):
 
 
 def test_sharded_bank_trains_and_resumes_as_a_replicated_one(lab, whole):
-    """Killed and gone on; of the rest, metrics.csv tells what rank 0 holds."""
+    """The run is killed and resumed; metrics.csv has the values of rank 0."""
     sharded = "bank.placement=sharded"
     assert lab.kill_when("tell_step", 6, "parts", sharded, delay_s=0.01, ranks=2).codes == [-9, -9]
     parts, one = lab.finish("parts", sharded, ranks=2), whole(2)
@@ -93,7 +93,7 @@ def test_rank_whose_machine_stands_still_is_named(lab):
 
 
 def test_ranks_that_see_different_folders_are_refused(lab):
-    """A run directory on a disk of each node: rank 1 does not find what rank 0 saved."""
+    """Each node has its own disk, so rank 1 does not find what rank 0 saved."""
     assert lab.run("apart", "trainer.max_steps=4").codes == [0]
     places = as_ranks(2)
     roots = [lab.folder / "runs", lab.folder / "other"]

@@ -1,4 +1,4 @@
-"""A cluster's signals: saved at the end of the optimizer step, exit 75, and the resume is exact."""
+"""Send a cluster's signals: the run saves after the optimizer step, exits with 75 and resumes exactly."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_signal_to_one_rank_stops_both(lab, whole):
 
 
 def stopped_at(lab, ended: Ended) -> int:
-    """The step of the newest checkpoint, which is also what the command reports."""
+    """Return the step of the newest checkpoint, which the command reports too."""
     newest = latest_valid(lab.folder / "runs" / "stopped" / "checkpoints")
     assert newest is not None
     assert ended.result["steps"] == verify(newest)

@@ -1,4 +1,4 @@
-"""SLURM: two processes that are told they are two nodes, and a scontrol that notes what it is asked."""
+"""Simulate SLURM: two processes in the environment of two nodes, a scontrol that notes its arguments."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from tests.faults.harness import ROOT, Started, free_port
 
 @pytest.fixture
 def tools(tmp_path):
-    """A folder with scontrol and srun that note their arguments, and its PATH."""
+    """Make a folder with a scontrol and srun that note their arguments; return it and its PATH."""
     folder = tmp_path / "tools"
     folder.mkdir()
     for name in ("scontrol", "srun"):

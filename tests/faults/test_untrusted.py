@@ -1,4 +1,4 @@
-"""Damaged and hostile files: detected, refused, nothing in them is run or followed, the older one is used."""
+"""Check that damaged and hostile files are refused, never executed or followed, and older ones are used."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ FILES = ("trainer.pt", "bank.safetensors", "encoder.safetensors")
 
 @pytest.fixture
 def target(lab, whole):
-    """A run killed just after its last checkpoint, step 12 of 12; that of step 8 is there too."""
+    """Return a run killed just after its last checkpoint, step 12 of 12; it also has that of step 8."""
     lab.folder = whole.folder().parents[1]  # the same photos
     run_dir = lab.folder / "runs" / "target"
     shutil.rmtree(run_dir, ignore_errors=True)
@@ -133,7 +133,7 @@ def test_hostile_or_broken_checkpoint_is_refused(lab, whole, target, name):
 
 
 def test_the_attacks_work(tmp_path):
-    """Without our care they would: the payload runs when it is loaded the way torch warns of."""
+    """Without the checks it would be executed: the payload runs when loaded in the way torch warns of."""
     torch.save({"evil": Payload(tmp_path / "ran")}, tmp_path / "trainer.pt")
     torch.load(tmp_path / "trainer.pt", weights_only=False)
     assert (tmp_path / "ran").exists()
@@ -145,7 +145,7 @@ def altered(data: bytes, chance: random.Random) -> bytes:
 
 
 def test_flipped_byte_is_detected_at_200_places(target, whole):
-    """In checkpoints by the resume, in the bank by its inspection, in the encoder by its evaluation."""
+    """The resume detects it in checkpoints, the inspection in the bank, the evaluation in the encoder."""
 
     def load_all(checkpoint):
         verify(checkpoint)

@@ -1,4 +1,4 @@
-"""A process that imported the program once; every run is a fork of it, as good as a new process in all else.
+"""Import the program once in one process; every run is a fork of it, otherwise the same as a new process.
 
 Reads one JSON object a line: ``{"start": {...}}`` answers with the pid, ``{"wait": pid}`` with how it ended
 (exit code, or minus the signal). It never touches torch itself, so that a child begins with no thread, no
@@ -38,7 +38,7 @@ def serve() -> None:
 
 
 def run(argv: list[str], env: dict[str, str], out: str, err: str, faults: list[list[Any]]) -> int:
-    """What ``python -m contrastive`` does, its output in files, after the faults were put in place."""
+    """Do what ``python -m contrastive`` does, with output to files, after injecting the faults."""
     for number, path in enumerate((os.devnull, out, err)):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         descriptor = os.open(path, flags, 0o666)
@@ -53,7 +53,7 @@ def run(argv: list[str], env: dict[str, str], out: str, err: str, faults: list[l
 
 
 def end(code: int) -> None:
-    """As sys.exit, less the taking apart of a thousand modules, which takes longer than most runs here."""
+    """Exit like sys.exit, without tearing down a thousand modules: that takes longer than most runs here."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

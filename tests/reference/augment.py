@@ -1,4 +1,4 @@
-"""Augmentations as plain loops over numbers, from their papers and definitions."""
+"""Compute augmentations by plain loops over numbers, from their papers and definitions."""
 
 import colorsys
 import math
@@ -9,7 +9,7 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
-    """Philox-4x32-10 (Salmon et al. 2011) in Python integers."""
+    """Compute Philox-4x32-10 (Salmon et al. 2011) in Python integers."""
     word = 2**32
     for round_ in range(10):
         k0, k1 = (key[0] + round_ * 0x9E3779B9) % word, (key[1] + round_ * 0xBB67AE85) % word
@@ -28,7 +28,7 @@ def uniforms(seed: int, epoch: int, row: int, view: int, count: int) -> list[flo
 
 
 def crop_resize(image: np.ndarray, box: tuple[int, int, int, int], flip: bool, size: int) -> np.ndarray:
-    """A box of a (c, h, w) image resized with a triangle filter as wide as the shrinkage, pixel by pixel."""
+    """Resize a box of a (c, h, w) image pixel by pixel, with a triangle filter as wide as the shrinkage."""
     left, top, width, height = box
     crop = image[:, top : top + height, left : left + width].astype(np.float64)
     out = np.zeros((len(image), size, size))
@@ -49,7 +49,7 @@ def _taps(centre: float, reach: float, pixels: int) -> list[tuple[int, float]]:
 
 
 def move(image: np.ndarray, angle: float, shift: tuple[float, float], shear: float) -> np.ndarray:
-    """A square image sheared along x, rotated clockwise as displayed and shifted; bilinear, 0 outside.
+    """Shear a square image along x, rotate it clockwise as displayed and shift it; bilinear, 0 outside.
 
     ``angle`` and ``shear`` in radians, ``shift`` as a share of the side.
     """
@@ -78,7 +78,7 @@ def _bilinear(image: np.ndarray, x: float, y: float) -> np.ndarray:
 def jitter(
     image: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float
 ) -> np.ndarray:
-    """Brightness, contrast, saturation, hue of a (3, h, w) image in [0, 1], clamped after each."""
+    """Change brightness, contrast, saturation, hue of a (3, h, w) image in [0, 1]; clamp after each."""
     image = np.clip(image.astype(np.float64) * brightness, 0, 1)
     mean = np.mean([_grey(image[:, r, c]) for r in range(image.shape[1]) for c in range(image.shape[2])])
     image = np.clip(contrast * image + (1 - contrast) * mean, 0, 1)
@@ -96,7 +96,7 @@ def _grey(pixel: np.ndarray) -> float:
 
 
 def blur(image: np.ndarray, sigma: float, radius: int) -> np.ndarray:
-    """Gaussian blur of a (c, h, w) image, borders reflected without repeating the outermost pixel."""
+    """Blur a (c, h, w) image with a Gaussian; borders reflect without repeating the outermost pixel."""
     padded = np.pad(image.astype(np.float64), ((0, 0), (radius, radius), (radius, radius)), mode="reflect")
     taps = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-radius, radius + 1)]
     total = sum(taps) ** 2

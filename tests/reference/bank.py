@@ -1,4 +1,4 @@
-"""The bank, the search and the policy again, in plain Python loops; shares no code with memory_bank."""
+"""Reimplement the bank, the search and the policy in plain Python loops, without code of memory_bank."""
 
 import math
 from collections import deque
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class DatasetModel:
-    """A dictionary: row -> (key, step)."""
+    """Dataset bank as a dictionary: row -> (key, step)."""
 
     def __init__(self):
         self.rows, self.refused = {}, 0
@@ -24,7 +24,7 @@ class DatasetModel:
 
 
 class QueueModel:
-    """A deque of the newest (row, key, step)."""
+    """Queue bank as a deque of the newest (row, key, step)."""
 
     def __init__(self, capacity):
         self.items, self.refused = deque(maxlen=capacity), 0
@@ -41,7 +41,7 @@ class QueueModel:
 
 
 def nearest(query, keys, ids, admissible, own, k):
-    """Slots of the k most similar admissible rows of another id than ``own``, closest first."""
+    """Return the slots of the k most similar admissible rows of another id than ``own``, closest first."""
     scored = [
         (-float(np.dot(query, keys[slot])), slot)
         for slot in range(len(keys))
@@ -51,7 +51,7 @@ def nearest(query, keys, ids, admissible, own, k):
 
 
 def policy_window(similarities, positive, config, skip, band):
-    """Positions (in descending order of similarity) that hard negatives may come from, and those attracted.
+    """Return positions (by descending similarity) that hard negatives may come from, and attracted ones.
 
     ``similarities``: of the admissible rows, closest first.
     """

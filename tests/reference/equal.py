@@ -1,4 +1,4 @@
-"""Equality of nested values, for tests of resumes."""
+"""Compare nested values, for tests of resumes."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 
 
 def assert_same(one: Any, other: Any, where: str = "") -> None:
-    """Equal to the bit, tensors and containers alike."""
+    """Return whether two values, tensors or containers, are equal to the bit."""
     assert type(one) is type(other), where
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other), where

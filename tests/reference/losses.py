@@ -1,4 +1,4 @@
-"""Objectives and optimizers by plain loops in float64, from the papers; shares no code with the package.
+"""Compute objectives and optimizers by plain loops in float64, from the papers, without the package's code.
 
 A set of negatives is a list, one entry per query, of ``(rows, weights)``; an excluded row has weight 0.
 A set of positives is a list of ``(rows, weights)`` too, the key first with weight 1.
@@ -87,7 +87,7 @@ def hcl(queries, positives, negatives, temperature, tau_plus, beta):
 
 
 def nt_xent(first, second, temperature):
-    """SimCLR algorithm 1: views 2k-1 and 2k of image k in one list."""
+    """Compute SimCLR's algorithm 1: views 2k-1 and 2k of image k in one list."""
     views = [view for pair in zip(first, second, strict=True) for view in pair]
     total = 0.0
     for i, anchor in enumerate(views):
@@ -99,7 +99,7 @@ def nt_xent(first, second, temperature):
 
 
 def nnclr(neighbours, predictions, temperature):
-    """Dwibedi et al. 2021, eq. 2: row i of ``neighbours`` is NN(z_i), of ``predictions`` the other view's."""
+    """Compute Dwibedi et al. 2021, eq. 2: row i of ``neighbours`` is NN(z_i), of ``predictions`` view 2's."""
     total = 0.0
     for i, neighbour in enumerate(neighbours):
         logits = similarities(neighbour, predictions, temperature)
@@ -108,7 +108,7 @@ def nnclr(neighbours, predictions, temperature):
 
 
 def supcon(queries, positives, negatives, temperature, same):
-    """Eq. 2; ``same[i][j]``: negative j of query i carries its label."""
+    """Compute eq. 2; ``same[i][j]``: negative j of query i carries its label."""
     losses = []
     for i, (query, own, others) in enumerate(zip(queries, positives, negatives, strict=True)):
         logits = similarities(query, own[0], temperature) + similarities(query, others[0], temperature)
@@ -123,7 +123,7 @@ def supcon(queries, positives, negatives, temperature, same):
 
 
 def mixed(query, negatives, hardest, num_pairs, num_query, uniforms):
-    """MoCHi's synthetic rows of one query, from the same uniform numbers, in the package's order."""
+    """Return MoCHi's synthetic rows of one query, from the same uniform numbers, in the package's order."""
     rows, weights = negatives
     admitted = [row for row, weight in zip(rows, weights, strict=True) if weight > 0]
     admitted.sort(key=lambda row: -float(np.dot(query, row)))
@@ -143,7 +143,7 @@ def mixed(query, negatives, hardest, num_pairs, num_query, uniforms):
 
 
 def sgd(weights, gradients, rates, momentum, weight_decay):
-    """Sutskever et al. 2013 as PyTorch has it, decay added to the gradient: weights after each step."""
+    """Return weights after each step: Sutskever et al. 2013 as in PyTorch, decay added to the gradient."""
     weight, velocity, trace = np.array(weights, float), np.zeros(np.shape(weights)), []
     for gradient, rate in zip(gradients, rates, strict=True):
         velocity = momentum * velocity + np.array(gradient, float) + weight_decay * weight
@@ -153,7 +153,7 @@ def sgd(weights, gradients, rates, momentum, weight_decay):
 
 
 def adamw(weights, gradients, rates, weight_decay, betas=(0.9, 0.999), epsilon=1e-8):
-    """Loshchilov, Hutter 2019 (arXiv:1711.05101), algorithm 2: weights after each step."""
+    """Return weights after each step: Loshchilov, Hutter 2019 (arXiv:1711.05101), algorithm 2."""
     weight, trace = np.array(weights, float), []
     mean, square = np.zeros(np.shape(weights)), np.zeros(np.shape(weights))
     for step, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), 1):
@@ -166,7 +166,7 @@ def adamw(weights, gradients, rates, weight_decay, betas=(0.9, 0.999), epsilon=1
 
 
 def lars(weights, gradients, rates, momentum, weight_decay, trust, adapt=True):
-    """You et al. 2017, algorithm 1, on one layer: its weights after each step."""
+    """Return one layer's weights after each step: You et al. 2017, algorithm 1."""
     weight, velocity, trace = np.array(weights, float), np.zeros(np.shape(weights)), []
     for gradient, rate in zip(gradients, rates, strict=True):
         update = np.array(gradient, float) + weight_decay * weight

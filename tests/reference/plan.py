@@ -15,7 +15,7 @@ def philox_block(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tu
 
 
 def order(rows: int, seed: int, epoch: int) -> list[int]:
-    """Rows sorted by one word each; blocks are numbered from 1, key is (seed, epoch)."""
+    """Return rows sorted by one word each; blocks are numbered from 1, key is (seed, epoch)."""
     words: list[int] = []
     block = 1
     while len(words) < rows:

@@ -1,4 +1,4 @@
-"""Evaluation recomputed by plain NumPy loops, from the papers."""
+"""Recompute evaluations by plain NumPy loops, from the papers."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ Array = NDArray[np.float64]
 def knn_predict(
     train: Array, labels: NDArray[np.int64], test: Array, k: int, temperature: float
 ) -> list[int]:
-    """Weighted vote of InstDisc section 3.4 (arXiv:1805.01978)."""
+    """Compute the weighted vote of InstDisc section 3.4 (arXiv:1805.01978)."""
     predicted = []
     for query in test:
         similar = []
@@ -25,7 +25,7 @@ def knn_predict(
 
 
 def rankme(features: Array) -> float:
-    """Garrido et al. 2023 (arXiv:2210.02885), equations 2 and 3."""
+    """Compute the effective rank of Garrido et al. 2023 (arXiv:2210.02885), equations 2 and 3."""
     values = np.sqrt(np.clip(np.linalg.eigvalsh(features.T @ features), 0, None))
     entropy = 0.0
     for value in values:
@@ -35,12 +35,12 @@ def rankme(features: Array) -> float:
 
 
 def alignment(first: Array, second: Array) -> float:
-    """Wang & Isola 2020 (arXiv:2005.10242), alpha = 2."""
+    """Compute the alignment of Wang & Isola 2020 (arXiv:2005.10242), alpha = 2."""
     return float(np.mean([np.sum((a - b) ** 2) for a, b in zip(first, second, strict=True)]))
 
 
 def uniformity(unit: Array) -> float:
-    """Wang & Isola 2020 (arXiv:2005.10242), t = 2, over unordered pairs."""
+    """Compute the uniformity of Wang & Isola 2020 (arXiv:2005.10242), t = 2, over unordered pairs."""
     potentials = [
         np.exp(-2 * np.sum((unit[i] - unit[j]) ** 2))
         for i in range(len(unit))
@@ -52,7 +52,7 @@ def uniformity(unit: Array) -> float:
 def logistic_loss(
     features: Array, labels: NDArray[np.int64], weight: Array, bias: Array, decay: float
 ) -> float:
-    """Mean cross-entropy of logits ``x @ weight + bias`` plus ``decay / 2 * |weight|^2``."""
+    """Return the mean cross-entropy of logits ``x @ weight + bias`` plus ``decay / 2 * |weight|^2``."""
     total = 0.0
     for row, label in zip(features, labels, strict=True):
         logits = row @ weight + bias

@@ -10,7 +10,7 @@ from contrastive.augment.views import center_view
 from contrastive.callbacks.online import OnlineScores, knn_top1, probe_top1
 from contrastive.data.images import DatasetImages
 from eval import knn, linear_probe
-from eval.features import Features, Split
+from eval.features import Features, PartFeatures
 from tests import tiny
 
 
@@ -22,14 +22,14 @@ def clusters(train=600, test=300, dim=8):
     def split(count):
         labels = torch.randint(4, (count,), generator=generator)
         rows = centres[labels] + torch.randn(count, dim, generator=generator)
-        return Split(rows, labels, torch.arange(count))
+        return PartFeatures(rows, labels, torch.arange(count))
 
     return Features(split(train), split(test), tuple("abcd"))
 
 
 def parts_of(train, train_labels, test, test_labels):
     parts = [(train, torch.tensor(train_labels)), (test, torch.tensor(test_labels))]
-    splits = [Split(rows, labels, torch.arange(len(rows))) for rows, labels in parts]
+    splits = [PartFeatures(rows, labels, torch.arange(len(rows))) for rows, labels in parts]
     return Features(*splits, tuple(map(str, range(max(train_labels + test_labels) + 1))))
 
 

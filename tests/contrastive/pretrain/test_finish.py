@@ -19,7 +19,7 @@ from contrastive.methods.moco import Moco
 from contrastive.momentum import momentum_at
 from contrastive.optim import learning_rate
 from eval import knn, linear_probe
-from eval.features import Features, Split, extract
+from eval.features import Features, PartFeatures, extract
 from memory_bank.miner import Miner
 from tests.contrastive.pretrain.runs import metrics, same, table, weights
 
@@ -102,7 +102,7 @@ def test_online_scores_agree_with_the_offline_protocols(run, tmp_path):
             num_workers=0,
             device=torch.device("cpu"),
         )
-        parts.append(Split(features, images.labels[rows], rows))
+        parts.append(PartFeatures(features, images.labels[rows], rows))
     assert not set(parts[0].rows.tolist()) & set(parts[1].rows.tolist())
     offline, online = Features(*parts, tuple(images.classes)), result["metrics"]
     by_knn = knn.score(offline, knn.KnnEvaluation("x", knn=knn.KnnConfig(k=[20])))

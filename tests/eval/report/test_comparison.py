@@ -127,7 +127,7 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path, compared):
     made = [make_run(tmp_path / place / "run") for place in ("a", "b")]
     result, _, page = compared(*made)
     assert result["runs"] == [str(run) for run in made]
-    assert "alike" in " ".join(page.text)
+    assert "Their settings are the same." in " ".join(page.text)
 
 
 def test_health_where_it_was_measured(runs, compared):
