@@ -1,4 +1,4 @@
-"""The other images of the batch as negatives."""
+"""Use the other images of the batch as negatives."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from memory_bank.negatives import Negatives
 def other_images(
     views: Sequence[Float[Tensor, "b d"]], rows: Rows
 ) -> tuple[Negatives, Float[Tensor, "g v d"]]:
-    """Gather views of all ranks, and make those of the other images each query's negatives.
+    """Gather the views of all ranks; the negatives of a query are the views of all other images.
 
     Collective: every rank must call it.
 
@@ -42,9 +42,9 @@ def other_images(
 
 
 def refuse_look_ahead(config: PretrainConfig) -> None:
-    """Raise UserError where the miner would look up negatives that a method of the batch does not use."""
+    """Refuse ``mining.query=stored``: it looks up negatives that a method with in-batch negatives ignores."""
     if config.mining.query == "stored":
         raise UserError(
-            f"mining.query=stored looks up what method={config.method_name} does not use, its batch being "
-            "its negatives; use mining.query=fresh"
+            f"mining.query=stored looks up negatives that method={config.method_name} does not use: it takes "
+            "them from the batch; use mining.query=fresh"
         )

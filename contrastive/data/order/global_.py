@@ -15,7 +15,7 @@ from contrastive.data.order.base import Order
 
 @dataclass(frozen=True)
 class GlobalOrder(Order):
-    """Permute all rows, by (seed, epoch).
+    """A permutation of all rows that depends on (seed, epoch).
 
     Attributes:
         rows: Images of the training set.
