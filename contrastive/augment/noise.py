@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of (seed, epoch, id, view): no generator, no state, no order.
+"""Compute random numbers as a pure function of (seed, epoch, id, view): no generator, no state, no order.
 
 The same image therefore gets the same views at any batch size, rank, world size or resume. The generator is
 Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3): the key is
@@ -17,13 +17,13 @@ _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
 
-MANTISSA = 2**24  # uniforms are multiples of 1 / MANTISSA: all that float32 holds below 1
+MANTISSA = 2**24  # uniforms are multiples of 1 / MANTISSA, which float32 represents exactly below 1
 
 
 def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox-4x32-10: four random 32-bit words for each counter.
+    """Compute Philox-4x32-10: four random 32-bit words for each counter.
 
     Args:
         counter: Four int64 tensors that broadcast together, each in [0, 2**32).
@@ -35,7 +35,7 @@ def philox(
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # A 32 x 32 bit product wraps in int64, but its 64 bits are the right ones; the masks drop the sign.
+        # A 32 x 32 bit product overflows int64, but its 64 bits are right; the masks drop the sign.
         product0, product1 = c0 * _M0, c2 * _M1
         c0, c1 = ((product1 >> 32) ^ c1 ^ k0) & _WORD, product1 & _WORD
         c2, c3 = ((product0 >> 32) ^ c3 ^ k1) & _WORD, product0 & _WORD
@@ -46,13 +46,13 @@ def philox(
 def uniforms(
     seed: int, epoch: int | Tensor, ids: Int[Tensor, " b"], view: int | Int[Tensor, " b"], count: int
 ) -> Float[Tensor, "b count"]:
-    """``count`` uniform numbers for each image.
+    """Draw ``count`` uniform numbers for each image.
 
-    Number i does not depend on ``count``: asking for more leaves the first ones as they are.
+    Number i does not depend on ``count``: a larger count does not change the first numbers.
 
     Args:
         seed: In [0, 2**32).
-        epoch: In [0, 2**32); a scalar tensor on the device of ``ids`` is no constant of a compiled graph.
+        epoch: In [0, 2**32); a scalar tensor on the device of ``ids`` is not a constant of a compiled graph.
         ids: Data set rows, int64; any value.
         view: In [0, 2**32), for all images or one each.
         count: Numbers for each image.

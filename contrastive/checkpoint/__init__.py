@@ -12,7 +12,7 @@ be simpler, but Windows, object stores and many archive tools do not support one
 
 A save fills a hidden directory, flushes every file and the directory to disk, renames it to its final name,
 flushes the parent, replaces ``last`` and only then removes old checkpoints. So after a kill at any moment
-there is a loadable checkpoint, and a directory with a visible name is complete. Reading never runs pickled code: every
-``torch.load`` is ``weights_only=True``, and nothing is loaded before all hashes agree. The hashes detect
-damage; they are not a signature.
+there is a loadable checkpoint, and a directory with a visible name is complete. Reading never runs pickled
+code: every ``torch.load`` is ``weights_only=True``, and nothing is loaded before all hashes agree. The hashes
+detect damage; they are not a signature.
 """

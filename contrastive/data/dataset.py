@@ -24,7 +24,7 @@ class Dataset:
         labelled: Labelled training images, to fit classifiers on; None without labels. Usually ``train``, or
             some of its rows.
         test: Labelled images to score on, none of them in ``train``; None where there are none.
-        held_out_by_hash: Whether ``test`` was split off by a hash of the path, without a test part of its own.
+        held_out_by_hash: Whether ``test`` was split off by a hash of the path, for lack of a test part.
     """
 
     train: Images

@@ -67,7 +67,7 @@ def read_image_list(path: Path) -> ImageList:
 
 
 def describe_changes(old: ImageList, images: Images) -> str:
-    """Describe the changes since ``old``, e.g. ``2 added (a.png, b.png), 1 altered (c.png)``; or return ""."""
+    """Describe the changes since ``old``, e.g. ``2 added (a.png, b.png), 1 altered (c.png)``; else ""."""
     before = dict(zip(old.keys, old.sizes, strict=True))
     now = {key: size for _, key, size in images.manifest()}
     groups = {
