@@ -44,7 +44,7 @@ class ColorJitter(Intensity):
         }
 
     def change(self, images: Float[Tensor, "n 3 h w"], **strengths: Tensor) -> Float[Tensor, "n 3 h w"]:
-        """Change each image by its ``brightness``, ``contrast``, ``saturation`` (factors) and ``hue`` (turns)."""
+        """Apply each image's ``brightness``, ``contrast``, ``saturation`` (factors) and ``hue`` (turns)."""
         images = (images * _per_image(strengths["brightness"])).clamp_(0, 1)
         if self.contrast:
             images = _adjust_contrast(images, _per_image(strengths["contrast"]))

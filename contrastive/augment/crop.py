@@ -21,8 +21,8 @@ class Crop(Geometric):
     Boxes have the distribution of torchvision's RandomResizedCrop, rounded to whole pixels too. Without
     rotation, shift and shear the resampling is separable, so it is two matrix products with a triangle filter
     as wide as the shrinkage (torchvision's ``antialias=True`` and PIL's bilinear, without their rounding to 8
-    bits; Kornia's own does not antialias). With them it is a bilinear look-up; images larger than ``size`` are
-    first cropped and resized to it. Pixels outside the image are 0, as in torchvision.
+    bits; Kornia's own does not antialias). With them it is a bilinear look-up; images larger than ``size``
+    are first cropped and resized to it. Pixels outside the image are 0, as in torchvision.
 
     Args:
         size: Side of the output square.
@@ -62,7 +62,7 @@ class Crop(Geometric):
             uniforms: ``num_uniforms`` for each image.
             height: Height of the images.
             width: Width of the images.
-            half: Half of the image that each box is drawn in: 0 left, 1 right, 2 top, 3 bottom; None is the whole image.
+            half: Half of the image to draw each box in: 0 left, 1 right, 2 top, 3 bottom; None is the whole.
 
         Returns:
             ``box`` (left, top, width, height in pixels), ``flip`` (0 or 1), ``angle`` and ``shear`` in

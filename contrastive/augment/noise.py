@@ -69,14 +69,14 @@ def uniforms(
 
 
 def normals(stream: Int[Tensor, "b 2"], count: int) -> Float[Tensor, "b count"]:
-    """``count`` standard normal numbers for each pair of seeds, cheap enough for one a pixel.
+    """Draw ``count`` standard normal numbers for each pair of seeds, cheaply enough for one per pixel.
 
-    A hash of the position (the mixing steps of "lowbias32" by C. Wellons, found by search for low bias) in
-    place of Philox, which has ten rounds; then Box-Muller on its two halves, so that no value exceeds 4.9.
+    A hash of the position (the mixing steps of "lowbias32" by C. Wellons, found by search for low bias)
+    instead of Philox, which has ten rounds; then Box-Muller on its two halves, so that no value exceeds 4.9.
 
     Args:
-        stream: Two seeds a row, in [0, 2**24).
-        count: Numbers a row.
+        stream: Two seeds per row, in [0, 2**24).
+        count: Numbers per row.
 
     Returns:
         float32.
@@ -84,13 +84,13 @@ def normals(stream: Int[Tensor, "b 2"], count: int) -> Float[Tensor, "b count"]:
     pairs = -(-count // 2)
     seeds = stream.to(torch.int32) << 8
     index = torch.arange(pairs, dtype=torch.int32, device=stream.device)
-    # 32-bit integers wrap, which is what the hash wants.
+    # 32-bit integers overflow, as the hash requires.
     state = index * _signed(_W0) + seeds[:, :1]
     state = _shift_xor(state, 16).mul_(_signed(0x7FEB352D))
     state = _shift_xor(state, 15).bitwise_xor_(seeds[:, 1:]).mul_(_signed(0x846CA68B))
     state = _shift_xor(state, 16)
     angle = (state & 0xFFFF).to(torch.float32).mul_(2 * math.pi / 2**16)
-    # The half added keeps the logarithm's argument above 0.
+    # Adding 0.5 keeps the logarithm's argument above 0.
     radius = (
         (state >> 16).bitwise_and_(0xFFFF).to(torch.float32).add_(0.5).div_(2**16).log_().mul_(-2).sqrt_()
     )
@@ -99,10 +99,10 @@ def normals(stream: Int[Tensor, "b 2"], count: int) -> Float[Tensor, "b count"]:
 
 
 def _shift_xor(state: Tensor, bits: int) -> Tensor:
-    """``state ^ (state >> bits)`` with a logical shift."""
+    """Return ``state ^ (state >> bits)`` with a logical shift."""
     return (state >> bits).bitwise_and_((1 << (32 - bits)) - 1).bitwise_xor_(state)
 
 
 def _signed(word: int) -> int:
-    """A 32-bit word as the int32 with the same bits."""
+    """Return the int32 with the same bits as a 32-bit word."""
     return word - 2**32 if word >= 2**31 else word

@@ -111,6 +111,6 @@ class SaveCheckpoint(Checkpoint):
             self._warned = True
             warnings.warn(
                 f"{self.directory}/step-{self.step}: saving failed ({error.strerror or error}); training "
-                "continues, older checkpoints stay. Free space: later saves try again, and do not warn",
+                "continues, older checkpoints stay. Free some space: later saves try again without a warning",
                 stacklevel=2,
             )
