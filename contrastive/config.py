@@ -77,7 +77,7 @@ class RunConfig:
 
 @dataclass
 class DataConfig:
-    """Where images come from and how they are batched.
+    """Settings of the images: source, decoding, batches.
 
     Attributes:
         name: Source, see DATASETS in contrastive/registry.py; ``dataset`` stands for images that a Python

@@ -101,9 +101,9 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
 
 def _checked(schema: type[Schema], *layers: DictConfig) -> Schema:
     # Resolved before the schema: OmegaConf 2.3 refuses ``view_2: ${augment.view_1}`` in a typed field.
-    given = OmegaConf.merge(*layers)
-    OmegaConf.resolve(given)
-    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+    merged = OmegaConf.merge(*layers)
+    OmegaConf.resolve(merged)
+    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), merged))
     return config  # type: ignore[no-any-return]
 
 
@@ -204,11 +204,11 @@ def _compose(schema: type, folder: str, recipe: str, within: tuple[Path, ...] = 
     for name in defaults or ():
         group, _, option = str(name).rpartition("/")
         beside = path.parent / f"{name}.yaml"
-        found = beside if beside.is_file() else _find(str(name), folder)
+        file = beside if beside.is_file() else _find(str(name), folder)
         layer = (
-            _read(schema, found, group=group)
+            _read(schema, file, group=group)
             if option and group
-            else _compose(schema, folder, str(found), (*within, path))
+            else _compose(schema, folder, str(file), (*within, path))
         )
         merged = _merge_open(merged, layer)
     return _merge_open(merged, body)
@@ -230,8 +230,8 @@ def _read(schema: type, path: Path, group: str = "") -> DictConfig:
         raise UserError(f"{path}: not a readable yaml file ({error})") from error
     if not isinstance(body, DictConfig):
         raise UserError(f"{path}: a yaml mapping is needed, e.g. 'data:' with 'name: digits' below it")
-    kept = _keep_text(kind, OmegaConf.to_container(body), text or {})
-    return OmegaConf.create({group: kept} if group else kept)
+    content = _keep_text(kind, OmegaConf.to_container(body), text or {})
+    return OmegaConf.create({group: content} if group else content)
 
 
 def _find(name: str, folder: str) -> Path:
@@ -259,12 +259,12 @@ def recipes(folder: str) -> list[str]:
 
 
 def _keys(schema: Any, prefix: str = "") -> list[str]:
-    found = []
+    keys = []
     for item in fields(schema):
-        found.append(prefix + item.name)
+        keys.append(prefix + item.name)
         if is_dataclass(item.type):
-            found += _keys(item.type, f"{prefix}{item.name}.")
-    return found
+            keys += _keys(item.type, f"{prefix}{item.name}.")
+    return keys
 
 
 def _explain(error: Exception, schema: type) -> str:

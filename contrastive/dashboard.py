@@ -1,4 +1,4 @@
-"""``contrastive-dashboard``: a W&B workspace for pretraining runs, as code."""
+"""``contrastive-dashboard``: create a W&B workspace for pretraining runs."""
 
 import hashlib
 import importlib.util

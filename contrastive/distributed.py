@@ -162,13 +162,15 @@ class Collectives:
         incoming = torch.empty_like(sizes)
         note_entry()
         dist.all_to_all_single(incoming, sizes)
-        given, wanted = sizes.tolist(), incoming.tolist()
+        num_sent, num_received = sizes.tolist(), incoming.tolist()
         # As bytes: not every backend moves every dtype.
-        received = torch.empty(sum(wanted), row, dtype=torch.uint8, device=_on_backend_device(sent).device)
-        carried = _on_backend_device(sent).view(torch.uint8).reshape(len(sent), row)
-        dist.all_to_all_single(received, carried, wanted, given)
+        received = torch.empty(
+            sum(num_received), row, dtype=torch.uint8, device=_on_backend_device(sent).device
+        )
+        as_bytes = _on_backend_device(sent).view(torch.uint8).reshape(len(sent), row)
+        dist.all_to_all_single(received, as_bytes, num_received, num_sent)
         whole = received.view(sent.dtype).reshape(len(received), *sent.shape[1:]).to(sent.device)
-        return list(torch.split(whole, wanted))
+        return list(torch.split(whole, num_received))
 
     def total(self, values: Tensor) -> Tensor:
         """See Exchange."""

@@ -84,7 +84,7 @@ def log_interval(trainer: Trainer) -> int:
 
 
 def is_logged(trainer: Trainer) -> bool:
-    """Whether the optimizer step just done has a row: one in every interval, and the run's last."""
+    """Return whether the optimizer step just done is logged: one per interval, and the run's last."""
     every, step = log_interval(trainer), trainer.global_step
     return every > 0 and (step % every == 0 or step == trainer.max_steps or trainer.is_last_batch)
 

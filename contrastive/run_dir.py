@@ -149,7 +149,7 @@ def _check_same_run(run_dir: Path, config: PretrainConfig, images: Images) -> No
     if not config.data.allow_changed:
         if not (run_dir / "manifest.csv").is_file():
             raise UserError(
-                f"{run_dir}: manifest.csv is missing, so changed data could not be told; restore it, choose "
+                f"{run_dir}: manifest.csv is missing, so changed data cannot be detected; restore it, choose "
                 "another run.name, or trust the data with data.allow_changed=true"
             )
         changes = describe_changes(read_image_list(run_dir / "manifest.csv"), images)

@@ -128,13 +128,13 @@ def build_trainer(
     if not mixed or trainer.strategy.root_device.type != "cpu" or _cpu_has_bf16():
         return trainer
     given = config.trainer["precision"]
-    kept = f"32-true is used; trainer.precision={given} on the command line keeps it"
+    fallback = f"32-true is used; trainer.precision={given} on the command line keeps it"
     if is_first_rank():
         logger.warning(
             "trainer.precision=%s takes about ten times as long as 32-true on this processor, which has no "
             "bfloat16 instructions; %s",
             given,
-            "set trainer.precision=32-true" if keep_precision else kept,
+            "set trainer.precision=32-true" if keep_precision else fallback,
         )
     return trainer if keep_precision else _make_trainer(config, callbacks, **more, precision="32-true")
 

@@ -49,9 +49,9 @@ class Intensity(IntensityAugmentationBase2D, ABC):
     ) -> Tensor:
         """Apply the change for Kornia, only to the chosen images where that saves time."""
         self.validate_tensor(input)
-        held = {name: value.to(input.device) for name, value in params.items() if name not in _KORNIA_OWN}
+        moved = {name: value.to(input.device) for name, value in params.items() if name not in _KORNIA_OWN}
         with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
-            return self.overwrite(input.to(torch.float32, copy=True), held).to(input.dtype)
+            return self.overwrite(input.to(torch.float32, copy=True), moved).to(input.dtype)
 
     def overwrite(self, images: Float[Tensor, "b 3 h w"], params: Params) -> Float[Tensor, "b 3 h w"]:
         """Change the chosen images; may modify ``images`` in place and return it.

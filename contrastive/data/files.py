@@ -66,13 +66,13 @@ def open_class_folders(root: Path, size: int) -> tuple[FileImages, FileImages, b
             without a training folder, an empty part.
     """
     train, test = find_parts(root)
-    found = [_find_images(root / part, root) for part in (train, test) if part is not None]
-    _warn_of_left_out(root, sum((others for _, others in found), Counter()))
+    listings = [_find_images(root / part, root) for part in (train, test) if part is not None]
+    _warn_of_left_out(root, sum((others for _, others in listings), Counter()))
     depth = int(train != "")
     if test is not None:
-        train_keys, test_keys = (keys for keys, _ in found)
+        train_keys, test_keys = (keys for keys, _ in listings)
     else:
-        keys = found[0][0]
+        keys = listings[0][0]
         test_keys = [key for key in keys if is_held_out(key)]
         train_keys = [key for key in keys if not is_held_out(key)]
     if not train_keys or not test_keys:

@@ -129,8 +129,8 @@ def _svg(shape: Shape) -> str:
             inner = f'path d="M{path}" fill="none" stroke="{css(colour)}" stroke-width="{width}"'
         case Label(x, y, text, anchor, colour, upright):
             turned = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if upright else ""
-            place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}'
-            return f'<text {place} fill="{css(colour)}">{escape(text)}</text>'
+            position = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}'
+            return f'<text {position} fill="{css(colour)}">{escape(text)}</text>'
     tooltip = f"<title>{escape(title)}</title>" if title else ""
     return f"<{inner}>{tooltip}</{inner.split()[0]}>"
 
@@ -147,16 +147,16 @@ def _paint(shape: Shape, image: Image.Image, scale: int) -> None:
             ends = (left, top, max(left, left + scale * width - 1), max(top, top + scale * height - 1))
             pen.rectangle(ends, fill=mixed)
         case Line(points, colour, width):
-            places = [(scale * x, scale * y) for x, y in points]
-            pen.line(places, fill=rgb(colour), width=max(1, round(scale * width)), joint="curve")
+            corners = [(scale * x, scale * y) for x, y in points]
+            pen.line(corners, fill=rgb(colour), width=max(1, round(scale * width)), joint="curve")
         case Label(x, y, upright=True):  # draw it horizontally on the image rotated by 90 degrees
             turned = image.transpose(Image.Transpose.ROTATE_270)
-            place = ((image.height - 1) / scale - y, x)
-            _paint(shape._replace(x=place[0], y=place[1], upright=False), turned, scale)
+            across, down = (image.height - 1) / scale - y, x
+            _paint(shape._replace(x=across, y=down, upright=False), turned, scale)
             image.paste(turned.transpose(Image.Transpose.ROTATE_90))
         case Label(x, y, text, anchor, colour):
-            font, place = ImageFont.load_default(_FONT_PX * scale), (scale * x, scale * y)
-            pen.text(place, text, fill=rgb(colour), font=font, anchor=_ANCHORS[anchor])
+            font, start = ImageFont.load_default(_FONT_PX * scale), (scale * x, scale * y)
+            pen.text(start, text, fill=rgb(colour), font=font, anchor=_ANCHORS[anchor])
 
 
 def css(colour: str) -> str:

@@ -86,10 +86,10 @@ def scatter(
     """Draw rows as dots coloured by class (grey: unknown); ``legend`` names the classes if they are few."""
     low, span = points.amin(0), (points.amax(0) - points.amin(0)).clamp_min(1e-12)
     placed = _MARGIN + (_SIDE - 2 * _MARGIN) * (points - low) / span
-    given = labels.tolist() if labels is not None else [-1] * len(points)
+    row_labels = labels.tolist() if labels is not None else [-1] * len(points)
     shapes: list[Shape] = [
         Dot(x, y, 2.6, class_colour(label, len(classes)), classes[label] if label >= 0 else "")
-        for (x, y), label in zip(placed.tolist(), given, strict=True)
+        for (x, y), label in zip(placed.tolist(), row_labels, strict=True)
     ]
     named = classes if legend and labels is not None and len(classes) <= _MOST_NAMES else ()
     for row, name in enumerate(named):

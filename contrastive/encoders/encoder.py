@@ -1,4 +1,4 @@
-"""The interface of all encoders."""
+"""Define the interface of all encoders."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

@@ -85,9 +85,9 @@ def _recipe(run: Path) -> list[str]:
         "optimizer": f"{saved.optimizer.name}, base_lr {saved.optimizer.base_lr}, "
         f"weight decay {saved.optimizer.weight_decay}",
     }
-    made = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    assert isinstance(made, dict)
-    provenance = made.get("provenance", {})
+    document = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    assert isinstance(document, dict)
+    provenance = document.get("provenance", {})
     versions = {name: f"`{value}`" for name, value in provenance.items() if name != "wandb_id"}
     return ["## Recipe", "", *_table(recipe | versions), "", "Every setting is in the run's config.yaml.", ""]
 

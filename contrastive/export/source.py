@@ -1,4 +1,4 @@
-"""The encoder to export, and the check that a copy computes the same features."""
+"""Describe the encoder to export, and check that a copy computes the same features."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""``data.order=global``: in each epoch a fresh permutation of all rows."""
+"""``data.order=global``: a fresh permutation of all rows in each epoch."""
 
 from dataclasses import dataclass
 from functools import lru_cache
