@@ -1,4 +1,4 @@
-"""``contrastive-pretrain``: from a config to a frozen encoder. Heavy imports wait for a sound config."""
+"""``contrastive-pretrain``: pretrain an encoder. Heavy imports come after the config is checked."""
 
 import json
 import sys
@@ -22,9 +22,10 @@ Without arguments: the digits recipe, which trains in minutes on a laptop.
   key=value           change any setting, e.g. data.name=images data.root=photos schedule.epochs=100
   group=option        take a group from configs/pretrain/<group>/, e.g. augment=moco_v2 mining=band
 
-The same command goes on where a stopped run was. Results are in runs/<run.name>/; the last line of
-stdout is one JSON object. Exit codes: 0 done, 2 wrong input, 3 the run stopped itself, 75 stopped by
-a signal or trainer.max_time, after saving (run again to go on), 1 a fault of the program.
+Run the same command again to continue a stopped run. Results are in runs/<run.name>/; the last line
+of stdout is one JSON object. Exit codes: 0 done, 2 wrong input, 3 the run stopped itself (diverged, no
+negatives, too many unreadable files), 75 stopped by a signal or trainer.max_time after saving (run
+again to continue), 1 a fault of the program.
 """
 
 
@@ -54,7 +55,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, set[str], list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     log_to_stderr()
     try:
@@ -64,9 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stop:
-        # Training saves before it stops and raises nothing: here no step was under way.
-        goes_on = "the same command goes on from the last checkpoint, or starts anew where there is none"
-        print(f"stopped by {stop}; {'nothing is kept' if '--dry-run' in given else goes_on}", file=sys.stderr)
+        # Preemption handles signals while training, so no step was in progress here.
+        again = "run the same command again to continue from the last checkpoint, if there is any"
+        print(f"stopped by {stop}; {'nothing is kept' if '--dry-run' in given else again}", file=sys.stderr)
         return 75
 
 

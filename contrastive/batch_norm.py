@@ -1,9 +1,9 @@
-"""Whose statistics batch norm uses: a key must not be told from the company it was normalised in.
+"""Batch-norm variants that stop the network from recognising a key by the batch statistics it shares.
 
-Query and key of an image are normalised with statistics of the same few images, negatives out of the bank
-with those of others. A network finds that before it finds what is in the pictures (MoCo, He et al. 2020,
-arXiv:1911.05722, section 3.3). Against it: one set of statistics for all devices (``sync``), or small groups
-and keys computed in other groups than their queries (``shuffle`` over devices, ``split`` also on one).
+Query and key of an image are normalised with statistics of the same few images, negatives from the bank with
+those of others. A network learns to recognise that before it learns what the images show (MoCo, He et al.
+2020, arXiv:1911.05722, section 3.3). Remedies: one set of statistics for all devices (``sync``), or small
+groups with keys in other groups than their queries (``shuffle`` over devices, ``split`` also on one device).
 """
 
 from importlib import import_module
@@ -21,14 +21,14 @@ _SHUFFLE_STREAM = 1_000
 
 
 class SplitBatchNorm(_BatchNorm):
-    """Batch norm over groups of the batch, as that many devices would do it.
+    """Batch norm over groups of the batch, like plain batch norm on that many devices.
 
     The single-GPU variant of MoCo's batch norm (its CIFAR-10 demo, github.com/facebookresearch/moco). Running
-    statistics move by the mean over the groups. Evaluation is plain batch norm's, and so is the state dict.
+    statistics are updated by the mean over the groups. Evaluation and state dict equal plain batch norm's.
 
     Args:
-        norm: Layer to replace; its parameters and statistics are taken over.
-        num_splits: Groups, contiguous and as equal as can be; fewer where a group would have one row.
+        norm: Layer to replace; its parameters and statistics are reused.
+        num_splits: Number of groups, contiguous, of nearly equal size; fewer if a group would have one row.
     """
 
     running_mean: Tensor
@@ -45,10 +45,10 @@ class SplitBatchNorm(_BatchNorm):
             setattr(self, name, part)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any ``(b, c, ...)`` will do, so that one class serves encoder and heads."""
+        """Accept any ``(b, c, ...)``, so that one class serves encoder and heads."""
 
     def forward(self, input: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c ..."]:
-        """Normalise each group by itself; in evaluation all rows by the running statistics."""
+        """Normalise each group separately; in evaluation, all rows by the running statistics."""
         normalised = self._normalised_groups(input) if self.training else super().forward(input)
         for part in self.children():
             normalised = part(normalised)
@@ -69,42 +69,42 @@ class SplitBatchNorm(_BatchNorm):
 
 
 class BufferSnapshot:
-    """The buffers of ``module``, so that what a forward pass did to them can be undone.
+    """Snapshot of a module's buffers, to undo what a forward pass did to them.
 
-    Training never reads running statistics, so one batch that is not finite would stay in them unseen.
+    Training never reads running statistics, so damage by a batch that is not finite would stay unnoticed.
 
     Args:
-        module: On its training device; moving it would replace its buffers.
+        module: Module on its training device; moving it would replace its buffers.
     """
 
     def __init__(self, module: nn.Module) -> None:
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for buffer in module.buffers():
             by_dtype.setdefault(buffer.dtype, []).append(buffer)
-        # Apart by type: a list of several would be copied by a kernel for each tensor.
-        self._lists = [(held, [buffer.clone() for buffer in held]) for held in by_dtype.values()]
+        # One list per dtype: a list of mixed dtypes would be copied with one kernel per tensor.
+        self._lists = [(live, [buffer.clone() for buffer in live]) for live in by_dtype.values()]
 
     def keep(self) -> None:
-        """Remember the buffers as they are."""
-        for held, kept in self._lists:
-            torch._foreach_copy_(kept, held)
+        """Save the current buffers."""
+        for live, copies in self._lists:
+            torch._foreach_copy_(copies, live)
 
     def restore(self) -> None:
-        """Make them again what they were when last kept, or at the start."""
-        for held, kept in self._lists:
-            torch._foreach_copy_(held, kept)
+        """Restore the buffers saved last, by ``keep`` or on construction."""
+        for live, copies in self._lists:
+            torch._foreach_copy_(live, copies)
 
 
 def convert(module: nn.Module, kind: str, num_splits: int) -> None:
-    """Replace, in place, the batch norms (if any) inside ``module``; names and values in its state dict stay.
+    """Replace, in place, the batch norms inside ``module``; the state dict does not change.
 
     Args:
-        module: Not itself a batch norm.
+        module: A module that is not itself a batch norm.
         kind: As ``encoder.batch_norm``; ``plain`` and ``shuffle`` replace nothing.
-        num_splits: Groups of ``split``.
+        num_splits: Number of groups of ``split``.
     """
     if kind == "sync":
-        # timm's knows its batch norms with an activation, too; a second of import that most runs do without.
+        # timm's function also knows its own batch norms with an activation; importing timm takes a second.
         import_module("timm.layers").convert_sync_batchnorm(module)
     if kind == "split":
         for name, child in list(module.named_children()):
@@ -115,11 +115,11 @@ def convert(module: nn.Module, kind: str, num_splits: int) -> None:
 
 
 def shuffled(ids: Int[Tensor, " g"], seed: int, step: int) -> Int[Tensor, " g"]:
-    """A random order of the rows of a batch; a pure function of its arguments, so all ranks agree on it.
+    """Return a random order of a batch; a pure function of its arguments, so all ranks agree on it.
 
     Args:
-        ids: Data set rows of the whole batch, by rank.
-        seed: Of the run.
+        ids: Data set rows of the whole batch, in order of rank.
+        seed: Seed of the run.
         step: Optimizer step.
 
     Returns:

@@ -1,4 +1,4 @@
-"""When networks and views are compiled."""
+"""Decide whether networks and views are compiled."""
 
 import importlib.util
 import logging
@@ -13,9 +13,9 @@ COMPILER = "inductor"
 
 
 def compiler(setting: str, device: torch.device) -> str | None:
-    """Return the backend of ``torch.compile`` that ``run.compile`` means on ``device``; None is none.
+    """Return the backend of ``torch.compile`` for ``run.compile`` on ``device``; None to not compile.
 
-    On a CPU ``auto`` does not compile: the networks' convolutions gain nothing.
+    On a CPU ``auto`` does not compile: the networks' convolutions would not get faster.
     """
     if setting == "auto" and device.type == "cuda":
         missing = [] if importlib.util.find_spec("triton") else ["Triton"]

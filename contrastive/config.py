@@ -1,4 +1,4 @@
-"""Schema of a pretraining run; the yaml files under configs/pretrain are merged into it."""
+"""Define the settings of a pretraining run; the yaml files under configs/pretrain are merged into them."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ from memory_bank.config import BankConfig, MiningConfig, check_above_zero, check
 
 
 class UserError(ValueError):
-    """The user's input is wrong; the message says what was given, what is allowed, what to do. Exit 2."""
+    """The user's input is wrong; the message says what was given, what is allowed and what to do. Exit 2."""
 
 
 def check_path(name: str, path: str) -> str:
-    """``path`` with ``~`` expanded, as every setting that is a path is read.
+    """Return ``path`` with ``~`` expanded; applied to every setting that is a path.
 
     Raises:
-        UserError: a user without a home folder, or a NUL.
+        UserError: the user has no home folder, or the path contains a NUL.
     """
     if "\0" in path:
         raise UserError(f"{name}={path!r}: no file's name can hold a NUL (\\0)")
@@ -32,7 +32,7 @@ def check_path(name: str, path: str) -> str:
 
 @dataclass
 class RunConfig:
-    """One run.
+    """Settings of the run: where it is, how it resumes and is saved.
 
     Attributes:
         name: The run directory is ``root/name``; it may hold slashes, but not lead out of ``root``.
@@ -40,11 +40,12 @@ class RunConfig:
         seed: Decides initial weights, data order and views.
         resume: ``auto`` continues an unfinished run of the same config; ``never`` refuses an existing one.
         checkpoint_every: Optimizer steps between checkpoints; None saves after every epoch.
-        keep_last: Checkpoints kept; 1 keeps two, since only the step after a save tells whether it is good.
+        keep_last: Number of checkpoints to keep; 1 keeps two, since only the step after a save shows whether
+            it is good.
         requeue: Under SLURM, queue the job again when SIGUSR1 stopped it (scripts/slurm.sbatch).
-        hang_s: Seconds without progress after which a run on several ranks names the one that hangs and ends.
+        hang_s: Seconds without progress after which a run on several ranks ends and logs which rank hangs.
         compile: ``torch.compile`` for both networks and the views: ``true``, ``false``, or ``auto``: on a GPU
-            with Triton and a C compiler. The first steps then take minutes, which long runs win back.
+            with Triton and a C compiler. The first steps then take minutes, which only pays off in long runs.
     """
 
     name: str = "pretrain"
@@ -76,28 +77,29 @@ class RunConfig:
 
 @dataclass
 class DataConfig:
-    """Where images come from and how they are batched.
+    """Settings of the images: source, decoding, batches.
 
     Attributes:
         name: Source, see DATASETS in contrastive/registry.py; ``dataset`` stands for images that a Python
             program gave.
-        root: Its place on disk (``digits`` needs none).
+        root: Folder of the data set (``digits`` needs none).
         image_size: Side in pixels of the square the network sees.
-        decode_size: Side of the square that is kept of each file before views are cut from it; None takes
-            ``image_size`` up to 64 px and 8/7 of it above (256 for 224).
+        decode_size: Side of the square to which each file is decoded, before views are cut from it; None
+            takes ``image_size`` up to 64 px and 8/7 of it above (256 for 224).
         global_batch: Images of one optimizer step, over all ranks and accumulated micro-batches.
-        order: In which order an epoch goes through the images, see ORDERS in contrastive/registry.py:
+        order: Order in which an epoch visits the images, see ORDERS in contrastive/registry.py:
             ``global`` is a fresh permutation of all of them.
-        num_workers: Decoding processes; None chooses.
+        num_workers: Number of decoding processes; None chooses it by the processors.
         resident: ``auto`` keeps decoded sets of up to 1 GiB on the training device; ``true``, ``false``.
-        cache: Folder for decoded training images: the first run decodes them, all read them as one mapped
-            array; None decodes in every epoch. Larger than JPEG files: 192 KiB for an image of 256 px.
+        cache: Folder for decoded training images: the first run decodes them, all runs read them as one
+            memory-mapped array; None decodes in every epoch. Larger than JPEG files: 192 KiB for an image of
+            256 px.
         max_corrupt: Share of unreadable images at which the run stops.
-        allow_changed: Resume although files were added, removed or altered; where rows are then of other
-            files, the bank starts empty.
+        allow_changed: Resume although files were added, removed or altered; if rows are then other files, the
+            bank starts empty.
         download: Let torchvision fetch cifar10, cifar100 or stl10 into ``root``.
-        mean: Per-channel mean the views are normalised with, in [0, 1] units.
-        std: Likewise the standard deviation.
+        mean: Per-channel mean for normalising the views, in [0, 1] units.
+        std: Per-channel standard deviation for normalising the views, in [0, 1] units.
     """
 
     name: str = "digits"
@@ -153,10 +155,10 @@ class ViewConfig:
         translate: Largest shift, as a share of the side.
         shear: Largest shear, degrees.
         jitter: Probability of colour jitter.
-        brightness: Jitter strength as torchvision's ColorJitter has it; likewise the next three.
-        contrast: See brightness.
-        saturation: See brightness.
-        hue: In [0, 0.5].
+        brightness: Strength of brightness jitter, as in torchvision's ColorJitter.
+        contrast: Strength of contrast jitter, see brightness.
+        saturation: Strength of saturation jitter, see brightness.
+        hue: Strength of hue jitter, in [0, 0.5].
         grayscale: Probability of dropping the colour.
         blur: Probability of a Gaussian blur.
         blur_sigma: Its standard deviation in pixels, ``[low, high]``.
@@ -217,10 +219,11 @@ class AugmentConfig:
         view_2: Second global view.
         num_local: Smaller views beside the two global ones (multi-crop, SwAV, arXiv:2006.09882): each is
             matched with the global views, and costs about ``(local_size / image_size) ** 2`` of one.
-        local: Their random changes.
-        local_size: Their side in pixels; None takes 3/7 of ``data.image_size``, 96 of 224, in eights.
-        disjoint: Cut the two global views out of different halves of the image, left and right or top and
-            bottom, so that they share no pixel; ``crop_scale`` is then a share of the half.
+        local: Strengths of the local views.
+        local_size: Side of the local views in pixels; None takes 3/7 of ``data.image_size`` (96 for 224),
+            rounded to a multiple of 8.
+        disjoint: Cut the two global views from different halves of the image (left and right, or top and
+            bottom), so that they share no pixel; ``crop_scale`` is then a share of the half.
     """
 
     view_1: ViewConfig = field(default_factory=ViewConfig)
@@ -235,34 +238,34 @@ class AugmentConfig:
         check_range("augment.local_size", self.local_size, 8, 4096)
 
     def local_side(self, image_size: int) -> int:
-        """Side of a local view in pixels, for global ones of ``image_size``."""
+        """Return the side of a local view in pixels, for global ones of ``image_size``."""
         return self.local_size or max(8, 8 * round(image_size * 3 / 56))
 
 
 @dataclass
 class EncoderConfig:
-    """The network.
+    """Settings of the network.
 
     Attributes:
         name: ``resnet10`` (one block a stage), ``resnet18``, ``resnet34`` or ``resnet50``; ``timm:MODEL`` or
             ``torchvision:MODEL``: any network of these libraries.
-        args: Further arguments of the network, e.g. ``{patch_size: 4}`` of a transformer of timm.
-        width: Of the residual networks: channels of the first stage; 64 is torchvision's.
-        stem: Of the residual networks: ``imagenet`` (7x7 stride 2, max-pool), ``small`` (3x3 stride 1) or
-            ``auto`` (small up to 64 px).
-        weights: What to start from. A file: torchvision's or timm's state dict, a checkpoint that holds one,
-            or an ``encoder.safetensors``; ``default``, or a name of torchvision's: published weights of
-            ``timm:MODEL`` and ``torchvision:MODEL``. None: random. A run that is resumed does not read it.
+        args: Further arguments of the network, e.g. ``{patch_size: 4}`` for a transformer of timm.
+        width: Channels of the first stage of a residual network; 64 is torchvision's.
+        stem: First layers of a residual network: ``imagenet`` (7x7 stride 2, max-pool), ``small`` (3x3 stride
+            1) or ``auto`` (small up to 64 px).
+        weights: Initial weights. A file: torchvision's or timm's state dict, a checkpoint that contains one,
+            or an ``encoder.safetensors``. ``default``, or a name that torchvision gives: published weights of
+            ``timm:MODEL`` and ``torchvision:MODEL``. None: random. Not read when a run is resumed.
         projector_hidden: Width of the projector's hidden layers.
-        projector_layers: Its linear layers.
-        projector_dim: Embedding dimension d, the bank's too.
-        predictor_hidden: Width of the predictor's hidden layer (MoCo v3, BYOL); 0 is no predictor.
-        batch_norm: Whose statistics normalise (contrastive/batch_norm.py). ``plain``: those of each device's
-            batch; ``split``: of groups of it, keys in other groups than queries; ``shuffle``: of each
-            device's batch, keys on other devices than queries; ``sync``: of all devices' batch (GPUs).
+        projector_layers: Number of linear layers of the projector.
+        projector_dim: Dimension d of the embeddings and of the bank.
+        predictor_hidden: Width of the predictor's hidden layer (MoCo v3, BYOL); 0 means no predictor.
+        batch_norm: Images that share statistics (contrastive/batch_norm.py). ``plain``: each device's batch;
+            ``split``: groups of it, keys in other groups than their queries; ``shuffle``: each device's
+            batch, keys on other devices than their queries; ``sync``: the batch of all devices (GPUs).
         batch_norm_splits: Groups of ``split``, for each device.
-        momentum: EMA of the key encoder at the start.
-        momentum_end: And at the end, along a cosine; None stays.
+        momentum: EMA momentum of the key encoder at the start of training.
+        momentum_end: EMA momentum at the end of training, reached along a cosine; None keeps ``momentum``.
     """
 
     name: str = "resnet18"
@@ -298,19 +301,19 @@ class EncoderConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """The loss.
+    """Settings of the loss.
 
     Attributes:
         name: ``info_nce`` (MoCo, arXiv:1911.05722) or another of contrastive/objectives.
-        temperature: Usual are 0.07 to 0.5.
+        temperature: Divides the similarities; usual are 0.07 to 0.5.
         symmetric: Also match view 2's query with view 1's key, as ``nt_xent`` always does.
-        tau_plus: Of ``debiased`` and ``hcl``: share of images that are the same thing; None takes
+        tau_plus: For ``debiased`` and ``hcl``: share of images that are of the query's class; None takes
             ``mining.class_prior``.
-        beta: Of ``hcl``: how much harder negatives count more; 0 is not at all.
-        sigma: Of ``dclw``: width of the weights on the positives.
-        mix_hardest: Of ``mixing``: the closest negatives that synthetic ones are mixed from.
-        mix_pairs: Of ``mixing``: synthetic negatives a query, of two negatives each.
-        mix_query: Of ``mixing``: synthetic negatives a query, of the query and a negative each.
+        beta: For ``hcl``: weight of hard negatives; 0 weights all negatives equally.
+        sigma: For ``dclw``: width of the weights on the positives.
+        mix_hardest: For ``mixing``: number of closest negatives that synthetic ones are mixed from.
+        mix_pairs: For ``mixing``: synthetic negatives per query that are mixed from two negatives.
+        mix_query: For ``mixing``: synthetic negatives per query that are mixed from the query and a negative.
     """
 
     name: str = "info_nce"
@@ -336,19 +339,19 @@ class ObjectiveConfig:
 
     @property
     def loss(self) -> str:
-        """The loss function, where ``name`` stands for a method's."""
+        """Name of the loss function, also if ``name`` is named after a method."""
         return NAMED_AFTER_METHOD.get(self.name, ("", self.name))[1]
 
 
 @dataclass
 class OptimizerConfig:
-    """The optimizer.
+    """Settings of the optimizer.
 
     Attributes:
         name: ``sgd``, ``adamw``, or ``lars`` (arXiv:1708.03888) for batches of thousands.
         base_lr: Peak learning rate per 256 images; the rate used is base_lr * data.global_batch / 256.
-        sgd_momentum: Of SGD and LARS.
-        weight_decay: Left off biases and normalisation layers.
+        sgd_momentum: Momentum of SGD and LARS.
+        weight_decay: Weight decay; not applied to biases and normalisation layers.
     """
 
     name: str = "sgd"
@@ -365,11 +368,11 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    """How long, and the learning rate over time: linear warm-up, then a cosine to 0.
+    """Length of the run, and its learning rate schedule: linear warm-up, then a cosine to 0.
 
     Attributes:
-        epochs: Passes over the data; each drops the shuffled remainder that does not fill a batch.
-        warmup_epochs: May be a fraction.
+        epochs: Passes over the data; each leaves out the shuffled remainder that does not fill a batch.
+        warmup_epochs: Epochs of warm-up; may be a fraction.
     """
 
     epochs: int = 200
@@ -386,13 +389,13 @@ class ScheduleConfig:
 
 @dataclass
 class WandbConfig:
-    """Weights & Biases.
+    """Settings of Weights & Biases.
 
     Attributes:
         mode: ``auto`` (online when logged in, otherwise off), ``online``, ``offline`` or ``disabled``.
         project: Project name; at most 128 characters, none of ``/\\#?%:`` (W&B's rule).
         entity: Team or user; None is the account's default.
-        tags: Shown beside the run; of 1 to 64 characters each (W&B's rule).
+        tags: Tags of the run, of 1 to 64 characters each (W&B's rule).
     """
 
     mode: str = "auto"
@@ -415,13 +418,13 @@ class WandbConfig:
 
 @dataclass
 class LoggingConfig:
-    """What is written while training.
+    """Settings of what is logged while training.
 
     Attributes:
         every_n_steps: Optimizer steps between rows of metrics.csv.
-        knn_every_epochs: Epochs between online kNN scores on held-out rows; 0 never.
-        probe_every_epochs: Likewise of an online linear probe.
-        mined_rows: Anchors kept in mined.csv and the report's gallery.
+        knn_every_epochs: Epochs between online kNN scores on held-out rows; 0 turns them off.
+        probe_every_epochs: Epochs between scores of an online linear probe; 0 turns them off.
+        mined_rows: Number of anchors in mined.csv and the report's gallery.
         progress: Show progress bars (on stderr).
         wandb: See WandbConfig.
     """
@@ -442,14 +445,14 @@ class LoggingConfig:
 
 @dataclass
 class PretrainConfig:
-    """A whole run; the yaml files under configs/pretrain are merged into this.
+    """All settings of a run; the yaml files under configs/pretrain are merged into this.
 
     Attributes:
-        method: What the views of an image are compared with: ``moco`` (mined rows of the bank), ``simclr``
-            (the other images of the batch), ``nnclr`` (the batch, seen from a neighbour in the bank),
-            ``neighbour`` (mined rows, a neighbour is the positive). ``auto`` is ``moco``, unless
+        method: Training method: ``moco`` (negatives mined from the bank), ``simclr`` (negatives are the other
+            images of the batch), ``nnclr`` (a neighbour from the bank against the batch), ``neighbour``
+            (mined negatives, and a neighbour from the bank as the positive). ``auto`` is ``moco``, unless
             ``objective.name`` is a method's own loss: ``nt_xent`` is ``simclr`` with ``info_nce``.
-        profile: Print and log which part of a step takes what share of its time (``perf/share_*``).
+        profile: Measure which share of a step's time each of its parts takes (``perf/share_*``).
     """
 
     run: RunConfig = field(default_factory=RunConfig)

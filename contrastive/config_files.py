@@ -1,4 +1,4 @@
-"""The one way from yaml files and ``key=value`` to a checked dataclass, and back."""
+"""Load yaml files and ``key=value`` overrides into a checked dataclass, and write it back as yaml."""
 
 import difflib
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from contrastive.config import UserError, check_path
 Schema = TypeVar("Schema")
 
 _REFUSALS = (OmegaConfBaseException, TypeError, OverflowError)
-"""What OmegaConf raises on values that do not fit the schema; the checks in it raise ValueError."""
+"""Errors of OmegaConf for values that do not fit the schema; the schema's own checks raise ValueError."""
 
 
 class _TextLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is untyped
-    """Reads every plain scalar but null as its characters: 010, 1e5 and yes are text."""
+    """YAML loader that reads every plain scalar but null as text: 010, 1e5 and yes stay as they are typed."""
 
 
 _TextLoader.yaml_implicit_resolvers = {
@@ -41,7 +41,7 @@ def load_config(schema: type[Schema], folder: str, recipe: str | None, overrides
     Settings that are text in the schema keep their characters (``run.name=3e10482``), in files too.
 
     Raises:
-        UserError: unknown recipe or key, wrong type, value out of range, a bare word.
+        UserError: unknown recipe or key, wrong type, value out of range, a word without ``=``.
     """
     pairs = [_split_override(text) for text in overrides]
     options = [(key, value) for key, value in pairs if _is_group(schema, key)]
@@ -83,32 +83,32 @@ def load_saved(schema: type[Schema], path: Path) -> Schema:
 
 
 def to_yaml(config: Any) -> str:
-    """The config as yaml, every default spelled out."""
+    """Write the config as yaml, including every default."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted names of the fields in which two configs of one schema differ, with both values."""
-    found: dict[str, tuple[Any, Any]] = {}
+    """Find the fields in which two configs differ: dotted names, with both values."""
+    changed: dict[str, tuple[Any, Any]] = {}
     for item in fields(old):
         before, after = getattr(old, item.name), getattr(new, item.name)
         if is_dataclass(before):
-            found |= differences(before, after, f"{prefix}{item.name}.")
+            changed |= differences(before, after, f"{prefix}{item.name}.")
         elif before != after:
-            found[prefix + item.name] = (before, after)
-    return found
+            changed[prefix + item.name] = (before, after)
+    return changed
 
 
 def _checked(schema: type[Schema], *layers: DictConfig) -> Schema:
     # Resolved before the schema: OmegaConf 2.3 refuses ``view_2: ${augment.view_1}`` in a typed field.
-    given = OmegaConf.merge(*layers)
-    OmegaConf.resolve(given)
-    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+    merged = OmegaConf.merge(*layers)
+    OmegaConf.resolve(merged)
+    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), merged))
     return config  # type: ignore[no-any-return]
 
 
 def _culprit(schema: type, values: list[tuple[str, str]]) -> str | None:
-    """The override that the schema refuses by itself, for errors that do not say where they come from."""
+    """Find the override that the schema refuses, for errors that do not name the setting."""
     for key, value in values:
         try:
             OmegaConf.merge(OmegaConf.structured(schema), _from_overrides(schema, [(key, value)]))
@@ -120,13 +120,13 @@ def _culprit(schema: type, values: list[tuple[str, str]]) -> str | None:
 def _from_overrides(schema: type, values: list[tuple[str, str]]) -> DictConfig:
     merged = OmegaConf.create()
     for key, value in values:
-        if value.strip("'\"") == "???":  # which a merge would pass over
+        if value.strip("'\"") == "???":  # which a merge would ignore
             raise UserError(
                 f"{key}=???: stands for a value that is still to be set; give one, or leave it out"
             )
         try:
             OmegaConf.update(merged, key, _parse(_type_of(schema, key), value))
-        except Exception as error:  # yaml raises a dozen kinds; each means the same to the user
+        except Exception as error:  # yaml raises a dozen types; each means the same to the user
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"{f'{key}={value}'!r}: not readable as key=value ({reason}); quote text: key='\"...\"'"
@@ -135,7 +135,7 @@ def _from_overrides(schema: type, values: list[tuple[str, str]]) -> DictConfig:
 
 
 def _parse(kind: Any, value: str) -> Any:
-    """The value of one override. Text is taken as it is typed, unless it is quoted, null or nothing."""
+    """Parse the value of an override. Text is taken as typed, unless it is quoted, null or empty."""
     if kind is str and value not in ("", "null") and not value.startswith(("'", '"')):
         return value
     typed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
@@ -143,7 +143,7 @@ def _parse(kind: Any, value: str) -> Any:
 
 
 def _keep_text(kind: Any, typed: Any, text: Any) -> Any:
-    """``typed``, with ``text`` (the same document by ``_TextLoader``) where the schema wants characters."""
+    """Return ``typed``, with values of ``text`` (the same by ``_TextLoader``) where the schema has text."""
     if kind is str:
         return text
     if get_origin(kind) is list and isinstance(typed, list):
@@ -156,7 +156,7 @@ def _keep_text(kind: Any, typed: Any, text: Any) -> Any:
 
 
 def _type_of(schema: Any, key: str) -> Any:
-    """Type of a setting by its dotted name; Any where the schema has none or leaves it open."""
+    """Return the type of a setting by its dotted name; Any if the schema does not define it."""
     for name in key.split("."):
         types = {item.name: item.type for item in fields(schema)} if is_dataclass(schema) else {}
         schema = _bare(types.get(name, Any))
@@ -164,7 +164,7 @@ def _type_of(schema: Any, key: str) -> Any:
 
 
 def _bare(kind: Any) -> Any:
-    """``str`` of ``str | None``."""
+    """Return the type without None: ``str`` for ``str | None``."""
     some = [part for part in get_args(kind) if part is not NoneType]
     return some[0] if len(some) == 1 and NoneType in get_args(kind) else kind
 
@@ -177,13 +177,13 @@ def _split_override(text: str) -> tuple[str, str]:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{text!r}: not UTF-8, as settings must be; where it is a path, use a link whose name is"
+            f"{text!r}: not UTF-8, as settings must be; if it is a path, use a link with a UTF-8 name"
         ) from error
     return key, value
 
 
 def _is_group(schema: type, key: str) -> bool:
-    """Whether ``key`` names a whole group, so that its value is one of the group's files."""
+    """Return whether ``key`` names a whole group, so that its value is one of the group's files."""
     groups = (
         item.name for item in fields(schema) if is_dataclass(item.type) or get_origin(item.type) is dict
     )
@@ -204,11 +204,11 @@ def _compose(schema: type, folder: str, recipe: str, within: tuple[Path, ...] = 
     for name in defaults or ():
         group, _, option = str(name).rpartition("/")
         beside = path.parent / f"{name}.yaml"
-        found = beside if beside.is_file() else _find(str(name), folder)
+        file = beside if beside.is_file() else _find(str(name), folder)
         layer = (
-            _read(schema, found, group=group)
+            _read(schema, file, group=group)
             if option and group
-            else _compose(schema, folder, str(found), (*within, path))
+            else _compose(schema, folder, str(file), (*within, path))
         )
         merged = _merge_open(merged, layer)
     return _merge_open(merged, body)
@@ -221,21 +221,21 @@ def _merge_open(*layers: DictConfig) -> DictConfig:
 
 
 def _read(schema: type, path: Path, group: str = "") -> DictConfig:
-    """One yaml file, as it stands, or as the content of ``group``."""
+    """Read a yaml file, as it is or as the content of ``group``."""
     kind = _type_of(schema, group) if group else schema
     try:
         body = OmegaConf.load(path)
         text = yaml.load(path.read_text(encoding="utf-8"), _TextLoader)
-    except Exception as error:  # yaml raises a dozen kinds; each means the same to the user
+    except Exception as error:  # yaml raises a dozen types; each means the same to the user
         raise UserError(f"{path}: not a readable yaml file ({error})") from error
     if not isinstance(body, DictConfig):
         raise UserError(f"{path}: a yaml mapping is needed, e.g. 'data:' with 'name: digits' below it")
-    kept = _keep_text(kind, OmegaConf.to_container(body), text or {})
-    return OmegaConf.create({group: kept} if group else kept)
+    content = _keep_text(kind, OmegaConf.to_container(body), text or {})
+    return OmegaConf.create({group: content} if group else content)
 
 
 def _find(name: str, folder: str) -> Path:
-    """A yaml file by path, or a shipped one by name."""
+    """Find a yaml file by path, or a shipped one by name."""
     if name.endswith((".yaml", ".yml")):
         if (own := Path(check_path("config", name))).is_file():
             return own
@@ -254,17 +254,17 @@ def _find(name: str, folder: str) -> Path:
 
 
 def recipes(folder: str) -> list[str]:
-    """Names of the shipped recipes of ``configs/<folder>``."""
+    """List the shipped recipes of ``configs/<folder>``."""
     return sorted(file.stem for file in (Path(str(resources.files("configs"))) / folder).glob("*.yaml"))
 
 
 def _keys(schema: Any, prefix: str = "") -> list[str]:
-    found = []
+    keys = []
     for item in fields(schema):
-        found.append(prefix + item.name)
+        keys.append(prefix + item.name)
         if is_dataclass(item.type):
-            found += _keys(item.type, f"{prefix}{item.name}.")
-    return found
+            keys += _keys(item.type, f"{prefix}{item.name}.")
+    return keys
 
 
 def _explain(error: Exception, schema: type) -> str:
@@ -283,7 +283,7 @@ def _explain(error: Exception, schema: type) -> str:
 
 
 def nearest(given: str, allowed: Sequence[str], group: str = "") -> str:
-    """The tail of an error message: the closest allowed name, and its siblings."""
+    """Return the end of an error message: the closest allowed name, and its siblings."""
     close = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
     siblings = [name for name in allowed if name.rpartition(".")[0] == group]
     hint = f"did you mean {close[0]!r}? " if close else ""

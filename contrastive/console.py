@@ -1,4 +1,4 @@
-"""How the command lines speak: results on stdout, everything else on stderr."""
+"""Console output of the command lines: results on stdout, everything else on stderr."""
 
 import logging
 import os
@@ -8,15 +8,15 @@ from contrastive.config import UserError
 
 
 def answer(text: str) -> None:
-    """Print a result; a reader that has left (``| head -1``) is no error.
+    """Print a result to stdout; a closed pipe (``| head -1``) is no error.
 
     Raises:
-        UserError: stdout takes nothing, e.g. a file on a full disk.
+        UserError: stdout cannot be written, e.g. a file on a full disk.
     """
     try:
         print(text, flush=True)
     except OSError as error:
-        # What is left in the buffer would fail once more when the process ends.
+        # Else flushing the rest of the buffer would fail again when the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise UserError(
@@ -26,7 +26,7 @@ def answer(text: str) -> None:
 
 def log_to_stderr() -> None:
     """Send our packages' log to stderr at INFO; other libraries keep their own settings."""
-    if sys.stderr is None:  # closed by who called us: bars and logs of all libraries count on one
+    if sys.stderr is None:  # the caller closed stderr; progress bars and loggers expect one
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -1,4 +1,4 @@
-"""``contrastive-dashboard``: a W&B workspace for pretraining runs, as code."""
+"""``contrastive-dashboard``: create a W&B workspace for pretraining runs."""
 
 import hashlib
 import importlib.util
@@ -79,7 +79,7 @@ LINES = {
         "Contrast of the views": ["views/std"],
     },
 }
-"""Line plots: section -> title -> metrics."""
+"""Line plots of the workspace: section -> title -> metrics."""
 
 MEDIA = {
     "Probe over time": ["probe/confusion", "knn/confusion"],
@@ -87,17 +87,17 @@ MEDIA = {
     "Collapse": ["bank/map"],
     "Data health": ["views/grid"],
 }
-"""Pictures and tables: section -> names."""
+"""Pictures and tables of the workspace: section -> names."""
 
 COMPARED = {
     "settings": ["objective.temperature", "mining.class_prior", "mining.num_hard", "optimizer.base_lr"],
     "results": ["stats/rankme", "mining/similarity_mean", "knn/top1"],
 }
-"""What runs are compared by: settings, then results."""
+"""Settings and results by which runs are compared."""
 
 
 def parse(arguments: Sequence[str]) -> tuple[dict[str, str], bool]:
-    """Values of the flags, and whether to print.
+    """Parse the command line: values of the flags, and whether to print.
 
     Raises:
         UserError: unknown flag, missing value, no entity or project.
@@ -122,7 +122,7 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], bool]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         if {"--help", "-h"} & {*given}:
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build(entity: str, project: str, name: str) -> Any:
-    """The workspace; nothing is sent.
+    """Build the workspace without sending it.
 
     Raises:
         UserError: wandb-workspaces is not installed.
@@ -159,8 +159,8 @@ def build(entity: str, project: str, name: str) -> Any:
 
 
 def to_json(workspace: Any) -> dict[str, Any]:
-    """The workspace as W&B gets it."""
-    # Private, and the only way without a network: wandb-workspaces is pinned for it.
+    """Return the workspace as the JSON that W&B receives."""
+    # A private method, but the only way without a network; wandb-workspaces is pinned because of it.
     text = workspace._to_model().model_dump_json(by_alias=True, exclude_none=True)
     return dict(json.loads(text))
 
@@ -168,9 +168,9 @@ def to_json(workspace: Any) -> dict[str, Any]:
 def _section(title: str, panels: list[Any], *, is_open: bool) -> Any:
     import wandb_workspaces.workspaces as ws
 
-    for place, panel in enumerate(panels):
+    for index, panel in enumerate(panels):
         # The library draws random ids; these make two calls give the same workspace.
-        panel._id = hashlib.sha256(f"{title}/{place}".encode()).hexdigest()[:11]
+        panel._id = hashlib.sha256(f"{title}/{index}".encode()).hexdigest()[:11]
     axis = ws.SectionPanelSettings(x_axis=STEP_AXIS)
     return ws.Section(name=title, panels=panels, is_open=is_open, panel_settings=axis)
 
@@ -201,17 +201,17 @@ def _comparison() -> list[Any]:
 
 
 def _create(workspace: Any) -> dict[str, Any]:
-    """Send it to W&B.
+    """Create the workspace on W&B.
 
     Raises:
-        UserError: not logged in, or W&B does not take it.
+        UserError: not logged in, or W&B refuses the workspace.
     """
     problem = wandb_problem("online")
     if problem is not None:
         raise UserError(f"{problem}; --json prints the workspace without an account")
     try:
         workspace.save()
-    except Exception as error:  # of the network, of W&B's client, of its answer: a dozen kinds
+    except Exception as error:  # network, client and server raise a dozen types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"W&B did not take the workspace for {workspace.entity}/{workspace.project} ({reason}); check "

@@ -1,7 +1,7 @@
-"""Collectives that training needs; each is the identity when no process group is initialised.
+"""Collectives for training; each is the identity when no process group is initialised.
 
 Ranks may hold different numbers of rows (an image could not be read): gathers pad to the longest rank
-and cut the padding out again. ``sizes`` from one ``gather_sizes`` serves several gathers of a step.
+and remove the padding again. ``sizes`` from one ``gather_sizes`` can be used for all gathers of a step.
 All functions are collective: every rank must call them, in the same order.
 """
 
@@ -19,28 +19,28 @@ _entered = 0
 
 
 def world_size() -> int:
-    """Number of ranks; 1 without a process group."""
+    """Return the number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's rank; 0 without a process group."""
+    """Return the rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def num_entered() -> int:
-    """Collectives that this process noted so far; the same on ranks that are in step."""
+    """Return how many collectives this process has entered; equal on ranks that are in step."""
     return _entered
 
 
 def note_entry() -> None:
-    """Count a collective that is entered now: who entered fewer than the others is whom they wait for."""
+    """Count one collective call. A rank with a lower count is the one the others are waiting for."""
     global _entered
     _entered += 1
 
 
 def gather_sizes(rows: int, device: torch.device) -> list[int]:
-    """How many rows each rank holds, by rank; waits for the device."""
+    """Gather the number of rows of each rank, by rank; waits for the device."""
     if world_size() == 1:
         return [rows]
     note_entry()
@@ -51,11 +51,11 @@ def gather_sizes(rows: int, device: torch.device) -> list[int]:
 
 @torch.no_grad()
 def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
-    """The rows of all ranks, by rank, without gradient.
+    """Gather the rows of all ranks, in order of rank, without gradient.
 
     Args:
         rows: ``(b, ...)`` of any dtype; b may differ between ranks and be 0, the rest may not.
-        sizes: Every rank's b, when the caller has it already.
+        sizes: Every rank's b, if the caller already has it.
 
     Returns:
         ``(g, ...)`` with g the sum of all b; detached, and ``rows`` itself in a single process.
@@ -66,10 +66,10 @@ def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
 
 
 def mean_weight(sizes: Sequence[int]) -> float:
-    """Factor for this rank's mean over its rows, so that the mean over ranks is the mean over all rows.
+    """Return the factor for this rank's mean loss that makes the mean over ranks the mean over all rows.
 
-    DDP averages gradients over ranks with equal weight, however many rows each holds. 1 where all hold as
-    many.
+    DDP averages gradients over ranks with equal weight, however many rows each has. The factor is 1 if all
+    have the same number.
 
     Args:
         sizes: Every rank's b; not all 0.
@@ -78,10 +78,10 @@ def mean_weight(sizes: Sequence[int]) -> float:
 
 
 def gather_with_grad(rows: Float[Tensor, "b d"], sizes: Sequence[int] | None = None) -> Float[Tensor, "g d"]:
-    """As ``gather_rows``; each row's gradient is the sum of what all ranks did with it.
+    """Gather the rows of all ranks, with gradient: that of a row is summed over all ranks.
 
-    With the mean of the ranks' losses as the objective, which is what DDP optimises, gradients equal
-    those of one process on the joined batch, once each rank's mean is multiplied by its ``mean_weight``.
+    DDP optimises the mean of the ranks' losses. If each rank multiplies its mean loss by ``mean_weight``,
+    gradients equal those of one process on the joined batch.
     """
     if world_size() == 1:
         return rows
@@ -90,7 +90,7 @@ def gather_with_grad(rows: Float[Tensor, "b d"], sizes: Sequence[int] | None = N
 
 
 def all_true(flag: Bool[Tensor, "..."]) -> Bool[Tensor, "..."]:
-    """Whether ``flag`` holds on every rank, each of several by itself; the same everywhere, on its device."""
+    """Return, elementwise, whether ``flag`` is true on every rank; on its device, equal on all ranks."""
     if world_size() == 1:
         return flag
     note_entry()
@@ -101,11 +101,11 @@ def all_true(flag: Bool[Tensor, "..."]) -> Bool[Tensor, "..."]:
 
 @dataclass(frozen=True)
 class Rows:
-    """Which images a micro-batch holds, on this rank and on all.
+    """The images of a micro-batch, on this rank and on all, as data set rows.
 
     Attributes:
         ids: Data set rows of this rank's images.
-        all_ids: Those of all ranks, by rank.
+        all_ids: Data set rows of all ranks' images, in order of rank.
         sizes: Every rank's b.
     """
 
@@ -125,13 +125,13 @@ class Rows:
 
 
 class Collectives:
-    """The memory_bank.sharded.Exchange of the default process group; alone without one.
+    """The memory_bank.sharded.Exchange over the default process group; a single process without one.
 
-    NCCL moves nothing of the host: what lives there travels by the device.
+    NCCL cannot send host memory: host tensors are copied to the device first.
 
     Args:
-        rank: This process, where the process group will exist only later; None asks the group.
-        world: Processes in all, likewise.
+        rank: Rank of this process, if the process group does not exist yet; None asks the group.
+        world: Number of processes, if the process group does not exist yet; None asks the group.
     """
 
     def __init__(self, rank: int | None = None, world: int | None = None) -> None:
@@ -139,18 +139,18 @@ class Collectives:
 
     @property
     def rank(self) -> int:
-        """This process."""
+        """Rank of this process."""
         return rank() if self._rank is None else self._rank
 
     @property
     def world(self) -> int:
-        """Processes in all."""
+        """Number of processes."""
         return self._world or world_size()
 
     def gather(self, rows: Tensor) -> list[Tensor]:
         """See Exchange."""
-        sizes = gather_sizes(len(rows), _road(rows).device)
-        return list(torch.split(gather_rows(_road(rows), sizes).to(rows.device), sizes))
+        sizes = gather_sizes(len(rows), _on_backend_device(rows).device)
+        return list(torch.split(gather_rows(_on_backend_device(rows), sizes).to(rows.device), sizes))
 
     def swap(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """See Exchange."""
@@ -158,42 +158,44 @@ class Collectives:
             return list(parts)
         sent = torch.cat(list(parts)).contiguous()
         row = math.prod(sent.shape[1:]) * sent.element_size()
-        sizes = torch.tensor([len(part) for part in parts], device=_road(sent).device)
+        sizes = torch.tensor([len(part) for part in parts], device=_on_backend_device(sent).device)
         incoming = torch.empty_like(sizes)
         note_entry()
         dist.all_to_all_single(incoming, sizes)
-        given, wanted = sizes.tolist(), incoming.tolist()
+        num_sent, num_received = sizes.tolist(), incoming.tolist()
         # As bytes: not every backend moves every dtype.
-        received = torch.empty(sum(wanted), row, dtype=torch.uint8, device=_road(sent).device)
-        carried = _road(sent).view(torch.uint8).reshape(len(sent), row)
-        dist.all_to_all_single(received, carried, wanted, given)
+        received = torch.empty(
+            sum(num_received), row, dtype=torch.uint8, device=_on_backend_device(sent).device
+        )
+        as_bytes = _on_backend_device(sent).view(torch.uint8).reshape(len(sent), row)
+        dist.all_to_all_single(received, as_bytes, num_received, num_sent)
         whole = received.view(sent.dtype).reshape(len(received), *sent.shape[1:]).to(sent.device)
-        return list(torch.split(whole, wanted))
+        return list(torch.split(whole, num_received))
 
     def total(self, values: Tensor) -> Tensor:
         """See Exchange."""
         if world_size() == 1:
             return values
         note_entry()
-        summed = _road(values).clone()
+        summed = _on_backend_device(values).clone()
         dist.all_reduce(summed)
         return summed.to(values.device)
 
 
-def _road(tensor: Tensor) -> Tensor:
-    """``tensor`` where the process group can reach it."""
+def _on_backend_device(tensor: Tensor) -> Tensor:
+    """Copy ``tensor`` to CUDA if the backend is NCCL, else return it as is."""
     alone = world_size() == 1 or dist.get_backend() != "nccl"
     return tensor if alone or tensor.is_cuda else tensor.cuda()
 
 
 def wait_for_all() -> None:
-    """Until every rank is here: a launcher may end the rest as soon as one has ended."""
+    """Wait until every rank gets here: a launcher may kill the rest as soon as one process ends."""
     if world_size() > 1:
         dist.barrier()
 
 
 def _gather_single(gathered: Tensor, rows: Tensor) -> None:
-    # The name in later releases of torch, which warn of the one in earlier ones.
+    # Later releases of torch have the first name, and warn about the second.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     gather(gathered, rows)
 
@@ -216,7 +218,7 @@ def _pad(rows: Tensor, longest: int) -> Tensor:
 
 
 def _occupied(sizes: Sequence[int], longest: int, device: torch.device) -> Tensor:
-    """Mask over the padded rows of all ranks."""
+    """Return the mask of rows that are not padding."""
     filled = torch.tensor(sizes, device=device)[:, None]
     return (torch.arange(longest, device=device) < filled).flatten()
 

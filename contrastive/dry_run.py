@@ -1,4 +1,4 @@
-"""A dry run: a few steps of a run, to estimate the time and memory of all of them."""
+"""Dry run: take a few steps, to estimate time and memory of the whole run."""
 
 import logging
 import statistics
@@ -16,17 +16,17 @@ from contrastive.module import ContrastiveModule
 logger = logging.getLogger(__name__)
 
 STEPS, SECONDS = 12, 20.0
-"""A dry run ends after so many optimizer steps, or after so long if it then has two."""
+"""A dry run ends after ``STEPS`` optimizer steps, or after ``SECONDS`` if two are done by then."""
 
 
 class StepTimer(StepCallback):
-    """Tells the seconds of each optimizer step, waiting for the device; for the dry run, which may wait.
+    """Measures the seconds of each optimizer step; waits for the device, which only a dry run may do.
 
     Args:
-        most_s: Seconds after which training ends; a second step is always taken, as the first sets things up.
+        most_s: Seconds after which training ends; two steps are always taken, as the first includes set-up.
 
     Attributes:
-        seconds: Of each step.
+        seconds: Duration of each step so far.
     """
 
     def __init__(self, most_s: float) -> None:
@@ -35,12 +35,12 @@ class StepTimer(StepCallback):
 
     @property
     def typical(self) -> float:
-        """Median of the seconds of all steps but the first."""
+        """Median duration of all steps but the first."""
         return statistics.median(self.seconds[1:] or self.seconds)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """First and third quartile of the seconds of the same steps."""
+        """First and third quartile of the duration of the same steps."""
         measured = self.seconds[1:] or self.seconds
         low, _, high = statistics.quantiles(measured, method="inclusive") if measured[1:] else measured * 3
         return low, high
@@ -51,7 +51,7 @@ class StepTimer(StepCallback):
         self._since = time.monotonic()
 
     def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
-        """Stop and start it; all ranks end at the same step."""
+        """Record the duration of the step; all ranks end at the same step."""
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)
         now = time.monotonic()
@@ -64,7 +64,7 @@ class StepTimer(StepCallback):
 
 
 def estimate(timer: StepTimer, module: ContrastiveModule) -> dict[str, Any]:
-    """Log and return what a dry run says of the whole run."""
+    """Log and return the estimate of the whole run from a dry run."""
     steps = module.plan.total_steps
     seconds, *spread = (round(each * steps) for each in (timer.typical, *timer.quartiles))
     logger.info(

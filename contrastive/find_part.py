@@ -1,4 +1,4 @@
-"""Look a part up by the name that a config gives it, in one of the tables of contrastive/registry.py."""
+"""Look up a part by its name in a config, in one of the tables of contrastive/registry.py."""
 
 import difflib
 from importlib import import_module
@@ -8,15 +8,15 @@ from contrastive.config import UserError
 
 
 def find_part(setting: str, table: dict[str, str], name: str) -> Any:
-    """Import what ``table`` names ``name``.
+    """Import the object that ``table`` gives for ``name``.
 
     Args:
-        setting: The setting that gave the name, for the message.
+        setting: Setting that holds the name, for the message.
         table: Names to ``module:attribute``.
-        name: One of them.
+        name: A key of ``table``.
 
     Raises:
-        UserError: unknown name; the message gives the nearest one.
+        UserError: unknown name; the message suggests the nearest one.
     """
     if name not in table:
         close = difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.4)

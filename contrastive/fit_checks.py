@@ -1,4 +1,4 @@
-"""Checks of a run that need its images or its devices; all of them come before the first byte is written."""
+"""Check a run against its images and devices, before the first byte is written."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_readable(images: Images) -> None:
-    """Find one image that can be decoded: a folder without any is refused before anything is written."""
+    """Refuse a data set without a readable image: decode images until one succeeds."""
     reason = ""
     for row in range(len(images)):
         try:
@@ -36,10 +36,10 @@ def check_readable(images: Images) -> None:
 
 
 def check_fit(config: PretrainConfig, trainer: pl.Trainer) -> None:
-    """Refuse what shows only once the devices are known.
+    """Refuse settings that do not fit the devices.
 
     Raises:
-        UserError: batch, batch norm and devices do not fit each other.
+        UserError: batch size or batch norm and devices are incompatible.
     """
     _check_batch(config, trainer)
     _check_batch_norm(config, trainer)
@@ -106,7 +106,7 @@ def warn_of_settings(config: PretrainConfig, plan: Plan, miner: Miner, mines: bo
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` means too little memory; devices have exceptions of their own for this, or none."""
+    """Return whether ``error`` means too little memory; each device type raises its own exception."""
     return isinstance(error, MemoryError) or any(
         words in str(error) for words in ("out of memory", "allocate memory")
     )

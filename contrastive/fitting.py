@@ -1,4 +1,4 @@
-"""Runs Trainer.fit, and turns the ways it may end into exit codes and messages."""
+"""Run Trainer.fit, and turn each way it can end into an exit code and a message."""
 
 import logging
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def fit(
     """Train; return the exit code.
 
     Raises:
-        UserError: it does not fit into memory.
+        UserError: training does not fit into memory.
     """
     code = 0
     try:
@@ -47,7 +47,7 @@ def fit(
     finally:
         module.miner.close()
     if preemption.stopped_by is not None:
-        text = f"stopped by {preemption.stopped_by} after saving; the same command goes on from here"
+        text = f"stopped by {preemption.stopped_by} after saving; run the same command again to continue"
         logger.info("%s", text)
         alert(trainer, "preemption", text)
         code = 75
@@ -56,7 +56,7 @@ def fit(
 
 @contextmanager
 def explain_out_of_memory() -> Iterator[None]:
-    """Turn running out of memory into advice on which sizes to change."""
+    """Turn an out-of-memory error into a UserError that says which sizes to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -64,18 +64,19 @@ def explain_out_of_memory() -> Iterator[None]:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"training does not fit into memory ({reason}); raise trainer.accumulate_grad_batches, which "
-            "goes on from the last checkpoint, or start a new run with a lower data.global_batch"
+            f"training does not fit into memory ({reason}); raise trainer.accumulate_grad_batches "
+            "and run again to continue from the last checkpoint, or start a new run with a lower "
+            "data.global_batch"
         ) from error
 
 
 @contextmanager
 def explain_full_disk(run_dir: Path) -> Iterator[None]:
-    """Turn a failed write of the run's own files into advice."""
+    """Turn a failed write of the run's own files into a UserError that says what to do."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{run_dir}: cannot be written ({error.strerror or error}); free some space, then the same "
-            "command goes on from the last checkpoint"
+            f"{run_dir}: cannot be written ({error.strerror or error}); free some space, then run "
+            "the same command again to continue from the last checkpoint"
         ) from error

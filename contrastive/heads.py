@@ -1,4 +1,4 @@
-"""The small networks between the encoder and the loss; neither is kept after pretraining."""
+"""Build projector and predictor, the networks between encoder and loss; neither is kept after pretraining."""
 
 from itertools import pairwise
 
@@ -6,16 +6,16 @@ from torch import nn
 
 
 def projector(dim_in: int, hidden: int, layers: int, dim_out: int) -> nn.Sequential:
-    """Features to embedding: ``layers`` linear layers with batch norm and ReLU between them.
+    """Build the projector: ``layers`` linear layers with batch norm and ReLU between them.
 
-    SimCLR (arXiv:2002.05709, section 4.2) as solo-learn and lightly run it on CIFAR: the last layer is
-    linear with a bias, the others have none because the batch norm after them shifts anyway. With
+    SimCLR (arXiv:2002.05709, section 4.2) as in solo-learn and lightly on CIFAR: the last layer is linear
+    with a bias, the others have none because the batch norm after them has one. With
     ``layers=2`` it is MoCo v2's head plus batch norm; with 1, MoCo v1's. The caller normalises the output.
 
     Args:
-        dim_in: Encoder's ``dim``.
-        hidden: Width between the layers.
-        layers: Linear layers, 1 or more.
+        dim_in: The encoder's ``dim``.
+        hidden: Width of the hidden layers.
+        layers: Number of linear layers, 1 or more.
         dim_out: Embedding dimension.
 
     Raises:
@@ -31,7 +31,7 @@ def projector(dim_in: int, hidden: int, layers: int, dim_out: int) -> nn.Sequent
 
 
 def predictor(dim: int, hidden: int) -> nn.Sequential:
-    """Embedding to predicted embedding, on the query's side only.
+    """Build the predictor, from embedding to predicted embedding; used for queries only.
 
     BYOL (arXiv:2006.07733, section 3.3) and MoCo v3 (arXiv:2104.02057): two linear layers.
     """

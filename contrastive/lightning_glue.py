@@ -1,6 +1,6 @@
-"""Everything that works around PyTorch Lightning, in one place.
+"""Adapt PyTorch Lightning to this project; all workarounds are here.
 
-Lightning runs the devices, the precision, DDP and accumulation. What it does differently from this project:
+Lightning runs the devices, the precision, DDP and accumulation. It differs from this project in three points:
 
 - it counts epochs and restarts its loader in each: here the whole plan is one pass (``continue_after``,
   ``StepCallback``);
@@ -34,15 +34,20 @@ def ignore_untrue_warnings() -> None:
 def continue_after(checkpoint: dict[str, Any], accumulate: int) -> None:
     """Set the saved state of Lightning's loops to just after the checkpoint's optimizer step.
 
-    The step alone decides where a run continues. What the loops saved depends also on why the run stopped
-    (one cut short by ``max_steps`` looks finished) and on the micro-batches of a step, which may differ now.
+    Only the step decides where a run continues. The saved loops also depend on why the run stopped (one cut
+    short by ``max_steps`` looks finished) and on the micro-batches of a step, which may have changed.
+
+    Callbacks save before Lightning counts the batch in progress as completed, and on restart Lightning adds 1
+    for it. So this state is of the same moment: the epoch is started and not completed, and ``completed`` and
+    ``_batches_that_stepped`` are one less than what was done.
 
     Args:
-        checkpoint: As Lightning loaded it; changed in place.
-        accumulate: Micro-batches of an optimizer step now.
+        checkpoint: The dict that Lightning loaded; changed in place.
+        accumulate: Micro-batches of an optimizer step in this start of the run.
     """
     step = checkpoint["global_step"]
     batches, loop = step * accumulate, checkpoint["loops"]["fit_loop"]
+    # Epoch 1 of 1 is in progress; so is its last batch, all but "completed".
     begun = {"ready": 1, "completed": 0, "started": 1, "processed": 0}
     delivered = {"ready": batches, "completed": batches - 1, "started": batches, "processed": batches}
     loop["epoch_progress"] = {"total": dict(begun), "current": dict(begun)}
@@ -73,13 +78,13 @@ def log_row(trainer: Trainer, metrics: Mapping[str, float | Tensor]) -> None:
 
 
 def log_interval(trainer: Trainer) -> int:
-    """Optimizer steps between two rows, ``Trainer(log_every_n_steps=...)``; 0 logs nothing."""
+    """Return the optimizer steps between two rows, ``Trainer(log_every_n_steps=...)``; 0 logs nothing."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning's logger connector
     return every
 
 
 def is_logged(trainer: Trainer) -> bool:
-    """Whether the optimizer step just done has a row: one in every interval, and the run's last."""
+    """Return whether the optimizer step just done is logged: one per interval, and the run's last."""
     every, step = log_interval(trainer), trainer.global_step
     return every > 0 and (step % every == 0 or step == trainer.max_steps or trainer.is_last_batch)
 
@@ -102,13 +107,13 @@ class StepCallback(Callback):
     _seen = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note where a resumed run stands."""
+        """Read the step that a resumed run starts from."""
         self._seen = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Tell micro-batches from steps."""
+        """Call the hooks if the batch completed an optimizer step."""
         step = trainer.global_step
         if step == self._seen:
             return
@@ -120,16 +125,16 @@ class StepCallback(Callback):
             self.on_epoch(trainer, pl_module, epochs)
 
     def on_step(self, trainer: pl.Trainer, module: Any, step: int) -> None:
-        """``step`` optimizer steps are done."""
+        """Handle the end of an optimizer step; ``step`` of them are done."""
 
     def on_epoch(self, trainer: pl.Trainer, module: Any, epochs: int) -> None:
-        """``epochs`` epochs are done."""
+        """Handle the end of an epoch; ``epochs`` of them are done."""
 
 
 class _StderrBar(TQDMProgressBar):
     """Lightning's tqdm bar on stderr: stdout is for results."""
 
-    # Lightning passes file=sys.stdout; a bar draws itself when it is made, so changing it later is too late.
+    # Lightning passes file=sys.stdout, and a bar draws itself on construction: changing it later is too late.
 
     def init_sanity_tqdm(self) -> Any:
         with contextlib.redirect_stdout(sys.stderr):
@@ -152,7 +157,7 @@ class _RichBar(RichProgressBar):
 
 
 def progress_bar(enabled: bool) -> Callback | None:
-    """A progress bar on stderr, by rich if it is installed, else by tqdm; None if not ``enabled``."""
+    """Build a progress bar on stderr, by rich if it is installed, else by tqdm; None if not ``enabled``."""
     if not enabled:
         return None
     if importlib.util.find_spec("rich") is None:

@@ -1,4 +1,4 @@
-"""The LightningModule: networks, views, optimizer, plan and bank around a method's step."""
+"""The LightningModule: runs a method's step with its views, networks, optimizer, plan and bank."""
 
 import logging
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class LastBatch:
     Attributes:
         ids: (b,) data set rows of the queries.
         query: (b, d) unit rows.
-        negatives: What they were pushed away from.
+        negatives: The negatives of these queries.
     """
 
     ids: Tensor
@@ -46,17 +46,17 @@ class LastBatch:
 
 
 class ContrastiveModule(pl.LightningModule):
-    """Trains the networks of a method, and keeps the bank.
+    """LightningModule that trains the networks of a method and updates its bank.
 
-    The bank is written after the optimizer step: a key is never its own negative.
+    The bank is written after the optimizer step, so a key is never its own negative.
 
     Args:
         config: The run.
-        plan: Who sees what, and how many optimizer steps there are.
-        method: The step, with its networks and its miner.
-        build_loader: Makes the loader of this rank once the process group exists.
-        row_identity: Hash of the row -> image mapping (``Images.row_identity_hash``). If a checkpoint has
-            another one, its weights are resumed with an empty bank, because its slots belong to other images.
+        plan: Rows of each optimizer step, and the number of steps.
+        method: The training step, with its networks and its miner.
+        build_loader: Builds the loader of this rank; called once the process group exists.
+        row_identity: Hash of the row -> image mapping (``Images.row_identity_hash``). If that of a checkpoint
+            differs, its weights are resumed with an empty bank, because its slots belong to other images.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ContrastiveModule(pl.LightningModule):
 
     @property
     def encoder(self) -> Encoder:
-        """The backbone; its weights are the product of the run."""
+        """The backbone; its weights are the result of the run."""
         return self.networks.encoder
 
     @property
@@ -91,7 +91,7 @@ class ContrastiveModule(pl.LightningModule):
         return self.method.miner
 
     def on_fit_start(self) -> None:
-        """Compile, and pair tensors, now that they are on the training device."""
+        """Compile networks and views, and pair the EMA tensors, now that all are on the training device."""
         backend = compiler(self.config.run.compile, self.device)
         if backend is not None:
             self.views = Views(self.config.augment, self.config.data, self.config.run.seed, compile=backend)
@@ -100,7 +100,7 @@ class ContrastiveModule(pl.LightningModule):
         self.guard.attach(self, loss_scaler(self))
 
     def on_train_start(self) -> None:
-        """Refuse ranks that found different checkpoints: they would continue as different runs."""
+        """Refuse to train if ranks resumed from different checkpoints: they would be different runs."""
         steps = gather_rows(torch.tensor([self.global_step], device=self.device)).tolist()
         if len(set(steps)) > 1:
             raise UserError(
@@ -109,7 +109,7 @@ class ContrastiveModule(pl.LightningModule):
             )
 
     def train_dataloader(self) -> Any:
-        """Build the loader of the rest of the plan, as one pass."""
+        """Build the loader, which yields the rest of the plan in one pass."""
         self._loader = self._build_loader(self.trainer)
         return self._loader
 
@@ -118,7 +118,7 @@ class ContrastiveModule(pl.LightningModule):
         self.last = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute the loss of one micro-batch: its mean, times ``mean_weight``."""
+        """Compute the mean loss of one micro-batch, times ``mean_weight``."""
         rows, step = Rows.of(batch.ids), self.global_step
         if self._loader is not None:
             self._loader.check_corrupt_share(rows.all_ids)
@@ -135,7 +135,7 @@ class ContrastiveModule(pl.LightningModule):
         return outcome.loss * mean_weight(rows.sizes)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Drop the gradients of a step that would do harm."""
+        """Drop the gradients if the step must not be taken, see ``StepGuard``."""
         self.guard.before_step(optimizer)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -180,16 +180,16 @@ class ContrastiveModule(pl.LightningModule):
         return {"epoch": self.global_step / self.plan.steps_per_epoch}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the bank and the counts of skipped steps; weights keep their names of all releases."""
+        """Add bank, row identity and guard counts; weights are saved under the names of all releases."""
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name.removeprefix("networks."): value for name, value in weights.items()}
         checkpoint["miner"] = self.miner.state_dict()
-        checkpoint["numbering"] = self._row_identity
+        checkpoint["numbering"] = self._row_identity  # the file format's name of the row identity
         checkpoint["objective"] = self.config.objective.name
         checkpoint["skipped"] = self.guard.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore bank, position, weights and guard counts."""
         self.method.check_checkpoint(checkpoint)
         continue_after(checkpoint, self.trainer.accumulate_grad_batches)
         checkpoint["state_dict"] = self.named_weights(checkpoint["state_dict"])
@@ -200,7 +200,7 @@ class ContrastiveModule(pl.LightningModule):
         self.guard.load_state_dict(checkpoint["skipped"], checkpoint["global_step"])
 
     def named_weights(self, saved: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Give a checkpoint's weights their names here; drop the key network where there is none."""
+        """Rename a checkpoint's weights to this module's names; drop the key network if it has none."""
         own = self.state_dict()
         named = {name if name in own else f"networks.{name}": value for name, value in saved.items()}
         unused = {name for name in named if name.startswith("networks.key_") and name not in own}

@@ -1,4 +1,4 @@
-"""The key encoder: an exponential moving average of the query encoder."""
+"""Update the key network: an exponential moving average of the query network."""
 
 import math
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Lets ``target`` follow ``online``: an exponential moving average, in place, all tensors at once.
+    """Updates ``target`` as an exponential moving average of ``online``, in place, all tensors at once.
 
-    The tensors are paired here and once, since looking them up by name costs more than the update of a small
-    network. So make it when both modules are on the training device: moving one replaces its tensors.
+    Tensors are paired once, on construction, since looking them up by name costs more than the update of a
+    small network. Construct it when both modules are on the training device: moving one replaces its tensors.
 
     Args:
-        online: Source; unchanged.
+        online: Source; not modified.
         target: Module of the same structure, on the same device.
 
     Raises:
@@ -26,13 +26,13 @@ class Ema:
 
     @torch.no_grad()
     def __call__(self, momentum: float) -> None:
-        """``target <- momentum * target + (1 - momentum) * online``: MoCo eq. 2 (arXiv:1911.05722).
+        """Set ``target <- momentum * target + (1 - momentum) * online``: MoCo eq. 2 (arXiv:1911.05722).
 
-        Buffers are copied: a mean of batch-norm statistics that are means themselves would lag twice, and
+        Buffers are copied: batch-norm statistics are moving averages already and would lag twice, and
         counters cannot be averaged.
 
         Args:
-            momentum: In [0, 1]; 1 leaves the parameters as they are.
+            momentum: In [0, 1]; with 1 the parameters do not change.
 
         Raises:
             ValueError: momentum out of range.
@@ -58,7 +58,7 @@ def _paired(online: dict[str, Tensor], target: dict[str, Tensor]) -> tuple[list[
 
 
 def momentum_at(step: int, total: int, start: float, end: float | None = None) -> float:
-    """Momentum of optimizer step ``step`` of ``total``: a cosine from ``start`` to ``end``; None stays.
+    """Compute the momentum of step ``step`` of ``total``: a cosine from ``start`` to ``end``.
 
     ``end - (end - start) * (1 + cos(pi * step / total)) / 2``: BYOL, section 3.3, where ``end`` is 1.
 
@@ -66,7 +66,7 @@ def momentum_at(step: int, total: int, start: float, end: float | None = None) -
         step: 0 for the first; at or after ``total`` the momentum is ``end``.
         total: 1 or more.
         start: Momentum of step 0.
-        end: Momentum after the last step.
+        end: Momentum after the last step; None keeps ``start``.
 
     Raises:
         ValueError: step or total out of range.

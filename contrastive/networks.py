@@ -1,4 +1,4 @@
-"""The networks of a run: the query network, and the moving average of it that computes keys."""
+"""The networks of a run: the query network, and its moving average, which computes the keys."""
 
 import copy
 from collections.abc import Callable
@@ -23,8 +23,8 @@ class Networks(nn.Module):
     arXiv:1911.05722).
 
     Args:
-        encoder: The backbone; its weights are the product of the run.
-        config: Heads and batch norm.
+        encoder: The backbone; its weights are the result of the run.
+        config: Settings of heads and batch norm.
         seed: Decides which keys are normalised together under ``batch_norm=shuffle`` and ``split``.
         averaged: Whether there is a key network.
     """
@@ -47,17 +47,17 @@ class Networks(nn.Module):
         if averaged:
             self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
             self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
-        # Views are channels last; convolutions that are not would be rearranged in every step.
+        # Views are channels last; weights that are not would be converted in every step.
         self._apply(_channels_last)  # type: ignore[no-untyped-call]
         self._averages: list[Ema] = []
         self._query = _unit_rows(self.encoder, self.projector, self.predictor)
         self._key = _unit_rows(self.key_encoder, self.key_projector)
 
     def prepare(self, compile: str | None) -> None:
-        """Pair the tensors of both networks, and compile them; call it once, on the training device.
+        """Pair the tensors of query and key network, and compile both; call it once, on the training device.
 
         Args:
-            compile: Backend of ``torch.compile``; None does not compile.
+            compile: Backend of ``torch.compile``; None turns compiling off.
         """
         if self.key_encoder is not None and self.key_projector is not None:
             self._averages = [Ema(self.encoder, self.key_encoder), Ema(self.projector, self.key_projector)]
@@ -84,17 +84,17 @@ class Networks(nn.Module):
         return self._key(view)
 
     def keys(self, view: Float[Tensor, "b 3 h w"], rows: Rows, step: int) -> Float[Tensor, "b d"]:
-        """Compute keys; under ``batch_norm=split`` and ``shuffle`` grouped otherwise than the queries.
+        """Compute keys; with ``batch_norm=split`` or ``shuffle`` in other batch-norm groups than the queries.
 
         Args:
-            view: Of this rank's images.
-            rows: Their data set rows, and those of the other ranks.
-            step: Optimizer step, which with the rows decides the groups.
+            view: One view of this rank's images.
+            rows: Data set rows of the images, on this rank and on all.
+            step: Optimizer step; it and the rows decide the groups.
         """
         if self.config.batch_norm not in ("split", "shuffle"):
             return self.embed_key(view)
         order = shuffled(rows.all_ids, self.seed, step)
-        # Channels last over the wire too: rows are gathered in the order of their axes in memory.
+        # Gathered as channels last too, which is their layout in memory, so that nothing is copied.
         views = gather_rows(view.permute(0, 2, 3, 1), rows.sizes)[rows.own(order)].permute(0, 3, 1, 2)
         keys = gather_rows(self.embed_key(views), rows.sizes)
         return rows.own(torch.empty_like(keys).index_copy_(0, order, keys))

@@ -1,4 +1,4 @@
-"""Optimizers and the learning rate over time."""
+"""Build the optimizer, and compute the learning rate schedule."""
 
 import math
 import re
@@ -25,14 +25,14 @@ def build_optimizer(
 
     Args:
         module: On its training device.
-        config: Which, and its settings.
-        global_batch: Images of a step.
-        fuse: False where somebody looks at the gradients between the backward pass and the step: with a
-            loss scale (16-mixed) a fused kernel unscales them itself, and they cannot be clipped.
+        config: Name and settings of the optimizer.
+        global_batch: Images of one step.
+        fuse: Must be False if gradients are read between the backward pass and the step: with a loss scale
+            (16-mixed) a fused kernel unscales them itself, and they cannot be clipped.
     """
     groups = parameter_groups(module, config.weight_decay)
     peak = config.base_lr * global_batch / 256
-    # None leaves the choice to torch; it would take foreach on CUDA, which reads and writes more often.
+    # With None torch chooses; on CUDA it would choose foreach, which accesses memory more often.
     fused = True if fuse and _on_cuda(groups) else None
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=peak, momentum=config.sgd_momentum, fused=fused)
@@ -42,10 +42,10 @@ def build_optimizer(
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Put trainable parameters into two groups: with weight decay, and without.
+    """Split trainable parameters into two groups: with weight decay, and without.
 
-    Without are biases and normalisation layers (fewer than two axes), positions, class tokens and layer
-    scales (by name), and whatever a network's own ``no_weight_decay()`` names, as timm's networks have it.
+    The latter are biases and normalisation layers (fewer than two axes), positions, class tokens and layer
+    scales (by name), and those that a network's own ``no_weight_decay()`` names, as in timm's networks.
     """
     trainable = {name: value for name, value in module.named_parameters() if value.requires_grad}
     if not trainable:
@@ -54,8 +54,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
     for name, parameter in trainable.items():
-        keep = parameter.ndim > 1 and name not in exempt and not _UNDECAYED.search(name)
-        (decayed if keep else plain).append(parameter)
+        decays = parameter.ndim > 1 and name not in exempt and not _UNDECAYED.search(name)
+        (decayed if decays else plain).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay, "adapt": True},
         {"params": plain, "weight_decay": 0.0, "adapt": False},
@@ -84,7 +84,7 @@ def _on_cuda(groups: list[dict[str, Any]]) -> bool:
 
 
 def learning_rate(step: int, *, total_steps: int, warmup_steps: int) -> float:
-    """Share of the peak learning rate that optimizer step ``step`` uses; a pure function of its arguments.
+    """Compute the share of the peak learning rate for optimizer step ``step``; a pure function.
 
     Warm-up ``(step + 1) / (warmup_steps + 1)``, never 0 and 1 at ``step == warmup_steps``; from there
     ``(1 + cos(pi * t)) / 2`` with t running from 0 to 1 at ``total_steps`` (SGDR, arXiv:1608.03983, eq. 5).
@@ -114,14 +114,14 @@ class LARS(Optimizer):
 
     You et al. 2017 (arXiv:1708.03888), algorithm 1, in SimCLR's form: with ``g = gradient + decay * w``,
     ``v <- momentum * v + lr * trust * |w| / |g| * g`` and ``w <- w - v``. The learning rate is inside the
-    velocity, as in the paper, so a change of it acts with the momentum's delay. The ratio is 1 where
+    velocity, as in the paper, so a change of it takes effect with the momentum's delay. The ratio is 1 where
     either norm is 0 and in groups with ``adapt=False`` (biases, normalisation).
 
     Args:
         params: Parameters or groups; a group may carry ``weight_decay`` and ``adapt``.
         lr: Global learning rate, more than 0.
         momentum: In [0, 1).
-        weight_decay: Default of the groups.
+        weight_decay: Weight decay of groups that do not set their own.
         trust: Trust coefficient eta.
     """
 
@@ -148,7 +148,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update; parameters without a gradient are left alone."""
+        """Update the parameters; those without a gradient do not change."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Builds the parts of a run that do not come from a callback: networks, miner, method, module."""
+"""Build the parts of a run that are not callbacks: networks, miner, method, module."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from memory_bank.miner import Miner, build_miner
 
 @dataclass(frozen=True)
 class Given:
-    """Parts that a program hands to ``pretrain`` in place of those the config names; see there."""
+    """Parts passed to ``pretrain`` by a Python program, instead of those that the config names."""
 
     images: Any = None
     encoder: Encoder | None = None
@@ -49,15 +49,15 @@ def build_module(
 
     Args:
         config: The run.
-        given: Parts that take the place of the config's.
-        plan: Who sees what.
-        images: The data set.
-        trainer: Says which devices there are.
-        unreadable: Where images that cannot be read are listed.
-        resumed: Whether a checkpoint will bring the weights.
+        given: Parts that replace those the config names.
+        plan: Rows of each optimizer step.
+        images: The training images.
+        trainer: Lightning's trainer, which knows the devices.
+        unreadable: List of images that cannot be read (corrupt.csv).
+        resumed: Whether the weights will come from a checkpoint.
 
     Raises:
-        UserError: settings that do not fit each other, the data or the devices.
+        UserError: settings that are incompatible with each other, the data or the devices.
     """
 
     def note_corrupt(row: int, reason: str) -> None:
@@ -103,7 +103,7 @@ def _build_networks(
         local = [config.augment.local_side(config.data.image_size)] if config.augment.num_local else []
         check_encoder(encoder, config.data.image_size, *local)
         return Networks(encoder, config.encoder, seed=config.run.seed, averaged=averaged)
-    except RuntimeError as error:  # torch's word for too little memory, and for sizes beyond counting
+    except RuntimeError as error:  # torch raises it for too little memory, and for sizes that overflow
         raise UserError(
             f"encoder: the networks cannot be built ({str(error).splitlines()[0]}); lower encoder.width, or "
             "take another encoder.name, lower encoder.projector_hidden or encoder.predictor_hidden"

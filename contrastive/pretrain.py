@@ -1,4 +1,4 @@
-"""Composition root: builds every part of a run from its config, checks all of it, then writes and trains."""
+"""Composition root: build every part of a run from its config, check all of it, then write and train."""
 
 import logging
 import tempfile
@@ -63,16 +63,16 @@ def pretrain(
 
     Args:
         config: The run.
-        dry_run: Take a few steps in a folder that is thrown away.
+        dry_run: Take a few steps in a temporary folder, and keep nothing.
         keep_precision: See ``build_trainer``.
-        images: Your own data set, in place of ``config.data.name``: a map-style torch Dataset of PIL images
+        images: Your own data set, instead of ``config.data.name``: a map-style torch Dataset of PIL images
             or uint8 (3, h, w) tensors; an ``Images``, e.g. ``DatasetImages(dataset, size, labels=...)``,
             whose labels monitors read; or a ``Dataset``. config.yaml then says ``data.name: dataset``.
-        encoder: Your own network, in place of ``config.encoder.name``. Whatever reads the encoder file later
-            must be given a network of its class, see ``load_encoder``.
-        method: Your own ``Method`` (its class, or a function from ``Parts``), in place of ``config.method``.
-        miner: Builds the miner; takes what ``build_miner`` takes.
-        callbacks: Your own, called after the run's.
+        encoder: Your own network, instead of ``config.encoder.name``. To read the encoder file later, pass a
+            network of the same class to ``load_encoder``.
+        method: Your own ``Method`` (its class, or a function from ``Parts``), instead of ``config.method``.
+        miner: Function that builds the miner, with the arguments of ``build_miner``.
+        callbacks: Your own callbacks, called after those of the run.
 
     Raises:
         UserError: wrong input; exit code 2.
@@ -85,16 +85,16 @@ def pretrain(
         return _dry_run(config, given, keep_precision)
     run_dir = Path(config.run.root) / config.run.name
     dataset, plan = _open(config, given)
-    images = dataset.train
+    train_images = dataset.train
     steps = min(config.trainer.get("max_steps", plan.total_steps), plan.total_steps)
-    finished, checkpoint = find_start_point(run_dir, config, images, steps)
+    finished, checkpoint = find_start_point(run_dir, config, train_images, steps)
     if finished is not None:
         logger.info("%s: this run is finished; choose another run.name to train again", run_dir)
         return 0, finished if is_first_rank() else None
     if checkpoint is not None and step_of(checkpoint) > plan.total_steps:
         raise UserError(
-            f"{run_dir}: stands at step {step_of(checkpoint)}, and {len(images)} images make a run of "
-            f"{plan.total_steps} steps; restore the images, or choose another run.name"
+            f"{run_dir}: its checkpoint is of step {step_of(checkpoint)}, and {len(train_images)} images "
+            f"make a run of {plan.total_steps} steps; restore the images, or choose another run.name"
         )
     saving = build_saving(config, plan, run_dir)
     preemption = Preemption(saving, time_limit(config.trainer))
@@ -102,14 +102,14 @@ def pretrain(
     monitors = build_monitors(config, dataset, run_dir, unreadable)
     trainer = build_trainer(config, [*monitors, saving, preemption, *callbacks], keep_precision)
     resumed = checkpoint is not None
-    module = build_module(config, given, plan, images, trainer, unreadable, resumed=resumed)
+    module = build_module(config, given, plan, train_images, trainer, unreadable, resumed=resumed)
     if not is_first_rank():
         code = fit(trainer, module, checkpoint, saving, preemption)
         wait_for_all()
         return code, None
     with lock_run_dir(run_dir):
         with explain_full_disk(run_dir):
-            write_run_files(run_dir, config, images)
+            write_run_files(run_dir, config, train_images)
         table = MetricsCsv(run_dir)
         trainer.loggers = [table, *_build_wandb(config, run_dir)]
         code = fit(trainer, module, checkpoint, saving, preemption)
@@ -143,7 +143,7 @@ def _build_wandb(config: PretrainConfig, run_dir: Path) -> list[Logger]:
 
 
 def _dry_run(config: PretrainConfig, given: Given, keep_precision: bool) -> tuple[int, dict[str, Any] | None]:
-    """Take a few steps in a folder that is thrown away."""
+    """Take a few steps in a temporary folder; return the exit code and the estimate."""
     check_writable(Path(config.run.root) / config.run.name)
     with tempfile.TemporaryDirectory(prefix="contrastive-dry-run-") as scratch:
         dataset, plan = _open(config, given)

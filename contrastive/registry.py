@@ -1,4 +1,4 @@
-"""The names that a config may use, and where each is defined: one line here for each new part."""
+"""Map the names that a config may use to where they are defined; add one line here for each new part."""
 
 METHODS = {
     "moco": "contrastive.methods.moco:Moco",
@@ -25,7 +25,7 @@ NAMED_AFTER_METHOD = {
     "nnclr": ("nnclr", "info_nce"),
     "neighbour_info_nce": ("neighbour", "neighbour_info_nce"),
 }
-"""``objective.name`` that stands for a method: the method that ``method=auto`` is then, and the loss."""
+"""Values of ``objective.name`` that imply a method: the method that ``method=auto`` becomes, and the loss."""
 
 DATASETS = {
     "digits": "contrastive.data.digits:open_digits",
@@ -51,9 +51,9 @@ ENCODERS = {
     "timm:": "contrastive.encoders.timm_model:build",
     "torchvision:": "contrastive.encoders.torchvision_model:build",
 }
-"""``encoder.name``: functions from it, the image size and ``encoder.args`` to an Encoder.
+"""``encoder.name``: functions from the name, the image size and ``encoder.args`` to an Encoder.
 
-Behind a colon follows the name of one network of a library; the function gets that alone.
+For a key with a colon, the name of the library's network follows it, and the function gets only that.
 """
 
 

@@ -1,4 +1,4 @@
-"""The run directory: what it already holds, its first files, its last ones."""
+"""Manage the run directory: check what it holds, lock it, write config, manifest and corrupt.csv."""
 
 import csv
 import importlib
@@ -42,7 +42,7 @@ MAY_CHANGE = (
     "mining.overlap",
     "profile",
 )
-"""Settings that may differ when a run goes on; any other would make it another run."""
+"""Settings that may differ when a run is resumed; a change of any other makes it another run."""
 
 FILES = (
     "metrics.csv",
@@ -54,25 +54,27 @@ FILES = (
     "summary.json",
     "checkpoints/last",
 )
-"""What a run writes beside its config, manifest and checkpoints."""
+"""Files that a run writes, besides its config, manifest and checkpoints."""
 
 
 def find_start_point(
     run_dir: Path, config: PretrainConfig, images: Images, steps: int
 ) -> tuple[dict[str, Any] | None, Path | None]:
-    """The summary of a run that has its ``steps``, the checkpoint to go on from, or neither; writes nothing.
+    """Decide how to start: return the summary if finished, the checkpoint to resume from, or neither.
+
+    Nothing is written. A run is finished if its summary has ``steps``.
 
     Raises:
-        UserError: not writable, not a run directory, another run's, or changed data.
+        UserError: not writable, not a run directory, the directory of another run, or changed data.
     """
     refuse_unsafe_loading()
     check_writable(run_dir)
     if not is_first_rank():
-        # The first judges the directory; the others must not wait for it where nothing is left to do.
+        # Rank 0 checks the directory; the others must not wait for it if the run is finished.
         summary = _read_summary(run_dir / "summary.json")
         if summary.get("steps", -1) >= steps:
             return summary, None
-    unfinished = {".lock", "manifest.csv"}  # what a start that was killed at once may leave
+    unfinished = {".lock", "manifest.csv"}  # may be left by a start that was killed at once
     if is_first_rank() and run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - unfinished:
         _check_same_run(run_dir, config, images)
         summary = _read_summary(run_dir / "summary.json")
@@ -89,21 +91,21 @@ def find_start_point(
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    """The summary, or nothing: it only repeats what the checkpoints know, so a torn one does no harm."""
+    """Read the summary; empty if unreadable, which is harmless: the checkpoints hold the same facts."""
     try:
-        found = json.loads(path.read_text())
+        summary = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def is_first_rank() -> bool:
-    """Whether this process is rank 0, also before a process group exists: launchers and SLURM say it."""
+    """Return whether this process is rank 0; before a process group exists, by the launcher's environment."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def check_writable(run_dir: Path) -> None:
-    """Raise UserError where the run's directory could not be made or written."""
+    """Raise UserError if the run's directory cannot be created or written."""
     parent = run_dir
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent
@@ -114,13 +116,13 @@ def check_writable(run_dir: Path) -> None:
 
 
 def _check_entries(run_dir: Path) -> None:
-    """What the run is going to write must not be there as something that it cannot take the place of."""
+    """Raise UserError if a file that the run will write exists and cannot be replaced."""
     for name in FILES:
         path = run_dir / name
         if os.path.lexists(path) and not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
             raise UserError(
-                f"{path}: the run writes this file; what is there is none, or lacks the right to be read "
-                "and written; move it away, or choose another run.name"
+                f"{path}: the run writes this file, but it is not a regular file or may not be read and "
+                "written; move it away, or choose another run.name"
             )
 
 
@@ -130,7 +132,7 @@ def _check_same_run(run_dir: Path, config: PretrainConfig, images: Images) -> No
             f"{run_dir}: holds files but no config.yaml, so it is not a run; choose another run.name"
         )
     if config.run.resume == "never":
-        raise UserError(f"{run_dir}: exists; choose another run.name, or go on with run.resume=auto")
+        raise UserError(f"{run_dir}: exists; choose another run.name, or continue it with run.resume=auto")
     saved = load_saved(PretrainConfig, run_dir / "config.yaml")
     if not is_begun(run_dir):
         return
@@ -147,7 +149,7 @@ def _check_same_run(run_dir: Path, config: PretrainConfig, images: Images) -> No
     if not config.data.allow_changed:
         if not (run_dir / "manifest.csv").is_file():
             raise UserError(
-                f"{run_dir}: manifest.csv is missing, so changed data could not be told; restore it, choose "
+                f"{run_dir}: manifest.csv is missing, so changed data cannot be detected; restore it, choose "
                 "another run.name, or trust the data with data.allow_changed=true"
             )
         changes = describe_changes(read_image_list(run_dir / "manifest.csv"), images)
@@ -159,15 +161,15 @@ def _check_same_run(run_dir: Path, config: PretrainConfig, images: Images) -> No
 
 
 def is_begun(run_dir: Path) -> bool:
-    """Whether a step was taken here; before that, the directory may still become another run's."""
+    """Return whether a step was taken; before that, another run may still use the directory."""
     return (run_dir / "checkpoints").exists() or (run_dir / "metrics.csv").exists()
 
 
 def lock_run_dir(run_dir: Path) -> IO[str]:
-    """Make the directory and lock it against a second run; the lock lives as long as the returned file.
+    """Create the directory and lock it against a second run, for as long as the returned file is open.
 
     Raises:
-        UserError: it cannot be made, or a process at work holds it.
+        UserError: it cannot be created, or a running process has locked it.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -176,7 +178,7 @@ def lock_run_dir(run_dir: Path) -> IO[str]:
         raise UserError(f"run directory {run_dir}: {error.strerror}; set run.root or run.name") from error
     if fcntl is not None:
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
         except OSError:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
@@ -191,7 +193,7 @@ def lock_run_dir(run_dir: Path) -> IO[str]:
 
 
 def write_run_files(run_dir: Path, config: PretrainConfig, images: Images) -> None:
-    """Write the manifest that guards every resume, and last config.yaml, which makes the folder a run."""
+    """Write manifest.csv, which every resume checks, and last config.yaml, which makes the folder a run."""
     begun, manifest = (run_dir / "config.yaml").is_file() and is_begun(run_dir), run_dir / "manifest.csv"
     if not begun or config.data.allow_changed:
         before = manifest.read_bytes() if begun and manifest.is_file() else None
@@ -207,8 +209,8 @@ def write_run_files(run_dir: Path, config: PretrainConfig, images: Images) -> No
 
 
 def provenance() -> dict[str, str]:
-    """What a run is made with: commit, versions, and the id of its W&B run, which a resume continues."""
-    found = subprocess.run(
+    """Return commit, package versions, and the id of the W&B run, which a resume continues."""
+    commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,
         capture_output=True,
@@ -217,35 +219,35 @@ def provenance() -> dict[str, str]:
     )
     packages = ("torch", "torchvision", "pytorch-lightning", "kornia", "faiss-cpu", "omegaconf")
     return {
-        "commit": found.stdout.strip() or "unknown",
-        # The agent of a W&B sweep has given its run an id already.
+        "commit": commit.stdout.strip() or "unknown",
+        # The agent of a W&B sweep has already chosen the run's id.
         "wandb_id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
         **{name: metadata.version(name) for name in packages},
     }
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a kill leaves the old one or the new one."""
+    """Replace a file atomically: a kill leaves the old one or the new one."""
     with replacing(path) as partial:
         partial.write_text(text)
 
 
 class UnreadableFiles:
-    """Rows of corrupt.csv: each unreadable row once, whichever ranks and resumes meet it.
+    """The rows of corrupt.csv; each unreadable row is listed once, over all ranks and resumes.
 
-    Rows known so far stay in memory; from the file only what was added since is read.
+    Known rows stay in memory, and only what was appended since is read from the file.
 
     Args:
-        path: The file; made with the first row.
+        path: The file; created with the first row.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: set[str] = set()
-        self._end = 0  # of what was read, in bytes
+        self._end = 0  # bytes read so far
 
     def __len__(self) -> int:
-        """Rows in the file, those that other ranks added included."""
+        """Count the rows in the file, including those that other ranks added."""
         if not self._path.is_file():
             self._forget()
         elif self._path.stat().st_size != self._end:
@@ -254,7 +256,7 @@ class UnreadableFiles:
         return len(self._known)
 
     def add(self, row: int, key: str, reason: str) -> None:
-        """Append a row, unless the file has it."""
+        """Append a row, unless the file already has it."""
         if str(row) in self._known:
             return
         with self._open() as file:

@@ -1,4 +1,4 @@
-"""Settings that need more optimizer steps than the run has, so that they never take effect."""
+"""Find settings that need more optimizer steps than the run has, so that they never take effect."""
 
 import math
 
@@ -13,8 +13,8 @@ def steps_to_fill(plan: Plan, bank: BankConfig, min_fill: float) -> int | None:
     """Count the optimizer steps after which the bank is filled to ``min_fill``, if every image can be read.
 
     Returns:
-        The next step is the first that mines the bank. For a queue this may be more than the plan has; None
-        where the plan leaves too many rows of a data set bank unseen.
+        The step after these is the first that mines the bank. For a queue this may be more than the plan has;
+        None if the plan leaves too many rows of a data set bank unseen.
     """
     if bank.kind == "queue":
         assert bank.capacity is not None
@@ -34,11 +34,11 @@ def steps_to_fill(plan: Plan, bank: BankConfig, min_fill: float) -> int | None:
 
 
 def too_short_for(config: PretrainConfig, plan: Plan, *, mines: bool, approximate: bool) -> list[str]:
-    """List what the run is too short for, one line each, with the setting to change.
+    """List the settings for which the run is too short, one line each, with the setting to change.
 
     Args:
         config: The run.
-        plan: Its length. An early ``trainer.max_steps`` does not count: the run can be continued from there.
+        plan: The run's length. An early ``trainer.max_steps`` is ignored: the run can be continued.
         mines: Whether the objective takes its negatives from the bank.
         approximate: Whether the bank is searched by an approximate index.
     """
@@ -64,7 +64,7 @@ def _fill(config: PretrainConfig, plan: Plan) -> str:
     slots = plan.rows if bank.capacity is None else bank.capacity
     return (
         f"the bank is never mined: its {slots} slots are filled to mining.min_fill={min_fill:g} {when}, the "
-        f"run has {total} steps, and until then the batch makes the negatives; "
+        f"run has {total} steps, and until then negatives come from the batch; "
         f"{remedy + ', or ' if rows else ''}raise schedule.epochs"
     )
 
@@ -103,7 +103,7 @@ def _recall(config: PretrainConfig, plan: Plan) -> str:
     begin = steps_to_fill(plan, config.bank, config.mining.min_fill)
     if not every or begin is None or begin >= total:
         return ""
-    # The index is checked after a write, from the one on that fills the bank.
+    # The index is checked after each write, starting with the one that fills the bank.
     first = max(0, begin - 1)
     if -(-first // every) * every < total:
         return ""

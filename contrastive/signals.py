@@ -1,4 +1,4 @@
-"""The signals that ask a run to stop, and what they do while there is no step to wait for."""
+"""Handle the signals that stop a run, before the first and after the last training step."""
 
 import signal
 import threading
@@ -13,15 +13,16 @@ SIGNALS = ("SIGINT", "SIGUSR1", "SIGTERM")
 class Stopped(BaseException):
     """A signal stopped the program; ``str`` of it is the signal's name.
 
-    No KeyboardInterrupt, of which Lightning makes exit code 1, and no Exception, which libraries swallow.
+    Subclasses BaseException, so that ``except Exception`` in libraries does not swallow it; not
+    KeyboardInterrupt, which Lightning turns into exit code 1.
     """
 
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Within, SIGNALS raise Stopped: before the first step and after the last there is nothing to save.
+    """Raise Stopped on SIGNALS: before the first step and after the last there is nothing to save.
 
-    While training, Preemption takes them over.
+    While training, Preemption replaces these handlers.
     """
     previous = take_over(_stop)
     try:
@@ -31,7 +32,7 @@ def stopping() -> Iterator[None]:
 
 
 def take_over(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
-    """Let ``handler`` get SIGNALS; returns the handlers so far.
+    """Install ``handler`` for SIGNALS; return the previous handlers.
 
     Python delivers signals to the main thread only; called in another, this does nothing.
     """
@@ -45,7 +46,7 @@ def take_over(handler: Callable[[int, FrameType | None], None]) -> dict[signal.S
 
 
 def hand_back(previous: Mapping[signal.Signals, Any]) -> None:
-    """Undo take_over."""
+    """Restore the handlers that take_over returned."""
     for number, handler in previous.items():
         signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 

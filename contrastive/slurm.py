@@ -1,4 +1,4 @@
-"""Asking SLURM to run a job again."""
+"""Requeue the current job of SLURM."""
 
 import logging
 import os
@@ -10,18 +10,18 @@ _LIMIT_S = 60
 
 
 def job() -> str | None:
-    """The job as ``scontrol`` knows it (a task of an array: ``array_task``); None outside of SLURM."""
+    """Return the job id for ``scontrol`` (``ARRAY_TASK`` for a task of an array); None outside of SLURM."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def is_first_task() -> bool:
-    """Whether this is rank 0, as launchers say it in the environment; known before Lightning is imported."""
+    """Return whether this is rank 0 by the launcher's environment; works before Lightning is imported."""
     return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "RANK", "LOCAL_RANK"))
 
 
 def requeue() -> bool:
-    """Queue this job again; whether SLURM took it. A refusal is logged, since all that is lost is time."""
+    """Queue this job again; return whether SLURM accepted. A refusal is only logged: no work is lost."""
     name = job()
     if name is None:
         return False
@@ -32,7 +32,7 @@ def requeue() -> bool:
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
     if problem:
-        logger.error("%s failed (%s); submit the job again by hand to go on", " ".join(command), problem)
+        logger.error("%s failed (%s); submit the job again by hand to continue", " ".join(command), problem)
         return False
     logger.info("SLURM will run job %s again", name)
     return True

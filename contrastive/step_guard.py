@@ -1,4 +1,4 @@
-"""Which optimizer steps are taken: none whose loss is not finite, on any rank; and when a run has to stop."""
+"""Skip optimizer steps whose loss is not finite on any rank, and stop a run that diverged."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -20,9 +20,9 @@ class Diverged(RuntimeError):
     """Training diverged and was stopped. Exit code 3.
 
     Args:
-        reason: What was seen.
-        since: Optimizer steps done when the weights were still good; they were not after one step more.
-        remedy: What to do.
+        reason: What went wrong.
+        since: Number of optimizer steps after which the weights were last known to be good.
+        remedy: What the user can do.
     """
 
     def __init__(
@@ -37,17 +37,17 @@ class Diverged(RuntimeError):
 
 
 class StepGuard:
-    """Skips optimizer steps that would do harm, counts them, and raises ``Diverged`` where they do not end.
+    """Skips and counts optimizer steps with a bad loss or no images; raises ``Diverged`` if they persist.
 
-    ``attach`` it first. Once a micro-batch: ``note``, or ``note_left_out``. Once an optimizer step:
-    ``before_step``, then, after the optimizer, ``after_step``.
+    Call ``attach`` first; ``note`` or ``note_left_out`` for each micro-batch; ``before_step`` before and
+    ``after_step`` after each optimizer step.
 
     Args:
         total_steps: Optimizer steps of the run.
-        explain_no_negatives: Says which setting leaves no query a negative.
+        explain_no_negatives: Returns the message for a step in which no query had a negative.
 
     Attributes:
-        skipped_steps: Optimizer steps not taken since the run began.
+        skipped_steps: Optimizer steps skipped since the run began.
     """
 
     patience = 3
@@ -73,9 +73,9 @@ class StepGuard:
         """Guard ``module``, which is on its training device.
 
         Args:
-            module: Whose gradients are dropped and whose buffers (batch norm's statistics) are restored after
-                a step that is not taken.
-            scaler: Of ``trainer.precision=16-mixed``, else None.
+            module: After a skipped step, its gradients are dropped and its buffers (batch norm's statistics)
+                are restored.
+            scaler: Loss scaler of ``trainer.precision=16-mixed``, else None.
         """
         self._module, self._scaler, self._buffers = module, scaler, BufferSnapshot(module)
 
@@ -85,12 +85,12 @@ class StepGuard:
         return self._skipped_in_a_row > 0 or self._overflowed
 
     def note(self, loss: Tensor, diagnostics: dict[str, Tensor]) -> None:
-        """Start to find out whether the micro-batch is sound on all ranks; does not wait for the device."""
+        """Check that the loss is finite on all ranks, without waiting for the device."""
         idle = diagnostics.get("effective_negatives", torch.ones((), device=loss.device)) == 0
         self._flags.append(AsyncFlags(all_true(torch.stack([torch.isfinite(loss.detach()), idle]))))
 
     def note_left_out(self, step: int) -> Tensor:
-        """Leave a micro-batch out on all ranks: one has fewer than two images, too few for batch norm.
+        """Skip a micro-batch on all ranks: one of them has fewer than two images, too few for batch norm.
 
         Returns:
             A loss of 0 whose gradient is 0 for each weight; DDP waits for all of them.
@@ -102,16 +102,16 @@ class StepGuard:
             self._warned_left_out = True
             logger.warning(
                 "a rank could read fewer than 2 of its images of step %d (corrupt.csv lists the others), so "
-                "the micro-batch is left out; a step of no other counts in train/skipped_steps",
+                "the micro-batch is left out; a step without any other counts in train/skipped_steps",
                 step,
             )
         # Sums over no element: 0 times a weight would not be 0 for a weight that is not finite.
         return torch.stack([weight[:0].sum() for weight in weights]).sum()
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Drop all gradients if any rank's loss is not finite, or no image entered: those weights then stay.
+        """Drop all gradients if any rank's loss is not finite or the step has no image, so no weight changes.
 
-        Without images, momentum and weight decay would act on gradients of 0.
+        Gradients of 0 would not do: momentum and weight decay would still change the weights.
         """
         finite, idle = zip(*(flags.read() for flags in self._flags), strict=True)
         self._is_sound, self._is_idle = all(finite), all(idle)
@@ -124,10 +124,10 @@ class StepGuard:
     def after_step(self, step: int) -> bool:
         """Return whether the weights moved; count the step, and restore the buffers if they did not.
 
-        Call ``keep_buffers`` once everything that follows a step taken is done.
+        If they moved, call ``keep_buffers`` once the key network and the bank are updated.
 
         Raises:
-            Diverged: ``patience`` or ``idle_patience`` is over, or the loss scale fell too low.
+            Diverged: ``patience`` or ``idle_patience`` is exceeded, or the loss scale fell too low.
         """
         taken = self._is_taken(step)
         if taken:
@@ -137,16 +137,16 @@ class StepGuard:
         return taken
 
     def keep_buffers(self) -> None:
-        """Remember the buffers of a step that was taken."""
+        """Save a copy of the buffers after a step that was taken."""
         self._buffers.keep()
 
     def check_weights(self, step: int) -> None:
-        """Check weights and running statistics: after the last step no loss would show their damage.
+        """Check that weights and running statistics are finite.
 
-        Running statistics never enter the training loss at all.
+        After the last step no loss would show it, and running statistics never enter the training loss.
 
         Raises:
-            Diverged: one is not finite.
+            Diverged: one of them is not finite.
         """
         weights = [weight for weight in self._module.parameters() if weight.requires_grad]
         statistics = [buffer for buffer in self._module.buffers() if buffer.is_floating_point()]
@@ -158,20 +158,20 @@ class StepGuard:
             )
 
     def state_dict(self) -> list[int]:
-        """Return the counts that a checkpoint keeps."""
+        """Return the counts to save in a checkpoint."""
         return [self.skipped_steps, self._skipped_in_a_row]
 
     def load_state_dict(self, state: Sequence[int], step: int) -> None:
-        """Continue after ``step`` optimizer steps."""
+        """Restore the counts of a checkpoint that was saved after ``step`` optimizer steps."""
         self.skipped_steps, self._skipped_in_a_row = state
         self._last_finite = step - 1 - self._skipped_in_a_row
 
     def _is_taken(self, step: int) -> bool:
         loss_scale = self._read_loss_scale()
-        self._overflowed = loss_scale < self._loss_scale  # of gradients, under 16-mixed
+        self._overflowed = loss_scale < self._loss_scale  # the scaler's answer to an overflow
         taken = self._is_sound and not self._is_empty and not self._overflowed
         self.skipped_steps += not taken
-        if self._is_empty:  # it had no loss
+        if self._is_empty:  # there was no loss to check
             return False
         self._skipped_in_a_row = 0 if self._is_sound else self._skipped_in_a_row + 1
         if self._skipped_in_a_row >= self.patience:
@@ -203,15 +203,15 @@ class StepGuard:
             logger.warning("no query of step %d has a negative: nothing is learnt. %s", step, self._explain())
 
     def _read_loss_scale(self) -> float:
-        """Return the loss scale, which falls when the scaler skips a step. Waits for the device."""
+        """Return the loss scale, which the scaler lowers when it skips a step. Waits for the device."""
         return 1.0 if self._scaler is None else self._scaler.get_scale()
 
 
 class AsyncFlags:
     """Flags copied to the host without blocking; reading them waits only for what was enqueued before them.
 
-    Made right after the loss and read after the backward pass was started, they never leave a GPU idle:
-    while the host learns that it may take the step, the device still has the backward pass to do.
+    Create them right after the loss and read them once the backward pass was started: the GPU is then never
+    idle, because it runs the backward pass while the host waits for the flags.
     """
 
     def __init__(self, flags: Bool[Tensor, " f"]) -> None:
@@ -226,7 +226,7 @@ class AsyncFlags:
 
 
 def explain_no_negatives(metrics: Callable[[], dict[str, Any]]) -> str:
-    """Say which filters leave no negatives, from the miner's ``mining/drop_*`` metrics."""
+    """Describe which filters remove all negatives, from the miner's ``mining/drop_*`` metrics."""
     shares = {name: float(share) for name, share in metrics().items() if "/drop_" in name}
     drops = [
         f"mining.{name.partition('drop_')[2]} drops {share:.1%}" for name, share in shares.items() if share

@@ -1,4 +1,4 @@
-"""What a run leaves when it ends."""
+"""Write the results of a run when it ends: encoder.safetensors and summary.json."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def finish(
     code: int,
     steps: int,
 ) -> dict[str, Any]:
-    """Write encoder.safetensors and summary.json, tell W&B, and return the summary.
+    """Write encoder.safetensors and summary.json, finish the W&B run, and return the summary.
 
     A run that diverged (``code`` 3) writes neither; its summary names the last good
     checkpoint's encoder.

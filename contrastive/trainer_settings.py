@@ -1,4 +1,4 @@
-"""Which settings of Lightning's Trainer a user may give, and the Trainer that is built from them."""
+"""Check the user's settings of Lightning's Trainer, and build the Trainer."""
 
 import inspect
 import logging
@@ -20,7 +20,7 @@ from contrastive.run_dir import is_first_rank
 
 logger = logging.getLogger(__name__)
 
-# Set when Lightning is imported: it advertises, and says at INFO what our own lines say. Its warnings stay.
+# At INFO, Lightning advertises and repeats our own log lines. Its warnings stay.
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 RESERVED = {
@@ -40,13 +40,13 @@ RESERVED = {
     "limit_train_batches": "trainer.max_steps",
     "overfit_batches": "trainer.max_steps",
 }
-"""Trainer settings that belong to us, and what to use instead."""
+"""Trainer settings that the run sets itself, and what to use instead."""
 
 
 ALLOWED: dict[str, tuple[Any, ...]] = {
-    # The networks' precision; views, similarities and the loss are float32 in each.
+    # The networks' precision; views, similarities and the loss are float32 in all cases.
     "precision": ("32-true", "32", "bf16-mixed", "16-mixed", 32),
-    # One process a device, started from the command line: the bank and the checkpoints know no other way.
+    # One process per device, started from the command line; bank and checkpoints support no other way.
     "strategy": ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"),
     "deterministic": (False, True, "warn", None),
     "detect_anomaly": (False, True),
@@ -56,7 +56,7 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
 
 
 def check_trainer(given: dict[str, Any], profile: bool) -> None:
-    """Refuse settings of ``trainer`` that Lightning would find out late, or never.
+    """Refuse invalid settings of ``trainer`` that Lightning would report late, or never.
 
     Raises:
         UserError: names the setting, what is allowed, and what to do.
@@ -85,10 +85,10 @@ def check_trainer(given: dict[str, Any], profile: bool) -> None:
 
 
 def time_limit(given: dict[str, Any]) -> float | None:
-    """Return the seconds of ``trainer.max_time``; Lightning would count them over all resumes.
+    """Return ``trainer.max_time`` in seconds, for one start; Lightning would count it over all resumes.
 
     Raises:
-        UserError: not a time.
+        UserError: not a valid time.
     """
     try:
         return Timer(given.get("max_time")).time_remaining()
@@ -99,7 +99,7 @@ def time_limit(given: dict[str, Any]) -> float | None:
 
 
 def _check_launcher(num_nodes: int) -> None:
-    """Refuse several nodes without a launcher: a process would wait for the others for ever."""
+    """Refuse several nodes without a launcher: a process would wait for the others forever."""
     launched = SLURMEnvironment.detect() or TorchElasticEnvironment.detect() or "NODE_RANK" in os.environ
     if num_nodes > 1 and not launched:
         raise UserError(
@@ -115,10 +115,10 @@ def build_trainer(
 
     Args:
         config: The run.
-        callbacks: In the order they are called.
+        callbacks: Callbacks, in the order of their calls.
         keep_precision: Train in ``trainer.precision`` also on a CPU that only emulates bfloat16, where
-            float32 otherwise takes its place.
-        more: Further settings, over the config's.
+            float32 is used otherwise.
+        more: Further settings, which override the config's.
 
     Raises:
         UserError: Lightning refuses the settings.
@@ -128,19 +128,19 @@ def build_trainer(
     if not mixed or trainer.strategy.root_device.type != "cpu" or _cpu_has_bf16():
         return trainer
     given = config.trainer["precision"]
-    kept = f"32-true is used; trainer.precision={given} on the command line keeps it"
+    fallback = f"32-true is used; trainer.precision={given} on the command line keeps it"
     if is_first_rank():
         logger.warning(
             "trainer.precision=%s takes about ten times as long as 32-true on this processor, which has no "
             "bfloat16 instructions; %s",
             given,
-            "set trainer.precision=32-true" if keep_precision else kept,
+            "set trainer.precision=32-true" if keep_precision else fallback,
         )
     return trainer if keep_precision else _make_trainer(config, callbacks, **more, precision="32-true")
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether this processor computes in bfloat16; torch emulates it elsewhere."""
+    """Return whether this processor has bfloat16 instructions; torch emulates them otherwise."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -158,7 +158,7 @@ def _make_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: 
     try:
         return pl.Trainer(
             **settings,
-            max_epochs=1,  # of Lightning: the loader is the whole plan, so a resume is always within it
+            max_epochs=1,  # for Lightning, the whole plan is one epoch, so a resume is always within it
             plugins=plugins,
             callbacks=callbacks,
             logger=False,
@@ -167,5 +167,5 @@ def _make_trainer(config: PretrainConfig, callbacks: list[pl.Callback], **more: 
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             use_distributed_sampler=False,
         )
-    except Exception as error:  # all it was given are the user's settings, and it raises a dozen kinds
+    except Exception as error:  # it raises a dozen types, all because of the user's settings
         raise UserError(f"trainer: {error}; settings given: {config.trainer}") from error

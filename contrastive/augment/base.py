@@ -1,4 +1,4 @@
-"""What all augmentations share: Kornia modules whose parameters are a function of given uniforms."""
+"""Base classes of augmentations: Kornia modules with parameters that are a function of given uniforms."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -12,15 +12,15 @@ Params = dict[str, Tensor]
 
 
 class Intensity(IntensityAugmentationBase2D, ABC):
-    """A change of pixel values that some images get and others do not.
+    """A random change of pixel values, applied to each image with a probability.
 
     Parameters are drawn per image from ``num_uniforms`` uniforms; the first decides whether the image is
     changed. Called without ``params``, as Kornia's containers do, the uniforms come from torch's global
     generator; ``params=op.draw(uniforms)`` uses none. Runs in float32 also under autocast, and without
     gradient. Values are expected in [0, 1].
 
-    Kornia computes the change for every image and then selects. Here images that are not chosen cost
-    nothing on a CPU; elsewhere that would need a transfer to the host, so the change is computed for all.
+    Kornia computes the change for every image and then selects. On a CPU, this class computes it for the
+    chosen images only; elsewhere that would need a transfer to the host, so it is computed for all.
     """
 
     num_uniforms: ClassVar[int]
@@ -29,36 +29,36 @@ class Intensity(IntensityAugmentationBase2D, ABC):
         super().__init__(p=p, p_batch=1.0, same_on_batch=False, keepdim=False)
 
     def draw(self, uniforms: Float[Tensor, "b u"]) -> Params:
-        """Kornia's parameter dictionary from uniforms in [0, 1); ``batch_prob`` is the choice."""
+        """Compute Kornia's parameters from uniforms in [0, 1); ``batch_prob`` marks the chosen images."""
         return {"batch_prob": uniforms[:, 0] < self.p, **self.strengths(uniforms[:, 1:])}
 
     @abstractmethod
     def strengths(self, uniforms: Float[Tensor, "b v"]) -> Params:
-        """Per-image parameters of ``change``, by name."""
+        """Compute the parameters of ``change`` for each image, by name."""
 
     @abstractmethod
     def change(self, images: Float[Tensor, "n 3 h w"], **strengths: Tensor) -> Float[Tensor, "n 3 h w"]:
-        """The change of the chosen images; must leave its input as it is."""
+        """Return the changed images; must not modify its input."""
 
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> Params:
-        """Kornia's hook; it draws the choice itself."""
+        """Draw parameters for Kornia, which itself draws which images are chosen."""
         return self.strengths(torch.rand(batch_shape[0], self.num_uniforms - 1))
 
     def transform_inputs(
         self, input: Tensor, params: Params, flags: dict[str, Any], transform: Any = None, **kwargs: Any
     ) -> Tensor:
-        """Kornia's hook around ``apply_transform``, with the choice made before the work."""
+        """Apply the change for Kornia, only to the chosen images where that saves time."""
         self.validate_tensor(input)
-        held = {name: value.to(input.device) for name, value in params.items() if name not in _KORNIA_OWN}
+        moved = {name: value.to(input.device) for name, value in params.items() if name not in _KORNIA_OWN}
         with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
-            return self.overwrite(input.to(torch.float32, copy=True), held).to(input.dtype)
+            return self.overwrite(input.to(torch.float32, copy=True), moved).to(input.dtype)
 
     def overwrite(self, images: Float[Tensor, "b 3 h w"], params: Params) -> Float[Tensor, "b 3 h w"]:
-        """The images, the chosen ones changed; may be ``images`` itself, with new values.
+        """Change the chosen images; may modify ``images`` in place and return it.
 
         Args:
             images: float32.
-            params: As ``draw`` gives them, on the device of ``images``.
+            params: The result of ``draw``, on the device of ``images``.
         """
         strengths = {name: value for name, value in params.items() if name != "batch_prob"}
         if self.p == 1.0:
@@ -74,7 +74,7 @@ class Intensity(IntensityAugmentationBase2D, ABC):
 
 
 class Geometric(GeometricAugmentationBase2D):
-    """A change of where pixels are, for every image; otherwise as Intensity."""
+    """A random change of pixel positions, applied to every image; otherwise like Intensity."""
 
     num_uniforms: ClassVar[int]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contrastive.augment.base import Intensity, Params
 
-_REACH = 4.0  # standard deviations; what lies beyond is 6e-5 of the weight
+_REACH = 4.0  # standard deviations; the weight beyond them is 6e-5
 _NOTHING = 1e-20
 _BLOCK = 56  # pixels of one product along an axis
 
@@ -34,20 +34,20 @@ class GaussianBlur(Intensity):
         self.sigma = sigma
 
     def strengths(self, uniforms: Float[Tensor, "b 1"]) -> Params:
-        """``sigma`` per image."""
+        """Compute ``sigma`` for each image."""
         return {"sigma": self.sigma[0] + (self.sigma[1] - self.sigma[0]) * uniforms[:, 0]}
 
     def change(self, images: Float[Tensor, "n 3 h w"], **strengths: Tensor) -> Float[Tensor, "n 3 h w"]:
-        """Blurred by per-image ``sigma``."""
+        """Blur each image with its ``sigma``."""
         return blur(images, strengths["sigma"], math.ceil(_REACH * self.sigma[1]))
 
 
 def blur(
     images: Float[Tensor, "n c h w"], sigma: Float[Tensor, " n"], radius: int
 ) -> Float[Tensor, "n c h w"]:
-    """Each image blurred with its own Gaussian of ``2 * radius + 1`` taps an axis.
+    """Blur each image with its own Gaussian of ``2 * radius + 1`` taps per axis.
 
-    A radius that reflection cannot serve (that reaches past the opposite border) is cut to the image's.
+    A radius too large for reflection (it would reach past the opposite border) is reduced to the image size.
     """
     n, c, height, width = images.shape
     down = _band(sigma, radius, height)
@@ -67,7 +67,7 @@ def blur(
 
 
 def _blocks(pixels: int, radius: int) -> list[tuple[slice, slice]]:
-    """Output pixels of an axis, some at a time, and the input pixels that reach them; others do not count."""
+    """Split the output pixels of an axis into blocks, each with the input pixels that contribute to it."""
     return [
         (
             slice(start, min(start + _BLOCK, pixels)),
@@ -78,12 +78,12 @@ def _blocks(pixels: int, radius: int) -> list[tuple[slice, slice]]:
 
 
 def _band(sigma: Float[Tensor, " n"], radius: int, pixels: int) -> Float[Tensor, "n pixels pixels"]:
-    """Matrices that blur along an axis: weight of each input pixel in each output pixel."""
+    """Build the matrices that blur along an axis: weight of each input pixel in each output pixel."""
     radius = min(radius, pixels - 1)
     offset = torch.arange(-radius, radius + 1, device=sigma.device)
     taps = torch.softmax(-0.5 * (offset / sigma[:, None]).square(), dim=1)
     taps = F.threshold(taps, _NOTHING, 0.0)  # subnormal weights make the products three times as slow
-    # Building it costs more than the products; a compiler folds it, and cannot see through a cache.
+    # Building this costs more than the products, so it is cached; a compiler folds it as a constant instead.
     falls = (_where_taps_fall if torch.compiler.is_compiling() else _cached_falls)(
         radius, pixels, sigma.device
     )
@@ -91,11 +91,11 @@ def _band(sigma: Float[Tensor, " n"], radius: int, pixels: int) -> Float[Tensor,
 
 
 def _where_taps_fall(radius: int, pixels: int, device: torch.device) -> Float[Tensor, "taps pixels pixels"]:
-    """1 where a tap of an output pixel falls, after reflection, on an input pixel: (tap, out, in)."""
-    place = torch.arange(pixels, device=device)
-    source = (place + torch.arange(-radius, radius + 1, device=device)[:, None]).abs()
+    """Return 1 where a tap of an output pixel falls, after reflection, on an input pixel: (tap, out, in)."""
+    position = torch.arange(pixels, device=device)
+    source = (position + torch.arange(-radius, radius + 1, device=device)[:, None]).abs()
     source = (pixels - 1) - ((pixels - 1) - source).abs()
-    return (source[:, :, None] == place).to(torch.float32)
+    return (source[:, :, None] == position).to(torch.float32)
 
 
 _cached_falls = functools.lru_cache(maxsize=8)(_where_taps_fall)

@@ -1,4 +1,4 @@
-"""Colour jitter, grey and solarize, with torchvision's formulas and a strength of its own for every image."""
+"""Colour jitter, grey and solarize, with torchvision's formulas and a separate strength for every image."""
 
 from typing import ClassVar
 
@@ -14,14 +14,14 @@ _LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale; Kornia's first
 class ColorJitter(Intensity):
     """Brightness, contrast, saturation and hue, always in this order.
 
-    Published recipes draw the order per image, which makes every image a program of its own; means and
-    spreads of the result differ little, and Kornia draws one order a batch. Values are those of torchvision's
-    ``adjust_*`` functions in this order, the clamp to [0, 1] after each included.
+    Published recipes draw the order per image, so that every image needs its own sequence of operations; the
+    mean and spread of the result differ little. (Kornia draws one order per batch.) Values equal those of
+    torchvision's ``adjust_*`` functions in this order, including the clamp to [0, 1] after each.
 
     Args:
-        brightness: The factor is uniform in [max(0, 1 - brightness), 1 + brightness]; likewise the next two.
-        contrast: See brightness.
-        saturation: See brightness.
+        brightness: The factor is uniform in [max(0, 1 - brightness), 1 + brightness].
+        contrast: Range of the factor, see brightness.
+        saturation: Range of the factor, see brightness.
         hue: The shift is uniform in [-hue, hue], in turns; at most 0.5.
         p: Probability that an image is changed.
     """
@@ -35,7 +35,7 @@ class ColorJitter(Intensity):
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
 
     def strengths(self, uniforms: Float[Tensor, "b 4"]) -> Params:
-        """Factors and shift from uniforms in [0, 1)."""
+        """Compute factors and shift for each image from uniforms in [0, 1)."""
         return {
             "brightness": _factor(uniforms[:, 0], self.brightness),
             "contrast": _factor(uniforms[:, 1], self.contrast),
@@ -44,7 +44,7 @@ class ColorJitter(Intensity):
         }
 
     def change(self, images: Float[Tensor, "n 3 h w"], **strengths: Tensor) -> Float[Tensor, "n 3 h w"]:
-        """Changed by per-image ``brightness``, ``contrast``, ``saturation`` (factors) and ``hue`` (turns)."""
+        """Apply each image's ``brightness``, ``contrast``, ``saturation`` (factors) and ``hue`` (turns)."""
         images = (images * _per_image(strengths["brightness"])).clamp_(0, 1)
         if self.contrast:
             images = _adjust_contrast(images, _per_image(strengths["contrast"]))
@@ -54,7 +54,7 @@ class ColorJitter(Intensity):
 
 
 class Grayscale(Intensity):
-    """The luminance on all three channels."""
+    """Grey images: the luminance on all three channels."""
 
     num_uniforms: ClassVar[int] = 1
 
@@ -62,16 +62,16 @@ class Grayscale(Intensity):
         super().__init__(p=p)
 
     def strengths(self, uniforms: Float[Tensor, "b 0"]) -> Params:
-        """None are needed."""
+        """Return nothing: there are no parameters."""
         return {}
 
     def change(self, images: Float[Tensor, "n 3 h w"], **strengths: Tensor) -> Float[Tensor, "n 3 h w"]:
-        """The grey images; channels of their own, as what follows may write to them."""
+        """Return grey images; the channels do not share memory, as later operations may write to them."""
         return luminance(images).expand_as(images).contiguous()
 
 
 class Solarize(Intensity):
-    """Values of 0.5 and more inverted."""
+    """Solarize: invert values of 0.5 and more."""
 
     num_uniforms: ClassVar[int] = 1
 
@@ -79,23 +79,23 @@ class Solarize(Intensity):
         super().__init__(p=p)
 
     def strengths(self, uniforms: Float[Tensor, "b 0"]) -> Params:
-        """None are needed."""
+        """Return nothing: there are no parameters."""
         return {}
 
     def change(self, images: Float[Tensor, "n 3 h w"], **strengths: Tensor) -> Float[Tensor, "n 3 h w"]:
-        """The solarized images."""
-        return torch.minimum(images, 1 - images)  # within [0, 1] the same, at a tenth of torch.where's time
+        """Return the solarized images."""
+        return torch.minimum(images, 1 - images)  # the same within [0, 1], in a tenth of torch.where's time
 
 
 def luminance(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
-    """Weighted sum of the channels, as torchvision's ``rgb_to_grayscale``."""
+    """Compute the weighted sum of the channels, like torchvision's ``rgb_to_grayscale``."""
     red, green, blue = images.chunk(3, dim=1)
     grey: Tensor = red * _LUMA[0]
     return grey.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
 def shift_hue(images: Float[Tensor, "n 3 h w"], turns: Float[Tensor, " n"]) -> Float[Tensor, "n 3 h w"]:
-    """Hue moved by ``turns`` at equal value and saturation (HSV), as torchvision's ``adjust_hue``.
+    """Shift the hue by ``turns`` at equal value and saturation (HSV), like torchvision's ``adjust_hue``.
 
     With the hue in sixths of a turn and chroma = max - min, a channel is min + chroma * t(hue), t a
     trapezoid. With each channel scaled to [0, 1] by min and chroma, the distance of the hue from red is
@@ -105,7 +105,7 @@ def shift_hue(images: Float[Tensor, "n 3 h w"], turns: Float[Tensor, " n"]) -> F
     red, green, blue = images.unbind(1)
     low = torch.minimum(red, green).minimum(blue)
     chroma = torch.maximum(red, green).maximum(blue).sub_(low)
-    # A grey pixel has chroma 0, so any hue will do; subnormal chroma would make it infinite.
+    # A grey pixel has chroma 0, so its hue does not matter; a subnormal chroma would make it infinite.
     hue = (green + blue).sub_(red).sub_(low).div_(chroma.clamp_min(1e-30)).add_(1).copysign_(green - blue)
     hue.add_(6 * turns[:, None, None])
     hue.sub_((hue / 6).floor_(), alpha=6)
@@ -117,13 +117,13 @@ def shift_hue(images: Float[Tensor, "n 3 h w"], turns: Float[Tensor, " n"]) -> F
 
 
 def _adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """In place: away from, or to, the mean luminance of the image."""
+    """Scale, in place, the difference to the mean luminance of the image."""
     mean = luminance(images).mean(dim=(1, 2, 3), keepdim=True)
     return images.mul_(factor).add_((1 - factor) * mean).clamp_(0, 1)
 
 
 def _adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """In place: away from, or to, the luminance of each pixel."""
+    """Scale, in place, the difference to the luminance of each pixel."""
     grey = luminance(images).mul_(1 - factor)
     return images.mul_(factor).add_(grey).clamp_(0, 1)
 

@@ -1,4 +1,4 @@
-"""Additive noise and erasing."""
+"""Additive Gaussian noise and random erasing."""
 
 import math
 from typing import ClassVar
@@ -14,10 +14,10 @@ _ERASE_RATIO = (0.3, 3.3)  # torchvision's RandomErasing
 
 
 class GaussianNoise(Intensity):
-    """Independent normal noise on every value.
+    """Additive Gaussian noise, independent for every value.
 
-    The result is not clamped: on a dark background that would turn noise into light. A pixel's noise is a
-    function of the image's parameters alone, see contrastive/augment/noise.py.
+    The result is not clamped: on a dark background that would make images brighter. A pixel's noise depends
+    only on the image's parameters, see contrastive/augment/noise.py.
 
     Args:
         std: Its standard deviation, in [0, 1] pixel units.
@@ -31,21 +31,21 @@ class GaussianNoise(Intensity):
         self.std = std
 
     def strengths(self, uniforms: Float[Tensor, "b 2"]) -> Params:
-        """``stream``: two seeds an image."""
+        """Compute ``stream``, two seeds for each image."""
         return {"stream": (uniforms * MANTISSA).to(torch.int64)}
 
     def change(self, images: Float[Tensor, "n 3 h w"], **strengths: Tensor) -> Float[Tensor, "n 3 h w"]:
-        """With noise of the seeds ``stream``."""
+        """Add noise drawn with the seeds ``stream``."""
         noise = normals(strengths["stream"], math.prod(images.shape[1:]))
         return noise.mul_(self.std).view_as(images).add_(images)
 
 
 class Erase(Intensity):
-    """A rectangle filled with one colour.
+    """Random erasing: fill a rectangle with one colour.
 
     Args:
         scale: Its area as a share of the image, uniform in ``(low, high)``.
-        fill: The colour, one value a channel.
+        fill: The colour, one value per channel.
         p: Probability that an image is changed.
     """
 
@@ -56,10 +56,10 @@ class Erase(Intensity):
         self.scale, self.fill = scale, fill
 
     def strengths(self, uniforms: Float[Tensor, "b 4"]) -> Params:
-        """``rectangle`` per image: left, top, width, height as shares of the sides.
+        """Compute ``rectangle`` for each image: left, top, width, height as shares of the sides.
 
-        Sides are cut to the image's, where torchvision draws again: at areas up to 0.3 of the image, both
-        never happen.
+        Sides longer than the image are cut, where torchvision draws again; for areas up to 0.3 of the image
+        neither happens.
         """
         area = self.scale[0] + (self.scale[1] - self.scale[0]) * uniforms[:, 0]
         low, high = math.log(_ERASE_RATIO[0]), math.log(_ERASE_RATIO[1])
@@ -68,7 +68,7 @@ class Erase(Intensity):
         return {"rectangle": torch.cat((uniforms[:, 2:] * (1 - sides), sides), dim=1)}
 
     def change(self, images: Float[Tensor, "n 3 h w"], **strengths: Tensor) -> Float[Tensor, "n 3 h w"]:
-        """With the per-image ``rectangle`` filled."""
+        """Fill the ``rectangle`` of each image."""
         start, sides = strengths["rectangle"].chunk(2, dim=1)
         column = _within(start[:, 0], sides[:, 0], images.shape[-1])
         row = _within(start[:, 1], sides[:, 1], images.shape[-2])
@@ -78,6 +78,6 @@ class Erase(Intensity):
 
 
 def _within(start: Tensor, length: Tensor, pixels: int) -> Tensor:
-    """Which pixel centres of an axis lie within, (n, pixels)."""
-    place = (torch.arange(pixels, device=start.device) + 0.5) / pixels
-    return (place >= start[:, None]) & (place < (start + length)[:, None])
+    """Return which pixel centres of an axis are inside the interval, (n, pixels)."""
+    position = (torch.arange(pixels, device=start.device) + 0.5) / pixels
+    return (position >= start[:, None]) & (position < (start + length)[:, None])

@@ -1,4 +1,4 @@
-"""Crop, flip and small affine motion in one antialiased resample."""
+"""Crop, flip, rotate, shift and shear in one antialiased resampling."""
 
 import math
 from typing import Any, ClassVar
@@ -10,23 +10,22 @@ from torch import Tensor
 
 from contrastive.augment.base import Geometric, Params
 
-_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
+_ATTEMPTS = 10  # like torchvision's RandomResizedCrop
 _FAR = 1e6  # pixels; outside every filter's support
-_SMALL = 64  # pixels up to which, on a CPU, starting a product for each image costs more than it saves
+_SMALL = 64  # pixels up to which, on a CPU, one product per image costs more than it saves
 
 
 class Crop(Geometric):
     """Random-resized crop, horizontal flip, rotation, shift and shear, resampled once.
 
-    Boxes are distributed as those of torchvision's RandomResizedCrop, whole pixels included. Without
+    Boxes have the distribution of torchvision's RandomResizedCrop, rounded to whole pixels too. Without
     rotation, shift and shear the resampling is separable, so it is two matrix products with a triangle filter
     as wide as the shrinkage (torchvision's ``antialias=True`` and PIL's bilinear, without their rounding to 8
-    bits; Kornia's own does not antialias). With them it is a bilinear look-up, after the crop alone has been
-    brought to ``size`` where the image is larger than that; what lies outside the image is 0, as in
-    torchvision.
+    bits; Kornia's own does not antialias). With them it is a bilinear look-up; images larger than ``size``
+    are first cropped and resized to it. Pixels outside the image are 0, as in torchvision.
 
     Args:
-        size: Side of the square that comes out.
+        size: Side of the output square.
         scale: Area of the box as a share of the image, ``(low, high)``.
         ratio: Its width over height, log-uniform.
         flip: Probability of a flip.
@@ -61,9 +60,9 @@ class Crop(Geometric):
 
         Args:
             uniforms: ``num_uniforms`` for each image.
-            height: Of the images.
-            width: Of the images.
-            half: Part that each box is drawn in: 0 left, 1 right, 2 top, 3 bottom; None is the whole image.
+            height: Height of the images.
+            width: Width of the images.
+            half: Half of the image to draw each box in: 0 left, 1 right, 2 top, 3 bottom; None is the whole.
 
         Returns:
             ``box`` (left, top, width, height in pixels), ``flip`` (0 or 1), ``angle`` and ``shear`` in
@@ -90,13 +89,13 @@ class Crop(Geometric):
         return box
 
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> Params:
-        """Kornia's hook: parameters from torch's global generator."""
+        """Draw parameters for Kornia, from torch's global generator."""
         return self.draw(torch.rand(batch_shape[0], self.num_uniforms), batch_shape[-2], batch_shape[-1])
 
     def apply_transform(
         self, input: Tensor, params: Params, flags: dict[str, Any], transform: Tensor | None = None
     ) -> Tensor:
-        """The views, in the dtype of ``input``, computed in float32."""
+        """Compute the views in float32; return them in the dtype of ``input``."""
         box, flip, angle, shift, shear = (
             params[name].to(input.device) for name in ("box", "flip", "angle", "shift", "shear")
         )
@@ -111,7 +110,7 @@ class Crop(Geometric):
             return _look_up(images, _into_box(motion, box, images), self.size).to(input.dtype)
 
     def compute_transformation(self, input: Tensor, params: Params, flags: dict[str, Any]) -> Tensor:
-        """Kornia's (b, 3, 3) matrix from input to output pixel coordinates."""
+        """Compute Kornia's (b, 3, 3) matrix from input to output pixel coordinates."""
         box = params["box"].to(input)
         unit = _inverse_motion(*(params[name].to(input) for name in ("flip", "angle", "shift", "shear")))
         inverse = _pixels_from_unit(box) @ _with_last_row(unit) @ _unit_from_pixels(self.size, input)
@@ -126,15 +125,15 @@ def draw_boxes(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Float[Tensor, "b 4"]:
-    """Boxes (left, top, width, height) distributed as torchvision's ``RandomResizedCrop.get_params``.
+    """Draw boxes (left, top, width, height) like torchvision's ``RandomResizedCrop.get_params``.
 
     Its loop tries areas and ratios until a box fits into the image, at most ten times, then takes the largest
-    central one of an allowed ratio; here all tries are made at once and the first that fits is taken.
+    central one of an allowed ratio. Here all tries are computed at once and the first that fits is taken.
 
     Args:
-        uniforms: Ten for areas, ten for ratios, two for the place.
-        height: Of the image, in pixels; likewise ``width``.
-        width: See height.
+        uniforms: Ten for areas, ten for ratios, two for the position.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
         scale: Area as a share of the image, ``(low, high)``.
         ratio: Width over height, ``(low, high)``.
 
@@ -167,9 +166,9 @@ def draw_boxes(
 def crop_resize(
     images: Float[Tensor, "b c h w"], box: Float[Tensor, "b 4"], flip: Bool[Tensor, " b"], size: int
 ) -> Float[Tensor, "b c size size"]:
-    """Each image's box, as a square of ``size`` pixels, antialiased; flipped where ``flip``.
+    """Resize each image's box to a square of ``size`` pixels, antialiased; flip it where ``flip``.
 
-    Equals torchvision's ``resized_crop(..., antialias=True)`` of the same box up to rounding.
+    Equals torchvision's ``resized_crop(..., antialias=True)`` of the same box, up to rounding.
     """
     b, c, height, width = images.shape
     across = _triangle_weights(box[:, 0], box[:, 2], flip, width, size)
@@ -186,7 +185,7 @@ def _resample_boxes(
     down: Float[Tensor, "b size h"],
     across: Float[Tensor, "b size w"],
 ) -> Float[Tensor, "b c size size"]:
-    """``down @ image @ across'``, image by image from the pixels of its box: others weigh nothing."""
+    """Compute ``down @ image @ across'`` per image, from the pixels of its box: others have weight 0."""
     views = images.new_empty(*images.shape[:2], down.shape[1], across.shape[1])
     corner, end = box[:, :2].floor().long(), (box[:, :2] + box[:, 2:]).ceil().long()
     for number, ((left, top), (right, bottom)) in enumerate(zip(corner.tolist(), end.tolist(), strict=True)):
@@ -198,16 +197,16 @@ def _resample_boxes(
 def _triangle_weights(
     start: Float[Tensor, " b"], length: Float[Tensor, " b"], flip: Bool[Tensor, " b"], pixels: int, size: int
 ) -> Float[Tensor, "b size pixels"]:
-    """Weight of each input pixel in each output pixel along one axis; rows sum to 1."""
+    """Compute the weight of each input pixel in each output pixel along one axis; rows sum to 1."""
     step = length / size
     reach = step.clamp_min(1.0)[:, None]
     out = torch.arange(size, device=start.device, dtype=torch.float32) + 0.5
     out = torch.where(flip[:, None], size - out, out)
     centre = (start[:, None] + out * step[:, None]) / reach
-    place = torch.arange(pixels, device=start.device, dtype=torch.float32) + 0.5
-    inside = (place > start[:, None]) & (place < (start + length)[:, None])
-    place = torch.where(inside, place / reach, _FAR)
-    weights = (place[:, None, :] - centre[:, :, None]).abs_().neg_().add_(1).relu_()
+    position = torch.arange(pixels, device=start.device, dtype=torch.float32) + 0.5
+    inside = (position > start[:, None]) & (position < (start + length)[:, None])
+    position = torch.where(inside, position / reach, _FAR)
+    weights = (position[:, None, :] - centre[:, :, None]).abs_().neg_().add_(1).relu_()
     return weights.div_(weights.sum(dim=2, keepdim=True))
 
 
@@ -217,7 +216,7 @@ def _inverse_motion(
     shift: Float[Tensor, "b 2"],
     shear: Float[Tensor, " b"],
 ) -> Float[Tensor, "b 2 3"]:
-    """From a place in the view to the place in the crop it shows; both squares are [-1, 1].
+    """Return the map from a point of the view to its point of the crop; both squares are [-1, 1].
 
     The view is the crop flipped, sheared, rotated and shifted, with torchvision's ``affine`` matrix
     (``_get_inverse_affine_matrix`` at scale 1 and no shear along y, whose determinant is 1).
@@ -232,8 +231,8 @@ def _inverse_motion(
 def _into_box(
     motion: Float[Tensor, "b 2 3"], box: Float[Tensor, "b 4"], images: Tensor
 ) -> Float[Tensor, "b 2 3"]:
-    """``motion``, ending in [-1, 1] of the whole image in place of its box."""
-    # Axis by axis with plain numbers: a tensor of the two sides would wait for the device.
+    """Extend ``motion`` from coordinates of the box to [-1, 1] of the whole image."""
+    # One axis at a time with Python numbers: a tensor of the two sides would wait for the device.
     start, length = ((box[:, i] / images.shape[-1], box[:, i + 1] / images.shape[-2]) for i in (0, 2))
     ratio = torch.stack(length, dim=1)
     centre = 2 * torch.stack(start, dim=1) + ratio - 1
@@ -243,13 +242,13 @@ def _into_box(
 
 
 def _look_up(images: Tensor, theta: Float[Tensor, "b 2 3"], size: int) -> Tensor:
-    """Bilinear values at the places ``theta`` gives for each pixel of the view; 0 outside."""
+    """Sample, bilinearly, the points that ``theta`` gives for each pixel of the view; 0 outside."""
     grid = F.affine_grid(theta, [len(images), images.shape[1], size, size], align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def _pixels_from_unit(box: Float[Tensor, "b 4"]) -> Float[Tensor, "b 3 3"]:
-    """From [-1, 1] of a box to pixel coordinates, whose whole numbers are pixel centres."""
+    """Return the matrix from [-1, 1] of a box to pixel coordinates (integers are pixel centres)."""
     half, start = box[:, 2:] / 2, box[:, :2]
     matrix = torch.diag_embed(torch.cat((half, torch.ones_like(half[:, :1])), dim=1))
     matrix[:, :2, 2] = start + half - 0.5
@@ -257,7 +256,7 @@ def _pixels_from_unit(box: Float[Tensor, "b 4"]) -> Float[Tensor, "b 3 3"]:
 
 
 def _unit_from_pixels(size: int, like: Tensor) -> Float[Tensor, "3 3"]:
-    """From pixel coordinates of a square to [-1, 1]."""
+    """Return the matrix from pixel coordinates of a square to [-1, 1]."""
     offset = (1 - size) / size
     return torch.tensor(
         [[2 / size, 0, offset], [0, 2 / size, offset], [0, 0, 1]], dtype=like.dtype, device=like.device

@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of (seed, epoch, id, view): no generator, no state, no order.
+"""Compute random numbers as a pure function of (seed, epoch, id, view): no generator, no state, no order.
 
 The same image therefore gets the same views at any batch size, rank, world size or resume. The generator is
 Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3): the key is
@@ -17,13 +17,13 @@ _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
 
-MANTISSA = 2**24  # uniforms are multiples of 1 / MANTISSA: all that float32 holds below 1
+MANTISSA = 2**24  # uniforms are multiples of 1 / MANTISSA, which float32 represents exactly below 1
 
 
 def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox-4x32-10: four random 32-bit words for each counter.
+    """Compute Philox-4x32-10: four random 32-bit words for each counter.
 
     Args:
         counter: Four int64 tensors that broadcast together, each in [0, 2**32).
@@ -35,7 +35,7 @@ def philox(
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # A 32 x 32 bit product wraps in int64, but its 64 bits are the right ones; the masks drop the sign.
+        # A 32 x 32 bit product overflows int64, but its 64 bits are right; the masks drop the sign.
         product0, product1 = c0 * _M0, c2 * _M1
         c0, c1 = ((product1 >> 32) ^ c1 ^ k0) & _WORD, product1 & _WORD
         c2, c3 = ((product0 >> 32) ^ c3 ^ k1) & _WORD, product0 & _WORD
@@ -46,13 +46,13 @@ def philox(
 def uniforms(
     seed: int, epoch: int | Tensor, ids: Int[Tensor, " b"], view: int | Int[Tensor, " b"], count: int
 ) -> Float[Tensor, "b count"]:
-    """``count`` uniform numbers for each image.
+    """Draw ``count`` uniform numbers for each image.
 
-    Number i does not depend on ``count``: asking for more leaves the first ones as they are.
+    Number i does not depend on ``count``: a larger count does not change the first numbers.
 
     Args:
         seed: In [0, 2**32).
-        epoch: In [0, 2**32); a scalar tensor on the device of ``ids`` is no constant of a compiled graph.
+        epoch: In [0, 2**32); a scalar tensor on the device of ``ids`` is not a constant of a compiled graph.
         ids: Data set rows, int64; any value.
         view: In [0, 2**32), for all images or one each.
         count: Numbers for each image.
@@ -69,14 +69,14 @@ def uniforms(
 
 
 def normals(stream: Int[Tensor, "b 2"], count: int) -> Float[Tensor, "b count"]:
-    """``count`` standard normal numbers for each pair of seeds, cheap enough for one a pixel.
+    """Draw ``count`` standard normal numbers for each pair of seeds, cheaply enough for one per pixel.
 
-    A hash of the position (the mixing steps of "lowbias32" by C. Wellons, found by search for low bias) in
-    place of Philox, which has ten rounds; then Box-Muller on its two halves, so that no value exceeds 4.9.
+    A hash of the position (the mixing steps of "lowbias32" by C. Wellons, found by search for low bias)
+    instead of Philox, which has ten rounds; then Box-Muller on its two halves, so that no value exceeds 4.9.
 
     Args:
-        stream: Two seeds a row, in [0, 2**24).
-        count: Numbers a row.
+        stream: Two seeds per row, in [0, 2**24).
+        count: Numbers per row.
 
     Returns:
         float32.
@@ -84,13 +84,13 @@ def normals(stream: Int[Tensor, "b 2"], count: int) -> Float[Tensor, "b count"]:
     pairs = -(-count // 2)
     seeds = stream.to(torch.int32) << 8
     index = torch.arange(pairs, dtype=torch.int32, device=stream.device)
-    # 32-bit integers wrap, which is what the hash wants.
+    # 32-bit integers overflow, as the hash requires.
     state = index * _signed(_W0) + seeds[:, :1]
     state = _shift_xor(state, 16).mul_(_signed(0x7FEB352D))
     state = _shift_xor(state, 15).bitwise_xor_(seeds[:, 1:]).mul_(_signed(0x846CA68B))
     state = _shift_xor(state, 16)
     angle = (state & 0xFFFF).to(torch.float32).mul_(2 * math.pi / 2**16)
-    # The half added keeps the logarithm's argument above 0.
+    # Adding 0.5 keeps the logarithm's argument above 0.
     radius = (
         (state >> 16).bitwise_and_(0xFFFF).to(torch.float32).add_(0.5).div_(2**16).log_().mul_(-2).sqrt_()
     )
@@ -99,10 +99,10 @@ def normals(stream: Int[Tensor, "b 2"], count: int) -> Float[Tensor, "b count"]:
 
 
 def _shift_xor(state: Tensor, bits: int) -> Tensor:
-    """``state ^ (state >> bits)`` with a logical shift."""
+    """Return ``state ^ (state >> bits)`` with a logical shift."""
     return (state >> bits).bitwise_and_((1 << (32 - bits)) - 1).bitwise_xor_(state)
 
 
 def _signed(word: int) -> int:
-    """A 32-bit word as the int32 with the same bits."""
+    """Return the int32 with the same bits as a 32-bit word."""
     return word - 2**32 if word >= 2**31 else word

@@ -1,4 +1,4 @@
-"""The views of a batch: from stored uint8 images to what the network sees."""
+"""Compute the augmented views of a batch, from stored uint8 images to normalised float32."""
 
 import itertools
 
@@ -18,8 +18,8 @@ from contrastive.config import AugmentConfig, DataConfig, ViewConfig
 _HALVES_STREAM = 2_000
 """Number of the noise that chooses the halves of ``disjoint``; views have small numbers."""
 
-# Values of one piece of a batch on a CPU (256 images of 32 px, 3 MiB): few enough for a cache, many enough
-# that starting an operation costs little. With 2 MiB of cache a core, half as many take a sixth longer.
+# Values of one piece of a batch on a CPU (256 images of 32 px, 3 MiB): few enough for the cache, many enough
+# to amortise the overhead of an operation. With 2 MiB of cache per core, half as many take a sixth longer.
 _CACHED_VALUES = 3 * 2**18
 
 
@@ -27,15 +27,15 @@ class Views:
     """Random views of each image: two global ones, then the local ones of multi-crop.
 
     A view is a pure function of (seed, epoch, id, view): no global random state is read or changed, and an
-    image's views do not depend on the batch it is in. An op that is switched off still owns its random
-    numbers, so switching it on changes nothing else.
+    image's views do not depend on the batch it is in. An op that is switched off keeps its random
+    numbers reserved, so switching it on does not change the others.
 
     Args:
-        augment: Strengths of the views, and how many there are.
-        data: Gives ``image_size``, ``mean`` and ``std``.
+        augment: Strengths and number of the views.
+        data: Its ``image_size``, ``mean`` and ``std`` are used.
         seed: In [0, 2**32).
         compile: Backend of ``torch.compile(fullgraph=True)`` for the whole chain, e.g. ``inductor``; worth it
-            on a GPU. None does not compile.
+            on a GPU. None turns compiling off.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Views:
             Two float32 batches of ``data.image_size`` squares, then ``augment.num_local`` of
             ``augment.local_size``; normalised, channels last.
         """
-        # A number would be compiled in, and the whole chain compiled again for the next epoch.
+        # A Python number would be a constant of the graph, which would be recompiled in every epoch.
         when = torch.full((), epoch, device=ids.device) if self._compiled else epoch
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return self._views(images, ids, when)
@@ -95,7 +95,7 @@ class Chain:
 
     Args:
         view: Strengths.
-        data: Gives ``image_size``, ``mean`` and ``std``.
+        data: Its ``image_size``, ``mean`` and ``std`` are used.
         size: Side of the view in pixels; None is ``data.image_size``.
     """
 
@@ -157,7 +157,7 @@ class Chain:
         return [self.crop.draw(crop, height, width, half), *ops]
 
     def _piece(self, images: Tensor, params: list[Params]) -> Tensor:
-        # Past Kornia's own call, which copies the images and looks at the parameters once for each op.
+        # Kornia's own __call__ is bypassed: it copies the images and inspects the parameters for each op.
         view = self.crop.apply_transform(images.to(torch.float32).div_(255), params[0], {})
         for op, drawn in zip(self.ops, params[1:], strict=True):
             if op.p > 0:
@@ -166,12 +166,12 @@ class Chain:
 
 
 def center_view(images: UInt8[Tensor, "b 3 S S"], data: DataConfig) -> Float[Tensor, "b 3 s s"]:
-    """The one view of an image that evaluation sees, without randomness.
+    """Compute the view of an image for evaluation, without randomness.
 
-    An image stored at ``data.image_size`` is taken whole. Of one stored larger than that, views of more than
-    64 px take the central 7/8 (ImageNet's "resize to 256, centre crop 224" at any size; a default
-    ``data.decode_size`` leaves exactly the pixels of the crop), smaller ones all of it; it is then resized,
-    antialiased, where that is still not ``data.image_size``.
+    An image stored at ``data.image_size`` is used whole. If it is stored larger, views of more than 64 px are
+    its central 7/8 (ImageNet's "resize to 256, centre crop 224" at any size; a default ``data.decode_size``
+    leaves exactly the pixels of the crop), smaller views all of it. The result is resized, antialiased, if
+    it is still not of ``data.image_size``.
 
     Returns:
         float32, normalised, channels last.
@@ -191,7 +191,7 @@ def center_view(images: UInt8[Tensor, "b 3 S S"], data: DataConfig) -> Float[Ten
 
 
 def _normalize_(images: Float[Tensor, "b 3 h w"], data: DataConfig) -> Float[Tensor, "b 3 h w"]:
-    """In place: ``(images - data.mean) / data.std`` per channel."""
+    """Normalise in place: ``(images - data.mean) / data.std`` per channel."""
     for channel, (mean, std) in enumerate(zip(data.mean, data.std, strict=True)):
         images[:, channel].sub_(mean).div_(std)  # plain numbers: a tensor of them would wait for the device
     return images

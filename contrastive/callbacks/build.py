@@ -1,4 +1,4 @@
-"""The callbacks of a run."""
+"""Build the callbacks of a run."""
 
 from pathlib import Path
 from typing import cast
@@ -25,7 +25,7 @@ from contrastive.run_dir import UnreadableFiles
 
 
 def build_saving(config: PretrainConfig, plan: Plan, run_dir: Path) -> SaveCheckpoint:
-    """Build what saves the checkpoints, each with the encoder beside it."""
+    """Build the callback that saves checkpoints; each has an encoder.safetensors beside it."""
 
     def write_files(trainer: pl.Trainer, folder: Path) -> None:
         module = cast(ContrastiveModule, trainer.lightning_module)
@@ -43,7 +43,7 @@ def build_saving(config: PretrainConfig, plan: Plan, run_dir: Path) -> SaveCheck
 def build_monitors(
     config: PretrainConfig, dataset: Dataset, run_dir: Path, unreadable: UnreadableFiles
 ) -> list[pl.Callback]:
-    """Build what watches, logs and draws, in the order it is called."""
+    """Build the callbacks that monitor, log and draw, in the order of their calls."""
     logging = config.logging
     callbacks: list[pl.Callback] = [
         Throughput(),
@@ -65,5 +65,5 @@ def build_monitors(
 
 
 def write_encoder(config: PretrainConfig, module: ContrastiveModule, folder: Path) -> None:
-    """Write ``encoder.safetensors``, the product of the run."""
+    """Write ``encoder.safetensors``, the result of the run."""
     save_encoder(folder / "encoder.safetensors", module.encoder, InputSpec.of(config.data), {})

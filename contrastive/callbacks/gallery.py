@@ -1,4 +1,4 @@
-"""Pictures of a run: views.png, mined.csv and bank.png in the run directory, and the same on W&B."""
+"""Draw pictures of a run: views.png, mined.csv and bank.png in the run directory, and the same on W&B."""
 
 import math
 from itertools import groupby
@@ -24,7 +24,7 @@ from contrastive.module import ContrastiveModule, LastBatch
 from contrastive.objectives.logits import own_similarity
 from memory_bank.replacing import replacing
 
-_TIMES = 20  # maps of the bank in a run: enough to see it unfold
+_TIMES = 20  # maps of the bank in a run, enough to see how it changes
 _MOST_POINTS = 2000
 _COLUMNS: list[str | int] = ["anchor", "negative", "similarity", "same label"]
 
@@ -32,15 +32,15 @@ _COLUMNS: list[str | int] = ["anchor", "negative", "similarity", "same label"]
 class Gallery(StepCallback):
     """Writes views.png (an image above its two views) at the start, mined.csv at the end of each epoch.
 
-    mined.csv lists negatives that the last step really used. At every twentieth part of the run follow
-    bank.png, a map of the bank's keys, ``views/*`` of the images in views.png, and on W&B the map and the
-    hard negatives as pictures; at the end also as a table, to search for files in.
+    mined.csv lists negatives that the last step really used. About twenty times in a run it also writes
+    bank.png, a map of the bank's keys, logs ``views/*`` of the images in views.png, and sends the map and the
+    hard negatives to W&B as pictures; at the end also as a table, which can be searched for files.
 
     Args:
         images: The training images.
-        run_dir: Where the files go.
-        anchors: Images shown, and queries listed.
-        negatives: Negatives listed for each query, the most similar first.
+        run_dir: Folder of the files.
+        anchors: Number of images to show and of queries to list.
+        negatives: Number of negatives to list for each query, the most similar first.
     """
 
     def __init__(self, images: Images, run_dir: Path, anchors: int, negatives: int = 8) -> None:
@@ -49,7 +49,7 @@ class Gallery(StepCallback):
         self._mined: list[HardNegative] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the views once, and send them to W&B when the run begins."""
+        """Draw the views, unless they exist, and send them to W&B when the run begins."""
         super().on_train_start(trainer, pl_module)
         assert isinstance(pl_module, ContrastiveModule)
         file = self.run_dir / "views.png"
@@ -59,7 +59,7 @@ class Gallery(StepCallback):
             log_media(trainer, {"views/grid": _image(str(file), "images above their two views")})
 
     def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
-        """Refresh mined.csv at the last step of an epoch, and of the run; the rest when it is due."""
+        """Write mined.csv at the last step of an epoch and of the run; draw pictures when they are due."""
         if not trainer.is_global_zero:
             return
         due = picture_due(trainer, module, step)
@@ -111,7 +111,7 @@ class Gallery(StepCallback):
         slots = slots[:: math.ceil(len(slots) / _MOST_POINTS) or 1]
         if len(slots) < 3:
             return None
-        # Of a sharded bank, rank 0's rows: the others do not wait for it here.
+        # Only rank 0's rows of a sharded bank: gathering the others would be a collective.
         ids, labels = bank.id[slots].cpu(), self.images.labels
         points = principal_components(bank.local.read(slots).float().cpu())
         shown = None if labels is None else labels[ids]
@@ -166,14 +166,14 @@ class Gallery(StepCallback):
 def _views_of(module: ContrastiveModule) -> Views:
     """Build views like the module's, not compiled.
 
-    torch compiles for the batch size of the first call, which must be the step's; a second size would make it
-    compile again for any size, which is slower in every step.
+    torch compiles for the batch size of the first call, which must be the step's; after a second size it
+    would recompile for any size, which makes every step slower.
     """
     return Views(module.config.augment, module.config.data, module.config.run.seed)
 
 
 def picture_due(trainer: pl.Trainer, module: ContrastiveModule, step: int) -> bool:
-    """Tell whether ``step`` ends one of about twenty parts of the run (whole epochs), or the run."""
+    """Return whether ``step`` ends one of about twenty parts of the run (whole epochs), or the run."""
     plan = module.plan
     if step in (trainer.max_steps, plan.total_steps):
         return True
@@ -186,12 +186,12 @@ def hardest(mined: LastBatch, anchors: int, negatives: int) -> list[tuple[int, i
     similarity = own_similarity(query, used.hard, used.hard_index[:anchors]) + used.hard_log_weight[:anchors]
     ids = used.hard_ids[:anchors]
     if not ids.shape[1]:
-        # Every row is a negative: the listed ones are the closest of them. A log-weight is a mask here.
+        # Every row is a negative: list the closest ones. The log-weights are only a mask here.
         similarity = query @ used.shared.T
         similarity = similarity.masked_fill(used.shared_log_weight[:anchors] == -torch.inf, -torch.inf)
         ids = used.shared_ids.expand(len(query), -1)
-    similarity, place = similarity.topk(min(negatives, ids.shape[1]), dim=1)
-    rows: Tensor = ids.gather(1, place)
+    similarity, columns = similarity.topk(min(negatives, ids.shape[1]), dim=1)
+    rows: Tensor = ids.gather(1, columns)
     return [
         (anchor, rank, row, score)
         for anchor, found, scores in zip(

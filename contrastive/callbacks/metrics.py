@@ -1,4 +1,4 @@
-"""What happens in the step, at an interval, to every logger."""
+"""Log the metrics of a step to all loggers, at an interval."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from contrastive.run_dir import UnreadableFiles
 
 
 class LogMetrics(StepCallback):
-    """Rows of metrics.csv: ``train/*`` of the step, ``mining/*`` and ``bank/*`` of the miner, files, memory.
+    """Logs ``train/*`` of the step, ``mining/*`` and ``bank/*`` of the miner, unreadable files and memory.
 
-    Values stay tensors on the device until a row is due, so other steps do not wait for them.
+    Values stay on the device until a row is due, so that other steps do not wait for them.
 
     Args:
         unreadable: Files that could not be read; counted as ``data/unreadable``.
-        labels: Class of each data set row, to tell how many mined negatives show the same thing as their
-            query (``mining/same_label_rate``); only looked at here, never by the step.
+        labels: Class of each data set row, to measure how many mined negatives are of their query's class
+            (``mining/same_label_rate``); used only here, never by the training step.
     """
 
     def __init__(self, unreadable: UnreadableFiles, labels: Tensor | None = None) -> None:
@@ -30,7 +30,7 @@ class LogMetrics(StepCallback):
         self._clock: dict[str, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let metrics.csv go on from the step that was resumed from: no row twice, the clock not reset."""
+        """Rewind metrics.csv to the step resumed from, and continue its clock: no row appears twice."""
         super().on_train_start(trainer, pl_module)
         self._csv = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)), None)
         if self._csv is not None:
@@ -39,15 +39,15 @@ class LogMetrics(StepCallback):
                 self._csv.load_state_dict(self._clock)
 
     def state_dict(self) -> dict[str, Any]:
-        """The clock of metrics.csv."""
+        """Return the clock of metrics.csv."""
         return self._csv.state_dict() if self._csv is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the loggers are there."""
+        """Store the clock until the loggers exist."""
         self._clock = state_dict
 
     def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
-        """Hand the values of rank 0's share of the batch to the loggers and to the progress bar."""
+        """Log the values of rank 0's share of the batch, also to the progress bar."""
         if not is_logged(trainer) or not trainer.is_global_zero:
             return
         row: dict[str, float | Tensor] = {
@@ -66,8 +66,8 @@ class LogMetrics(StepCallback):
 
 
 def _same_label_rate(mined: LastBatch, labels: Tensor) -> Tensor:
-    """Share of the hard negatives that have their query's label; NaN without any."""
-    found = mined.negatives.hard_ids.cpu()
-    own, others = labels[mined.ids.cpu()][:, None], labels[found]
-    known = (found >= 0) & (own >= 0) & (others >= 0)
+    """Return the share of the hard negatives with their query's label; NaN without hard negatives."""
+    rows = mined.negatives.hard_ids.cpu()
+    own, others = labels[mined.ids.cpu()][:, None], labels[rows]
+    known = (rows >= 0) & (own >= 0) & (others >= 0)
     return ((own == others) & known).sum() / known.sum()

@@ -1,4 +1,4 @@
-"""Score the features during training, by the code of the offline protocols."""
+"""Score the features during training with kNN and a linear probe, by the code of the offline protocols."""
 
 import hashlib
 import logging
@@ -22,7 +22,7 @@ from eval.features import Features, PartFeatures, extract
 
 logger = logging.getLogger(__name__)
 
-_K = 20  # neighbours that vote, as the headline of the offline protocol
+_K = 20  # neighbours that vote, as in the main score of the offline protocol
 
 
 def monitor_split(images: Images, most: int = 12_000) -> tuple[Tensor, Tensor]:
@@ -54,9 +54,9 @@ def knn_top1(features: Features) -> float:
 
 
 def probe_top1(features: Features) -> float:
-    """Return the top-1 of ``contrastive-eval linear``; NaN if it cannot be: a monitor must not stop a run.
+    """Return the top-1 of ``contrastive-eval linear``; NaN on failure: a monitor must not stop a run.
 
-    The grid is the offline one: a smaller one is off by 1 to 2 points, and the whole one costs seconds.
+    The grid is that of the offline protocol: a smaller one is off by 1 to 2 points; this takes seconds.
     """
     try:
         return linear_probe.score(features, linear_probe.LinearEvaluation("-")).lines[0].value
@@ -69,7 +69,7 @@ _SCORES = {"knn": knn_top1, "probe": probe_top1}
 
 @dataclass(frozen=True)
 class _Part:
-    """Images of one part, decoded once, and the row of each in the training part."""
+    """The images to fit on or to score, decoded once, with the row of each in the training part."""
 
     images: ArrayImages
     labels: Int[Tensor, " n"]
@@ -82,15 +82,15 @@ class _Part:
 class OnlineScores(StepCallback):
     """Log top-1 by kNN and by a linear probe on held-out rows, every few epochs, from frozen features.
 
-    Features are those of the query encoder, by ``eval.features.extract``. It is in eval mode meanwhile, so
-    its batch statistics do not move: training with and without this callback gives the same weights to the
-    bit.
+    Features are those of the query encoder, by ``eval.features.extract``. It is in eval mode for
+    this, so its batch statistics do not change: training with and without this callback gives bit-identical
+    weights.
 
     Args:
         images: A labelled view of the training part.
         knn_every: Epochs between scores by kNN, 0 for none; the end of the run is scored too.
         probe_every: Epochs between scores by the linear probe, 0 for none; the end of the run is scored too.
-        batch_size: Images a forward pass.
+        batch_size: Images per forward pass.
     """
 
     def __init__(self, images: Images, knn_every: int, probe_every: int, batch_size: int = 256) -> None:
@@ -102,19 +102,19 @@ class OnlineScores(StepCallback):
         self._scored_step = dict.fromkeys(self._every, -1)
 
     def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
-        """Score, when due."""
+        """Compute the scores that are due after this epoch."""
         self._score(
             trainer, module, [name for name, every in self._every.items() if every and not epochs % every]
         )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Score the last weights, unless a signal ended the run: a cluster does not wait for that."""
+        """Score the final weights, unless a signal stopped the run: a cluster would not wait for it."""
         assert isinstance(pl_module, ContrastiveModule)
         if not is_preempted(trainer):
             self._score(trainer, pl_module, [name for name, every in self._every.items() if every])
 
     def _score(self, trainer: pl.Trainer, module: ContrastiveModule, wanted: list[str]) -> None:
-        """Compute and log those of ``wanted`` that this step does not have yet."""
+        """Compute and log the ``wanted`` scores, except those already logged for this step."""
         due = [name for name in wanted if self._scored_step[name] != trainer.global_step]
         self._scored_step |= dict.fromkeys(due, trainer.global_step)
         if not due or not trainer.is_global_zero:
@@ -129,7 +129,7 @@ class OnlineScores(StepCallback):
         log_row(trainer, row | module.progress())
 
     def _lacks_images(self, *parts: _Part) -> bool:
-        """Return whether there are no rows to fit on or to score; warn once and score no more if so."""
+        """Return whether there are no rows to fit on or to score; if so, warn and turn the scores off."""
         if all(len(part.rows) for part in parts):
             return False
         logger.warning(
@@ -161,7 +161,7 @@ class OnlineScores(StepCallback):
         return features
 
     def _decode(self, rows: Tensor) -> _Part:
-        """Decode once; leave out unreadable rows, which the training path counts."""
+        """Decode some rows; leave out unreadable ones, which the training path counts."""
         decoded = decode_all(SomeImages(self.images, rows)).batch
-        array, kept = decoded.images.permute(0, 2, 3, 1).numpy(), rows[decoded.ids]
-        return _Part(ArrayImages("monitor", [array], self.images.size), self.labels[kept], kept)
+        array, readable = decoded.images.permute(0, 2, 3, 1).numpy(), rows[decoded.ids]
+        return _Part(ArrayImages("monitor", [array], self.images.size), self.labels[readable], readable)

@@ -1,4 +1,4 @@
-"""Saving and stopping when a signal asks for it."""
+"""Save a checkpoint and stop training on a signal or at the time limit."""
 
 import signal
 import time
@@ -16,7 +16,7 @@ from contrastive.signals import SIGNALS, hand_back, take_over
 
 
 def is_preempted(trainer: Trainer) -> bool:
-    """Whether training stopped for a signal or the time limit, so that what can be left out now should be."""
+    """Return whether a signal or the time limit stopped training, so that optional work should be skipped."""
     return any(isinstance(each, Preemption) and each.stopped_by for each in trainer.callbacks)  # type: ignore[attr-defined]
 
 
@@ -27,20 +27,20 @@ _REASONS = (MAX_TIME, *SIGNALS)
 class Preemption(Checkpoint):
     """Saves and stops at the end of the optimizer step in which any rank gets SIGTERM, SIGUSR1 or SIGINT.
 
-    A limit on the time stops it in the same way, after one step or more, so that every start makes progress.
+    A time limit stops it in the same way, after at least one step, so that every start makes progress.
 
     A handler only sets a flag: saving inside one can hang in a collective. While training, the handlers
-    replace Lightning's, whose SIGTERM handler broadcasts and whose SLURM requeue saves on the spot; give it
-    ``SLURMEnvironment(auto_requeue=False)`` so that no save happens in the moment before either. Training in
-    another thread than the main one leaves the handlers alone.
+    replace Lightning's: its SIGTERM handler broadcasts, and its SLURM requeue saves inside the handler. Pass
+    ``SLURMEnvironment(auto_requeue=False)`` to the trainer, so that this cannot happen before training starts
+    either. If training does not run in the main thread, handlers are not changed.
 
     Args:
-        save: Does the saving.
-        most_s: Seconds from now until training stops; None is no limit. A resume counts from its own start.
+        save: Callback that saves the checkpoint.
+        most_s: Seconds from now until training stops; None is no limit. A resumed run counts anew.
 
     Attributes:
-        stopped_by: ``"SIGTERM"``, ``"SIGUSR1"``, ``"SIGINT"`` or ``"trainer.max_time"`` once training stopped
-            for it, whichever rank got it, else None. The command line then exits with 75.
+        stopped_by: ``"SIGTERM"``, ``"SIGUSR1"``, ``"SIGINT"`` or ``"trainer.max_time"`` once it stopped
+            training, on whichever rank it arrived, else None. The command line then exits with 75.
     """
 
     def __init__(self, save: SaveCheckpoint, most_s: float | None = None) -> None:
@@ -53,14 +53,14 @@ class Preemption(Checkpoint):
         self._group: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals; Lightning has installed its own handlers just before."""
+        """Install the signal handlers; Lightning has installed its own just before."""
         self.stopped_by, self._received, self._step = None, None, trainer.global_step
         self._previous = take_over(self._flag)
-        if trainer.received_sigterm:  # in the moment before: Lightning would exit without saving
+        if trainer.received_sigterm:  # it arrived just before: Lightning would exit without saving
             self._received = "SIGTERM"
             trainer._signal_connector.received_sigterm = False
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            # Over the network of the hosts: on the devices, reading the answer would wait for the whole step.
+            # gloo communicates between hosts: reading a result from the device would wait for the whole step.
             self._group = dist.new_group(backend="gloo")
 
     def on_train_batch_end(
@@ -76,15 +76,15 @@ class Preemption(Checkpoint):
         if self.stopped_by is not None:
             self._save.save(trainer)
             trainer.should_stop = True
-            trainer.fit_loop.min_epochs = None  # either would go on regardless
+            trainer.fit_loop.min_epochs = None  # either would make Lightning continue anyway
             trainer.fit_loop.epoch_loop.min_steps = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hand the signals back."""
+        """Restore the previous signal handlers."""
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Hand the signals back."""
+        """Restore the previous signal handlers."""
         self._restore()
 
     def _flag(self, number: int, frame: FrameType | None) -> None:
@@ -93,17 +93,17 @@ class Preemption(Checkpoint):
             signal.signal(signal.SIGINT, self._previous[signal.SIGINT] or signal.default_int_handler)
 
     def _is_late(self, trainer: Trainer) -> bool:
-        """Whether the time is up; the last step ends the run by itself."""
+        """Return whether the time limit is reached; at the last step the run ends anyway."""
         if self._deadline is None or trainer.is_last_batch or trainer.global_step == trainer.max_steps:
             return False
         return time.monotonic() >= self._deadline
 
     def _on_any_rank(self) -> str | None:
-        """Why some rank stops; of several reasons the last of _REASONS."""
+        """Return the reason for which any rank stops; of several, the last one in _REASONS."""
         if self._group is None:
             return self._received
-        place = -1 if self._received is None else _REASONS.index(self._received)
-        flag = torch.tensor([place], dtype=torch.int32)
+        index = -1 if self._received is None else _REASONS.index(self._received)
+        flag = torch.tensor([index], dtype=torch.int32)
         note_entry()
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
         return None if flag.item() < 0 else _REASONS[int(flag.item())]

@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Profile the parts of a training step (``profile=true``)."""
 
 import logging
 import time
@@ -35,14 +35,14 @@ _ACTIONS = {
     ".backward": "backward",
     ".optimizer_step": "optimizer",
 }
-"""What Lightning tells its profiler (the end of it), and the part it belongs to."""
+"""End of each action name of Lightning's profiler, and the part it belongs to."""
 
 
 class Stopwatch(PassThroughProfiler):
-    """Seconds of each part, of which one runs at any moment: a part within another interrupts that one.
+    """Measures seconds per part; one part runs at a time, and a nested part interrupts the outer one.
 
-    Idle until :meth:`begin`; then each change of part waits for the device, so that what was enqueued in a
-    part is counted there.
+    Idle until :meth:`begin`; then each change of part waits for the device, so that work is counted in the
+    part that enqueued it.
     """
 
     def __init__(self) -> None:
@@ -53,30 +53,30 @@ class Stopwatch(PassThroughProfiler):
 
     @property
     def running(self) -> bool:
-        """Between begin and end."""
+        """Whether the clock runs: between begin and end."""
         return bool(self._parts)
 
     def begin(self, device: torch.device) -> None:
-        """Start in ``other``."""
+        """Start the clock in the part ``other``."""
         self._device, self._parts = device, ["other"]
         self._lap()
 
     def end(self) -> None:
-        """Stop."""
+        """Stop the clock."""
         self._lap(self._parts[-1])
         self._parts = []
 
     def enter(self, part: str) -> None:
-        """From here on, time is that of ``part``."""
+        """Count time as ``part`` from here on."""
         self._lap(self._parts[-1])
         self._parts.append(part)
 
     def leave(self) -> None:
-        """Back to the part before."""
+        """Return to the enclosing part."""
         self._lap(self._parts.pop())
 
     def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """``call`` as ``part``."""
+        """Wrap ``call`` so that its time counts as ``part``."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self.enter(part)
@@ -88,12 +88,12 @@ class Stopwatch(PassThroughProfiler):
         return run
 
     def start(self, action_name: str) -> None:
-        """Lightning begins something."""
+        """Enter the part of an action that Lightning starts."""
         if self.running and (part := _part(action_name)):
             self.enter(part)
 
     def stop(self, action_name: str) -> None:
-        """Lightning ends it."""
+        """Leave the part of an action that Lightning ends."""
         if self.running and _part(action_name):
             self.leave()
 
@@ -107,16 +107,16 @@ class Stopwatch(PassThroughProfiler):
 
 
 class ProfileSteps(StepCallback):
-    """Prints and logs ``perf/share_*`` of some steps, once, when the run is warm and the bank is mined.
+    """Prints and logs ``perf/share_*`` of some steps, once, after warm-up and when the bank is mined.
 
-    These steps wait for the device between parts, so they are slower than others; they compute the same.
+    These steps wait for the device between parts, so they are slower than others; their results are equal.
 
     Args:
-        skip: Steps left out first: allocators, compilers and algorithm searches warm up.
-        steps: Steps measured.
+        skip: Steps to skip first, while allocators, compilers and algorithm searches warm up.
+        steps: Steps to measure.
 
     Attributes:
-        watch: To be the trainer's profiler.
+        watch: The stopwatch; pass it to the trainer as its profiler.
     """
 
     def __init__(self, skip: int = 10, steps: int = 30) -> None:
@@ -126,7 +126,7 @@ class ProfileSteps(StepCallback):
         self._replaced: list[tuple[Any, str, Any]] = []
 
     def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
-        """Begin, count, end."""
+        """Begin measuring after the warm-up, count steps, and finish after ``steps``."""
         if self._done:
             return
         self._taken += 1
@@ -139,7 +139,7 @@ class ProfileSteps(StepCallback):
             self.watch.begin(module.device)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report what there is of a run that ended early."""
+        """Report the steps measured so far if the run ended early."""
         assert isinstance(pl_module, ContrastiveModule)
         if self._measured and not self._done:
             self._finish(trainer, pl_module)
@@ -151,7 +151,7 @@ class ProfileSteps(StepCallback):
             )
 
     def _time_parts(self, module: ContrastiveModule) -> None:
-        """Hide the parts of the step behind timed ones."""
+        """Replace the functions of the step by timed ones."""
         miner, networks, method = module.miner, module.networks, module.method
         for owner, name, part in (
             (module, "views", "augmentation"),

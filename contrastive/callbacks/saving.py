@@ -1,4 +1,4 @@
-"""Saving while training."""
+"""Save checkpoints while training."""
 
 import warnings
 from collections.abc import Callable
@@ -17,18 +17,18 @@ class SaveCheckpoint(Checkpoint):
     """Saves ``directory/step-N`` while training, through the trainer's :class:`DirectoryCheckpointIO`.
 
     As a ``Checkpoint`` it runs after all other callbacks of a hook, but *before* the module's own
-    ``on_train_batch_end``: what must be in the checkpoint of a step (the bank's rows, the row of metrics.csv)
-    is written by then, e.g. in ``optimizer_step`` or another callback. A failing disk is reported once and
-    training goes on. All ranks call the same saves; only rank 0 writes.
+    ``on_train_batch_end``: what belongs into the checkpoint of a step (the bank's rows, the row of
+    metrics.csv) must be written before, e.g. in ``optimizer_step`` or another callback. A failing disk is
+    reported once and training continues. All ranks call the same saves; only rank 0 writes.
 
     Args:
         directory: The run's ``checkpoints`` folder.
-        every_steps: Optimizer steps between saves; None saves at the end of each epoch. The end of training
-            is always saved.
-        keep_last: Checkpoints kept, 1 or more.
+        every_steps: Optimizer steps between saves; None saves at the end of each of Lightning's epochs, which
+            in this project is the end of the plan. The end of training is always saved.
+        keep_last: Number of checkpoints to keep, 1 or more.
         extra_files: Writes further files into the folder of a checkpoint, e.g. ``encoder.safetensors``.
-        in_doubt: Whether the weights may have diverged; a save that is due then waits for the first step
-            after which they are not, so that no bad checkpoint takes the place of a good one.
+        in_doubt: Returns whether the weights may have diverged; a save that is due is then postponed to the
+            first step after which they have not, so that no bad checkpoint replaces a good one.
 
     Attributes:
         step: Optimizer step of the newest save, 0 before the first; survives a resume.
@@ -53,24 +53,24 @@ class SaveCheckpoint(Checkpoint):
         self._extra_files, self._keep_last = extra_files, keep_last
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a trainer that would save elsewhere; remove what a killed save left."""
+        """Refuse a trainer with another CheckpointIO; remove the partial files of killed saves."""
         if not isinstance(trainer.strategy.checkpoint_io, DirectoryCheckpointIO):
             raise ValueError("SaveCheckpoint needs Trainer(plugins=[DirectoryCheckpointIO()])")
         if trainer.is_global_zero:
             remove_stale(self.directory)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let ``last`` name what was resumed from: a kill may come between a save and its pointer."""
+        """Point ``last`` at the checkpoint resumed from: a kill may come between a save and that update."""
         resumed = self.directory / f"step-{self.step}"
         if trainer.is_global_zero and resumed.is_dir() and read_last(self.directory) != resumed:
             set_last(resumed)
 
     def save(self, trainer: Trainer) -> None:
-        """Save now, unless this step already is; call it on all ranks, between optimizer steps."""
+        """Save now, unless this step is already saved; call it on all ranks, between optimizer steps."""
         if trainer.global_step == self.step:
             return
-        # Set first, as it is saved too, and kept if the save fails: the ranks other than 0 do not hear of a
-        # failure, and a second try at the same step on rank 0 alone would leave it waiting for them.
+        # Set first, as it is part of the checkpoint, and not reset if the save fails: other ranks do not
+        # learn of a failure, and if rank 0 alone tried the same step again, it would wait for them forever.
         self.step = trainer.global_step
         with off_the_clock(trainer):
             options = SaveOptions(self._files_of(trainer), self._keep_last, self._report)
@@ -81,7 +81,7 @@ class SaveCheckpoint(Checkpoint):
     ) -> None:
         """Save every ``every_steps`` optimizer steps, or after the last batch of an epoch."""
         # Not in on_train_epoch_end: Lightning does not give a loader its state back when resumed from there.
-        # While gradients accumulate global_step stands still, and save() does nothing for a step it has.
+        # While gradients accumulate, global_step does not change, and save() does not save a step twice.
         due = (
             trainer.is_last_batch if self.every_steps is None else trainer.global_step % self.every_steps == 0
         )
@@ -95,11 +95,11 @@ class SaveCheckpoint(Checkpoint):
         self.save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, for the resume."""
+        """Return the step of the newest save."""
         return {"step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Know the step that was resumed from as saved."""
+        """Restore the step of the newest save, so that it is not saved again."""
         self.step = int(state_dict["step"])
 
     def _files_of(self, trainer: Trainer) -> ExtraFiles | None:
@@ -111,6 +111,6 @@ class SaveCheckpoint(Checkpoint):
             self._warned = True
             warnings.warn(
                 f"{self.directory}/step-{self.step}: saving failed ({error.strerror or error}); training "
-                "goes on, older checkpoints stay. Free some space: later saves try again, without a word",
+                "continues, older checkpoints stay. Free some space: later saves try again without a warning",
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""Whether the embeddings still use their space."""
+"""Detect a collapse of the embeddings."""
 
 import logging
 
@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 class WatchHealth(StepCallback):
-    """Logs ``stats/*`` of the bank's keys after each epoch; names a collapse when it is seen, and at the end.
+    """Logs ``stats/*`` of the bank's keys after each epoch; warns of a collapse at once and at the end.
 
     Args:
-        rows: Keys looked at, spread evenly over the bank.
+        rows: Number of keys to measure, spread evenly over the bank.
     """
 
     def __init__(self, rows: int = 512) -> None:
@@ -26,7 +26,7 @@ class WatchHealth(StepCallback):
         self._wrong = ""
 
     def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
-        """Look, log, warn."""
+        """Measure and log the statistics; warn once of a collapse."""
         if not trainer.is_global_zero:
             return
         bank = module.miner.bank.local
@@ -35,14 +35,14 @@ class WatchHealth(StepCallback):
         if len(slots) < 2:
             return
         with off_the_clock(trainer):
-            found = health(bank.read(slots).float().cpu())
-        row = {"rankme": found.rankme, "uniformity": found.uniformity, "std": found.std}
+            stats = health(bank.read(slots).float().cpu())
+        row = {"rankme": stats.rankme, "uniformity": stats.uniformity, "std": stats.std}
         log_row(trainer, {f"stats/{name}": value for name, value in row.items()} | module.progress())
         self._wrong = ""
-        if found.verdict != "healthy":
+        if stats.verdict != "healthy":
             self._wrong = (
-                f"{found.verdict} of the embeddings after epoch {epochs}: effective rank {found.rankme:.1f} "
-                f"of {min(len(slots), bank.dim)}, spread {found.std:.2f} of 1. Lower optimizer.base_lr, "
+                f"{stats.verdict} of the embeddings after epoch {epochs}: effective rank {stats.rankme:.1f} "
+                f"of {min(len(slots), bank.dim)}, spread {stats.std:.2f} of 1. Lower optimizer.base_lr, "
                 "raise objective.temperature, or give the loss more negatives"
             )
         if self._wrong and not self._warned:
@@ -51,6 +51,6 @@ class WatchHealth(StepCallback):
             alert(trainer, "collapse", self._wrong)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say it again where nobody can overlook it, unless the run got over it."""
+        """Repeat the warning at the end, unless the run recovered."""
         if self._wrong:
             logger.warning("the run ended with a %s", self._wrong)

@@ -1,4 +1,4 @@
-"""Whether the bank is ever mined."""
+"""Warn if the bank is never mined."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 class WatchMining(StepCallback):
     """Warns when the bank stays below ``mining.min_fill``, and at the end of a run that used no row of it.
 
-    Until the bank is filled the batch makes the negatives; rows of images that cannot be read are never
+    Until the bank is filled, negatives come from the batch; rows of images that cannot be read are never
     written, so this may last for the whole run.
 
     Attributes:
@@ -39,7 +39,7 @@ class WatchMining(StepCallback):
         self._expected = steps_to_fill(pl_module.plan, config.bank, config.mining.min_fill)
 
     def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
-        """Look at the negatives of the step, until one is from the bank."""
+        """Check the negatives of the step, until one is from the bank."""
         if not self.bank_used and trainer.is_global_zero:
             self.bank_used = _uses_bank(module, step)
 
@@ -60,7 +60,7 @@ class WatchMining(StepCallback):
             alert(trainer, "the bank is not mined", text)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say it again where it is read last; a run that a signal stopped is continued."""
+        """Warn at the end, unless a signal stopped the run, since it is continued then."""
         assert isinstance(pl_module, ContrastiveModule)
         cut_short = is_preempted(trainer) or trainer.global_step < pl_module.plan.total_steps
         if not self.bank_used and not cut_short and _mines(trainer, pl_module):
@@ -73,21 +73,21 @@ class WatchMining(StepCallback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the bank was used, for the resume."""
+        """Return whether the bank was used."""
         return {"bank_used": self.bank_used}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it over."""
+        """Restore whether the bank was used."""
         self.bank_used = bool(state_dict["bank_used"])
 
 
 def _mines(trainer: pl.Trainer, module: ContrastiveModule) -> bool:
-    """Whether this rank reports, and the method takes negatives from the bank."""
+    """Return whether this is rank 0 and the method takes negatives from the bank."""
     return trainer.is_global_zero and module.method.mines
 
 
 def _uses_bank(module: ContrastiveModule, step: int) -> bool:
-    """Whether the negatives of optimizer step ``step`` (from 1) hold a row that is not of its own batch."""
+    """Return whether step ``step`` (from 1) had a negative that is not from its own batch."""
     if module.last is None:
         return False
     negatives = module.last.negatives

@@ -1,4 +1,4 @@
-"""A rank that hangs: the others would wait in a collective, for half an hour, and not know for whom."""
+"""End a run in which a rank hangs: the others would wait in a collective for half an hour."""
 
 import logging
 import os
@@ -17,15 +17,15 @@ logger = logging.getLogger(__name__)
 
 
 class WatchRanks(Callback):
-    """Ends a run of several ranks that stands still, and names the rank that is behind.
+    """Ends a run of several ranks that makes no progress, and logs which rank is behind.
 
-    Every rank counts the batches and the collectives it entered, which all do in the same order. A thread
-    watches the count; when it stands still, the ranks compare theirs over the store they met by, which
-    needs no other rank's main thread, nor its device. Whoever entered less is who the others wait for.
+    Every rank counts its batches and the collectives it entered, which come in the same order on all ranks. A
+    thread watches the count. If it stops growing, the ranks compare counts over the rendezvous store, which
+    needs neither another rank's main thread nor a device. The others wait for the rank with the lowest count.
 
     Args:
-        limit_s: Seconds without progress before the run ends with exit code 1; less than the 1,800 after
-            which the process group gives up by itself, and more than saving or scoring takes on one rank.
+        limit_s: Seconds without progress before the run ends with exit code 1; less than the process group's
+            own timeout of 1,800, and more than saving or scoring takes on one rank.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -34,26 +34,26 @@ class WatchRanks(Callback):
         self._over = threading.Event()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Watch from now on, where there is anyone to wait for."""
+        """Start the watching thread, if there are several ranks."""
         self._over.clear()
         if world_size() > 1:
-            store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own
+            store = dist.distributed_c10d._get_default_store().clone()  # a separate connection
             threading.Thread(target=self._watch, args=(store,), name="watch-ranks", daemon=True).start()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Progress: the batch is there."""
+        """Count the batch as progress."""
         self._batches += 1
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Watch no more."""
+        """Stop the watching thread."""
         self._over.set()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Watch no more."""
+        """Stop the watching thread."""
         self._over.set()
 
     def _watch(self, store: Any) -> None:
@@ -66,25 +66,25 @@ class WatchRanks(Callback):
             elif time.monotonic() - since > self.limit_s:
                 logger.error("%s", f"no progress for {self.limit_s:g} s: {_who(store, count, grace_s)}")
                 if rank() == 0:
-                    time.sleep(grace_s)  # it keeps the store, and others may ask a little later
+                    time.sleep(grace_s)  # it hosts the store, and others may read it a little later
                 logging.shutdown()
                 os._exit(1)  # the main thread waits inside a library, where no exception reaches it
 
 
 def _who(store: Any, count: int, grace_s: float) -> str:
-    """Which ranks are behind, in words; all have ``grace_s`` seconds to say where they stand."""
+    """Describe which ranks are behind, after ``grace_s`` seconds in which all ranks publish their count."""
     try:
         store.set(_key(rank()), f"{count} {socket.gethostname()} {os.getpid()}")
         time.sleep(grace_s)
-        told = [
+        answers = [
             store.get(_key(r)).decode().split() if store.check([_key(r)]) else None
             for r in range(world_size())
         ]
-    except RuntimeError as error:  # DistError, DistNetworkError: whoever keeps the store is gone
+    except RuntimeError as error:  # DistError, DistNetworkError: rank 0, which hosts the store, is gone
         return f"rank 0 does not answer ({str(error).splitlines()[0]})"
-    most = max(int(words[0]) for words in told if words)
+    most = max(int(words[0]) for words in answers if words)
     behind = []
-    for r, words in enumerate(told):
+    for r, words in enumerate(answers):
         if words is None:
             behind.append(f"rank {r} gives no sign of life")
         elif int(words[0]) < most:

@@ -1,4 +1,4 @@
-"""A run's folder of checkpoints: which are in it, which is the newest, which go."""
+"""List, find, prune and delete the checkpoints of a run."""
 
 import os
 import re
@@ -18,27 +18,28 @@ _STALE = re.compile(r"\.step-\d+\.[0-9a-f]{8}\.(partial|removed)|\.last\.\d+\.pa
 
 
 def step_of(path: Path) -> int:
-    """The optimizer step in a checkpoint's name."""
+    """Return the optimizer step in a checkpoint's name."""
     return int(path.name.removeprefix("step-"))
 
 
 def saved(checkpoints: Path) -> list[Path]:
-    """Every checkpoint, oldest first; nothing is verified."""
+    """List all checkpoints, oldest first, without verifying them."""
     try:
         entries = list(os.scandir(checkpoints))
     except FileNotFoundError:
         return []
     except OSError as error:
         raise UserError(
-            f"{checkpoints}: the folder of checkpoints cannot be read ({error.strerror}); mend that first"
+            f"{checkpoints}: the folder of checkpoints cannot be read ({error.strerror}); fix its "
+            "permissions or its disk, then run again"
         ) from error
     return sorted((Path(entry.path) for entry in entries if STEP.fullmatch(entry.name)), key=step_of)
 
 
 def latest_valid(checkpoints: Path) -> Path | None:
-    """The newest checkpoint below ``checkpoints`` that verifies; None if there is none, or no such folder.
+    """Return the newest checkpoint below ``checkpoints`` that verifies; None without one, or without folder.
 
-    Each newer one that does not verify is skipped with a warning naming it and why.
+    Each newer one that does not verify is skipped, with a warning that gives its name and the reason.
     """
     for path in reversed(saved(checkpoints)):
         try:
@@ -51,7 +52,7 @@ def latest_valid(checkpoints: Path) -> Path | None:
 
 
 def read_last(checkpoints: Path) -> Path | None:
-    """The checkpoint that ``last`` names (not verified); None if there is no such pointer or directory."""
+    """Return the checkpoint that ``last`` names (not verified); None without ``last`` or that directory."""
     try:
         name = (checkpoints / LAST).read_text().strip()
     except (OSError, UnicodeDecodeError):
@@ -61,15 +62,15 @@ def read_last(checkpoints: Path) -> Path | None:
 
 
 def set_last(path: Path) -> None:
-    """Let ``last`` name ``path``."""
+    """Point ``last`` at ``path``."""
     with replacing(path.parent / LAST) as partial:
         partial.write_text(path.name + "\n")
 
 
 def prune(path: Path, keep_last: int) -> None:
-    """Remove all but the ``keep_last`` newest up to ``path``, and those after it.
+    """Remove all checkpoints but the ``keep_last`` newest up to and including ``path``.
 
-    Later ones are the abandoned future of a run that went back to before ``path``.
+    Those after ``path`` were left by a run that then resumed from an earlier step.
     """
     checkpoints = saved(path.parent)
     position = checkpoints.index(path) + 1
@@ -80,26 +81,26 @@ def prune(path: Path, keep_last: int) -> None:
 
 
 def delete_after(checkpoints: Path, after: int) -> Path | None:
-    """Remove the checkpoints of more than ``after`` optimizer steps; only for the run's one writer.
+    """Remove the checkpoints after ``after`` optimizer steps; call it on rank 0 only.
 
     Returns:
-        The newest that stays, to which ``last`` now points; None if none does.
+        The newest remaining checkpoint, to which ``last`` now points; None if none remains.
     """
-    kept = None
+    newest = None
     for path in saved(checkpoints):
         if step_of(path) > after:
             remove(path)
         else:
-            kept = path
-    if kept is not None:
-        set_last(kept)
+            newest = path
+    if newest is not None:
+        set_last(newest)
     else:
         (checkpoints / LAST).unlink(missing_ok=True)
-    return kept
+    return newest
 
 
 def remove_stale(checkpoints: Path) -> None:
-    """Remove the hidden directories and files that killed saves left; only for the run's one writer."""
+    """Remove the hidden directories and files that killed saves left; call it on rank 0 only."""
     if not checkpoints.is_dir():
         return
     for entry in list(os.scandir(checkpoints)):
@@ -108,7 +109,7 @@ def remove_stale(checkpoints: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint: out of sight in one step, so that a kill leaves no half of it in view."""
+    """Remove a checkpoint: rename it to a hidden name first, so that a kill leaves no visible partial one."""
     removed = hidden(path, "removed")
     os.rename(path, removed)
     _delete(removed)
@@ -122,5 +123,5 @@ def _delete(path: Path) -> None:
 
 
 def hidden(path: Path, kind: str) -> Path:
-    """A name beside ``path`` that no reader takes for a checkpoint and :func:`remove_stale` knows."""
+    """Return a hidden name beside ``path``, which is not a checkpoint's and which `remove_stale` removes."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")

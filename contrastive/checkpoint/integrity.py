@@ -1,4 +1,7 @@
-"""What the files of a checkpoint must be, to the byte: noted when written, checked before any is read."""
+"""Write a checkpoint's manifest.json (size and SHA-256 of each file), and verify files before reading any.
+
+This is not the run's manifest.csv, the list of its images: see contrastive/data/image_list.py.
+"""
 
 import hashlib
 import json
@@ -17,11 +20,11 @@ MANIFEST = "manifest.json"
 TRAINER = "trainer.pt"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_MANIFEST_LIMIT = 1 << 20  # bytes; a real one has a few hundred, a hostile one must not fill the memory
+_MANIFEST_LIMIT = 1 << 20  # bytes; a real one has a few hundred, and a malicious one must not fill the memory
 
 
 class CorruptCheckpoint(UserError):
-    """A checkpoint is incomplete, damaged or altered; the message names it and what is wrong."""
+    """A checkpoint is incomplete, damaged or altered; the message says which file and how."""
 
 
 def seal(directory: Path, step: int) -> None:
@@ -46,20 +49,20 @@ def seal(directory: Path, step: int) -> None:
 
 
 def verify(path: Path) -> int:
-    """Check every byte of the checkpoint directory ``path`` against its manifest.
+    """Verify every byte of the checkpoint directory ``path`` against its manifest.
 
     Returns:
-        The optimizer step it was saved at.
+        The optimizer step at which it was saved.
 
     Raises:
-        CorruptCheckpoint: anything missing, added, altered, linked, or named so that it could leave ``path``.
+        CorruptCheckpoint: a file is missing, added, altered, a link, or has a name that could leave ``path``.
     """
     manifest = _read_manifest(path)
     files = manifest["files"]
-    found = {entry.name for entry in os.scandir(path)} - {MANIFEST}
-    if missing := sorted(files.keys() - found):
+    present = {entry.name for entry in os.scandir(path)} - {MANIFEST}
+    if missing := sorted(files.keys() - present):
         raise CorruptCheckpoint(f"{path}: {', '.join(missing)} is missing; use an older checkpoint")
-    if added := sorted(found - files.keys()):
+    if added := sorted(present - files.keys()):
         raise CorruptCheckpoint(
             f"{path}: {', '.join(added)} is not in the manifest; remove it if it is yours"
         )
@@ -76,14 +79,14 @@ def verify(path: Path) -> int:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of ``path``, checked for form and against its own hash."""
+    """Read the manifest of ``path`` and check its form and its own hash."""
     if not stat.S_ISDIR(_lstat(path).st_mode):
         raise CorruptCheckpoint(f"{path}: not a directory; a checkpoint is a directory with a {MANIFEST}")
     with _open(path / MANIFEST) as file:
         raw = file.read(_MANIFEST_LIMIT + 1)
     try:
         manifest = json.loads(raw)
-        # Only the very bytes that _manifest_text writes are accepted, so a flip in a space is found too.
+        # Only the exact bytes that _manifest_text writes are accepted, so a flip in a space is found too.
         altered = raw != _manifest_text(manifest["step"], manifest["files"], manifest["format"]).encode()
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptCheckpoint(

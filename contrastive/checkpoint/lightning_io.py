@@ -1,4 +1,4 @@
-"""Lightning's way to storage: a checkpoint's dict as a directory, and back."""
+"""Lightning's CheckpointIO plugin: write its checkpoint dict as a directory, and read it back."""
 
 import os
 import shutil
@@ -15,21 +15,21 @@ from contrastive.config import UserError
 from memory_bank.replacing import sync
 from memory_bank.state import BANK, read_state, save_state
 
-_MINER = "miner"  # the entry of Lightning's dict that is kept in a file of its own
+_MINER = "miner"  # the entry of Lightning's dict that is saved in a separate file
 
 ExtraFiles = Callable[[dict[str, Any], Path], None]
-"""Writes further files of a checkpoint: gets Lightning's checkpoint dict and the directory being filled."""
+"""Writes further files of a checkpoint, from Lightning's checkpoint dict, into the directory being saved."""
 
 
 @dataclass
 class SaveOptions:
-    """What ``Trainer.save_checkpoint(path, storage_options=...)`` hands to :class:`DirectoryCheckpointIO`.
+    """Options of :class:`DirectoryCheckpointIO`: ``Trainer.save_checkpoint(path, storage_options=...)``.
 
     Attributes:
         extra_files: Writes further files into the checkpoint.
-        keep_last: Checkpoints kept beside ``path``; None removes none.
-        on_error: Gets the OSError (disk full, quota, lost mount) of a save that failed. Without it the error
-            is raised, which suits one process only: the other ranks wait in a barrier that follows.
+        keep_last: Number of checkpoints to keep, ``path`` included; None removes none.
+        on_error: Called with the OSError (disk full, quota, lost mount) of a failed save. Without it the
+            error is raised, which suits a single process only: other ranks would wait in the next barrier.
     """
 
     extra_files: ExtraFiles | None = None
@@ -38,9 +38,9 @@ class SaveOptions:
 
 
 class DirectoryCheckpointIO(CheckpointIO):
-    """Lightning's way to storage: ``Trainer(plugins=[DirectoryCheckpointIO()])``.
+    """CheckpointIO that stores checkpoints as directories: ``Trainer(plugins=[DirectoryCheckpointIO()])``.
 
-    Saving and ``Trainer.fit(ckpt_path=directory, weights_only=True)`` then use these directories.
+    To load one: ``Trainer.fit(ckpt_path=directory, weights_only=True)``.
     """
 
     def save_checkpoint(
@@ -49,8 +49,9 @@ class DirectoryCheckpointIO(CheckpointIO):
         """Write ``checkpoint`` as the directory ``path``, point ``last`` at it, remove old ones.
 
         Raises:
-            TypeError: it holds something ``weights_only`` loading would refuse, or options of another kind.
-            OSError: it cannot be written, and ``storage_options`` has no ``on_error``; nothing half is left.
+            TypeError: it contains an object that ``weights_only`` loading refuses, or wrong options.
+            OSError: it cannot be written, and ``storage_options`` has no ``on_error``; no partial checkpoint
+                is left.
         """
         options = SaveOptions() if storage_options is None else storage_options
         if not isinstance(options, SaveOptions):
@@ -69,10 +70,10 @@ class DirectoryCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Verify the directory ``path``, then read it, to the CPU unless ``map_location`` says else.
+        """Verify the directory ``path``, then read it, to ``map_location`` or else the CPU.
 
         Raises:
-            CorruptCheckpoint: see :func:`verify`; or it holds more than tensors and plain containers.
+            CorruptCheckpoint: see :func:`verify`; or it contains more than tensors and plain containers.
             UserError: the caller or the environment asks for unsafe loading.
         """
         if weights_only is False:
@@ -80,8 +81,8 @@ class DirectoryCheckpointIO(CheckpointIO):
         plain.refuse_unsafe_loading()
         path = Path(path)
         verify(path)
-        where = "cpu" if map_location is None else map_location
-        checkpoint = plain.load(path / TRAINER, where)
+        device = "cpu" if map_location is None else map_location
+        checkpoint = plain.load(path / TRAINER, device)
         if not isinstance(checkpoint, dict):
             raise CorruptCheckpoint(
                 f"{path / TRAINER}: holds a {type(checkpoint).__name__}, a dict is needed"
@@ -114,7 +115,7 @@ def _write(path: Path, checkpoint: dict[str, Any], extra_files: ExtraFiles | Non
         if extra_files is not None:
             extra_files(checkpoint, partial)
         seal(partial, int(checkpoint["global_step"]))
-        if path.exists():  # a damaged one, or a run that went back: the new save takes its place
+        if path.exists():  # a damaged one, or the run resumed from an earlier step: replace it
             folder.remove(path)
         os.rename(partial, path)
         sync(path.parent)

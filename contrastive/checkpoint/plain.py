@@ -1,4 +1,4 @@
-"""A file of tensors and plain containers, which torch reads without running code."""
+"""Save and load files of tensors and plain containers, which torch reads without running code."""
 
 import os
 from collections import Counter, OrderedDict, defaultdict
@@ -27,7 +27,7 @@ def refuse_unsafe_loading() -> None:
 
 
 def check_plain(value: Any, where: str) -> None:
-    """Raise TypeError for what ``weights_only`` would refuse to read back: better now than at the resume."""
+    """Raise TypeError, when saving, for a value that ``weights_only`` loading would refuse later."""
     kind = type(value)
     if kind in _PLAIN or isinstance(value, Tensor):
         return
@@ -43,7 +43,7 @@ def check_plain(value: Any, where: str) -> None:
 
 
 def save(value: Any, path: Path) -> None:
-    """Write ``value``; a full disk is an OSError."""
+    """Write ``value``; a full disk raises OSError."""
     with path.open("wb", buffering=1 << 20) as file:
         output = _Output(file)
         try:
@@ -55,7 +55,7 @@ def save(value: Any, path: Path) -> None:
 
 
 class _Output:
-    """A file that remembers why a write failed: torch.save turns a full disk into a RuntimeError."""
+    """File wrapper that records the OSError of a failed write: torch.save raises RuntimeError instead."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -74,14 +74,14 @@ class _Output:
 
 
 def load(path: Path, map_location: Any) -> Any:
-    """What ``save`` wrote.
+    """Load a file that ``save`` wrote.
 
     Raises:
-        CorruptCheckpoint: it is damaged, or holds anything else.
+        CorruptCheckpoint: it is damaged, or contains anything else.
     """
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # on damaged or hostile bytes unpicklers raise a dozen kinds
+    except Exception as error:  # unpicklers raise a dozen types on damaged or malicious bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CorruptCheckpoint(
             f"{path}: refused, more than tensors and plain containers ({reason})"

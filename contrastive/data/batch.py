@@ -1,4 +1,4 @@
-"""What the training path carries: pixels and row numbers. Labels do not exist here."""
+"""The batch of the training path: pixels and row numbers. It has no labels, by design."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ from torch import Tensor
 class Batch:
     """One micro-batch of one rank.
 
-    b may be smaller than planned, down to 0, where images could not be read: rows are left out, never
+    b may be smaller than planned, down to 0, if images could not be read: rows are left out, never
     replaced, and the number of batches never changes.
 
     Attributes:
-        images: RGB, uint8 until on the device.
+        images: RGB pixels, uint8.
         ids: Data set rows, int64.
     """
 
@@ -26,7 +26,7 @@ class Batch:
         return len(self.ids)
 
     def to(self, device: torch.device | str, non_blocking: bool | None = None) -> "Batch":
-        """This batch on ``device``; by default without waiting where that is safe (from pinned memory)."""
+        """Copy to ``device``; by default without blocking if that is safe (from pinned memory)."""
         if non_blocking is None:
             non_blocking = self.images.device.type == "cpu" and self.images.is_pinned()
         return Batch(
@@ -34,5 +34,5 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        """This batch in page-locked memory; called by the DataLoader's pinning thread."""
+        """Copy to page-locked memory; called by the DataLoader's pinning thread."""
         return Batch(self.images.pin_memory(), self.ids.pin_memory())

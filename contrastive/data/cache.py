@@ -1,4 +1,4 @@
-"""Decoded images on disk, so that files are decoded once, and not in every epoch of every run."""
+"""Cache decoded images on disk, so that files are not decoded in every epoch of every run."""
 
 import importlib
 import json
@@ -22,18 +22,18 @@ from contrastive.data.reading import decode_blocks, num_bytes
 logger = logging.getLogger(__name__)
 fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
 
-_FORMAT = 1  # raise it when contrastive/data/decode.py makes other pixels of the same file
+_FORMAT = 1  # increase it when contrastive/data/decode.py decodes a file to other pixels
 
 
 class CachedImages(Images):
     """The images of ``source``, read from a memory-mapped uint8 array (n, 3, s, s).
 
-    All processes of a machine share its pages, and the system takes them back when programs need memory.
+    All processes of a machine share its pages, and the system reclaims them when memory is needed.
 
     Args:
-        source: Gives keys, stamps and labels.
+        source: The original images, for keys, stamps and labels.
         path: The array, a ``.npy`` file.
-        unreadable: Reason of each row that could not be decoded.
+        unreadable: Reason for each row that could not be decoded.
     """
 
     def __init__(self, source: Images, path: Path, unreadable: dict[int, str]) -> None:
@@ -44,7 +44,7 @@ class CachedImages(Images):
         return len(self._source)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Pickled, for a spawned worker, the array would become a copy in memory.
+        # Pickling for a spawned worker would copy the array into memory.
         return {name: value for name, value in vars(self).items() if name != "_pixels"}
 
     @cached_property
@@ -83,17 +83,17 @@ class CachedImages(Images):
 
 
 def cached(images: Images, folder: Path, *, progress: bool = False) -> CachedImages:
-    """Read ``images`` from a decoded array below ``folder``; decode them into it first where it is missing.
+    """Read ``images`` from a decoded array below ``folder``; if it is missing, decode them into it first.
 
     Its name is a hash of all keys, sizes and times of the files, and the side of the decoded square: images
     that change get another array, so nothing stale is ever read, and old ones may be deleted at any time.
-    Of several processes one decodes and the others wait. The array gets its name last, so that what a killed
-    process leaves is never read. An array that is cut, or of another form, is decoded again, with a warning;
-    altered pixels are not detected, since that would read all of them at every start.
+    One process decodes, others wait for it. The array is renamed to its final name last, so that the partial
+    file of a killed process is never read. An array that is truncated or has another shape is decoded again,
+    with a warning; altered pixels are not detected, since that would read all of them at every start.
 
     Args:
-        images: Whatever is slow to read.
-        folder: Made if missing; may be shared by runs, and by machines that see one file system.
+        images: Images that are slow to read.
+        folder: Created if missing; may be shared by runs, and by machines that see one file system.
         progress: Show a bar on stderr while decoding.
 
     Raises:
@@ -105,7 +105,7 @@ def cached(images: Images, folder: Path, *, progress: bool = False) -> CachedIma
         unreadable = _check(path, images)
         if unreadable is None:
             with _alone(path.with_suffix(".lock")):
-                unreadable = _check(path, images)  # another process may have made it meanwhile
+                unreadable = _check(path, images)  # another process may have written it meanwhile
                 if unreadable is None:
                     if path.exists():
                         logger.warning("%s, or the .json beside it, is damaged: decoded again", path)
@@ -119,7 +119,7 @@ def cached(images: Images, folder: Path, *, progress: bool = False) -> CachedIma
 
 
 def _check(path: Path, images: Images) -> dict[int, str] | None:
-    """Read what _decode_to returned for ``path``; None if it is missing, or of another form."""
+    """Check the array; return its unreadable rows with reasons, None if it is missing or malformed."""
     try:
         with path.open("rb") as file:
             np.lib.format.read_magic(file)
@@ -130,7 +130,7 @@ def _check(path: Path, images: Images) -> dict[int, str] | None:
         return None
     except OSError:
         raise
-    except Exception:  # parsers of damaged bytes raise a dozen kinds
+    except Exception:  # parsers raise a dozen types on damaged bytes
         return None
     if header != (_shape(images), False, np.dtype(np.uint8)) or num_pixels != num_bytes(images):
         return None
@@ -144,12 +144,12 @@ def _shape(images: Images) -> tuple[int, int, int, int]:
 
 
 def _decode_to(path: Path, images: Images, progress: bool) -> dict[int, str]:
-    """Write the array, and beside it the reason of each unreadable row; return the reasons."""
+    """Write the array, and beside it the reason for each unreadable row; return the reasons."""
     logger.info("decoding %d images into %s, once", len(images), path)
     unreadable: dict[int, str] = {}
     partial = path.with_suffix(".partial")
     header = {"descr": "|u1", "fortran_order": False, "shape": _shape(images)}
-    # Written, not mapped: a disk that is full then raises, where a store into a mapped page would kill.
+    # Written, not mapped: a full disk then raises; storing into a mapped page would kill the process.
     with partial.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for block in decode_blocks(images, progress=progress):
@@ -164,7 +164,7 @@ def _decode_to(path: Path, images: Images, progress: bool) -> dict[int, str]:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Keep other processes out; the lock ends with this process, however that ends."""
+    """Lock out other processes; the lock ends when this process ends."""
     with path.open("w") as file:
         if fcntl is not None:
             fcntl.lockf(file, fcntl.LOCK_EX)

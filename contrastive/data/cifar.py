@@ -15,7 +15,7 @@ def open_cifar10(data: DataConfig) -> Dataset:
     """Open the official 50,000 training and 10,000 test images of CIFAR-10.
 
     Raises:
-        UserError: they are not in ``data.root``, and were not to be downloaded, or could not be.
+        UserError: they are not in ``data.root``, and ``data.download`` is false or the download failed.
     """
     return _open("CIFAR10", data)
 

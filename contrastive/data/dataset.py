@@ -12,19 +12,19 @@ from contrastive.find_part import find_part
 from contrastive.registry import DATASETS
 
 GIVEN = "dataset"
-"""``data.name`` of images that a Python program gave: no config can open them again."""
+"""``data.name`` of images that a Python program passed in; no config can open them again."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The parts of a data set, opened once a run.
+    """The parts of a data set, opened once per run.
 
     Attributes:
-        train: The images that pretraining sees.
+        train: Images for pretraining.
         labelled: Labelled training images, to fit classifiers on; None without labels. Usually ``train``, or
             some of its rows.
         test: Labelled images to score on, none of them in ``train``; None where there are none.
-        held_out_by_hash: Whether ``test`` was cut off by a hash of the path, for want of a test part.
+        held_out_by_hash: Whether ``test`` was split off by a hash of the path, for lack of a test part.
     """
 
     train: Images
@@ -33,7 +33,7 @@ class Dataset:
     held_out_by_hash: bool = False
 
     def labelled_parts(self, name: str) -> tuple[Images, Images]:
-        """Return the images to fit on and those to score on.
+        """Return the images to fit a classifier on and those to score it on.
 
         Args:
             name: ``data.name``, for the message.
@@ -52,10 +52,10 @@ class Dataset:
 
 
 def open_dataset(data: DataConfig) -> Dataset:
-    """Open the data set that ``data.name`` names, by the function that the registry gives for it.
+    """Open the data set that ``data.name`` names in the registry.
 
     Raises:
-        UserError: unknown name, no or a wrong ``data.root``, no images, a missing package.
+        UserError: unknown name, missing or wrong ``data.root``, no images, a missing package.
     """
     if data.name == GIVEN:
         raise UserError(
@@ -68,14 +68,14 @@ def open_dataset(data: DataConfig) -> Dataset:
 
 
 def as_dataset(images: Any, size: int) -> Dataset:
-    """Wrap images that a Python program gave: a Dataset, an Images, or a map-style torch Dataset.
+    """Wrap the images of a Python program: a Dataset, an Images, or a map-style torch Dataset.
 
     Args:
-        images: What was given.
+        images: One of these.
         size: Side of the decoded square: ``data.stored_size``.
 
     Raises:
-        UserError: it has no length, or its images have another size.
+        UserError: the data set has no length, or its images have another size.
     """
     dataset = images if isinstance(images, Dataset) else _wrap(images, size)
     for part in (dataset.train, dataset.labelled, dataset.test):

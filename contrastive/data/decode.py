@@ -1,4 +1,4 @@
-"""From a file to a square of RGB bytes, or to the reason why not."""
+"""Decode an image file to a square of RGB bytes, or raise Unreadable with the reason."""
 
 import os
 import warnings
@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 _ORIENTATION = 0x0112  # EXIF tag
-# What undoes each EXIF orientation; 1 is upright.
+# The transpose that undoes each EXIF orientation; 1 is upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -30,12 +30,12 @@ class Unreadable(Exception):
 def read_file(path: str | bytes | Path, size: int) -> UInt8[Tensor, "3 s s"]:
     """Decode an image file to a centred RGB square of side ``size``.
 
-    Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is laid on white; the EXIF
-    orientation is applied; of an animation the first frame is taken.
+    Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is composited on white; the EXIF
+    orientation is applied; the first frame of an animation is used.
 
     Raises:
-        Unreadable: not an image, damaged, truncated, empty, of no area, too many pixels
-            (``PIL.Image.MAX_IMAGE_PIXELS``), of no agreed value range (32-bit), or not permitted.
+        Unreadable: not an image, damaged, truncated, empty, without pixels, too many pixels
+            (``PIL.Image.MAX_IMAGE_PIXELS``), no agreed value range (32-bit), or no permission to read.
     """
     try:
         with open(path, "rb") as file:
@@ -44,19 +44,19 @@ def read_file(path: str | bytes | Path, size: int) -> UInt8[Tensor, "3 s s"]:
             with Image.open(file) as image:
                 _check_size(image)
                 turn = _UPRIGHT.get(_orientation(image))
-                # JPEG can decode at 1/2, 1/4 or 1/8; twice the target leaves the final filter its work.
+                # JPEG can decode at 1/2, 1/4 or 1/8; not below twice the target, for the final filter.
                 image.draft(None, (2 * size, 2 * size))
                 rgb = to_rgb(image)
     except Unreadable:
         raise
-    except Exception as error:  # decoders raise over a dozen kinds on damaged input; each means the same
+    except Exception as error:  # decoders raise over a dozen types on damaged input; each means the same
         raise Unreadable(_reason(error)) from error
     square = to_square(rgb, size)
     return to_tensor(square if turn is None else square.transpose(turn))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as 8-bit RGB; transparency on white, 16 bits scaled to 8.
+    """Convert any PIL image to 8-bit RGB; transparency on white, 16 bits scaled to 8.
 
     Raises:
         Unreadable: 32-bit pixels, which have no agreed range.
@@ -64,15 +64,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep(image).convert("RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        # Dropping alpha would show whatever colour an editor left below it.
+        # Dropping alpha would show the arbitrary colours of transparent pixels.
         overlay = image.convert("RGBA")
         white = Image.new("RGBA", overlay.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, overlay).convert("RGB")
-    return image.convert("RGB")  # loads the pixels, even where the mode is RGB already
+    return image.convert("RGB")  # loads the pixels, even if the mode is already RGB
 
 
 def to_square(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side resized to ``size`` (bilinear, antialiased), then the centre cut out, in one pass."""
+    """Resize the shorter side to ``size`` (bilinear, antialiased) and crop the centre, in one pass."""
     if image.size == (size, size):
         return image
     side = min(image.size)
@@ -82,14 +82,14 @@ def to_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-    """An RGB image as contiguous uint8 planes."""
+    """Convert an RGB image to contiguous uint8 planes."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def ignore_warnings() -> None:
-    """Silence what PIL says of odd files, which is one line a file and helps nobody; call it per process.
+    """Ignore PIL's warnings about odd files, one line per file; call it once in each process.
 
-    Not in ``read_file``: warning filters belong to the process, and threads would undo each other's.
+    Not in ``read_file``: warning filters are per process, and threads would undo each other's.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -98,13 +98,13 @@ def _check_size(image: Image.Image) -> None:
     pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
     if pixels == 0:
         raise Unreadable(f"no pixels ({image.width}x{image.height})")
-    # PIL itself warns at its limit and refuses at twice that; what is read must not depend on -W flags.
+    # PIL itself warns at its limit and refuses at twice that; the result must not depend on -W flags.
     if limit is not None and pixels > limit:
         raise Unreadable(f"{image.width}x{image.height} pixels, more than the limit of {limit}")
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
-    """16-bit grey, which PIL opens as ``I;16`` or (older versions) ``I``, scaled to 8 bits."""
+    """Scale 16-bit grey, which PIL opens as ``I;16`` or (older versions) ``I``, to 8 bits."""
     if image.mode == "F":
         raise Unreadable("32-bit float pixels have no agreed range; save it with 8 or 16 bits")
     values = np.asarray(image).astype(np.int64)
@@ -116,7 +116,7 @@ def _from_deep(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block, of which PIL raises many kinds, says nothing about the pixels
+    except Exception:  # a damaged EXIF block, for which PIL raises many types, says nothing about the pixels
         return 1
 
 

@@ -17,7 +17,7 @@ def open_digits(data: DataConfig) -> Dataset:
     """Open 1,335 training and 462 test images (8x8, 16 greys).
 
     The test part is fixed: the 462 rows whose key ``digits/ROW`` has the smallest SHA-256. So it is random
-    as to writer and class, and was not chosen by any result.
+    with respect to writer and class, and was not chosen by any result.
 
     Raises:
         UserError: scikit-learn is not installed.

@@ -1,4 +1,4 @@
-"""``data.name=images`` and ``imagefolder``: any folder tree; one folder a class, with or without a split."""
+"""``data.name=images`` (any folder tree) and ``imagefolder`` (a folder for each class, split or not)."""
 
 import hashlib
 import logging
@@ -25,7 +25,7 @@ EXTENSIONS = (
     *_ALWAYS.split(),
     *(ending for name in _SUPPORTED if features.check(name) for ending in _OPTIONAL[name].split()),
 )
-"""Endings of the still images that this Pillow decodes; documents, films and float pixels are left out."""
+"""Extensions of still images that this Pillow decodes; no documents, films or float pixels."""
 
 HELD_OUT_SHARE = 0.2
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
@@ -35,12 +35,12 @@ _NAMED = 5  # names in a message
 
 
 def open_images(data: DataConfig) -> Dataset:
-    """Open every image file below ``data.root``, unlabelled; raises as ``open_tree``."""
+    """Open every image file below ``data.root``, unlabelled; for errors see ``open_tree``."""
     return Dataset(open_tree(root_of(data), data.stored_size))
 
 
 def open_imagefolder(data: DataConfig) -> Dataset:
-    """Open class folders below ``data.root``; raises as ``open_class_folders``."""
+    """Open class folders below ``data.root``; for errors see ``open_class_folders``."""
     train, test, held_out_by_hash = open_class_folders(root_of(data), data.stored_size)
     return Dataset(train, train, test, held_out_by_hash)
 
@@ -55,24 +55,24 @@ def open_tree(root: Path, size: int) -> FileImages:
 
 
 def open_class_folders(root: Path, size: int) -> tuple[FileImages, FileImages, bool]:
-    """Open the training part and the test part, and tell whether the latter was held out by a hash.
+    """Open the training part and the test part; return also whether the test part was held out by a hash.
 
     ``root`` holds class folders, or parts that hold them (``find_parts``). Without a test part, images are
     held out by a hash of their relative path, never by class, so that adding files moves no other file from
     one part to the other.
 
     Raises:
-        UserError: as ``open_tree`` and ``find_parts``; files outside of class folders; a test class unknown
-            to train; a part that is empty.
+        UserError: see ``open_tree`` and ``find_parts``; also files outside of class folders, a test class
+            without a training folder, an empty part.
     """
     train, test = find_parts(root)
-    found = [_find_images(root / part, root) for part in (train, test) if part is not None]
-    _warn_of_left_out(root, sum((others for _, others in found), Counter()))
+    listings = [_find_images(root / part, root) for part in (train, test) if part is not None]
+    _warn_of_left_out(root, sum((others for _, others in listings), Counter()))
     depth = int(train != "")
     if test is not None:
-        train_keys, test_keys = (keys for keys, _ in found)
+        train_keys, test_keys = (keys for keys, _ in listings)
     else:
-        keys = found[0][0]
+        keys = listings[0][0]
         test_keys = [key for key in keys if is_held_out(key)]
         train_keys = [key for key in keys if not is_held_out(key)]
     if not train_keys or not test_keys:
@@ -82,7 +82,7 @@ def open_class_folders(root: Path, size: int) -> tuple[FileImages, FileImages, b
             f"by the hash of their path, none are left for the {empty} part; add images, or split them into "
             f"train/ and val/"
         )
-    # Without a split the classes are those of all images: a rare one may be held out as a whole.
+    # Without a split, classes are those of all images: every image of a rare one may be held out.
     classes = sorted({_class(key, depth, root) for key in (train_keys if test else train_keys + test_keys)})
     parts = [_labelled(root, part, size, classes, depth) for part in (train_keys, test_keys)]
     return parts[0], parts[1], test is None
@@ -94,14 +94,14 @@ def is_held_out(key: bytes) -> bool:
 
 
 def describe_untrained(train: Iterable[str], test: Sequence[str]) -> str:
-    """Name the test images whose class has no training image, so that no classifier gets them right.
+    """Describe the test images of classes without a training image: no classifier can get them right.
 
     Args:
         train: Class of each training image.
         test: Class of each test image.
 
     Returns:
-        One sentence; empty if there are none.
+        One sentence; empty if there are no such images.
     """
     known = set(train)
     missed = [name for name in test if name not in known]
@@ -115,21 +115,21 @@ def describe_untrained(train: Iterable[str], test: Sequence[str]) -> str:
 
 
 def shorten(names: Sequence[str], most: int = _NAMED) -> str:
-    """Join the first ``most`` names, with an ellipsis if there are more."""
+    """Join the first ``most`` names, followed by an ellipsis if there are more."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def find_parts(root: Path) -> tuple[str, str | None]:
-    """Find the folder of the training part ("" is ``root`` itself) and of the test part, None without one.
+    """Find the folder of the training part ("" is ``root`` itself) and of the test part (None if missing).
 
-    ``train`` beside ``val`` or ``test`` are parts whatever they hold (``val`` is taken where both exist).
-    Near names (``Train``, ``training``; ``validation``, ``valid``, ``dev``, ``testing``, ``eval``, in any
-    case) are parts where they hold class folders of the same names, since a class may be called train.
-    Folders without an image do not count.
+    ``train`` beside ``val`` or ``test`` are parts whatever they contain (``val`` is used if both exist).
+    Similar names (``Train``, ``training``; ``validation``, ``valid``, ``dev``, ``testing``, ``eval``, in any
+    case) are parts if they contain class folders of the same names, since a class may be called train.
+    Folders without an image are ignored.
 
     Raises:
-        UserError: no such folder, one that cannot be listed, parts that are one folder, or class folders that
-            may be parts as well.
+        UserError: no such folder, a folder that cannot be listed, two parts that are the same folder, or
+            folders that may be parts or classes.
     """
     _check_root(root)
     for name in ("val", "test"):
@@ -141,8 +141,8 @@ def find_parts(root: Path) -> tuple[str, str | None]:
         return "", None
     beside = {name: _image_folders(root / name) for name in folders if name != train}
     inner = _image_folders(root / train)
-    alike = [name for name, its in beside.items() if {*its} & {*inner} or not (its or inner)]
-    tests = [name for known in _TEST_FOLDERS for name in alike if name.lower() == known]
+    rivals = [name for name, its in beside.items() if {*its} & {*inner} or not (its or inner)]
+    tests = [name for known in _TEST_FOLDERS for name in rivals if name.lower() == known]
     if tests:
         log_once(f"data.root={root}: {tests[0]} is the test part, and {train} the training part")
         return _distinct(root, train, tests[0])
@@ -150,10 +150,10 @@ def find_parts(root: Path) -> tuple[str, str | None]:
         return "", None
     if not beside:
         return train, None
-    if alike:
+    if rivals:
         raise UserError(
-            f"data.root={root}: {_named([train, *alike])} hold the same class folders ({_named(inner)}), "
-            f"so they may be parts of one data set, or classes; rename {_named(alike[:1])} to val if it is "
+            f"data.root={root}: {_named([train, *rivals])} hold the same class folders ({_named(inner)}), "
+            f"so they may be parts of one data set, or classes; rename {_named(rivals[:1])} to val if it is "
             f"the test part, move it away if it is neither, or rename {train} if it is a class"
         )
     log_once(
@@ -174,7 +174,7 @@ def _distinct(root: Path, train: str, test: str) -> tuple[str, str]:
 
 
 def _image_folders(folder: Path) -> list[str]:
-    """List the visible folders inside that hold an image, at any depth."""
+    """List the visible subfolders that contain an image, at any depth."""
     _, entries = _scan(os.fsencode(folder))
     inner = (entry for entry in entries if _kind(entry) == "folder")
     return [os.fsdecode(entry.name) for entry in inner if any(map(_is_image, _walk(entry.path)))]
@@ -184,8 +184,8 @@ def list_images(folder: Path) -> list[bytes]:
     """List the paths of all image files below ``folder``, relative to it, sorted by their bytes.
 
     Links to folders are followed, but no folder is entered twice, so loops end. Hidden names (a leading
-    dot) are left out, and so is what is no file (opening a pipe would block); a dangling link is kept, and
-    later counted as unreadable. Other files are counted in one warning.
+    dot) are left out, and so are pipes and devices, which would block when opened; a dangling link is kept,
+    and later counted as unreadable. Files of other types are counted in one warning.
 
     Raises:
         UserError: no such folder, a folder that cannot be listed, no image file.
@@ -231,7 +231,7 @@ def _count_endings(others: Counter[str]) -> str:
 
 @cache
 def log_once(text: str) -> None:
-    """Log a warning once a process, and of several processes in the first one alone."""
+    """Log a warning once per process, and on several ranks only on rank 0."""
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     if all(os.environ.get(name, "0") == "0" for name in ranks):
         log.warning("%s", text)
@@ -254,7 +254,7 @@ def _kind(entry: os.DirEntry[bytes]) -> str:
     try:
         if entry.is_dir():
             return "folder"
-        # A link to nothing counts as a file, so that it is reported, not overlooked.
+        # A dangling link counts as a file, so that it is reported as unreadable.
         if entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
             return "file"
     except OSError:  # a link to itself
@@ -269,7 +269,7 @@ def _check_root(folder: Path) -> None:
 
 
 def _scan(folder: bytes) -> tuple[tuple[int, int], list[os.DirEntry[bytes]]]:
-    """Return what identifies the folder, and its visible entries by name."""
+    """Return the identity (device, inode) of a folder, and its visible entries sorted by name."""
     try:
         status = os.stat(folder)
         with os.scandir(folder) as entries:
@@ -293,7 +293,7 @@ def _class(key: bytes, depth: int, root: Path) -> str:
 
 def _labelled(root: Path, keys: list[bytes], size: int, classes: list[str], depth: int) -> FileImages:
     names = [_class(key, depth, root) for key in keys]
-    if told := describe_untrained(classes, names):
-        raise UserError(f"data.root={root}: {told}; both parts need the same class folders")
+    if untrained := describe_untrained(classes, names):
+        raise UserError(f"data.root={root}: {untrained}; both parts need the same class folders")
     number = {name: index for index, name in enumerate(classes)}
     return FileImages(root, keys, size, torch.tensor([number[name] for name in names]), classes)

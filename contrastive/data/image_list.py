@@ -1,4 +1,4 @@
-"""Write and compare manifest.csv, the list of a run's images: a resume on other images is refused."""
+"""Write and compare manifest.csv, the list of a run's images, so that a resume on other images is refused."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ class ImageList:
 
 
 def write_image_list(path: Path, images: Images) -> str:
-    """Write row, key and size of every image as csv, whole or not at all; return its fingerprint."""
+    """Write row, key and size of every image as csv, atomically; return the fingerprint of the list."""
 
     def write_rows() -> Iterator[tuple[str, str]]:
         for row, key, size in images.manifest():
@@ -46,10 +46,10 @@ def write_image_list(path: Path, images: Images) -> str:
 
 
 def read_image_list(path: Path) -> ImageList:
-    """Read what ``write_image_list`` wrote.
+    """Read a manifest.csv that ``write_image_list`` wrote.
 
     Raises:
-        UserError: missing, or not such a file.
+        UserError: the file is missing or malformed.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -67,7 +67,7 @@ def read_image_list(path: Path) -> ImageList:
 
 
 def describe_changes(old: ImageList, images: Images) -> str:
-    """Say what changed since, e.g. ``2 added (a.png, b.png), 1 altered (c.png)``; empty if nothing did."""
+    """Describe the changes since ``old``, e.g. ``2 added (a.png, b.png), 1 altered (c.png)``; else ""."""
     before = dict(zip(old.keys, old.sizes, strict=True))
     now = {key: size for _, key, size in images.manifest()}
     groups = {

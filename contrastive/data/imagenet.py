@@ -1,4 +1,4 @@
-"""``data.name=imagenet``: ILSVRC 2012, unpacked from image-net.org's archives where need be."""
+"""``data.name=imagenet``: ILSVRC 2012, unpacked from image-net.org's archives if necessary."""
 
 import importlib
 import shutil
@@ -16,10 +16,10 @@ def open_imagenet(data: DataConfig) -> Dataset:
     """Open the official 1,281,167 training and 50,000 validation images of ImageNet (ILSVRC 2012).
 
     ``data.root`` holds ``train/`` and ``val/`` with a folder for each WordNet id; or image-net.org's three
-    archives, which are unpacked beside themselves, once (another 150 GB).
+    archives, which are unpacked into the same folder, once (another 150 GB).
 
     Raises:
-        UserError: neither is there, an archive is damaged, or as ``files.open_class_folders``.
+        UserError: neither exists, an archive is damaged, or see ``files.open_class_folders``.
     """
     root = root_of(data)
     if root.is_dir() and not all((root / part).is_dir() for part in ("train", "val")):
@@ -29,7 +29,7 @@ def open_imagenet(data: DataConfig) -> Dataset:
 
 
 def _unpack(root: Path) -> None:
-    """Unpack in one process of this machine; a part gets its name when it is complete."""
+    """Unpack in one process of this machine; a part is renamed to its final name when complete."""
     imagenet = importlib.import_module("torchvision.datasets.imagenet")
     unpack = {"train": imagenet.parse_train_archive, "val": imagenet.parse_val_archive}
     try:
@@ -44,5 +44,5 @@ def _unpack(root: Path) -> None:
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"data.root={root}: no train/ and val/ with a folder a class, nor image-net.org's archives "
-            f"({error}); set data.root to where either is"
+            f"({error}); set data.root to a folder that has one of them"
         ) from error

@@ -1,4 +1,4 @@
-"""A numbered collection of images: files on disk, or arrays in memory."""
+"""Map-style image collections: files on disk, arrays in memory, or your own torch Dataset."""
 
 import hashlib
 import os
@@ -17,14 +17,14 @@ from contrastive.data.decode import Unreadable, read_file, to_rgb, to_square, to
 
 
 class Images(ABC):
-    """Map-style data set of square RGB images; subclass it to train on your own.
+    """Map-style data set of square RGB images; subclass it to train on your own images.
 
     Rows are numbered from 0, and a row is always the same image: the memory bank has one slot for each.
 
     Attributes:
-        size: Side s of what ``read`` returns.
+        size: Side s of the images that ``read`` returns.
         labels: Class of each row, -1 where unknown; None without classes. Monitors and evaluation read
-            them; the training path never does.
+            them; the training path does not.
         classes: Names of the classes, or None.
         thread_safe: Whether several threads may read at once.
     """
@@ -46,7 +46,7 @@ class Images(ABC):
         """
 
     def read_into(self, pixels: UInt8[Tensor, "b 3 s s"], rows: Sequence[int]) -> dict[int, str]:
-        """Read ``rows`` into ``pixels``; return the reason of each unreadable row, whose pixels stay."""
+        """Read ``rows`` into ``pixels``; return the reason for each unreadable row (pixels not set)."""
         bad = {}
         for index, row in enumerate(rows):
             try:
@@ -57,37 +57,37 @@ class Images(ABC):
 
     @abstractmethod
     def key(self, row: int) -> str:
-        """Return what a person finds the image by: its path relative to the root, or e.g. ``digits/17``."""
+        """Return a readable name of the image: its path relative to the root, or e.g. ``digits/17``."""
 
     @abstractmethod
     def stamp(self, row: int) -> str:
-        """Return what a resume compares to notice an altered image, without decoding it.
+        """Return a string that a resume compares to detect an altered image, without decoding it.
 
-        Size in bytes of a file, a hash of pixels in memory.
+        The size in bytes of a file, or a hash of pixels in memory.
         """
 
     def content(self, row: int) -> str:
-        """Return what identifies the pixels, for caches and results; the stamp, where that does."""
+        """Return a string that identifies the pixels, for caches and results; by default the stamp."""
         return self.stamp(row)
 
     def version(self, row: int) -> str:
-        """Return what differs as soon as the pixels *may* have changed, for caches of decoded images."""
+        """Return a string that differs once the pixels *may* have changed, for caches of decoded images."""
         return self.content(row)
 
     def manifest(self) -> Iterator[tuple[int, str, str]]:
-        """Yield row, key and stamp of every image, in order: what manifest.csv of a run holds."""
+        """Yield row, key and stamp of every image, in order: the content of a run's manifest.csv."""
         return ((row, self.key(row), self.stamp(row)) for row in range(len(self)))
 
     def row_identity_hash(self) -> str:
-        """Hash all keys (SHA-256): equal if each row is the same image as before, altered or not."""
+        """Hash all keys (SHA-256): equal if each row is the same image as before, even if altered."""
         return fingerprint((self.key(row), "") for row in range(len(self)))
 
     def fingerprint(self) -> str:
-        """Hash all keys and contents (SHA-256): equal if the images are."""
+        """Hash all keys and contents (SHA-256): equal if the images are equal."""
         return fingerprint((self.key(row), self.content(row)) for row in range(len(self)))
 
     def revision(self) -> str:
-        """Hash all keys and versions (SHA-256): differs as soon as an image may have changed."""
+        """Hash all keys and versions (SHA-256): differs if any image may have changed."""
         return fingerprint((self.key(row), self.version(row)) for row in range(len(self)))
 
 
@@ -100,9 +100,9 @@ def fingerprint(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def printable(name: bytes) -> str:
-    r"""Escape a file's name so that any log can hold it, to another text for each name.
+    r"""Escape a file's name so that it can be written to any log; different names stay different.
 
-    What is not UTF-8 or not printable appears as ``\xNN``, ``\n`` and the like, a backslash as two.
+    Bytes that are not UTF-8 or not printable become ``\xNN``, ``\n`` and the like, a backslash becomes two.
     """
     text = name.replace(b"\\", rb"\\").decode("utf-8", "backslashreplace")
     if text.isprintable():
@@ -135,8 +135,8 @@ class FileImages(Images):
             labels,
             classes,
         )
-        # One buffer instead of a million strings: half the memory, and none of it is copied into every
-        # forked worker, as reference counts would make happen.
+        # One buffer instead of a million strings: half the memory, and forked workers share it; writing the
+        # strings' reference counts would copy their pages into each worker.
         self._ends = np.cumsum([len(key) for key in keys], dtype=np.int64)
         self._text = np.frombuffer(b"".join(keys), dtype=np.uint8)
 
@@ -163,7 +163,7 @@ class FileImages(Images):
             return "unreadable"
 
     def version(self, row: int) -> str:
-        """Return the size and the time of writing, since a bitmap may change and keep its size."""
+        """Return the size and the time of writing, since a bitmap may change without changing its size."""
         try:
             status = os.stat(self.path(row))
         except OSError:
@@ -178,12 +178,12 @@ class FileImages(Images):
 
 
 class ArrayImages(Images):
-    """Images held as one array (or a memory map, or several) of equal sizes.
+    """Images stored in one or several arrays or memory maps, all of one size.
 
     Args:
         name: Keys are ``name/row number in the source``.
-        arrays: uint8 arrays of (n, h, w, 3); their rows follow each other.
-        size: Side of what ``read`` returns; others are resized.
+        arrays: uint8 arrays of (n, h, w, 3), concatenated in this order.
+        size: Side of the images that ``read`` returns; other sizes are resized.
         rows: Rows of the arrays that make up this set, in order; None takes all.
         labels: Class of each row of this set, or None.
         classes: Names of the classes, or None.
@@ -229,22 +229,22 @@ class ArrayImages(Images):
 class DatasetImages(Images):
     """A map-style Dataset of your own: ``dataset[i]`` is a PIL image or a uint8 (3, h, w) tensor.
 
-    A tuple is taken for (image, label, ...) and its first item used. Whatever ``dataset[i]`` raises makes
-    that row unreadable.
+    Of a tuple (image, label, ...) the first item is used. If ``dataset[i]`` raises, that row counts as
+    unreadable.
 
-    A resume is refused if the number of rows differs. It also notices an altered image if the dataset has a
-    method ``stamp(row)``, which returns a string that changes with the image (a file's size, a hash): then
-    caches of features and of decoded images use that too, else they decode every image to hash it.
+    A resume is refused if the number of rows differs. Altered images are detected too if the dataset has a
+    method ``stamp(row)`` that returns a string which changes with the image (a file's size, a hash). Caches
+    of features and of decoded images then use it as well; without it they decode every image to hash it.
 
     Args:
         dataset: Anything with ``__len__`` and ``__getitem__``.
-        size: Side of what ``read`` returns.
+        size: Side of the images that ``read`` returns.
         name: Keys are ``name/row``.
         labels: Class of each row for monitors and evaluation, -1 where unknown; None without classes.
         classes: Names of the classes; None numbers them.
 
     Raises:
-        UserError: not one label for each row.
+        UserError: the number of labels differs from the number of rows.
     """
 
     thread_safe = False  # a Dataset need not be: torch reads it from processes
@@ -309,7 +309,7 @@ class DatasetImages(Images):
 
 
 class SomeImages(Images):
-    """Some rows of another set, renumbered from 0 in the order given.
+    """A subset of the rows of another set, renumbered from 0 in the given order.
 
     Args:
         images: The other set.

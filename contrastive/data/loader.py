@@ -1,4 +1,4 @@
-"""From the plan to batches: images kept on the device where they fit, decoded by processes where not."""
+"""Load batches in the plan's order: from the device if the decoded set fits, else by worker processes."""
 
 import os
 from abc import ABC, abstractmethod
@@ -31,14 +31,14 @@ RESIDENT_BYTES = 2**30  # sets up to this size stay on the device under data.res
 
 
 class Loader(ABC):
-    """Micro-batches of one rank, in the plan's order; iterating yields the rest of the plan.
+    """Yields the micro-batches of one rank, in the plan's order; iterating yields the rest of the plan.
 
-    The number of batches is exact whatever the files are like: rows that cannot be read are left out of
-    their batch, and a batch without a readable row is delivered with 0 rows.
+    Unreadable files do not change the number of batches: rows that cannot be read are left out of their
+    batch, and a batch without a readable row is delivered with 0 rows.
 
     Args:
-        plan: Which rows each step takes.
-        share: The part of this process.
+        plan: Rows of each step.
+        share: The part of each batch that this process takes.
 
     Raises:
         UserError: the global batch does not divide evenly.
@@ -50,25 +50,25 @@ class Loader(ABC):
         self._delivered = 0
 
     def __len__(self) -> int:
-        """Count the micro-batches of the plan, whether or not part of it is done."""
+        """Count the micro-batches of the whole plan, including those already delivered."""
         return self._plan.total_steps * self._share.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
         while self._delivered < len(self):
             batch = self._next()
-            # Counted when delivered, not when fetched: after a resume, workers prepare the rest again.
+            # Counted when delivered, not when prefetched: a resume must decode those again.
             self._delivered += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the micro-batches delivered since the start of the run, on this rank as on every other."""
+        """Return the number of micro-batches delivered since the start of the run; equal on all ranks."""
         return {"delivered": self._delivered}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after ``state["delivered"]`` micro-batches.
 
         Raises:
-            ValueError: not in 0 to the plan's total.
+            ValueError: the number is not in 0 to the plan's total.
         """
         if not 0 <= state["delivered"] <= len(self):
             raise ValueError(
@@ -83,13 +83,13 @@ class Loader(ABC):
         Call it on every rank after each micro-batch.
 
         Args:
-            read: Rows that all ranks got, on any device.
+            read: Rows that all ranks could read, on any device.
 
         Raises:
-            TooManyCorrupt: on all ranks alike.
+            TooManyCorrupt: raised on all ranks at once.
         """
 
-    def close(self) -> None:  # noqa: B027  # most loaders hold no process
+    def close(self) -> None:  # noqa: B027  # most loaders have no worker
         """End worker processes; the loader may be used again afterwards."""
 
     def _ids(self, position: int) -> Int[Tensor, " b"]:
@@ -102,14 +102,14 @@ class Loader(ABC):
 
 
 class ResidentLoader(Loader):
-    """All images decoded once and kept on the device; a batch is one ``index_select``.
+    """Decodes all images once and keeps them on the device; a batch is one ``index_select``.
 
     Args:
         images: The data set.
         plan: See Loader.
         share: See Loader.
-        device: Where batches are wanted.
-        tally: Counts the unreadable ones, all of them at once.
+        device: Device of the batches.
+        tally: Counts unreadable images, all at once.
         progress: Show a bar on stderr while decoding.
     """
 
@@ -130,16 +130,16 @@ class ResidentLoader(Loader):
 
 
 class DecodingLoader(Loader):
-    """Images decoded by worker processes, ahead of their use and into the next epoch.
+    """Decodes images in worker processes, ahead of their use, also across the end of an epoch.
 
-    Batches come in host memory, pinned for a GPU.
+    Batches are in host memory, pinned for a GPU.
 
     Args:
         images: The data set.
         plan: See Loader.
         share: See Loader.
-        device: Where batches are going.
-        tally: Counts the unreadable ones as they appear.
+        device: Training device; a GPU means pinned memory.
+        tally: Counts unreadable images as they appear.
         num_workers: Decoding processes; 0 decodes in this one.
     """
 
@@ -172,7 +172,7 @@ class DecodingLoader(Loader):
             self._stream = decode_ahead(self._images, todo, self._num_workers, self._device)
         decoded = next(self._stream)
         self._tally.report(decoded.bad)
-        if self._share.world == 1:  # to stop here would leave other ranks waiting: see check_corrupt_share
+        if self._share.world == 1:  # several ranks must stop together: see check_corrupt_share
             self._tally.count(decoded.rows, decoded.bad)
         return decoded.batch
 
@@ -183,7 +183,7 @@ class DecodingLoader(Loader):
         step, micro = divmod(self._delivered - 1, self._share.accumulate)
         shares = (replace(self._share, rank=rank) for rank in range(self._share.world))
         asked = torch.cat([self._plan.local_ids(step, micro, share) for share in shares])
-        # If every row was read, which is usual, nothing is copied from the device.
+        # In the usual case that every row was read, nothing is copied from the device.
         bad = asked[:0] if len(read) == len(asked) else asked[~torch.isin(asked, read.cpu())]
         self._tally.count(asked, bad.tolist())
 
@@ -201,17 +201,17 @@ def build_loader(
     """Build the loader that suits the size of the data set and ``data.resident``.
 
     Args:
-        images: The data set, ``plan.rows`` of them.
-        plan: Which rows each step takes.
-        data: resident, cache, num_workers, max_corrupt are read.
-        device: Where the network is.
-        share: The part of this process.
+        images: The data set, of ``plan.rows`` images.
+        plan: Rows of each step.
+        data: Its settings resident, cache, num_workers and max_corrupt are used.
+        device: Training device.
+        share: The part of each batch that this process takes.
         on_corrupt: Called in this process, once for each unreadable row, with the reason.
         progress: Show a bar on stderr while a whole set is decoded.
 
     Raises:
         UserError: the batch does not divide evenly, no image can be read, not enough memory or disk.
-        TooManyCorrupt: here for a resident set, while iterating for others.
+        TooManyCorrupt: from here for a resident set, else while iterating.
     """
     if len(images) != plan.rows:
         raise ValueError(f"plan.rows={plan.rows}, but there are {len(images)} images")
@@ -225,7 +225,7 @@ def build_loader(
 
 
 def is_resident(images: Images, data: DataConfig) -> bool:
-    """Decide whether the decoded set is kept on the device: as ``data.resident`` says, or by its size."""
+    """Decide whether the decoded set is kept on the device, by ``data.resident`` or its size."""
     if data.resident == "auto":
         return num_bytes(images) <= RESIDENT_BYTES
     return data.resident == "true"
@@ -233,7 +233,7 @@ def is_resident(images: Images, data: DataConfig) -> bool:
 
 def default_workers(world: int) -> int:
     """Choose the decoding processes of each of ``world`` ranks: the processors it may use, at most 16."""
-    if "SLURM_CPUS_PER_TASK" in os.environ:  # there, the processors seen are this rank's own
+    if "SLURM_CPUS_PER_TASK" in os.environ:  # SLURM restricts this rank to its own processors
         return min(MOST_WORKERS, int(os.environ["SLURM_CPUS_PER_TASK"]))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", min(world, torch.cuda.device_count() or world)))
     return max(1, min(MOST_WORKERS, usable_cpus() // local))

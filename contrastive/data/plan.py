@@ -1,4 +1,4 @@
-"""Which rows each optimizer step and each rank sees; loader, miner and resume read the same plan."""
+"""Compute which rows each optimizer step and each rank takes; loader, miner and resume share the plan."""
 
 from dataclasses import dataclass
 
@@ -35,14 +35,14 @@ class Share:
 
 
 WHOLE = Share()
-"""Everything, in one process without accumulation."""
+"""The whole batch, in one process without accumulation."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """The rows of every optimizer step of a run.
 
-    An epoch goes through all rows in the epoch's order, cut into batches of ``global_batch``; the remainder
+    An epoch visits all rows in its order, cut into batches of ``global_batch``; the remainder
     that does not fill one is left out of that epoch. Nothing is padded or repeated. Ranks and micro-batches
     are slices of the same global batch, so a run resumes at another world size with the same images in the
     same steps.
@@ -52,7 +52,7 @@ class Plan:
         seed: In [0, 2**32), as run.seed.
         global_batch: Images of one optimizer step, over all ranks and micro-batches.
         epochs: Passes over the data.
-        order: Which row stands at which position of an epoch; None is ``data.order=global`` by ``seed``.
+        order: Order in which each epoch visits the rows; None is ``data.order=global`` with ``seed``.
 
     Raises:
         UserError: fewer rows than one batch takes.

@@ -1,4 +1,4 @@
-"""Decode many images: all at once by threads, or batch after batch by worker processes."""
+"""Decode many images: all at once in threads, or batch by batch in worker processes."""
 
 import gc
 import os
@@ -25,7 +25,7 @@ from contrastive.data.decode import ignore_warnings
 from contrastive.data.images import Images
 
 MOST_WORKERS = 16
-_BLOCK = 64  # rows of one decoding task: long enough to hide its cost, short enough for a live bar
+_BLOCK = 64  # rows of one decoding task: enough to hide its overhead, few enough for a smooth progress bar
 
 # Called for each unreadable row, with the reason.
 Report = Callable[[int, str], None]
@@ -33,12 +33,12 @@ Report = Callable[[int, str], None]
 
 @dataclass
 class Decoded:
-    """Some rows of a data set, decoded.
+    """Decoded rows of a data set.
 
     Attributes:
-        images: The pixels of each row; 0 where it could not be read.
+        images: The pixels of each row; 0 if it could not be read.
         rows: The rows, int64.
-        bad: Reason of each row that could not be read.
+        bad: Reason for each row that could not be read.
     """
 
     images: UInt8[Tensor, "n 3 s s"]
@@ -63,7 +63,7 @@ class Decoded:
 
 
 class WorkerDied(RuntimeError):
-    """A decoding process was killed from outside, most often for memory."""
+    """A decoding process was killed from outside, most often because memory ran out."""
 
 
 def decode(images: Images, rows: Sequence[int]) -> Decoded:
@@ -83,8 +83,8 @@ def decode_all(images: Images, *, progress: bool = False) -> Decoded:
         pixels = torch.zeros(len(images), 3, images.size, images.size, dtype=torch.uint8)
     except RuntimeError as error:
         raise UserError(
-            f"{len(images)} decoded images take {num_bytes(images) / 2**30:.1f} GiB, which cannot be had "
-            f"({error}); set data.resident=false or a smaller data.decode_size"
+            f"{len(images)} decoded images take {num_bytes(images) / 2**30:.1f} GiB, more than can be "
+            f"allocated ({error}); set data.resident=false or a smaller data.decode_size"
         ) from error
     bad: dict[int, str] = {}
     for block in decode_blocks(images, progress=progress):
@@ -94,9 +94,9 @@ def decode_all(images: Images, *, progress: bool = False) -> Decoded:
 
 
 def decode_blocks(images: Images, *, progress: bool = False) -> Iterator[Decoded]:
-    """Decode all images in order, a few dozen at a time."""
+    """Decode all images in order, in blocks of a few dozen."""
     blocks = (range(start, min(start + _BLOCK, len(images))) for start in range(0, len(images), _BLOCK))
-    # Threads suffice: PIL releases the interpreter's lock while it decodes and resizes.
+    # Threads are enough: PIL releases the GIL while it decodes and resizes.
     threads = min(MOST_WORKERS, usable_cpus()) if images.thread_safe else 1
     with (
         warnings.catch_warnings(),
@@ -106,7 +106,7 @@ def decode_blocks(images: Images, *, progress: bool = False) -> Iterator[Decoded
         ThreadPoolExecutor(threads) as pool,
     ):
         ignore_warnings()
-        # Not pool.map, which starts all blocks: with a slow consumer they would fill the memory.
+        # Not pool.map, which submits all blocks: with a slow consumer they would fill the memory.
         running = deque(pool.submit(decode, images, rows) for rows in islice(blocks, 2 * threads))
         while running:
             block = running.popleft().result()
@@ -118,9 +118,9 @@ def decode_blocks(images: Images, *, progress: bool = False) -> Iterator[Decoded
 def read_in_order(
     images: Images, batch_size: int, *, num_workers: int, device: torch.device, on_corrupt: Report
 ) -> Iterator[Batch]:
-    """Decode all images once, by row, for evaluation; unreadable ones only reach ``on_corrupt``.
+    """Decode all images once, in order of rows, for evaluation; unreadable ones only go to ``on_corrupt``.
 
-    Batches come in host memory, pinned for a GPU.
+    Batches are in host memory, pinned for a GPU.
     """
     rows = (list(range(at, min(at + batch_size, len(images)))) for at in range(0, len(images), batch_size))
     for decoded in decode_ahead(images, rows, num_workers, device):
@@ -135,7 +135,7 @@ def usable_cpus() -> int:
 
 
 class _Decoder(Dataset[Any]):
-    """Decode a list of rows inside the worker, so that nothing is left to collate."""
+    """Decodes a list of rows inside the worker, so that there is nothing to collate."""
 
     def __init__(self, images: Images) -> None:
         self._images = images
@@ -153,7 +153,7 @@ class _Decoder(Dataset[Any]):
 def decode_ahead(
     images: Images, todo: Iterable[list[int]], num_workers: int, device: torch.device
 ) -> Iterator[Decoded]:
-    """Decode the lists of rows in order, some batches ahead where there are workers.
+    """Decode the lists of rows in order; with workers, some batches ahead.
 
     Raises:
         WorkerDied: a worker process was killed.
@@ -172,7 +172,7 @@ def decode_ahead(
     try:
         yield from stream
     except (RuntimeError, OSError, EOFError) as error:
-        # A broken socket may show before the death does: tensors travel through the sender's socket.
+        # A broken socket may be seen before the death: tensors are sent through the worker's socket.
         cut_off = isinstance(error, OSError | EOFError) and not str(error).startswith("Caught")
         if not num_workers or not (cut_off or str(error).startswith("DataLoader worker")):
             raise
@@ -190,12 +190,12 @@ def _first_line(error: BaseException) -> str:
 def _start(loader: DataLoader[Any]) -> Iterator[Decoded]:
     """Start the workers.
 
-    torch installs a signal handler that raises a worker's death wherever the main thread is, which may be in
-    the middle of saving a checkpoint. It is removed again: fetching the next batch raises, within seconds.
+    torch installs a SIGCHLD handler that raises in the main thread when a worker dies, possibly in the middle
+    of saving a checkpoint. It is removed again: fetching the next batch raises too, within seconds.
     """
     handler = signal.getsignal(signal.SIGCHLD)
     with warnings.catch_warnings():
-        # Python 3.12 warns of forking with threads; these children only run PIL, and no torch thread pool.
+        # Python 3.12 warns about forking with threads; these children only run PIL, no torch thread pool.
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
         stream = iter(loader)
     if threading.current_thread() is threading.main_thread():
@@ -204,18 +204,18 @@ def _start(loader: DataLoader[Any]) -> Iterator[Decoded]:
 
 
 def _start_method() -> str:
-    """Choose fork, which shares the list of files without a copy; where it is unsafe or missing, spawn."""
+    """Choose fork, which shares the list of files without a copy; spawn if fork is unsafe or missing."""
     return "fork" if sys.platform == "linux" else "spawn"
 
 
 def _init_worker(number: int) -> None:
     torch.set_num_threads(1)
     ignore_warnings()
-    # The terminal and the cluster signal the whole process group: only the main process may react.
+    # Terminals and clusters signal the whole process group; only the main process must react.
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    gc.freeze()  # a collection would touch, and so copy, every page shared with the main process
+    gc.freeze()  # a collection would write to, and so copy, every page shared with the main process
 
 
 def _as_is(batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""``data.name=stl10``: verified and downloaded by torchvision, mapped from its raw files."""
+"""``data.name=stl10``: verified and downloaded by torchvision, memory-mapped from its raw files."""
 
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,17 @@ _SIDE = 96
 
 
 def open_stl10(data: DataConfig) -> Dataset:
-    """Open STL-10: pretraining sees the labelled 5,000, then the 100,000 whose label is unknown (-1).
+    """Open STL-10: pretraining sees the 5,000 labelled images, then 100,000 without a label (-1).
 
     Evaluation fits on the labelled 5,000 and scores on the 8,000 of the test part.
 
     Raises:
-        UserError: they are not in ``data.root``, and were not to be downloaded, or could not be.
+        UserError: they are not in ``data.root``, and ``data.download`` is false or the download failed.
     """
     root = root_of(data)
-    known = fetch("STL10", root, data.download, split="train")  # the smallest part; torchvision checks all
+    known = fetch(
+        "STL10", root, data.download, split="train"
+    )  # the smallest part; torchvision verifies all of them
     folder, classes = root / known.base_folder, list(known.classes)
     labelled, test = (
         ArrayImages(

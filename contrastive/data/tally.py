@@ -11,16 +11,16 @@ from contrastive.config import UserError
 from contrastive.data.images import Images
 
 _NAMED = 3  # examples in a message
-_SURE = 5  # standard errors above the limit that stop a run before every row was tried
-_LEAST = 10  # unreadable rows needed for that: the error of a smaller count is not normally distributed
+_SURE = 5  # the run stops this many standard errors above the limit, before every row was tried
+_LEAST = 10  # unreadable rows needed for that: a smaller count is not normally distributed
 
 
 class TooManyCorrupt(UserError):
-    """More than data.max_corrupt of the images could not be read; the run stops itself (exit code 3)."""
+    """More than data.max_corrupt of the images could not be read; the run stops with exit code 3."""
 
 
 class Tally:
-    """Distinct rows tried so far and those found unreadable, in the main process of each rank.
+    """Counts distinct rows tried so far and unreadable rows, in the main process of each rank.
 
     ``report`` only reports rows that this rank could not read. ``count`` enforces the limit, so every rank
     must pass the same rows: then all stop, or none.
@@ -39,19 +39,19 @@ class Tally:
         self._bad: set[int] = set()
 
     def report(self, bad: Mapping[int, str]) -> None:
-        """Report the rows that this rank could not read and the reasons, each row once."""
+        """Pass rows that this rank could not read to ``on_corrupt``, with the reason, each row once."""
         for row, reason in bad.items():
             if row not in self._reasons:
                 self._reasons[row] = reason
                 self._on_corrupt(row, reason)
 
     def count(self, rows: Int[Tensor, " b"], bad: Collection[int]) -> None:
-        """Count rows that were tried, distinct among themselves, and those of them that were unreadable.
+        """Count distinct rows that were tried, and the unreadable ones among them; enforce the limit.
 
         Raises:
             UserError: every image was tried and none could be read.
-            TooManyCorrupt: more than the limit: exactly so once every row was tried; before that, when
-                the count alone exceeds it, or chance is ruled out.
+            TooManyCorrupt: more than the limit is unreadable. Before every row was tried, this is raised if
+                the count already exceeds the limit for all rows, or its excess cannot be chance.
         """
         self._num_tried += int((~self._tried[rows]).sum())
         self._tried[rows] = True

@@ -1,4 +1,4 @@
-"""Data sets that torchvision downloads and reads."""
+"""Download and open data sets by torchvision."""
 
 import importlib
 import sys
@@ -11,7 +11,7 @@ from contrastive.config import UserError
 
 
 def fetch(kind: str, root: Path, download: bool, **part: Any) -> Any:
-    """Return a torchvision data set, downloaded by one process of this machine where need be.
+    """Return a torchvision data set, downloaded if necessary, by one process of this machine.
 
     Args:
         kind: Its class in ``torchvision.datasets``.
@@ -20,7 +20,7 @@ def fetch(kind: str, root: Path, download: bool, **part: Any) -> Any:
         part: Which part: ``train=True``, ``split="test"``.
 
     Raises:
-        UserError: missing or damaged, and not to be downloaded, or the download failed.
+        UserError: missing or damaged, and ``download`` is false or the download failed.
     """
     make = getattr(importlib.import_module("torchvision.datasets"), kind)
     # torchvision prints while it works, and stdout is for results.
@@ -45,7 +45,7 @@ def fetch(kind: str, root: Path, download: bool, **part: Any) -> Any:
 
 @contextmanager
 def only_process(root: Path) -> Iterator[None]:
-    """Let one process at a time work on ``root``: ranks that start together download once."""
+    """Lock ``root`` for one process at a time, so that ranks that start together download once."""
     root.mkdir(parents=True, exist_ok=True)
     try:
         fcntl = importlib.import_module("fcntl")

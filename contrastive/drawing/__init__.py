@@ -1,1 +1,1 @@
-"""Figures of the reports, the run directory and W&B: drawn once, rendered as SVG or as pixels."""
+"""Draw the figures of reports, run directory and W&B; each can be rendered as SVG or as pixels."""

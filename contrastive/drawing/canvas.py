@@ -1,4 +1,4 @@
-"""A drawing of a few kinds of shapes, rendered as SVG for a page or as pixels for a PNG file and W&B."""
+"""Render a drawing of simple shapes as SVG for a page, or as pixels for a PNG file and W&B."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
-Number = int | float  # to beartype, an int is no float
+Number = int | float  # beartype does not accept an int as a float
 Points = Sequence[tuple[Number, Number]]
 
 COLOURS = {
@@ -33,7 +33,7 @@ COLOURS = {
 }
 """Named colours, (light theme, dark theme): CSS variables on a page, the first of them in a PNG."""
 SERIES = 8
-"""Colours that curves and bars may have: ``s0`` to ``s7``."""
+"""Number of colours for curves and bars: ``s0`` to ``s7``."""
 
 _FONT_PX = 11
 _ANCHORS = {"start": "ls", "middle": "ms", "end": "rs"}  # Pillow's names; all on the baseline
@@ -50,7 +50,7 @@ class Dot(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A filled rectangle; with ``opacity`` 0 it is not seen."""
+    """A filled rectangle; invisible with ``opacity`` 0."""
 
     x: Number
     y: Number
@@ -71,7 +71,7 @@ class Line(NamedTuple):
 
 
 class Label(NamedTuple):
-    """Text with its baseline at ``y``, or at ``x`` where it is ``upright`` (read from bottom to top)."""
+    """Text with its baseline at ``y``; if ``upright`` (read from bottom to top), at ``x``."""
 
     x: Number
     y: Number
@@ -87,13 +87,13 @@ Shape = Dot | Box | Line | Label
 
 @dataclass(frozen=True)
 class Drawing:
-    """Shapes on paper.
+    """A drawing of shapes.
 
     Attributes:
-        width: In units; text is 11 units high.
-        height: In units.
-        title: What a screen reader says.
-        shapes: Later ones cover earlier ones.
+        width: Width in units; text is 11 units high.
+        height: Height in units.
+        title: Text for screen readers.
+        shapes: Shapes; later ones cover earlier ones.
     """
 
     width: Number
@@ -102,7 +102,7 @@ class Drawing:
     shapes: Sequence[Shape]
 
     def svg(self) -> str:
-        """Render as inline SVG, which fills the width that a page gives it and follows the page's theme."""
+        """Render as inline SVG, which fills the available width and follows the page's theme."""
         inner = "".join(_svg(shape) for shape in self.shapes)
         label = escape(self.title, quote=True)
         return (
@@ -110,7 +110,7 @@ class Drawing:
         )
 
     def pixels(self, scale: int = 2) -> UInt8[Tensor, "3 h w"]:
-        """Render on white, ``scale`` px a unit."""
+        """Render on white, with ``scale`` px per unit."""
         canvas = Image.new("RGB", (round(scale * self.width), round(scale * self.height)), rgb("card"))
         for shape in self.shapes:
             _paint(shape, canvas, scale)
@@ -129,8 +129,8 @@ def _svg(shape: Shape) -> str:
             inner = f'path d="M{path}" fill="none" stroke="{css(colour)}" stroke-width="{width}"'
         case Label(x, y, text, anchor, colour, upright):
             turned = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if upright else ""
-            place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}'
-            return f'<text {place} fill="{css(colour)}">{escape(text)}</text>'
+            position = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}'
+            return f'<text {position} fill="{css(colour)}">{escape(text)}</text>'
     tooltip = f"<title>{escape(title)}</title>" if title else ""
     return f"<{inner}>{tooltip}</{inner.split()[0]}>"
 
@@ -147,23 +147,23 @@ def _paint(shape: Shape, image: Image.Image, scale: int) -> None:
             ends = (left, top, max(left, left + scale * width - 1), max(top, top + scale * height - 1))
             pen.rectangle(ends, fill=mixed)
         case Line(points, colour, width):
-            places = [(scale * x, scale * y) for x, y in points]
-            pen.line(places, fill=rgb(colour), width=max(1, round(scale * width)), joint="curve")
-        case Label(x, y, upright=True):  # level on the image turned by a quarter
+            corners = [(scale * x, scale * y) for x, y in points]
+            pen.line(corners, fill=rgb(colour), width=max(1, round(scale * width)), joint="curve")
+        case Label(x, y, upright=True):  # draw it horizontally on the image rotated by 90 degrees
             turned = image.transpose(Image.Transpose.ROTATE_270)
-            place = ((image.height - 1) / scale - y, x)
-            _paint(shape._replace(x=place[0], y=place[1], upright=False), turned, scale)
+            across, down = (image.height - 1) / scale - y, x
+            _paint(shape._replace(x=across, y=down, upright=False), turned, scale)
             image.paste(turned.transpose(Image.Transpose.ROTATE_90))
         case Label(x, y, text, anchor, colour):
-            font, place = ImageFont.load_default(_FONT_PX * scale), (scale * x, scale * y)
-            pen.text(place, text, fill=rgb(colour), font=font, anchor=_ANCHORS[anchor])
+            font, start = ImageFont.load_default(_FONT_PX * scale), (scale * x, scale * y)
+            pen.text(start, text, fill=rgb(colour), font=font, anchor=_ANCHORS[anchor])
 
 
 def css(colour: str) -> str:
-    """Return a colour as a style sheet names it."""
+    """Return a colour as a CSS value."""
     return colour if colour.startswith("#") else f"var(--{colour})"
 
 
 def rgb(colour: str) -> tuple[int, ...]:
-    """Return a colour of the light theme in numbers."""
+    """Return a colour of the light theme as RGB numbers."""
     return ImageColor.getrgb(COLOURS[colour][0] if colour in COLOURS else colour)

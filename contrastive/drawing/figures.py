@@ -1,4 +1,4 @@
-"""The figures: curves, an accuracy with its interval, a map of points, a confusion matrix."""
+"""Draw figures: line chart, accuracy with its interval, scatter plot, confusion matrix."""
 
 import colorsys
 import math
@@ -21,7 +21,7 @@ _UNKNOWN = "#787878"
 
 
 def line_chart(series: Sequence[tuple[str, Points]], x_label: str = "epoch") -> Drawing:
-    """Draw curves over a shared x axis in the colours ``s0``, ``s1``, ...; an empty one keeps its colour."""
+    """Draw curves over a shared x axis in the colours ``s0``, ``s1``, ...; an empty one takes one too."""
     xs = [x for _, points in series for x, _ in points]
     ys = [y for _, points in series for _, y in points]
     x_ticks, y_ticks = ticks(min(0.0, *xs), max(xs), 5), ticks(min(ys), max(ys), 4)
@@ -86,10 +86,10 @@ def scatter(
     """Draw rows as dots coloured by class (grey: unknown); ``legend`` names the classes if they are few."""
     low, span = points.amin(0), (points.amax(0) - points.amin(0)).clamp_min(1e-12)
     placed = _MARGIN + (_SIDE - 2 * _MARGIN) * (points - low) / span
-    given = labels.tolist() if labels is not None else [-1] * len(points)
+    row_labels = labels.tolist() if labels is not None else [-1] * len(points)
     shapes: list[Shape] = [
         Dot(x, y, 2.6, class_colour(label, len(classes)), classes[label] if label >= 0 else "")
-        for (x, y), label in zip(placed.tolist(), given, strict=True)
+        for (x, y), label in zip(placed.tolist(), row_labels, strict=True)
     ]
     named = classes if legend and labels is not None and len(classes) <= _MOST_NAMES else ()
     for row, name in enumerate(named):
@@ -102,8 +102,7 @@ def scatter(
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Drawing:
     """Draw a confusion matrix: rows are true classes; blue on the diagonal, red where it is wrong.
 
-    Depth of colour is the share of the row, its square root for the mistakes, which are rare. Up to 40
-    classes are named.
+    Opacity is the share of the row, for the (rare) mistakes its square root. Up to 40 classes are named.
     """
     named = len(classes) <= _MOST_CLASSES
     margin = 14 + 6 * min(11, max(map(len, classes))) if named else 0
@@ -121,8 +120,8 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Drawin
                 depth = max(0.12, share if row == column else share**0.5)
                 colour = "s0" if row == column else "same"
                 x, y = margin + cell * column, margin + cell * row
-                told = f"{name} taken for {classes[column]}: {count} of {total}"
-                shapes.append(Box(x, y, 0.96 * cell, 0.96 * cell, colour, depth, told))
+                tooltip = f"{name} taken for {classes[column]}: {count} of {total}"
+                shapes.append(Box(x, y, 0.96 * cell, 0.96 * cell, colour, depth, tooltip))
                 if cell > 22:
                     ink = "on" if depth > 0.6 else "ink"
                     shapes.append(Label(x + cell / 2, y + cell / 2 + 4, f"{count}", colour=ink))
@@ -151,7 +150,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Format a number shortly, without float noise."""
+    """Format a number compactly, without rounding noise."""
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:.6g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")

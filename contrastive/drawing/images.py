@@ -1,4 +1,4 @@
-"""Training images as thumbnails: scaled, and a query beside its negatives."""
+"""Draw training images as thumbnails: scaled, or a query beside its negatives."""
 
 from collections.abc import Sequence
 
@@ -15,12 +15,12 @@ _FRAME, _GAP = 3, 2
 def strip(
     images: Sequence[UInt8[Tensor, "3 s s"]], same: Sequence[bool], side: int = 96
 ) -> UInt8[Tensor, "3 h w"]:
-    """Draw a query and its negatives side by side, ``side`` px each; those marked ``same`` in a red frame."""
+    """Draw a query and its negatives side by side, ``side`` px each; those marked ``same`` framed in red."""
     tile = side + 2 * (_FRAME + _GAP)
     paper, frame = (torch.tensor(rgb(name), dtype=torch.uint8)[:, None, None] for name in ("card", "same"))
     drawn = paper.repeat(1, tile, tile * len(images))
-    for place, (image, framed) in enumerate(zip(images, same, strict=True)):
-        left = place * tile + _GAP
+    for index, (image, framed) in enumerate(zip(images, same, strict=True)):
+        left = index * tile + _GAP
         if framed:
             drawn[:, _GAP : tile - _GAP, left : left + side + 2 * _FRAME] = frame
         inner = slice(_GAP + _FRAME, _GAP + _FRAME + side)
@@ -29,7 +29,7 @@ def strip(
 
 
 def scaled(image: UInt8[Tensor, "3 s s"], side: int) -> UInt8[Tensor, "3 t t"]:
-    """Enlarge an image pixel by pixel, or make it smaller without aliasing."""
+    """Enlarge an image by nearest neighbour, or shrink it with antialiasing."""
     if image.shape[-1] <= side:
         return F.interpolate(image[None], size=(side, side), mode="nearest")[0]
     small = F.interpolate(image[None].float(), size=(side, side), mode="bilinear", antialias=True)

@@ -1,4 +1,4 @@
-"""Features to points of a map: principal components, t-SNE."""
+"""Project features to two dimensions: principal components, t-SNE."""
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,9 @@ _FEWEST = 50  # rows of a t-SNE with perplexity 30
 
 
 def principal_components(rows: Float[Tensor, "n d"], count: int = 2) -> Float[Tensor, "n c"]:
-    """Project on the first ``count`` principal components; signs are fixed, so that maps compare.
+    """Project on the first ``count`` principal components; signs are fixed, so that maps can be compared.
 
-    With fewer than ``count`` dimensions the rest is 0.
+    If there are fewer than ``count`` dimensions, the rest is 0.
     """
     centred = rows.double() - rows.double().mean(0)
     _, vectors = torch.linalg.eigh(centred.T @ centred)
@@ -22,9 +22,9 @@ def principal_components(rows: Float[Tensor, "n d"], count: int = 2) -> Float[Te
 
 
 def embed(features: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n 2"], str]:
-    """Map features to a plane; returns the points and the method: t-SNE, or PCA for fewer than 50 rows.
+    """Map features to a plane; return the points and the method: t-SNE, or PCA for fewer than 50 rows.
 
-    PCA also where scikit-learn cannot be imported.
+    PCA is also used if scikit-learn cannot be imported.
     """
     try:
         from sklearn.manifold import TSNE

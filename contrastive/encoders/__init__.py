@@ -1,1 +1,1 @@
-"""Networks from images to features, and the files they are kept in."""
+"""Encoders, i.e. networks from images to features, and their files."""

@@ -1,4 +1,4 @@
-"""From a config or a description to an encoder, by way of the registry."""
+"""Build an encoder from a config or an ArchSpec, by the registry."""
 
 import inspect
 import logging
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 Built = TypeVar("Built", bound=nn.Module)
 
 _SETTINGS = ("width", "stem")
-"""Settings of ``EncoderConfig`` that are arguments of the networks that have them."""
+"""Settings of ``EncoderConfig`` that are passed to networks with an argument of that name."""
 
 
 def build_encoder(config: EncoderConfig, image_size: int) -> Encoder:
@@ -29,14 +29,14 @@ def build_encoder(config: EncoderConfig, image_size: int) -> Encoder:
     ``config.weights`` is not read here: see ``contrastive.encoders.weights.load_weights``.
 
     Args:
-        config: Its ``name``, ``args``, ``width`` and ``stem`` count.
-        image_size: Side in pixels of the images.
+        config: Its ``name``, ``args``, ``width`` and ``stem`` are used.
+        image_size: Side of the images in pixels.
 
     Raises:
-        UserError: arguments that the network does not have or does not take.
+        UserError: arguments that the network does not have or does not accept.
     """
     allowed, defaults = _arguments(config.name), EncoderConfig()
-    for name in _SETTINGS:  # of a recipe, so that another network can be tried on it
+    for name in _SETTINGS:  # only a warning, so that another network can be tried with a recipe
         value = getattr(config, name)
         if name not in allowed and value != getattr(defaults, name):
             logger.warning(
@@ -48,21 +48,21 @@ def build_encoder(config: EncoderConfig, image_size: int) -> Encoder:
 
 
 def arch_of(config: EncoderConfig) -> ArchSpec:
-    """Describe the network of ``config``: ``encoder.args``, and ``width`` and ``stem`` where it has them."""
+    """Describe the network of ``config``: ``encoder.args``, and ``width`` and ``stem`` if it has them."""
     allowed = _arguments(config.name)
     settings = {name: getattr(config, name) for name in _SETTINGS if name in allowed}
     return ArchSpec(config.name, settings | config.args)
 
 
 def build_arch(arch: ArchSpec, image_size: int) -> Encoder:
-    """Build the network that ``arch`` describes, with fresh weights of torch's global generator.
+    """Build the network that ``arch`` describes, with fresh weights from torch's global generator.
 
     Args:
-        arch: Of a name in the registry.
-        image_size: Side in pixels of the images.
+        arch: Description with a name of the registry.
+        image_size: Side of the images in pixels.
 
     Raises:
-        UserError: arguments that the network does not have or does not take.
+        UserError: arguments that the network does not have or does not accept.
     """
     build, allowed, key = _builder(arch.name), _arguments(arch.name), encoder_key(arch.name)
     unknown = [name for name in arch.args if name not in allowed]
@@ -114,9 +114,9 @@ def check_encoder(encoder: Encoder, *sizes: int) -> None:
 
 
 def without_memory(build: Callable[[], Built]) -> Built:
-    """Build a network on the meta device, where it needs neither memory nor random numbers.
+    """Build a network on the meta device, which needs neither memory nor random numbers.
 
-    The few that compute with tensors while they are built (RegNet) cannot be: these are built on the CPU.
+    A few networks (RegNet) compute with tensors in their constructor; these are built on the CPU.
     """
     try:
         with torch.device("meta"):
@@ -127,13 +127,13 @@ def without_memory(build: Callable[[], Built]) -> Built:
 
 
 def _builder(name: str) -> Callable[..., Encoder]:
-    """Return the function that the registry names; it takes the network's name and the image size."""
+    """Return the registry's function, which takes the network's name and the image size."""
     module, _, function = ENCODERS[encoder_key(name)].partition(":")
-    found: Callable[..., Encoder] = getattr(import_module(module), function)
-    return found
+    build: Callable[..., Encoder] = getattr(import_module(module), function)
+    return build
 
 
 def _arguments(name: str) -> list[str]:
-    """Names of the further arguments of a network's function; ``**`` where it checks them by itself."""
+    """List the further arguments of a network's function; ``**`` if it checks them itself."""
     parameters = list(inspect.signature(_builder(name)).parameters.values())[2:]
     return ["**" if each.kind is each.VAR_KEYWORD else each.name for each in parameters]

@@ -1,4 +1,4 @@
-"""The interface of every encoder, whatever its architecture."""
+"""Define the interface of all encoders."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ class Encoded:
     """Features of a batch.
 
     Attributes:
-        pooled: One vector an image; what protocols and the projector read.
-        tokens: The parts it was pooled from: positions of a feature map row by row, or a class token (where
-            there is one) before the patches of a transformer. Their width is that of ``pooled``, except in
-            networks with a layer behind the pooling.
-        grid: Rows and columns of the positions or patches; None where they form no rectangle. There are
+        pooled: One vector per image, the input of the projector and of evaluation protocols.
+        tokens: The vectors it was pooled from: positions of a feature map row by row, or a class token (if
+            there is one) and the patches of a transformer. Their width is that of ``pooled``, except in
+            networks with a layer after the pooling.
+        grid: Rows and columns of the positions or patches; None if they form no rectangle. There are
             ``n - rows * columns`` class tokens.
-        attention: Weights of the attention, where an encoder computes them.
+        attention: Attention weights, if the encoder computes them.
     """
 
     pooled: Float[Tensor, "b d"]
@@ -32,14 +32,14 @@ class Encoded:
 
 
 class Encoder(nn.Module, ABC):
-    """Computes features of images; a subclass sets ``dim`` and writes ``encode``.
+    """Base class of encoders; a subclass sets ``dim`` and implements ``encode``.
 
     Attributes:
         dim: Size d of the pooled vector.
-        arch: How to build the network again. The functions of the registry set it; None stands for a class
-            of your own, which is passed to whatever loads its file.
-        heads: Names of the classifier in weight files, which are left out.
-        weight_names: What ``encoder.weights`` may be beside a file; see ``published_weights``.
+        arch: Description to rebuild the network. The functions of the registry set it; None means a class of
+            your own, an instance of which must be passed to functions that load its file.
+        heads: Names of the classifier in weight files, which is left out.
+        weight_names: Allowed values of ``encoder.weights`` besides a file; see ``published_weights``.
     """
 
     dim: int
@@ -52,16 +52,16 @@ class Encoder(nn.Module, ABC):
         """Compute pooled features and the tokens they were pooled from."""
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Compute the pooled features alone."""
+        """Compute only the pooled features."""
         return self.encode(x).pooled
 
     def published_weights(self, name: str) -> Mapping[str, Tensor]:
-        """Return the tensors that the network's library publishes as one of ``weight_names``."""
+        """Return the weights that the network's library publishes under one of ``weight_names``."""
         raise NotImplementedError(f"{type(self).__name__}: weight_names is {self.weight_names}")
 
     @property
     def spec(self) -> ArchSpec:
-        """Return ``arch``, or the name of the class where the registry cannot build it."""
+        """Return ``arch``, or the name of the class if the registry cannot build it."""
         return self.arch or ArchSpec(f"{OWN}{type(self).__name__}")
 
 
@@ -71,7 +71,7 @@ def encode_map(pooled: Float[Tensor, "b d"], features: Float[Tensor, "b c h w"])
 
 
 def grid_of(patches: int, x: Float[Tensor, "b 3 h w"]) -> tuple[int, int] | None:
-    """Return rows and columns of so many patches, in the proportions of the images; None where none fit."""
+    """Return rows and columns of ``patches``, in the proportions of the images; None if none fit."""
     height, width = x.shape[-2:]
     rows = max(1, isqrt(patches * height // width))
     columns = patches // rows

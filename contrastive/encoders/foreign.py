@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm given by name, with their weights, a file's, or random ones."""
+"""Load networks of torchvision and timm by name, with published weights, a file's, or random ones."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,7 +21,7 @@ class Foreign:
     Attributes:
         library: ``torchvision`` or ``timm``.
         model: A classifier of it; timm's may carry a tag (``resnet18.a1_in1k``).
-        weights: ``random``; a file of tensors; of torchvision also one of its names (``IMAGENET1K_V2``).
+        weights: ``random``; a file of tensors; for torchvision also one of its names (``IMAGENET1K_V2``).
             Empty takes the library's default, which it downloads once.
     """
 
@@ -30,12 +30,12 @@ class Foreign:
     weights: str = ""
 
     def __str__(self) -> str:
-        """Spell it as the user does."""
+        """Return the text that the user wrote."""
         return ":".join(filter(None, (self.library, self.model, self.weights)))
 
     @property
     def slug(self) -> str:
-        """Return the name of a folder for its results, e.g. ``torchvision-resnet18-random``."""
+        """Return a folder name for its results, e.g. ``torchvision-resnet18-random``."""
         return "-".join(filter(None, (self.library, self.model, Path(self.weights).stem)))
 
     @property
@@ -45,7 +45,7 @@ class Foreign:
 
 
 def parse_foreign(text: str) -> Foreign | None:
-    """Take ``text`` apart; return None where it names no other library, so that it is a path.
+    """Parse ``text``; return None if it does not start with a library's name, so that it is a path.
 
     Raises:
         UserError: the model is missing.
@@ -64,12 +64,12 @@ def load_foreign(foreign: Foreign, image_size: int | None) -> tuple[LibraryEncod
     """Load a network without its classifier, in evaluation mode, and describe its input.
 
     Args:
-        foreign: What to load; random weights are drawn from torch's global generator.
-        image_size: Side of its input; None takes what its default weights were trained at.
+        foreign: Network to load; random weights are drawn from torch's global generator.
+        image_size: Side of its input; None takes the size at which its weights were trained.
 
     Raises:
-        UserError: no such model, no such weights, a download that failed, a file that does not fit, or
-            images of this size are not for it.
+        UserError: no such model or weights, a failed download, a file that does not fit, or an image size
+            that the network does not accept.
     """
     library = import_module(ENCODERS[f"{foreign.library}:"].partition(":")[0])
     published: InputSpec = library.input_spec(foreign.model, foreign.weights or DEFAULT)

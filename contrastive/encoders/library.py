@@ -1,4 +1,4 @@
-"""Networks of other libraries as encoders, under the library's own parameter names."""
+"""Wrap networks of other libraries as encoders, with the library's own parameter names."""
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
@@ -13,23 +13,22 @@ from contrastive.config import UserError
 from contrastive.encoders.encoder import Encoder
 
 DEFAULT = "default"
-"""Names the weights that a library itself would take."""
+"""Name of the weights that a library uses by default."""
 
 
 class LibraryEncoder(Encoder):
     """Wraps a network of another library that returns pooled features.
 
-    The state dict has the network's own keys, so that its files load in that library, and that library's
-    here.
+    The state dict has the network's own keys, so that files can be exchanged with that library.
 
     Args:
-        network: Without its classifier: (b, 3, s, s) to (b, d).
-        name: As ``encoder.name``, for messages.
+        network: Network without its classifier: (b, 3, s, s) to (b, d).
+        name: The ``encoder.name``, for messages.
         image_size: Side s of its input.
         heads: Names of its classifier in weight files.
 
     Raises:
-        UserError: the network does not take images of this size.
+        UserError: the network does not accept images of this size.
     """
 
     def __init__(self, network: nn.Module, name: str, image_size: int, heads: Sequence[str]) -> None:
@@ -40,7 +39,7 @@ class LibraryEncoder(Encoder):
         self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Compute the pooled features alone."""
+        """Compute only the pooled features."""
         features: Tensor = self.network(x)
         return features
 
@@ -60,7 +59,7 @@ def _add_prefix(module: nn.Module, tensors: dict[str, Any], prefix: str, *_: Any
 
 @torch.no_grad()
 def _pooled_dim(network: nn.Module, name: str, image_size: int) -> int:
-    """Return the size of the pooled features, found by one image of zeros."""
+    """Measure the size of the pooled features with one image of zeros."""
     device = next(network.parameters()).device
     network.eval()
     with explain_refusal(name, {}, image_size):
@@ -76,12 +75,12 @@ def _pooled_dim(network: nn.Module, name: str, image_size: int) -> int:
 
 @contextmanager
 def explain_refusal(name: str, args: dict[str, Any], image_size: int) -> Iterator[None]:
-    """Turn what a library raises on arguments or sizes that do not fit into a message for the user."""
+    """Turn a library's error for wrong arguments or sizes into a UserError."""
     try:
         yield
-    except (UserError, NotImplementedError):  # the second: without memory (device=meta) it cannot be built
+    except (UserError, NotImplementedError):  # NotImplementedError: cannot be built on the meta device
         raise
-    except Exception as error:  # of any kind: each network refuses in its own way
+    except Exception as error:  # of any type: each network raises its own
         if "memory" in str(error):
             raise
         if args:
@@ -96,7 +95,7 @@ def explain_refusal(name: str, args: dict[str, Any], image_size: int) -> Iterato
 
 
 def check_arguments(name: str, given: dict[str, Any], allowed: Sequence[str]) -> None:
-    """Refuse arguments that a network does not have, with the nearest right one."""
+    """Refuse arguments that a network does not have; suggest the nearest one."""
     for argument in given:
         if argument not in allowed:
             close = difflib.get_close_matches(argument, allowed, n=1, cutoff=0.5)
@@ -108,7 +107,7 @@ def check_arguments(name: str, given: dict[str, Any], allowed: Sequence[str]) ->
 
 
 def check_model(library: str, model: str, names: Sequence[str]) -> None:
-    """Refuse a model that a library does not have, with the nearest right ones."""
+    """Refuse a model that a library does not have; suggest the nearest ones."""
     if model in names:
         return
     if not model:
@@ -122,7 +121,7 @@ def check_model(library: str, model: str, names: Sequence[str]) -> None:
 
 
 def download(name: str, fetch: Callable[[], Any]) -> Any:
-    """Return what ``fetch`` does; libraries raise a dozen kinds, all of which mean that it cannot be had."""
+    """Run ``fetch``; turn any download error into a UserError."""
     try:
         return fetch()
     except Exception as error:
@@ -134,5 +133,5 @@ def download(name: str, fetch: Callable[[], Any]) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its kind where it has none."""
+    """Return the first line of an error's message, or its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

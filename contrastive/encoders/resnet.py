@@ -1,4 +1,4 @@
-"""Residual networks under torchvision's parameter names, in any width and with a stem for small images."""
+"""Residual networks with torchvision's parameter names, of any width and with a stem for small images."""
 
 from functools import partial
 
@@ -24,9 +24,9 @@ ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, in
 
 
 class ResNetEncoder(Encoder, ResNet):  # type: ignore[misc]  # torchvision is untyped
-    """He et al. 2015 (arXiv:1512.03385) as torchvision builds it (v1.5), without the classifier.
+    """ResNet, He et al. 2015 (arXiv:1512.03385), as in torchvision (v1.5), without the classifier.
 
-    The state dict has torchvision's keys less ``fc.*``, so weights travel both ways.
+    The state dict has torchvision's keys except ``fc.*``, so weights can be exchanged both ways.
 
     Args:
         name: A key of ``ARCHITECTURES``.
@@ -36,8 +36,8 @@ class ResNetEncoder(Encoder, ResNet):  # type: ignore[misc]  # torchvision is un
     """
 
     def __init__(self, name: str, *, width: int = 64, small_stem: bool = False) -> None:
-        # ResNet.__init__ fixes 64 channels and the stem; only its _make_layer and its forward names are
-        # wanted, so its attributes are set here instead of building a network to throw half of it away.
+        # ResNet.__init__ fixes 64 channels and the stem; only its _make_layer and its attribute names are
+        # used, so they are set here instead of building a network and discarding half of it.
         nn.Module.__init__(self)
         block, blocks = ARCHITECTURES[name]
         self._norm_layer = nn.BatchNorm2d
@@ -54,9 +54,8 @@ class ResNetEncoder(Encoder, ResNet):  # type: ignore[misc]  # torchvision is un
         self.layer4 = stage(8 * width, blocks[3], stride=2)
         self.dim = 8 * width * block.expansion
         for module in self.modules():
-            if isinstance(
-                module, nn.Conv2d
-            ):  # torchvision's; batch norm starts at weight 1, bias 0 by itself
+            # As in torchvision; batch norm starts at weight 1, bias 0 by default.
+            if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.kernel_size == (1, 1) and module.stride == (2, 2) and module.in_channels < 8:
                     _subsample_first(module)

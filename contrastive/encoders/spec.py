@@ -1,4 +1,4 @@
-"""What describes a network and its input, in config objects and in the metadata of encoder files."""
+"""Describe a network (ArchSpec) and its input (InputSpec), also in the metadata of encoder files."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -7,16 +7,16 @@ from typing import Any
 from contrastive.config import DataConfig
 
 OWN = "own:"
-"""Begins the name of a network that only the program that defines it can build."""
+"""Prefix of the name of a network that only the program that defines it can build."""
 
 
 @dataclass(frozen=True)
 class ArchSpec:
-    """Describes a network: everything that is needed to build it again, except its weights.
+    """Everything that is needed to rebuild a network, except its weights.
 
     Attributes:
-        name: As ``encoder.name``; ``own:CLASS`` for a network that no registry entry builds.
-        args: Arguments of the function that the registry names, as JSON has them.
+        name: The ``encoder.name``; ``own:CLASS`` for a network that no registry entry builds.
+        args: Arguments of the registry's function, as JSON values.
     """
 
     name: str
@@ -32,10 +32,10 @@ class ArchSpec:
         return self.name.startswith(OWN)
 
     def to_json(self) -> str:
-        """Write it as one line.
+        """Write the spec as one line of JSON.
 
         Raises:
-            ValueError: an argument that JSON does not have.
+            ValueError: an argument that JSON cannot represent.
         """
         try:
             return json.dumps(asdict(self), allow_nan=False)
@@ -57,11 +57,11 @@ class ArchSpec:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Describes what an encoder takes: the images it was trained on, and how they are normalised.
+    """The input of an encoder: size of the images it was trained on, and their normalisation.
 
     Attributes:
         size: Side in pixels of the square the network sees.
-        decode_size: Side of the square that is cut from.
+        decode_size: Side of the stored square that views are cut from.
         mean: Per-channel mean to subtract, in [0, 1] units.
         std: Per-channel standard deviation to divide by.
         frames: Images of a clip; 1 for single images.
@@ -75,17 +75,17 @@ class InputSpec:
 
     @classmethod
     def of(cls, data: DataConfig) -> "InputSpec":
-        """Return what a run with these settings feeds its network."""
+        """Return the input of the network of a run with these settings."""
         return cls(data.image_size, data.stored_size, [*data.mean], [*data.std])
 
     def at(self, size: int | None) -> "InputSpec":
-        """Return the same at another size, stored as ``data.decode_size=null`` does; None changes nothing."""
+        """Return the same input at another size, with the default decode size; None changes nothing."""
         if size in (None, self.size):
             return self
         return self.of(DataConfig(image_size=size, mean=self.mean, std=self.std))
 
     def to_json(self) -> str:
-        """Write it as one line."""
+        """Write the spec as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod

@@ -23,9 +23,9 @@ from contrastive.encoders.library import (
 from contrastive.encoders.spec import InputSpec
 
 _RESERVED = (
-    *("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),  # files and addresses
-    *("pretrained", "num_classes", "features_only", "in_chans"),  # what the encoder decides
-    *("cfg", "block_args", "kwargs", "device", "dtype"),  # no values of a config
+    *("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),  # files and URLs
+    *("pretrained", "num_classes", "features_only", "in_chans"),  # set by the encoder itself
+    *("cfg", "block_args", "kwargs", "device", "dtype"),  # not expressible in a config
 )
 """Arguments that ``encoder.args`` must not set: they may come from a file that is not trusted."""
 
@@ -88,10 +88,10 @@ def create(model: str, image_size: int, args: dict[str, Any], **options: Any) ->
         model: Its name.
         image_size: Side in pixels.
         args: Further arguments of its class.
-        options: Of ``timm.create_model``, for callers in this project.
+        options: Options of ``timm.create_model``, for callers in this project.
 
     Raises:
-        UserError: no such model, or arguments that it does not have or take.
+        UserError: no such model, or arguments that it does not have or accept.
     """
     name, parameters = f"timm:{model}", inspect.signature(type(_outline(model))).parameters
     allowed = [each for each in parameters if each not in _RESERVED]
@@ -102,7 +102,7 @@ def create(model: str, image_size: int, args: dict[str, Any], **options: Any) ->
 
 
 def arguments(model: str, image_size: int, args: dict[str, Any]) -> dict[str, Any]:
-    """Return what ``timm.create_model`` gets beside the name."""
+    """Return the arguments of ``timm.create_model`` besides the name."""
     sized = "img_size" in inspect.signature(type(_outline(model))).parameters
     return ({"img_size": image_size} if sized else {}) | args
 
@@ -116,7 +116,7 @@ def input_spec(model: str, weights: str) -> InputSpec:
 
 @cache
 def _outline(model: str) -> Any:
-    """Build a network without memory and random numbers, to read what timm says of it."""
+    """Build a network without memory and random numbers, to read timm's metadata of it."""
     if not timm.is_model(model):
         check_model("timm", model, timm.list_models())
     with torch.device("meta"):

@@ -26,7 +26,7 @@ from contrastive.encoders.spec import InputSpec
 _RESERVED = ("weights", "num_classes", "self", "kwargs", "block", "norm_layer")
 """Arguments that ``encoder.args`` must not set."""
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")
-"""Classifiers beside the last one, which are not built."""
+"""Auxiliary classifiers, which are not built."""
 
 
 def build(model: str, image_size: int, **args: Any) -> LibraryEncoder:
@@ -60,7 +60,7 @@ class TorchvisionEncoder(LibraryEncoder):
         part, reads_input = _before_pooling(self.network)
         seen: list[Tensor] = []
         with part.register_forward_hook(
-            lambda _, given, made: seen.append(given[0] if reads_input else made)
+            lambda _, inputs, output: seen.append(inputs[0] if reads_input else output)
         ):
             pooled = self.network(x)
         [features] = seen
@@ -82,7 +82,7 @@ def create(model: str, image_size: int, args: dict[str, Any]) -> tuple[nn.Module
     """Build torchvision's own network without its classifier; return the classifier's name too.
 
     Raises:
-        UserError: no such model, or arguments that it does not have or take.
+        UserError: no such model, or arguments that it does not have or accept.
     """
     name, outline = f"torchvision:{model}", _outline(model)
     parameters = inspect.signature(type(outline)).parameters
@@ -99,14 +99,14 @@ def create(model: str, image_size: int, args: dict[str, Any]) -> tuple[nn.Module
 
 
 def arguments(model: str, image_size: int, args: dict[str, Any]) -> dict[str, Any]:
-    """Return what ``torchvision.models.get_model`` gets beside the name."""
+    """Return the arguments of ``torchvision.models.get_model`` besides the name."""
     parameters = inspect.signature(type(_outline(model))).parameters
     fixed = {"image_size": image_size, "aux_logits": False, "init_weights": True}
     return {name: value for name, value in fixed.items() if name in parameters} | args
 
 
 def input_spec(model: str, weights: str) -> InputSpec:
-    """Describe the images that a model's weights were trained on; where unknown, its default weights."""
+    """Describe the images that a model's weights were trained on; for unknown weights, its default ones."""
     _outline(model)
     preset = (_published(model, weights) or models.get_model_weights(model).DEFAULT).transforms()
     return InputSpec(preset.crop_size[0], preset.resize_size[0], list(preset.mean), list(preset.std))
@@ -127,7 +127,7 @@ def _outline(model: str) -> nn.Module:
 
 
 def _before_pooling(network: nn.Module) -> tuple[nn.Module, bool]:
-    """Find what holds the last feature map: the input of the pooling, or the output of the last stage."""
+    """Find the module with the last feature map: as input of the pooling, or as output of the last stage."""
     for name in ("avgpool", "encoder", "features", "layers", "conv5", "blocks"):
         if isinstance(part := getattr(network, name, None), nn.Module):
             return (part[-1] if isinstance(part, nn.ModuleList) else part), name == "avgpool"

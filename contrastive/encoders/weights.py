@@ -24,21 +24,21 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "contrastive-encoder"
 FORMAT_VERSION = 3
-"""3 describes network and input as JSON; 2 does so entry by entry (name, width, stem, ...); both are sealed
-(see sealed.py). 1 holds what 2 or 3 do and need not be, e.g. what another tool saved anew."""
+"""Version 3 describes network and input as JSON; 2 has one entry per value (name, width, stem, ...); both are
+sealed (see sealed.py). 1 has the content of 2 or 3 and need not be sealed, e.g. if another tool saved it."""
 
 _PICKLES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
-"""Suffixes of what ``torch.save`` writes."""
+"""Suffixes of files that ``torch.save`` writes."""
 
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """What an encoder file says about itself.
+    """The metadata of an encoder file.
 
     Attributes:
         arch: The network.
-        input: The images it takes.
-        extra: Whatever else the writer noted.
+        input: The images it expects.
+        extra: Further metadata.
     """
 
     arch: ArchSpec
@@ -47,7 +47,7 @@ class EncoderInfo:
 
 
 def save_encoder(path: Path, encoder: Encoder, input: InputSpec, extra: Mapping[str, str]) -> None:
-    """Write ``encoder`` atomically, with what is needed to build and feed it as metadata.
+    """Write ``encoder`` atomically, with metadata that describes the network and its input.
 
     Args:
         path: ``.../encoder.safetensors``; replaced if it exists.
@@ -74,12 +74,12 @@ def load_encoder(path: Path, encoder: Encoder | None = None) -> tuple[Encoder, E
 
     Args:
         path: The file.
-        encoder: Takes the weights, in place; needed where the network is a class of your own, as no code is
-            imported that a file names. None builds the network that the file describes.
+        encoder: Network to load the weights into, in place; needed for a network class of your own, since
+            no code that a file names is imported. None builds the network that the file describes.
 
     Raises:
-        UserError: no such file, a broken one, one of another program or of a later version, a network that
-            this release cannot build, or tensors that do not fit the network.
+        UserError: no such file, a damaged file, a file of another program or of a later version, a network
+            that this release cannot build, or tensors that do not fit the network.
     """
     tensors, metadata = _read(path)
     info = _parse_info(path, metadata)
@@ -92,16 +92,16 @@ def load_encoder(path: Path, encoder: Encoder | None = None) -> tuple[Encoder, E
 
 
 def read_info(path: Path) -> EncoderInfo:
-    """Read what an ``encoder.safetensors`` says about itself.
+    """Read the metadata of an ``encoder.safetensors``.
 
     Raises:
-        UserError: as ``load_encoder``.
+        UserError: see ``load_encoder``.
     """
     return _parse_info(path, _read(path)[1])
 
 
 def _build_for(info: EncoderInfo, tensors: Mapping[str, Tensor], path: Path) -> Encoder:
-    """Build the network that a file describes, once it is known to be as large as the file's tensors."""
+    """Build the network that a file describes, after checking the shapes of the file's tensors."""
     if info.arch.is_own:
         name = info.arch.name.removeprefix(OWN)
         raise UserError(
@@ -114,7 +114,7 @@ def _build_for(info: EncoderInfo, tensors: Mapping[str, Tensor], path: Path) -> 
             "register it in contrastive/registry.py"
         )
     try:
-        # A file may claim any width.
+        # A file may claim any width, so build it without memory first.
         outline = without_memory(lambda: build_arch(info.arch, info.input.size))
     except (RuntimeError, UserError) as error:
         raise UserError(
@@ -126,15 +126,15 @@ def _build_for(info: EncoderInfo, tensors: Mapping[str, Tensor], path: Path) -> 
 
 
 def load_weights(encoder: Encoder, weights: str) -> None:
-    """Start ``encoder`` from published weights, or from a file of torchvision, timm, or ``save_encoder``.
+    """Load published weights into ``encoder``, or a file of torchvision, timm, or ``save_encoder``.
 
     Args:
-        encoder: Changed in place; unchanged when the tensors do not fit. Its classifier is left out.
-        weights: One of ``encoder.weight_names``; or a file as ``read_tensors`` takes it, the names in which
-            may have a prefix, see ``fit_names``.
+        encoder: Changed in place; unchanged if the tensors do not fit. The file's classifier is left out.
+        weights: One of ``encoder.weight_names``; or a file for ``read_tensors``, with names that may have a
+            prefix, see ``fit_names``.
 
     Raises:
-        UserError: the weights cannot be used; names the first key that does not fit, and the remedy.
+        UserError: the weights cannot be used; the message has the first key that does not fit, and a remedy.
     """
     names, wanted = encoder.weight_names, encoder.state_dict()
     if weights in names:
@@ -154,9 +154,9 @@ _WITH_WEIGHTS = "; published weights are those of encoder.name=torchvision:MODEL
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.tar`` or ``.ckpt`` file by name.
+    """Read the tensors of a ``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.tar`` or ``.ckpt`` file.
 
-    Of dictionaries in dictionaries, the keys are joined by dots: ``state_dict.conv1.weight``.
+    Keys of nested dictionaries are joined by dots: ``state_dict.conv1.weight``.
 
     Raises:
         UserError: the file cannot be read, needs more than torch's restricted unpickler, or has no tensors.
@@ -171,14 +171,14 @@ def fit_names(
     source: str,
     remedy: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], str],
 ) -> dict[str, Tensor]:
-    """The tensors of a file under the names of the network, which one prefix of theirs must lead to.
+    """Rename the tensors of a file to the names of the network, by removing a prefix that they share.
 
     Args:
-        wanted: State of the network; each of its names must be there, in the same shape.
-        tensors: By the file's names, e.g. ``state_dict.module.encoder_q.conv1.weight``.
+        wanted: State of the network; the file must have each of its names, in the same shape.
+        tensors: Tensors by the file's names, e.g. ``state_dict.module.encoder_q.conv1.weight``.
         heads: Names of the classifier, which is left out.
         source: The file, for messages.
-        remedy: What to do where nothing fits, from ``wanted`` and the tensors that come closest.
+        remedy: Returns the advice if nothing fits, from ``wanted`` and the tensors that come closest.
 
     Raises:
         UserError: none or several prefixes fit, or a tensor is not finite.
@@ -186,13 +186,13 @@ def fit_names(
     anchor = next(iter(wanted))
     ends = [name for name in tensors if name.endswith(f".{anchor}")]
     prefixes = ["", *(name.removesuffix(anchor) for name in ends)]
-    found = {prefix: _below(prefix, tensors, heads, wanted) for prefix in prefixes}
-    fitting = [prefix for prefix, body in found.items() if not _misfit(wanted, body)]
+    bodies = {prefix: _below(prefix, tensors, heads, wanted) for prefix in prefixes}
+    fitting = [prefix for prefix, body in bodies.items() if not _misfit(wanted, body)]
     chosen = [prefix for prefix in fitting if not _SECOND.search(prefix)] if len(fitting) > 1 else fitting
     if not fitting:
-        closest = max(prefixes, key=lambda prefix: len(wanted.keys() & found[prefix].keys()))
-        place = f" (below {closest!r})" if closest else _held(wanted, tensors)
-        reason = f"{_misfit(wanted, found[closest])}{place}; {remedy(wanted, found[closest])}"
+        closest = max(prefixes, key=lambda prefix: len(wanted.keys() & bodies[prefix].keys()))
+        place = f" (below {closest!r})" if closest else _describe_names(wanted, tensors)
+        reason = f"{_misfit(wanted, bodies[closest])}{place}; {remedy(wanted, bodies[closest])}"
         raise UserError(f"{source}: {reason}")
     if len(chosen) != 1:
         raise UserError(f"{source}: tensors below each of {', '.join(fitting)} fit; save one of them alone")
@@ -200,30 +200,30 @@ def fit_names(
     if prefix:
         others = sum(not name.startswith(prefix) for name in tensors)
         logger.info("%s: took the tensors below %r; %d others are left out", source, prefix, others)
-    for name, tensor in found[prefix].items():
+    for name, tensor in bodies[prefix].items():
         if not tensor.float().isfinite().all():
             raise UserError(f"{source}: {prefix}{name} holds numbers that are not finite; take another file")
-    return found[prefix]
+    return bodies[prefix]
 
 
 _SECOND = re.compile("encoder_k|momentum|student|target|(^|[._])ema[._]")
-"""Names the second of two copies of a network in a file: MoCo, BYOL, DINO (which scores its teacher), EMA."""
+"""Matches the second of two copies of a network in a file: MoCo, BYOL, DINO (scored by its teacher), EMA."""
 
 
 def _below(
     prefix: str, tensors: Mapping[str, Tensor], heads: Sequence[str], wanted: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What begins with ``prefix``, named without it, less the classifier."""
+    """Return the tensors below ``prefix``, without it in their names, except the classifier."""
     body = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     cut = tuple(f"{head}." for head in heads)
     body = {name: value for name, value in body.items() if not name.startswith(cut)}
-    # Counters of batches are missing in files of old torchvision releases and decide nothing here.
+    # Batch counters are missing in files of old torchvision releases, and have no effect here.
     counters = {name: value for name, value in wanted.items() if name.endswith(".num_batches_tracked")}
     return counters | body
 
 
 def _misfit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
-    """The first name or shape of ``tensors`` that is not that of ``wanted``; empty where all are."""
+    """Describe the first name or shape of ``tensors`` that differs from ``wanted``; empty if none does."""
     for name in [*wanted, *tensors]:
         if name not in tensors:
             return f"{name} is missing"
@@ -234,8 +234,8 @@ def _misfit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def _held(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
-    """What all names of a file begin with, or its keys, in words; empty where it has names of the network."""
+def _describe_names(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """Describe the common prefix of a file's names, or its keys; empty if it has names of the network."""
     if not tensors or wanted.keys() & tensors.keys():
         return ""
     pairs = zip(min(tensors).split("."), max(tensors).split("."), strict=False)
@@ -254,7 +254,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """Tensors of a ``torch.save`` file, by torch's restricted unpickler only."""
+    """Read the tensors of a ``torch.save`` file, only by torch's restricted unpickler."""
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
         raise UserError(
             "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: it lets a weight file run code; unset it, or convert "
@@ -266,7 +266,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         body = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # on garbage the unpickler raises a dozen kinds; all mean the same here
+    except Exception as error:  # on garbage the unpickler raises a dozen types; all mean the same here
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path}: not a file of tensors ({reason}); save model.state_dict() instead"
@@ -281,14 +281,14 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _flat(body: Any, prefix: str = "", depth: int = 3) -> dict[str, Tensor]:
-    """Tensors of dictionaries in dictionaries, their keys joined by dots; everything else is passed over."""
-    found: dict[str, Tensor] = {}
+    """Flatten nested dictionaries of tensors, with keys joined by dots; ignore everything else."""
+    tensors: dict[str, Tensor] = {}
     for key, value in body.items() if isinstance(body, dict) else ():
         if isinstance(value, Tensor):
-            found[f"{prefix}{key}"] = value
+            tensors[f"{prefix}{key}"] = value
         elif depth:
-            found |= _flat(value, f"{prefix}{key}.", depth - 1)
-    return found
+            tensors |= _flat(value, f"{prefix}{key}.", depth - 1)
+    return tensors
 
 
 def _require_fit(encoder: Encoder, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -312,7 +312,7 @@ def _library_remedy(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor])
 
 
 def _stem_remedy(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
-    """What to do when the first convolutions differ in kernel size; empty when they do not."""
+    """Advise on ``encoder.stem`` if the first convolutions differ in kernel size; else return ""."""
     kernels = [side["conv1.weight"].shape[2:] for side in (wanted, tensors) if "conv1.weight" in side]
     if len(kernels) < 2 or kernels[0] == kernels[1] or len(kernels[1]) != 2:
         return ""
@@ -339,18 +339,18 @@ def _parse_info(path: Path, metadata: dict[str, str]) -> EncoderInfo:
         if rest.pop(sealed.SEAL, None) is None and version >= 2:
             raise UserError(f"{path}: damaged metadata (no {sealed.SEAL}); export the encoder again")
         if version >= 3 or "arch" in rest:
-            arch, fed = ArchSpec.from_json(rest.pop("arch")), InputSpec.from_json(rest.pop("input"))
+            arch, input = ArchSpec.from_json(rest.pop("arch")), InputSpec.from_json(rest.pop("input"))
         else:
-            arch, fed = _pop_version_2(rest)
+            arch, input = _pop_version_2(rest)
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged metadata ({error}); export the encoder again") from error
-    return EncoderInfo(arch, fed, rest)
+    return EncoderInfo(arch, input, rest)
 
 
 def _pop_version_2(metadata: dict[str, str]) -> tuple[ArchSpec, InputSpec]:
-    """Take the description of versions 1 and 2, one entry for each value, out of ``metadata``."""
+    """Pop the description of versions 1 and 2, one entry per value, from ``metadata``."""
     args = {"width": int(metadata.pop("width")), "stem": metadata.pop("stem")}
     data = DataConfig(
         image_size=int(metadata.pop("image_size")),

@@ -1,1 +1,1 @@
-"""The encoder, or what it makes of a data set, in the form that other tools load."""
+"""Export the encoder, or its features of a data set, in formats that other tools load."""

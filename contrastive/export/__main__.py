@@ -1,4 +1,4 @@
-"""``contrastive-export``: the encoder in the form that other tools load. Heavy imports wait."""
+"""``contrastive-export``: export the encoder. Heavy imports come after the config is checked."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from contrastive.export.config import SUFFIXES, ExportConfig
 USAGE = """\
 usage: contrastive-export checkpoint=PATH format=FORMAT out=FILE [key=value ...]
 
-Writes the encoder, or what it makes of a data set, and beside it a model card (FILE.md).
+Writes the encoder, or its features of a data set, and beside it a model card (FILE.md).
 PATH is a run directory, a checkpoint directory, or an encoder.safetensors.
 
   format=torchvision  state dict for torchvision.models        out=encoder.pth or .safetensors
@@ -29,7 +29,7 @@ of stdout is one JSON object. Exit codes: 0 done, 2 wrong input, 130 interrupted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     log_to_stderr()
     if not given:

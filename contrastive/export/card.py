@@ -1,4 +1,4 @@
-"""The model card: what was trained, on what, how, how good it is, and how to load it."""
+"""Write the model card: network, data, recipe, scores, and how to load the file."""
 
 import logging
 from pathlib import Path
@@ -18,19 +18,19 @@ log = logging.getLogger(__name__)
 
 
 def card_of(out: Path) -> Path:
-    """Where the card of ``out`` is: its whole name and ``.md``, as ``notes.md`` may be the user's own."""
+    """Return the path of the card: the full name of ``out`` plus ``.md``, since ``notes.md`` may exist."""
     return out.with_name(f"{out.name}.md")
 
 
-def write_card(config: ExportConfig, source: ExportedEncoder, out: Path, told: dict[str, Any]) -> Path:
-    """Write the card of ``out``; returns where it is."""
+def write_card(config: ExportConfig, source: ExportedEncoder, out: Path, facts: dict[str, Any]) -> Path:
+    """Write the card of ``out``; return its path."""
     path = card_of(out)
-    text = "\n".join(_lines(config, source, out, told)) + "\n"
+    text = "\n".join(_lines(config, source, out, facts)) + "\n"
     write_file(path, lambda file: file.write(text.encode()))
     return path
 
 
-def _lines(config: ExportConfig, source: ExportedEncoder, out: Path, told: dict[str, Any]) -> list[str]:
+def _lines(config: ExportConfig, source: ExportedEncoder, out: Path, facts: dict[str, Any]) -> list[str]:
     about = {
         "file": f"`{out.name}`, format {config.format}",
         "network": str(source.arch),
@@ -41,9 +41,9 @@ def _lines(config: ExportConfig, source: ExportedEncoder, out: Path, told: dict[
         "encoder.safetensors": f"SHA-256 `{source.sha256}`",
     }
     lines = [f"# {source.run.name if source.run else out.stem}", "", *_table(about), "", "## Load it", ""]
-    lines += ["```python", *told["load"], "```", ""]
+    lines += ["```python", *facts["load"], "```", ""]
     if config.format == "embeddings":
-        lines += ["## Rows", "", *_table(_rows(told)), ""]
+        lines += ["## Rows", "", *_table(_rows(facts)), ""]
     if source.run is None:
         return [*lines, "The run that made it is not known: it was exported from the file alone."]
     return [*lines, *_recipe(source.run), *_scores(source, source.run)]
@@ -55,11 +55,11 @@ def _fed(config: ExportConfig, source: ExportedEncoder) -> str:
     return f", then minus mean {source.input.mean}, over std {source.input.std}"
 
 
-def _rows(told: dict[str, Any]) -> dict[str, str]:
-    data = told["data"]
+def _rows(facts: dict[str, Any]) -> dict[str, str]:
+    data = facts["data"]
     return {
         "data": f"{_place(data['name'], data['root'])}, {data['part']} part",
-        "images": f"{told['rows']}; {told['unreadable']} more could not be read",
+        "images": f"{facts['rows']}; {facts['unreadable']} more could not be read",
     }
 
 
@@ -68,14 +68,14 @@ def _place(name: str, root: str | None) -> str:
 
 
 def _recipe(run: Path) -> list[str]:
-    """Data, settings, versions, from config.yaml."""
+    """Describe data, settings and versions, from config.yaml."""
     saved = load_saved(PretrainConfig, run / "config.yaml")
     data, objective, mining = saved.data, saved.objective, saved.mining
     images = ""
     if (run / "manifest.csv").is_file():
         manifest = read_image_list(run / "manifest.csv")
         images = f", {len(manifest.keys)} images, fingerprint `{manifest.fingerprint()[:16]}`"
-    told = {
+    recipe = {
         "data": _place(data.name, data.root) + images,
         "starting weights": f"`{saved.encoder.weights}`" if saved.encoder.weights else "random",
         "epochs": f"{saved.schedule.epochs}, batches of {data.global_batch}, seed {saved.run.seed}",
@@ -85,15 +85,15 @@ def _recipe(run: Path) -> list[str]:
         "optimizer": f"{saved.optimizer.name}, base_lr {saved.optimizer.base_lr}, "
         f"weight decay {saved.optimizer.weight_decay}",
     }
-    made = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    assert isinstance(made, dict)
-    provenance = made.get("provenance", {})
+    document = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    assert isinstance(document, dict)
+    provenance = document.get("provenance", {})
     versions = {name: f"`{value}`" for name, value in provenance.items() if name != "wandb_id"}
-    return ["## Recipe", "", *_table(told | versions), "", "Every setting is in the run's config.yaml.", ""]
+    return ["## Recipe", "", *_table(recipe | versions), "", "Every setting is in the run's config.yaml.", ""]
 
 
 def _scores(source: ExportedEncoder, run: Path) -> list[str]:
-    """What contrastive-eval has found of these very weights, beside its baselines."""
+    """Tabulate the scores of exactly these weights by contrastive-eval, with their baselines."""
     lines = []
     for file in sorted((run / "eval").rglob("*.json")):
         try:
@@ -103,7 +103,7 @@ def _scores(source: ExportedEncoder, run: Path) -> list[str]:
         except UserError as error:
             log.warning("left out of the card: %s", error)
         except (KeyError, TypeError, ValueError):
-            continue  # no accuracies: what the stats protocol found, or another program's file
+            continue  # no accuracies: a result of the stats protocol, or another program's file
     if not lines:
         return ["## Scores", "", "None yet: `contrastive-eval linear checkpoint=RUN` makes some."]
     head = ["| protocol | number | % | 95% interval | beside it |", "|---|---|---|---|---|"]

@@ -1,4 +1,4 @@
-"""Schema of an export."""
+"""Define the settings of an export."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,22 +13,22 @@ SUFFIXES = {
     "onnx": (".onnx",),
     "embeddings": (".npz", ".parquet"),
 }
-"""Formats and the kinds of file each is written to."""
+"""Formats, with the file suffixes of each."""
 
 
 @dataclass
 class ExportConfig:
-    """One export.
+    """Settings of an export.
 
     Attributes:
         checkpoint: Run directory, checkpoint directory, or ``encoder.safetensors``.
         format: ``torchvision`` or ``timm`` (a state dict), ``onnx`` (a graph), ``embeddings`` (features, ids
             and file paths of a data set).
-        out: The file; its suffix must be one of the format's.
-        data: Of ``embeddings``: which images; whatever is not given is the run's own.
-        part: Of ``embeddings``: ``train`` (the images that pretraining saw) or ``test`` (the held-out ones).
-        batch_size: Of ``embeddings``: images of a forward pass.
-        device: Of ``embeddings``: ``auto``, ``cpu``, ``cuda``, ...
+        out: Output file; its suffix must be one of the format's.
+        data: For ``embeddings``: the images; settings that are not given are those of the run.
+        part: For ``embeddings``: ``train`` (the images that pretraining saw) or ``test`` (the held-out ones).
+        batch_size: For ``embeddings``: images per forward pass.
+        device: For ``embeddings``: ``auto``, ``cpu``, ``cuda``, ...
         progress: Show a progress bar (on stderr).
     """
 

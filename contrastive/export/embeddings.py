@@ -1,4 +1,4 @@
-"""Features of a data set with the id and the file path of each image."""
+"""Export the features of a data set, with the id and the file path of each image."""
 
 import importlib
 import importlib.util
@@ -22,7 +22,7 @@ Columns = dict[str, Any]  # NumPy arrays of equal length
 
 
 def write_embeddings(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict[str, Any]:
-    """Columns ``id`` (row of the data set), ``path``, ``label`` where there are labels, and ``embedding``."""
+    """Write columns ``id`` (data set row), ``path``, ``label`` (if there are labels) and ``embedding``."""
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"out={config.out}: pyarrow is not installed; pip install pyarrow, or end in .npz")
     asked = EvalConfig(checkpoint=config.checkpoint, data=config.data)

@@ -1,4 +1,4 @@
-"""From a checkpoint to a file, proven equal, and its model card."""
+"""Export the encoder of a checkpoint to a file, verify that it computes the same, and write a model card."""
 
 import hashlib
 from collections.abc import Callable
@@ -23,19 +23,19 @@ WRITERS: dict[str, Callable[[ExportConfig, ExportedEncoder, Path], dict[str, Any
     "onnx": write_onnx,
     "embeddings": write_embeddings,
 }
-"""Each writes the file, proves what can be proven, and returns what there is to say of it."""
+"""Functions that write the file, verify it, and return facts for the card and the result."""
 
 
 def export(config: ExportConfig, *, encoder: Encoder | None = None) -> dict[str, Any]:
-    """Write ``config.out`` and its card; returns what goes to stdout.
+    """Write ``config.out`` and its card; return the result for stdout.
 
     Args:
-        config: The export.
-        encoder: A network of your own class, where the checkpoint is of one; see ``load_encoder``.
+        config: Settings of the export.
+        encoder: A network of your own class, if the checkpoint is of one; see ``load_encoder``.
 
     Raises:
-        UserError: no encoder there, a format its network does not have, a package that is missing, a place
-            that cannot be written, or the encoder itself as that place.
+        UserError: no encoder, a format that does not support its network, a missing package, an output that
+            cannot be written, or an output that is the encoder's own file.
     """
     checkpoint = resolve(config.checkpoint)
     file = checkpoint.encoder
@@ -55,8 +55,8 @@ def export(config: ExportConfig, *, encoder: Encoder | None = None) -> dict[str,
         for path in (out, card_of(out)):
             if path.is_dir():
                 raise UserError(f"out={config.out}: {path} is a folder; move it away, or give another name")
-        told = WRITERS[config.format](config, source, out)
-        card = write_card(config, source, out, told)
+        facts = WRITERS[config.format](config, source, out)
+        card = write_card(config, source, out, facts)
     except OSError as error:
         raise UserError(f"out={config.out}: cannot be written ({error.strerror or error})") from error
     return {
@@ -67,5 +67,5 @@ def export(config: ExportConfig, *, encoder: Encoder | None = None) -> dict[str,
         "encoder": str(source.file),
         "encoder_sha256": sha256,
         "dim": encoder.dim,
-        **{name: value for name, value in told.items() if name != "load"},
+        **{name: value for name, value in facts.items() if name != "load"},
     }

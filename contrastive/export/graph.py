@@ -1,4 +1,4 @@
-"""The encoder as an ONNX graph: pixels in [0, 1] in, features out."""
+"""Export the encoder as an ONNX graph from pixels in [0, 1] to features."""
 
 import contextlib
 import importlib
@@ -21,7 +21,7 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class _Graph(nn.Module):
-    """Normalisation and encoder: a graph that is fed wrongly is the usual fault of a deployment."""
+    """Normalisation and encoder in one graph, since wrong normalisation is a usual error of deployments."""
 
     mean: Tensor
     std: Tensor
@@ -38,7 +38,7 @@ class _Graph(nn.Module):
 
 
 def write_onnx(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict[str, Any]:
-    """One file, weights inside; input ``pixels`` (b, 3, s, s), output ``features`` (b, d), any b."""
+    """Write one file, weights included; input ``pixels`` (b, 3, s, s), output ``features`` (b, d), any b."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(

@@ -1,4 +1,4 @@
-"""State dicts for torchvision and timm, and the lines of Python that load them."""
+"""Export state dicts for torchvision and timm, with the Python code that loads them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from memory_bank import sealed
 
 
 def write_torchvision(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict[str, Any]:
-    """Write torchvision's names, less the classifier's."""
+    """Write a state dict with torchvision's names, without the classifier."""
     name, args = source.arch.name, source.arch.args
     if name.startswith("torchvision:"):
         model: Any
@@ -42,7 +42,7 @@ def write_torchvision(config: ExportConfig, source: ExportedEncoder, out: Path) 
 
 
 def write_timm(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict[str, Any]:
-    """Write timm's names, which are torchvision's for residual networks."""
+    """Write a state dict with timm's names, which are torchvision's for residual networks."""
     name, args = source.arch.name, source.arch.args
     if name.startswith("timm:"):
         model = timm_model.create(name.partition(":")[2], source.input.size, args)
@@ -65,14 +65,14 @@ def write_timm(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict
 def _call(
     name: str, source: ExportedEncoder, arguments: Callable[..., dict[str, Any]], args: dict[str, Any]
 ) -> str:
-    """Return the arguments of a library's function, as Python."""
+    """Return the arguments of a library's function as Python code."""
     model = name.partition(":")[2]
     given = arguments(model, source.input.size, args)
     return ", ".join([f'"{model}"', *(f"{name}={value!r}" for name, value in given.items())])
 
 
 def _check_residual(source: ExportedEncoder, library: str) -> None:
-    """Refuse networks that the library does not have under these names."""
+    """Refuse networks that the library does not have."""
     name, _, model = source.arch.name.partition(":")
     use = f"format={name}, " if model and name in ("timm", "torchvision") else ""
     other = f"use {use}format=onnx, or contrastive.encoders.weights.load_encoder in Python"
@@ -85,7 +85,7 @@ def _check_residual(source: ExportedEncoder, library: str) -> None:
 
 
 def _small_stem(source: ExportedEncoder, model: Any) -> list[str]:
-    """Give the other library's network the stem for small images, if the encoder has it; return the lines."""
+    """Give the library's network the stem for small images, if the encoder has it; return the code for it."""
     if source.arch.args["stem"] != "small":
         return []
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
@@ -97,13 +97,13 @@ def _small_stem(source: ExportedEncoder, model: Any) -> list[str]:
 
 
 def _write(source: ExportedEncoder, out: Path, model: Any, lines: list[str]) -> dict[str, Any]:
-    """Prove that the other library's network computes the same, then write its weights.
+    """Verify that the library's network computes the same features, then write its weights.
 
     Args:
         source: The encoder.
-        out: The file.
-        model: The other library's network.
-        lines: Python that makes it.
+        out: Output file.
+        model: The library's network.
+        lines: Python code that builds it.
     """
     model.load_state_dict(source.encoder.state_dict())
     model.eval()

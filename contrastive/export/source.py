@@ -1,4 +1,4 @@
-"""What is exported, and the proof that a copy of it is the same."""
+"""Describe the encoder to export, and check that a copy computes the same features."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from torch import Tensor
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.spec import ArchSpec, InputSpec
 
-_TOLERANCE = 1e-4  # of the largest feature: other libraries order the same sums differently
+_TOLERANCE = 1e-4  # relative to the largest feature: other libraries sum in another order
 
 
 @dataclass(frozen=True)
 class ExportedEncoder:
-    """An encoder, and where it is from.
+    """An encoder and its origin.
 
     Attributes:
-        encoder: In evaluation mode, on the CPU.
-        arch: The network.
-        input: The images it takes.
-        file: That file.
-        sha256: Of the file.
-        run: The run directory, None where it is unknown.
+        encoder: The network, in evaluation mode, on the CPU.
+        arch: Description of the network.
+        input: Description of its input.
+        file: Its encoder.safetensors.
+        sha256: SHA-256 of the file.
+        run: The run directory, None if unknown.
     """
 
     encoder: Encoder
@@ -35,13 +35,13 @@ class ExportedEncoder:
     run: Path | None
 
     def compare(self, other: Callable[[Float[Tensor, "b 3 s s"]], Tensor]) -> float:
-        """Largest difference of the features of ``other`` to the encoder's, relative to the largest feature.
+        """Compute the largest difference of ``other``'s features, relative to the encoder's largest feature.
 
         Args:
-            other: Gets pixels in [0, 1], of random images.
+            other: Function from pixels in [0, 1] to features; called with random images.
 
         Raises:
-            RuntimeError: it is more than sums in another order explain.
+            RuntimeError: the difference is larger than another order of summation explains.
         """
         side = self.input.size
         pixels = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -55,6 +55,6 @@ class ExportedEncoder:
         return difference
 
     def normalize(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
-        """As the encoder was fed: (pixels - mean) / std."""
+        """Normalise as for the encoder: (pixels - mean) / std."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.input.mean, self.input.std))
         return (pixels - mean) / std

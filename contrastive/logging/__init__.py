@@ -1,1 +1,1 @@
-"""What a run says while it trains: metrics.csv, Weights & Biases, throughput, the progress bar."""
+"""Log a run while it trains: metrics.csv, Weights & Biases, throughput."""

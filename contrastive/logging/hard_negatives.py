@@ -1,4 +1,4 @@
-"""The rows of mined.csv: hard negatives by file and similarity. Training writes it, the report reads it."""
+"""Write and parse mined.csv: hard negatives by file and similarity, for the report."""
 
 import csv
 from collections.abc import Iterable, Mapping
@@ -35,7 +35,7 @@ class HardNegative:
         return cls(anchor, row["anchor_key"], rank, negative, row["negative_key"], similarity)
 
     def same_label(self, labels: Tensor | None) -> bool:
-        """Tell whether both rows have one known label, so that this is probably not a negative at all."""
+        """Return whether both rows have the same known label, so that it is probably a false negative."""
         rows = (self.anchor_row, self.negative_row)
         if labels is None or min(rows) < 0 or max(rows) >= len(labels):
             return False

@@ -1,4 +1,4 @@
-"""metrics.csv: one row a logged step, whole after a kill, rewound on resume."""
+"""Write and read metrics.csv: one row per logged step, intact after a kill, rewound on resume."""
 
 import contextlib
 import os
@@ -21,9 +21,9 @@ _FIXED = ("step", "epoch", "seconds")
 class MetricsCsv(Logger):
     """Writes ``metrics.csv``: columns step, epoch, seconds, then metrics in the order they first appeared.
 
-    Each call is on its way to the disk when it returns, by one write of whole lines, so that a kill leaves
-    whole rows. Calls with the same step share a row; a metric not seen before widens the table by an atomic
-    rewrite. A disk that is full is reported once, rows are lost until there is space again.
+    Each call writes whole lines in one system call before it returns, so that a kill leaves whole rows. Calls
+    with the same step share a row; a new metric adds a column by an atomic rewrite. A full disk is reported
+    once; rows are lost until there is space again.
 
     Args:
         run_dir: The run directory; an existing metrics.csv in it is continued, see :meth:`rewind`.
@@ -35,8 +35,8 @@ class MetricsCsv(Logger):
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
         self.path = Path(run_dir) / "metrics.csv"
-        self._columns: list[str] | None = None  # None: what the file holds is not known, read it first
-        self._row: dict[str, str] = {}  # the last row, which lies at self._offset
+        self._columns: list[str] | None = None  # None: unknown, read the file first
+        self._row: dict[str, str] = {}  # the last row, at self._offset
         self._line = b""
         self._offset = 0
         self._warned = False
@@ -59,11 +59,11 @@ class MetricsCsv(Logger):
 
     @property
     def seconds(self) -> float:
-        """Wall time since construction, plus that of the runs this one continues."""
+        """Wall time since construction, plus that of earlier starts of the run."""
         return self._seconds + time.monotonic() - self._since
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs: the time so far."""
+        """Return the time so far, for a resume."""
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
@@ -72,7 +72,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml has them."""
+        """Do nothing: config.yaml has them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -88,14 +88,14 @@ class MetricsCsv(Logger):
         try:
             self._write(cells)
         except OSError as error:
-            self._columns = None  # the last line may be torn: read the file again before the next
+            self._columns = None  # the last line may be torn: read the file again before the next write
             self._warn(
-                f"{self.path}: cannot be written ({error.strerror}); training goes on, rows are missing"
+                f"{self.path}: cannot be written ({error.strerror}); training continues, rows are missing"
             )
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Drop the rows after ``step``, and a torn last line: a run that resumes there writes them again."""
+        """Drop the rows after ``step`` and a torn last line; a run resumed at ``step`` writes them again."""
         rows = [row for row in self._read() if int(row["step"]) <= step]
         if self.path.exists():
             self._rewrite(rows)
@@ -120,7 +120,7 @@ class MetricsCsv(Logger):
         _write_at(self.path, self._offset, self._line)
 
     def _read(self) -> list[dict[str, str]]:
-        """The rows of the file; remembers its columns and where its last row lies."""
+        """Return the rows of the file; store its columns and the offset of its last row."""
         table = _table(self.path)
         self._columns = table.columns
         self._row = table.rows[-1] if table.rows else {}
@@ -152,7 +152,7 @@ class MetricsCsv(Logger):
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
-    """The columns of a metrics.csv by name, NaN where a row has no value; a torn last line is left out.
+    """Read the columns of a metrics.csv by name, NaN for missing values; a torn last line is left out.
 
     Raises:
         UserError: no such file, or not a metrics.csv.
@@ -170,8 +170,8 @@ class _Table:
     Attributes:
         columns: Names; the three fixed ones if there is no file yet.
         rows: Cells by column, in the order of the file.
-        end: Offset after the last whole line; what follows was torn by a kill.
-        dropped: Lines before that which are no rows (a disk that was full, a crash of the machine).
+        end: Offset after the last whole line; the rest was torn by a kill.
+        dropped: Number of malformed lines before ``end`` (full disk, crash of the machine).
     """
 
     columns: list[str]
@@ -210,12 +210,12 @@ def _cell(name: str, value: float) -> str:
 
 
 def _write_at(path: Path, offset: int, line: bytes) -> None:
-    """Put ``line`` at ``offset`` as the end of the file, in one write so that a kill cannot cut it."""
+    """Write ``line`` at ``offset``, where the file then ends, in one write so that a kill cannot tear it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     try:
         os.lseek(descriptor, offset, os.SEEK_SET)
         rest = line
-        while rest:  # a write that comes back short is followed by one that says why
+        while rest:  # after a short write, the next one raises the reason
             rest = rest[os.write(descriptor, rest) :]
         os.ftruncate(descriptor, offset + len(line))
     finally:

@@ -1,6 +1,6 @@
-"""The names of all metrics and pictures, the same in metrics.csv, on W&B and in the dashboard.
+"""Document the names of all metrics and pictures, which metrics.csv, W&B and the dashboard share.
 
-Names are ``group/name``; :data:`METRICS` and :data:`MEDIA` say what each one is. A ``*`` stands for any text.
+Names are ``group/name``; :data:`METRICS` and :data:`MEDIA` describe each one. A ``*`` stands for any text.
 A row belongs to an optimizer step, counted as in ``checkpoints/step-N``: row N is the state after N steps,
 and what the Nth step used (loss, learning rate, momentum, negatives).
 """
@@ -22,7 +22,7 @@ GROUPS = {
     "data": "files that could not be read",
     "system": "memory",
 }
-"""Groups of names and what is in each."""
+"""Groups of names, with a description."""
 
 METRICS = {
     "train/loss": "the objective, nats",
@@ -37,7 +37,7 @@ METRICS = {
     "train/skipped_steps": "steps skipped so far: a loss (16-mixed: gradient) was not finite, or no images",
     "mining/positive_similarity": "cosine of query and key, to read the mined ones against",
     "mining/similarity_mean": "cosine of query and mined negatives, mean",
-    "mining/similarity_q*": "likewise, its 10%, 50% and 90% quantiles",
+    "mining/similarity_q*": "cosine of query and mined negatives, 10%, 50% and 90% quantiles",
     "mining/age_mean": "optimizer steps since the mined keys were written, mean",
     "mining/drop_*": "share of the admissible rows that this filter of the policy removed",
     "mining/recall": "share of the exact nearest rows that the approximate search found",
@@ -54,7 +54,7 @@ METRICS = {
     "knn/top1": "nearest-neighbour vote, top-1 accuracy",
     "knn/*": "nearest-neighbour vote, other numbers",
     "stats/rankme": "effective rank of the bank's keys (RankMe)",
-    "stats/uniformity": "log mean Gaussian potential of the keys: 0 all alike, -4 spread over the sphere",
+    "stats/uniformity": "log mean Gaussian potential of the keys: 0 all equal, -4 spread over the sphere",
     "stats/std": "mean standard deviation of a key's dimensions times sqrt(d): 1 spread, 0 collapsed",
     "stats/*": "other statistics of features",
     "perf/images_per_s": "images (not views) a second, over all ranks",
@@ -65,21 +65,21 @@ METRICS = {
     "system/host_memory_mib": "most memory this process has held so far",
     "system/device_memory_mib": "most memory held on the accelerator so far, by torch",
 }
-"""Every scalar and what it is."""
+"""Every scalar, with a description."""
 
 MEDIA = {
     "views/grid": "images above the two views that the network sees",
     "mining/gallery": "query -> the hardest of its negatives, with similarities; a red frame: the same label",
     "mining/hardest": "the same as a table of files",
     "bank/map": "the bank's keys along their first two principal components, by class where labels exist",
-    "probe/confusion": "linear probe: rows are true classes, columns what was said; the test part",
-    "knn/confusion": "likewise of the nearest-neighbour vote",
+    "probe/confusion": "linear probe on the test part: rows are true classes, columns predicted ones",
+    "knn/confusion": "nearest-neighbour vote on the test part: rows are true classes, columns predicted ones",
 }
-"""Every picture and table on W&B, and what it is."""
+"""Every picture and table on W&B, with a description."""
 
 
 def describe(name: str) -> str | None:
-    """What a metric or picture is, None for a name that is not documented here."""
+    """Return the description of a metric or picture; None for a name that is not documented here."""
     known = METRICS | MEDIA
-    found = (text for pattern, text in known.items() if fnmatchcase(name, pattern))
-    return known.get(name) or next(found, None)
+    matching = (text for pattern, text in known.items() if fnmatchcase(name, pattern))
+    return known.get(name) or next(matching, None)

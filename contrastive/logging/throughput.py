@@ -1,4 +1,4 @@
-"""How fast a run is, and what does not count."""
+"""Measure throughput: images per second and time per step, without saving and scoring."""
 
 import contextlib
 import time
@@ -10,16 +10,16 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from contrastive.lightning_glue import is_logged, log_row
 
 _FETCH = "[_TrainingEpochLoop].train_dataloader_next"
-"""What Lightning tells its profiler it does while it waits for the loader."""
+"""Name of the profiler action in which Lightning waits for the loader."""
 
 
 class Throughput(Callback):
     """Logs ``perf/images_per_s``, ``perf/step_ms`` and ``perf/data_wait`` at the trainer's log interval.
 
-    Means since the previous row: images (not views) a second over all ranks, milliseconds of an optimizer
-    step, and the share of that time spent waiting for the loader. What is done :func:`off_the_clock`, such as
-    saving, is left out. Only the host's clock is read: on an accelerator, which works behind the host, the
-    numbers hold over an interval, not for one step.
+    Means since the previous row: images (not views) per second over all ranks, milliseconds per
+    optimizer step, and the share of that time spent waiting for the loader. Work inside
+    :func:`off_the_clock`, such as saving, is not counted. Only the host's clock is read: an accelerator
+    runs behind the host, so the numbers are right over an interval, not for one step.
 
     Args:
         images: Number of images in a batch of this rank.
@@ -46,15 +46,15 @@ class Throughput(Callback):
             self._reset(step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the profiler as it was."""
+        """Restore the profiler's methods."""
         self._unlisten(_profiler(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the profiler as it was."""
+        """Restore the profiler's methods."""
         self._unlisten(_profiler(trainer))
 
     def leave_out(self, seconds: float) -> None:
-        """Take time that was no training off the clock."""
+        """Exclude time that was not spent training."""
         self._since += seconds
 
     def _metrics(self, step: int, ranks: int) -> dict[str, float]:
@@ -69,7 +69,7 @@ class Throughput(Callback):
         self._since, self._step, self._count, self._wait_s = time.perf_counter(), step, 0, 0.0
 
     def _listen(self, profiler: Any) -> None:
-        """Hear when Lightning starts and stops waiting: no callback's hook tells that."""
+        """Wrap the profiler to measure the time Lightning waits: no callback hook reports it."""
         start, stop = profiler.start, profiler.stop
 
         def timed_start(action: str) -> None:
@@ -85,7 +85,7 @@ class Throughput(Callback):
         profiler.start, profiler.stop = timed_start, timed_stop
 
     def _unlisten(self, profiler: Any) -> None:
-        for name in ("start", "stop"):  # instance attributes, which hid the methods of the class
+        for name in ("start", "stop"):  # instance attributes, which shadow the methods of the class
             vars(profiler).pop(name, None)
 
 
@@ -95,7 +95,7 @@ def _profiler(trainer: Trainer) -> Any:
 
 @contextlib.contextmanager
 def off_the_clock(trainer: Trainer) -> Iterator[None]:
-    """Around work that is no training (saving, scoring): :class:`Throughput` leaves its time out."""
+    """Exclude work other than training (saving, scoring) from :class:`Throughput`."""
     started = time.perf_counter()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Weights & Biases beside Lightning: the logger, pictures, alerts, the end of a run."""
+"""Log to Weights & Biases from Lightning: metrics, pictures, alerts, the end of a run."""
 
 import contextlib
 import json
@@ -16,17 +16,17 @@ from contrastive.logging.wandb_run import encoder_name, forgiving, log_encoder, 
 
 
 class RunLogger(WandbLogger):
-    """Lightning's logger, but a W&B that fails is told of once, and left alone from then on.
+    """Lightning's W&B logger that, after a failure of W&B, prints one line and sends nothing more.
 
-    A run that was killed repeats the steps since its last checkpoint. metrics.csv is rewound for that, W&B's
-    history cannot be; so what was sent is noted in ``wandb/sent.json``, and is not sent a second time.
+    A run that was killed repeats the steps since its last checkpoint. metrics.csv is rewound for that, but
+    W&B's history cannot be: values sent are recorded in ``wandb/sent.json`` and not sent again.
     """
 
     failed = False
-    _sent: tuple[int, list[str]] | None = None  # the last step, and the names sent of it
+    _sent: tuple[int, list[str]] | None = None  # the last step, and the names sent for it
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Send a row, less what an earlier start has sent."""
+        """Send a row, except for values that an earlier start has sent."""
         new = self.unsent(metrics, step)
         if new and not self.failed:
             with forgiving(f"every row from step {step} on", self._fail):
@@ -34,14 +34,14 @@ class RunLogger(WandbLogger):
                 self.note_sent(new, step)
 
     def unsent(self, values: Mapping[str, Any], step: int | None) -> dict[str, Any]:
-        """Those of ``values`` that W&B does not have of ``step``."""
+        """Return those of ``values`` that were not yet sent for ``step``."""
         last, names = self._read_note() if self._sent is None else self._sent
         if step is None or step > last:
             return dict(values)
         return {name: value for name, value in values.items() if step == last and name not in names}
 
     def note_sent(self, values: Mapping[str, Any], step: int | None) -> None:
-        """Remember over a kill that ``values`` of ``step`` were sent."""
+        """Record on disk that ``values`` of ``step`` were sent."""
         if step is None:
             return
         last, names = self._read_note() if self._sent is None else self._sent
@@ -53,7 +53,7 @@ class RunLogger(WandbLogger):
         os.replace(partial, self._note)
 
     def forget_sent(self) -> None:
-        """Send everything again: after a divergence other settings give the steps other values."""
+        """Allow sending everything again: after a divergence, other settings give other values."""
         self._note.unlink(missing_ok=True)
 
     @property
@@ -61,7 +61,7 @@ class RunLogger(WandbLogger):
         return Path(self.save_dir or ".") / "wandb" / "sent.json"
 
     def _read_note(self) -> tuple[int, list[str]]:
-        """What an earlier start sent to the same W&B run; nothing where no note can be read."""
+        """Read what an earlier start sent to the same W&B run; nothing if no record can be read."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             note = json.loads(self._note.read_text())
             if note["id"] == self.experiment.id:
@@ -75,13 +75,13 @@ class RunLogger(WandbLogger):
 def build_wandb(
     config: WandbConfig, run_dir: Path, run_name: str, run_id: str, resolved: dict[str, Any]
 ) -> RunLogger | None:
-    """Start, or continue, the W&B run of a pretraining; None when W&B is off. For rank 0 alone.
+    """Start, or continue, the W&B run of a pretraining; None when W&B is off. Call it on rank 0 only.
 
     Args:
         config: See start_run.
         run_dir: The run directory.
         run_name: Shown on W&B.
-        run_id: W&B's id of the run, kept in the run directory.
+        run_id: W&B's id of the run, saved in the run directory.
         resolved: The whole config, shown on W&B.
 
     Raises:
@@ -99,7 +99,7 @@ def build_wandb(
 
 
 def wandb_run(loggers: Iterable[Logger]) -> Any:
-    """The W&B run among ``loggers``; None where there is none, or it has failed."""
+    """Return the W&B run among ``loggers``; None if there is none, or it has failed."""
     logger = _run_logger(loggers)
     return logger.experiment if logger is not None else None
 
@@ -109,7 +109,7 @@ def _run_logger(loggers: Iterable[Logger]) -> RunLogger | None:
 
 
 def log_media(trainer: Trainer, media: Mapping[str, Any]) -> None:
-    """Send pictures and tables to W&B, at the optimizer steps taken so far; each once, see RunLogger."""
+    """Send pictures and tables to W&B for the current optimizer step; each once, see RunLogger."""
     logger, step = _run_logger(trainer.loggers), trainer.global_step
     if logger is not None and (new := logger.unsent(media, step)):
         with forgiving(f"{', '.join(new)} of step {step}"):
@@ -118,7 +118,7 @@ def log_media(trainer: Trainer, media: Mapping[str, Any]) -> None:
 
 
 def alert(trainer: Trainer, title: str, text: str) -> None:
-    """Have W&B tell the people who follow the run; nothing without W&B."""
+    """Send a W&B alert to the followers of the run; do nothing without W&B."""
     run = wandb_run(trainer.loggers)
     if run is not None:
         with forgiving(f"the alert {title!r}"):
@@ -128,13 +128,13 @@ def alert(trainer: Trainer, title: str, text: str) -> None:
 def finish_wandb(
     loggers: Iterable[Logger], summary: Mapping[str, Any], encoder: Path | None, exit_code: int
 ) -> None:
-    """End the W&B run as the command ends.
+    """Finish the W&B run with the exit code of the command.
 
     Args:
         loggers: The trainer's.
-        summary: What summary.json holds.
-        encoder: Kept as an artifact; None of a run that did not end well.
-        exit_code: Of the command; 75 marks the run as pre-empted, so that a resume goes on with it.
+        summary: The content of summary.json.
+        encoder: File to log as an artifact; None for a run that did not finish.
+        exit_code: Exit code of the command; 75 marks the run as pre-empted, so that a resume continues it.
     """
     logger = _run_logger(loggers)
     if logger is None:

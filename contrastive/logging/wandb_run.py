@@ -1,7 +1,7 @@
-"""Weights & Biases without Lightning: starting a run, the encoder's artifact, and what to do when it fails.
+"""Use Weights & Biases without Lightning: start a run, log the encoder as an artifact, survive failures.
 
-One pretraining is one W&B run of ``job_type=pretrain``, whose id is in the run directory's config.yaml, so
-that a resume goes on with it. Each evaluation is a run of its own (``job_type`` is its protocol) in the same
+One pretraining is one W&B run of ``job_type=pretrain``. Its id is in the run directory's config.yaml, so
+that a resume continues it. Each evaluation is a run of its own (``job_type`` is its protocol) in the same
 group, which consumes the encoder that the pretraining logged as an artifact.
 """
 
@@ -28,15 +28,15 @@ def start_run(
     """Start (or, with the ``id`` of an earlier one, continue) a W&B run; None when W&B is off.
 
     Mode ``auto`` is ``WANDB_MODE`` if set, else online where credentials are found (without asking or using
-    the network), else off with a line on stderr. When W&B cannot be reached the run goes on offline, with a
-    line on stderr. All files are written below ``run_dir/wandb``.
+    the network), else off with a line on stderr. When W&B cannot be reached, the run continues offline, with
+    a line on stderr. All files are written below ``run_dir/wandb``.
 
     Args:
         settings: Mode, project, entity, tags.
         run_dir: The run directory.
         pretrain_id: W&B id of the pretraining; it and the evaluations of its encoder are one group.
-        quiet: Say nothing where ``auto`` means off.
-        arguments: More of ``wandb.init``: name, id, job_type, config.
+        quiet: Print nothing if ``auto`` means off.
+        arguments: Further arguments of ``wandb.init``: name, id, job_type, config.
 
     Raises:
         UserError: ``online`` or ``offline`` without the package, ``online`` without credentials.
@@ -57,29 +57,29 @@ def start_run(
 
 
 def log_encoder(run: Any, encoder: Path, name: str, metadata: Mapping[str, Any]) -> None:
-    """Keep ``encoder`` (an ``encoder.safetensors``) as the output of ``run``."""
+    """Log ``encoder`` (an ``encoder.safetensors``) as an output artifact of ``run``."""
     with forgiving("the encoder's artifact"):
         run.log_artifact(_artifact(encoder, name, metadata))
 
 
 def use_encoder(run: Any, encoder: Path, name: str) -> None:
-    """Note ``encoder`` as the input of ``run``.
+    """Declare ``encoder`` as an input artifact of ``run``.
 
-    W&B tells artifacts by name and content: it keeps no second version of what the pretraining logged, but
-    links the two runs, wherever the file lies now.
+    W&B identifies artifacts by name and content: it does not store a second version of the file that the
+    pretraining logged, but links the two runs, wherever the file is now.
     """
     with forgiving("the link to the encoder's artifact"):
         artifact = _artifact(encoder, name, {})
         if not run.offline:
             run.use_artifact(artifact)
         else:
-            # use_artifact refuses to work offline, though what it sends is a record like any other, which
-            # `wandb sync` understands; so the record is written without it.
+            # use_artifact refuses to work offline, although it only sends a record that `wandb sync`
+            # understands; so write the record directly.
             run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
 
 def encoder_name(pretrain_id: str, checkpoint: str = "") -> str:
-    """Name of the artifact of a pretraining's encoder, or of that in one of its checkpoints (``step-N``)."""
+    """Return the artifact name of a pretraining's encoder, or of that in a checkpoint (``step-N``)."""
     return "-".join(["encoder", pretrain_id, *([checkpoint] if checkpoint else [])])
 
 
@@ -93,9 +93,9 @@ def _artifact(encoder: Path, name: str, metadata: Mapping[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def forgiving(what: str, failed: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Around a use of W&B: if it fails, a line says that ``what`` is missing, and ``failed`` is called.
+    """Run W&B calls; on failure print one line that names what was lost, and call ``failed``.
 
-    An OSError is a full disk, or the end of W&B's service process, which the system may kill for memory.
+    An OSError means a full disk, or that W&B's service process ended, e.g. killed for lack of memory.
     """
     import wandb
 
@@ -103,12 +103,12 @@ def forgiving(what: str, failed: Callable[[], None] = lambda: None) -> Iterator[
         yield
     except (wandb.errors.Error, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        _say(f"W&B: {what} is missing ({reason}); everything else goes on")
+        _say(f"W&B: {what} is missing ({reason}); everything else continues")
         failed()
 
 
 def _wandb_mode(mode: str, quiet: bool = False) -> str:
-    """``online``, ``offline`` or ``disabled``; ``auto`` is resolved, the others are checked."""
+    """Return ``online``, ``offline`` or ``disabled``: resolve ``auto``, check the others."""
     if mode == "auto":
         mode = _environment_mode()
     if mode == "disabled":
@@ -129,7 +129,7 @@ def _environment_mode() -> str:
 
 
 def wandb_problem(mode: str) -> str | None:
-    """Why W&B cannot be used in ``mode`` and what to do, None if it can; nobody is asked."""
+    """Return why W&B cannot be used in ``mode`` and what to do, None if it can; never prompts."""
     if importlib.util.find_spec("wandb") is None:
         return "the package is not installed, run 'pip install wandb'"
     if mode != "offline" and not _wandb_credentials():
@@ -138,7 +138,7 @@ def wandb_problem(mode: str) -> str | None:
 
 
 def _wandb_credentials() -> bool:
-    """Whether wandb would find a key where it looks; its own functions for this differ by version."""
+    """Return whether wandb would find an API key; its own functions for this differ by version."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     settings = _wandb_settings_file()
@@ -158,7 +158,7 @@ def _wandb_hosts(settings: Mapping[str, str]) -> set[str]:
 
     if own := os.environ.get("WANDB_BASE_URL") or settings.get("base_url"):
         return {urlsplit(own).netloc}
-    # Newer releases talk to another host by default and take the key of the classic one too.
+    # Newer releases use another default host, and also accept the key of the old one.
     return {urlsplit(str(wandb.Settings().base_url)).netloc, "api.wandb.ai"}
 
 
@@ -177,7 +177,7 @@ def _start_wandb(mode: Any, **arguments: Any) -> Any:
 
     folder = Path(arguments["dir"]) / "wandb"
     folder.mkdir(parents=True, exist_ok=True)
-    # Logs of its service process and staged files, which would be below $HOME.
+    # Logs of its service process and staged files, which would otherwise be below $HOME.
     for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         os.environ.setdefault(name, str(folder / "cache"))
     settings = wandb.Settings(init_timeout=_INIT_TIMEOUT_S)
@@ -190,23 +190,23 @@ def _start_wandb(mode: Any, **arguments: Any) -> Any:
             if mode == "offline":
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            _say(f"W&B cannot be reached ({reason}); going on offline, for later: wandb sync {folder}/off*")
-            wandb.teardown()  # or the run id stays in use
+            _say(f"W&B cannot be reached ({reason}); continuing offline; later: wandb sync {folder}/off*")
+            wandb.teardown()  # else the run id stays in use
             return wandb.init(mode="offline", settings=settings, **arguments)
 
 
 @contextlib.contextmanager
 def _children_print_to_stderr() -> Iterator[None]:
-    """Let processes started meanwhile have stderr for stdout: W&B's service prints, stdout is for results."""
+    """Send the stdout of processes started here to stderr: W&B's service prints, stdout is for results."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
         sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _say(message: str) -> None:

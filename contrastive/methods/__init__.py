@@ -1,1 +1,1 @@
-"""Methods: what the views of an image are compared with. One file each; see ``method.Method``."""
+"""Training methods (MoCo, SimCLR, NNCLR, ...), one file each; see ``method.Method`` for the interface."""

@@ -1,4 +1,4 @@
-"""From a config to the method it names."""
+"""Look up the method that a config names."""
 
 from contrastive.config import PretrainConfig
 from contrastive.find_part import find_part

@@ -1,4 +1,4 @@
-"""The other images of the batch as negatives."""
+"""Use the other images of the batch as negatives."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from memory_bank.negatives import Negatives
 def other_images(
     views: Sequence[Float[Tensor, "b d"]], rows: Rows
 ) -> tuple[Negatives, Float[Tensor, "g v d"]]:
-    """Gather views of all ranks, and make those of the other images each query's negatives.
+    """Gather the views of all ranks; the negatives of a query are the views of all other images.
 
     Collective: every rank must call it.
 

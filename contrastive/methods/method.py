@@ -1,4 +1,4 @@
-"""The seam between a training step and the loop around it."""
+"""The interface between a training step (``Method``) and the training loop (``ContrastiveModule``)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +18,13 @@ from memory_bank.negatives import Negatives
 
 @dataclass(frozen=True)
 class Parts:
-    """What a method is built from.
+    """The arguments of a method's constructor.
 
     Attributes:
         config: The run.
         networks: Query network, and key network if the method asks for one.
         miner: The bank and its search.
-        labels: Class of each data set row, -1 for unknown; for oracles (``supcon``) alone, else None.
+        labels: Class of each data set row, -1 for unknown; None except for supervised losses (``supcon``).
     """
 
     config: PretrainConfig
@@ -35,16 +35,16 @@ class Parts:
 
 @dataclass
 class Outcome:
-    """What one micro-batch gave.
+    """The result of one micro-batch.
 
     Attributes:
         loss: Mean over this rank's images; carries the gradient.
         diagnostics: Detached scalars, logged as ``train/NAME``. ``effective_negatives`` of 0 in a whole
-            optimizer step means that nothing was learnt; leave it out where a method has no negatives.
+            optimizer step means that nothing was learnt; omit it if a method has no negatives.
         keys: Unit rows of *all* ranks' images (``gather_rows``), which the bank stores after the optimizer
             step; None writes nothing.
-        query: This rank's queries, detached, for monitors that show what was mined; may be None.
-        negatives: What they were pushed away from; may be None.
+        query: This rank's queries, detached, for monitors that show the mined negatives; may be None.
+        negatives: The negatives of these queries; may be None.
     """
 
     loss: Float[Tensor, ""]
@@ -55,17 +55,17 @@ class Outcome:
 
 
 class Method(nn.Module, ABC):
-    """One training step. Parameters and buffers of its own are trained and saved with the networks'.
+    """Base class of training steps; its own parameters and buffers are trained and saved with the networks'.
 
-    A subclass takes ``Parts`` and writes ``step``. Keep what is in ``Parts`` as attributes of ``parts``
-    (which is no submodule), so that no network is registered twice.
+    A subclass takes ``Parts`` and implements ``step``. Access networks as ``self.parts.networks`` and do not
+    assign them to ``self``: ``parts`` is no submodule, so no network is registered twice.
     """
 
     averages_keys: ClassVar[bool] = True
     """Whether the method computes keys with the moving average of the query network."""
 
     mines: ClassVar[bool] = True
-    """Whether its negatives come from the bank; ``mining.query=stored`` is refused where they do not."""
+    """Whether the negatives come from the bank; ``mining.query=stored`` is refused where they do not."""
 
     needs_predictor: ClassVar[bool] = False
     """Whether it collapses without one; ``encoder.predictor_hidden=0`` is then refused."""
@@ -97,16 +97,16 @@ class Method(nn.Module, ABC):
         return ids, bank.read(bank.slots_of(ids.to(bank.device))).to(embedding.device)
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Raise UserError for a checkpoint that this method cannot continue; the default takes all."""
+        """Raise UserError for a checkpoint that this method cannot continue from; accepts all by default."""
 
     @abstractmethod
     def step(self, views: Sequence[Float[Tensor, "b ..."]], rows: Rows, step: int) -> Outcome:
-        """Compare the views of one micro-batch.
+        """Compute the loss of one micro-batch.
 
         Collective: every rank calls it, with 2 images or more.
 
         Args:
-            views: Augmented batches: two, then the local ones of multi-crop.
+            views: Augmented batches: two global views, then the local ones of multi-crop.
             rows: The images' data set rows, on this rank and on all.
             step: Optimizer step, from 0.
         """
@@ -122,7 +122,7 @@ def mean_outcome(
     query: Float[Tensor, "b d"] | None = None,
     negatives: Negatives | None = None,
 ) -> Outcome:
-    """Return the outcome of several comparisons: the mean of their losses, the diagnostics of the first."""
+    """Combine several comparisons: the mean of their losses, the diagnostics of the first."""
     losses = [loss for loss, _ in compared]
     mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
     return Outcome(mean, compared[0][1], keys, query, negatives)

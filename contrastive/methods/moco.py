@@ -1,4 +1,4 @@
-"""MoCo with a bank: negatives are mined rows, keys come from the averaged network."""
+"""MoCo with a bank: negatives are mined from the bank, keys come from the moving-average network."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,8 @@ from memory_bank.negatives import Negatives
 class Moco(Method):
     """Match the query of one view with the key of another, push it away from negatives of the bank.
 
-    He et al. 2020 (arXiv:1911.05722), algorithm 1. Differs: the miner chooses negatives, in place of a whole
-    queue, and the loss is any objective on given negatives.
+    He et al. 2020 (arXiv:1911.05722), algorithm 1. Differs: negatives are chosen by the miner
+    instead of being the whole queue, and the loss is any objective on given negatives.
 
     With more than two views (multi-crop: Caron et al. 2020, arXiv:2006.09882, section 3.2) local views are
     queries only: each is matched with every key of a global view (one, or two if symmetric).
@@ -35,7 +35,7 @@ class Moco(Method):
         self.symmetric = config.objective.symmetric
 
     def step(self, views: Sequence[Float[Tensor, "b ..."]], rows: Rows, step: int) -> Outcome:
-        """See Method. The bank stores the keys of view 2; one look-up an image serves all its views."""
+        """See Method. The bank stores the keys of view 2; one look-up per image serves all its views."""
         query = self.networks.embed(views[0])
         key = self.networks.keys(views[1], rows, step)
         keys = gather_rows(key, rows.sizes)

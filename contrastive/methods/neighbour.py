@@ -1,4 +1,4 @@
-"""MoCo whose positive is a neighbour of the key."""
+"""MoCo with the key's nearest neighbour in the bank as a positive."""
 
 from dataclasses import replace
 
@@ -13,11 +13,11 @@ from memory_bank.negatives import Negatives
 
 
 class Neighbour(Moco):
-    """As Moco, with the bank's nearest row to the key as a further positive.
+    """Moco with the bank's nearest row to the key as a further positive.
 
     The positive is that of NNCLR (Dwibedi et al. 2021, arXiv:2104.14548), the negatives are mined. With
-    ``objective.name=neighbour_info_nce`` the neighbour takes the key's place, with other losses it stands
-    beside it.
+    ``objective.name=neighbour_info_nce`` the neighbour replaces the key, with other losses both are
+    positives.
     """
 
     def compare(
@@ -28,7 +28,7 @@ class Neighbour(Moco):
         rows: Rows,
         step: int,
     ) -> tuple[Float[Tensor, ""], Diagnostics]:
-        """Compute the loss of one pair of views, after looking the key's neighbour up. Collective."""
+        """Look up the key's neighbour and compute the loss of one pair of views. Collective."""
         ids, neighbours = self.nearest_rows(key, rows, step)
         return super().compare(query, key, attach_neighbour(negatives, neighbours, ids), rows, step)
 
@@ -36,12 +36,12 @@ class Neighbour(Moco):
 def attach_neighbour(
     negatives: Negatives, neighbour: Float[Tensor, "b d"], ids: Int[Tensor, " b"]
 ) -> Negatives:
-    """Return ``negatives`` with one more extra positive a query, which is excluded from its negatives.
+    """Return ``negatives`` with one more extra positive per query, which is excluded from its negatives.
 
     Args:
-        negatives: Left as they are.
+        negatives: Not modified.
         neighbour: Unit-norm rows of the bank, detached.
-        ids: Their data set rows; -1 where there is none: that row is not used.
+        ids: Data set rows of the neighbours; -1 where there is none: that row is not used.
     """
     rows, known = ids[:, None], ids[:, None] >= 0
     positives, weight = negatives.extra_positives, negatives.extra_positive_weight

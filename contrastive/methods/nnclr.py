@@ -1,4 +1,4 @@
-"""NNCLR: a neighbour from the bank finds its image among the predictions of the batch."""
+"""NNCLR: match a neighbour from the bank with the prediction of the image, among those of the batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ class Nnclr(Method):
     one view of image i, p_j the predictions of the other view of the whole batch, with gradient: Dwibedi et
     al. 2021 (arXiv:2104.14548), eq. 2, averaged over both directions. The bank stores projections of view 1
     of the query network. Differs: an image's own stored row is never its neighbour; where the bank has no
-    row yet, the projection itself takes the neighbour's place.
+    row yet, the projection itself is used instead of the neighbour.
 
     Args:
         parts: See Method.
@@ -56,11 +56,11 @@ class Nnclr(Method):
         self, projection: Float[Tensor, "b d"], predicted: Float[Tensor, "b d"], rows: Rows, step: int
     ) -> tuple[Float[Tensor, ""], Diagnostics]:
         ids, neighbour = self.nearest_rows(projection, rows, step)
-        found = ids >= 0
-        neighbour = torch.where(found[:, None], neighbour.to(projection.dtype), projection)
+        known = ids >= 0
+        neighbour = torch.where(known[:, None], neighbour.to(projection.dtype), projection)
         negatives, _ = other_images([predicted], rows)
         loss, diagnostics = self.objective(neighbour, predicted, negatives, ids=rows.ids, step=step)
-        return loss, diagnostics | {"neighbours": found.to(loss.dtype).mean()}
+        return loss, diagnostics | {"neighbours": known.to(loss.dtype).mean()}
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuse a checkpoint of the loss that had this name before it was eq. 2."""

@@ -1,1 +1,1 @@
-"""Contrastive losses in one vocabulary: ``(query, key, negatives) -> (loss, diagnostics)``; one a file."""
+"""Contrastive losses with one signature, ``(query, key, negatives) -> (loss, diagnostics)``; one per file."""

@@ -1,4 +1,4 @@
-"""From a config to a loss."""
+"""Build the loss that a config names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from memory_bank.config import MiningConfig
 from memory_bank.negatives import Negatives
 
 Loss = Callable[..., tuple[Tensor, Diagnostics]]
-"""``(query, key, negatives, *, ids, step) -> (loss, diagnostics)``, as ``Objective.__call__`` has it."""
+"""``(query, key, negatives, *, ids, step) -> (loss, diagnostics)``, like ``Objective.__call__``."""
 
 StepInputs = Callable[[Tensor, int], dict[str, Any]]
-"""What a loss needs beside query, key and negatives: from the images' rows and the optimizer step."""
+"""Computes further arguments of a loss from the images' data set rows and the optimizer step."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Objective:
     """A loss with its settings.
 
     Attributes:
-        name: As in the config.
-        loss: ``(query, key, negatives) -> (loss, diagnostics)``, and what ``inputs`` adds; diagnostics are
-            those of ``Logits`` and others.
-        inputs: Further arguments of ``loss`` for the images and the step at hand.
+        name: Name in the config.
+        loss: ``(query, key, negatives) -> (loss, diagnostics)``, with the further arguments of ``inputs``;
+            diagnostics include those of ``Logits``.
+        inputs: Computes further arguments of ``loss`` for the current images and step.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Objective:
             key: Unit-norm rows.
             negatives: Rows to push away from.
             ids: The images' data set rows; ``mixing`` and ``supcon`` need them.
-            step: Optimizer step, which with the row decides the random numbers of ``mixing``.
+            step: Optimizer step; it and the row decide the random numbers of ``mixing``.
         """
         if self.inputs is None:
             return self.loss(query, key, negatives)
@@ -65,14 +65,14 @@ class Objective:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What a loss is built from.
+    """The arguments of a function that builds a loss.
 
     Attributes:
         config: Temperature and the loss's own settings.
-        mining: Where mined negatives come from.
-        in_batch: Negatives are the other images of the batch instead, a fair sample of the data.
-        seed: Of the run.
-        labels: Of the whole data set, by row, -1 for unknown; for ``supcon`` alone.
+        mining: Settings of the mined negatives.
+        in_batch: Whether negatives are the other images of the batch instead, a fair sample of the data.
+        seed: Seed of the run.
+        labels: Class of each row of the data set, -1 for unknown; only for ``supcon``.
     """
 
     config: ObjectiveConfig
@@ -90,18 +90,18 @@ def build_objective(
     seed: int = 0,
     labels: Int[Tensor, " n"] | None = None,
 ) -> Objective:
-    """Build the loss that ``config`` names, by the function that the registry names for it.
+    """Build the loss that ``config`` names in the registry.
 
     Args:
         config: Name and settings.
-        mining: See LossSettings, likewise the next three; None is the default. Decides whether ``debiased``
-            and ``hcl`` may be used, and their tau_plus where ``config`` leaves it open.
-        in_batch: See mining.
-        seed: See mining.
-        labels: See mining.
+        mining: See LossSettings; None takes the defaults. Decides whether ``debiased`` and ``hcl`` may be
+            used, and their tau_plus if ``config`` does not set it.
+        in_batch: See LossSettings.
+        seed: See LossSettings.
+        labels: See LossSettings.
 
     Raises:
-        UserError: the settings do not go together.
+        UserError: the settings are incompatible.
     """
     build: Callable[[LossSettings], Objective] = find_part("objective.name", OBJECTIVES, config.loss)
     return build(LossSettings(config, mining or MiningConfig(), in_batch, seed, labels))

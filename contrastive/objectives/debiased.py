@@ -1,4 +1,4 @@
-"""Losses that correct for false negatives in expectation, and that weight negatives by hardness."""
+"""Debiased InfoNCE and HCL: correct for false negatives in expectation, weight negatives by hardness."""
 
 import math
 from functools import partial
@@ -23,12 +23,12 @@ def debiased(
     tau_plus: float,
     hard_weighted: bool = False,
 ) -> tuple[Float[Tensor, ""], Diagnostics]:
-    """InfoNCE whose negatives are freed, on average, of the ``tau_plus`` of them that are positives.
+    """Compute debiased InfoNCE: corrected, on average, for the share ``tau_plus`` of false negatives.
 
     ``-log e^s / (e^s + N g)`` with ``g = max((mean_j e^(s_j) - tau_plus e^s) / (1 - tau_plus), e^(-1/T))``:
     Chuang et al. 2020 (arXiv:2007.00224), eq. 8, T the temperature. It is ``hcl`` with ``beta=0``.
 
-    Args and returns as ``hcl``.
+    For arguments and result see ``hcl``.
     """
     return hcl(
         query,
@@ -51,33 +51,33 @@ def hcl(
     beta: float,
     hard_weighted: bool = False,
 ) -> tuple[Float[Tensor, ""], Diagnostics]:
-    """Debiased InfoNCE with each negative's share proportional to ``e^(beta s_j)``.
+    """Compute HCL: debiased InfoNCE with each negative weighted in proportion to ``e^(beta s_j)``.
 
     ``-log e^s / (e^s + N g)``, ``g = max((h - tau_plus e^s) / (1 - tau_plus), e^(-1/T))`` and
     ``h = sum_j w_j e^((1 + beta) s_j) / sum_j w_j e^(beta s_j)``, ``N = sum_j w_j``: Robinson et al. 2021
     (arXiv:2010.04592), eq. 4 to 6, with beta on the logits as in the authors' code. With ``beta=0`` and
-    ``tau_plus=0`` it is ``info_nce``. Several positives enter ``tau_plus e^s`` by their mean, as the M
-    positives of Chuang et al. eq. 7.
+    ``tau_plus=0`` it is ``info_nce``. With several positives, ``tau_plus e^s`` takes their mean, like
+    the M positives of Chuang et al. eq. 7.
 
     Both corrections assume that the negatives, with their weights, are drawn from the data. Rows chosen for
-    being close are not: their false negatives are far more than ``tau_plus``, and ``beta`` would count
+    being close are not: far more than ``tau_plus`` of them are false negatives, and ``beta`` would count
     hardness twice.
 
     Args:
-        query: As ``info_nce``, and likewise the next three.
-        key: See query.
-        negatives: See query.
-        temperature: See query.
-        tau_plus: Share of images that are the same thing, in [0, 1).
+        query: See ``info_nce``.
+        key: See ``info_nce``.
+        negatives: See ``info_nce``.
+        temperature: See ``info_nce``.
+        tau_plus: Probability that a random image is of the query's class, in [0, 1).
         beta: >= 0; 0.5 to 2 is usual.
-        hard_weighted: The caller vouches that log-weights make hard and shared negatives together a fair
-            sample of the data (``mining.method=full_bank`` does).
+        hard_weighted: Whether log-weights make hard and shared negatives together a fair sample of the data
+            (they do with ``mining.method=full_bank``).
 
     Returns:
-        As ``info_nce``.
+        See ``info_nce``.
 
     Raises:
-        ValueError: a parameter out of range, or hard negatives that nobody vouches for.
+        ValueError: a parameter out of range, or hard negatives without ``hard_weighted``.
     """
     if not 0 <= tau_plus < 1 or not beta >= 0:
         raise ValueError(f"tau_plus={tau_plus}, beta={beta}: 0 <= tau_plus < 1 and beta >= 0 are needed")
@@ -92,10 +92,10 @@ def hcl(
 
 
 def _corrected(logits: Logits, tau_plus: float, beta: float) -> Float[Tensor, " b"]:
-    """``log(N g)``; -inf for a query without negatives."""
+    """Compute ``log(N g)``; -inf for a query without negatives."""
     count, tilt, tilted = logits.log_sum(0.0), logits.log_sum(beta), logits.log_sum(1 + beta)
     some = count > -torch.inf
-    # where() before arithmetic: -inf minus -inf is NaN, and its gradient too although it is masked later.
+    # where() before arithmetic: -inf minus -inf is NaN, and so is its gradient, even if masked later.
     count, tilt, tilted = (torch.where(some, value, 0.0) for value in (count, tilt, tilted))
     hardened = tilted - tilt + count
     positive = torch.logsumexp(logits.positive + logits.positive_weight.log(), 1)
@@ -105,10 +105,10 @@ def _corrected(logits: Logits, tau_plus: float, beta: float) -> Float[Tensor, " 
 
 
 def _log_difference(larger: Tensor, smaller: Tensor) -> Tensor:
-    """``log(e^larger - e^smaller)``; -inf, with no gradient, where that is not positive."""
+    """Compute ``log(e^larger - e^smaller)``; -inf, without gradient, where that is not positive."""
     gap = smaller - larger
     positive = gap < -torch.finfo(gap.dtype).tiny
-    # As in _corrected: the unused branch must be finite too, or its zero gradient turns into NaN.
+    # As in _corrected: the unused branch must be finite too, else its zero gradient becomes NaN.
     remaining = torch.log(-torch.expm1(torch.where(positive, gap, -1.0)))
     return torch.where(positive, larger + remaining, -torch.inf)
 
@@ -117,7 +117,7 @@ def build_hcl(settings: LossSettings) -> Objective:
     """Build ``hcl`` for a run.
 
     Raises:
-        UserError: as ``_shared_settings``.
+        UserError: see ``_shared_settings``.
     """
     return Objective("hcl", partial(hcl, beta=settings.config.beta, **_shared_settings(settings)))
 
@@ -126,7 +126,7 @@ def build_debiased(settings: LossSettings) -> Objective:
     """Build ``debiased`` for a run.
 
     Raises:
-        UserError: tau_plus is 0, or as ``_shared_settings``.
+        UserError: tau_plus is 0; see also ``_shared_settings``.
     """
     shared = _shared_settings(settings)
     if shared["tau_plus"] == 0:
@@ -138,7 +138,7 @@ def build_debiased(settings: LossSettings) -> Objective:
 
 
 def _shared_settings(settings: LossSettings) -> dict[str, Any]:
-    """Return what both losses take, after checking that negatives are a fair sample of the data.
+    """Return the arguments of both losses, after checking that negatives are a fair sample of the data.
 
     Raises:
         UserError: negatives are chosen for being close, or tau_plus is 1.

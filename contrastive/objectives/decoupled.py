@@ -1,4 +1,4 @@
-"""Decoupled contrastive learning: the positive is left out of the denominator."""
+"""Decoupled contrastive losses (DCL, DCLW): InfoNCE without the positive in the denominator."""
 
 from functools import partial
 
@@ -15,12 +15,12 @@ from memory_bank.negatives import Negatives
 def dcl(
     query: Float[Tensor, "b d"], key: Float[Tensor, "b d"], negatives: Negatives, *, temperature: float
 ) -> tuple[Float[Tensor, ""], Diagnostics]:
-    """``-s + log sum_j w_j e^(s_j)``: DCL eq. 6 (Yeh et al. 2021, arXiv:2110.06848), averaged over b.
+    """Compute DCL, ``-s + log sum_j w_j e^(s_j)``, mean over b: Yeh et al. 2021 (arXiv:2110.06848), eq. 6.
 
-    Easy negatives no longer fade the positive's gradient, which helps small batches. The loss may be
-    negative. A query without negatives has nothing to be told from: it contributes 0 and no gradient.
+    Easy negatives no longer weaken the positive's gradient, which helps small batches. The loss may be
+    negative. A query without negatives contributes 0 and no gradient.
 
-    Args and returns as ``info_nce``.
+    For arguments and result see ``info_nce``.
     """
     logits = Logits.of(query, key, negatives, temperature)
     return _decoupled(logits, torch.ones_like(logits.positive)), logits.diagnostics()
@@ -34,18 +34,18 @@ def dclw(
     temperature: float,
     sigma: float = 0.5,
 ) -> tuple[Float[Tensor, ""], Diagnostics]:
-    """DCL with ``v s`` for ``s``, ``v = 2 - e^(c / sigma) / mean_b e^(c / sigma)``, c the key's cosine.
+    """Compute DCLW: ``v s`` for ``s``, ``v = 2 - e^(c / sigma) / mean_b e^(c / sigma)``, c the key's cosine.
 
-    DCLW, section 3 of arXiv:2110.06848: pairs that agree already are pulled less (von Mises-Fisher
+    Section 3 of arXiv:2110.06848: pairs that agree already are pulled less (von Mises-Fisher
     weights, mean 1 over the batch of all ranks). The weights carry no gradient.
 
     Collective: every rank must call it.
 
     Args:
-        query: As ``info_nce``, and likewise the next three.
-        key: See query.
-        negatives: See query.
-        temperature: See query.
+        query: See ``info_nce``.
+        key: See ``info_nce``.
+        negatives: See ``info_nce``.
+        temperature: See ``info_nce``.
         sigma: > 0; the paper's is 0.5.
     """
     if not sigma > 0:

@@ -1,4 +1,4 @@
-"""InfoNCE: which of these is the key?"""
+"""InfoNCE: cross-entropy of the key against negatives."""
 
 from functools import partial
 
@@ -13,9 +13,9 @@ from memory_bank.negatives import Negatives
 def info_nce(
     query: Float[Tensor, "b d"], key: Float[Tensor, "b d"], negatives: Negatives, *, temperature: float
 ) -> tuple[Float[Tensor, ""], Diagnostics]:
-    """Cross-entropy of each query's key against its negatives.
+    """Compute InfoNCE: the cross-entropy of each query's key against its negatives.
 
-    ``-log e^s / (e^s + sum_j w_j e^(s_j))`` with ``s`` similarities over temperature: MoCo eq. 1
+    ``-log e^s / (e^s + sum_j w_j e^(s_j))`` with ``s`` the similarities divided by temperature: MoCo eq. 1
     (He et al. 2020, arXiv:1911.05722), averaged over b.
     Differs: negatives may be per query, shared, or both, and carry weights ``w_j`` (1 in the paper).
 

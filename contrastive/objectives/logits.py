@@ -1,4 +1,4 @@
-"""From embeddings to logits: the one place that knows how ``Negatives`` enter a loss."""
+"""Compute logits from embeddings and ``Negatives``; all losses use them."""
 
 from dataclasses import dataclass
 
@@ -11,24 +11,24 @@ from memory_bank.negatives import Negatives
 
 Diagnostics = dict[str, Tensor]
 
-# Rows, as multiples of a query's own, up to which a product with all of them is the cheaper way.
+# Multiple of a query's own rows up to which a product with all rows is cheaper.
 _SHARED = 32
 
 
 @dataclass
 class Logits:
-    """Similarities over temperature, in float32 or wider.
+    """Similarities divided by temperature, in float32 or wider.
 
     The positives of query i are its key (column 0) and the extra positives. A loss is written for one
-    positive; ``over_positives`` averages it, each against the same negatives, so that positives never push
-    each other away.
+    positive; ``over_positives`` averages it over all, each against the same negatives, so that positives
+    never repel each other.
 
     Attributes:
         positive: Logits of the positives.
-        positive_weight: Their weights; each row sums to 1.
+        positive_weight: Weights of the positives; each row sums to 1.
         negative: Logits of the negatives, without log-weights: hard ones first, then shared.
-        log_weight: Of the negatives; -inf excludes.
-        temperature: What the similarities were divided by.
+        log_weight: Log-weights of the negatives; -inf excludes one.
+        temperature: Divisor of the similarities.
     """
 
     positive: Float[Tensor, "b p"]
@@ -41,7 +41,7 @@ class Logits:
     def of(
         cls, query: Float[Tensor, "b d"], key: Float[Tensor, "b d"], negatives: Negatives, temperature: float
     ) -> "Logits":
-        """Compare ``query`` with everything; (b, m, d) is never made for the m shared negatives.
+        """Compute all logits; no (b, m, d) tensor is created for the m shared negatives.
 
         Raises:
             ValueError: temperature <= 0.
@@ -65,23 +65,23 @@ class Logits:
         )
 
     def log_sum(self, power: float = 1.0) -> Float[Tensor, " b"]:
-        """``log sum_j weight_j exp(power * negative_j)``; -inf, with gradient 0, where there is no negative.
+        """Compute ``log sum_j weight_j exp(power * negative_j)``; -inf, with gradient 0, without a negative.
 
-        With power 1 the log-partition of the negatives, with 0 the log of how many rows they stand for.
+        Power 1 gives the log-partition of the negatives, 0 the log of the number of rows they represent.
         """
         empty = (self.log_weight == -torch.inf).all(1)
-        # The gradient of a logsumexp over nothing but -inf is NaN, so empty rows are filled, and cut after.
+        # The gradient of a logsumexp over only -inf is NaN, so empty rows are filled first, and masked after.
         log_weight = self.log_weight.masked_fill(empty[:, None], 0.0)
         scaled = self.negative if power == 1 else power * self.negative
         return torch.logsumexp(scaled + log_weight, 1).masked_fill(empty, -torch.inf)
 
     def over_positives(self, losses: Float[Tensor, "b p"]) -> Float[Tensor, ""]:
-        """Mean over the batch of each query's weighted mean over its positives."""
+        """Average over the batch each query's weighted mean over its positives."""
         return (losses * self.positive_weight).sum(1).mean()
 
     @torch.no_grad()
     def diagnostics(self) -> Diagnostics:
-        """What the loss saw, as detached scalars.
+        """Compute statistics of the logits, as detached scalars.
 
         ``accuracy``: share of queries closer to their key than to every admitted negative.
         ``positive_similarity``, ``negative_similarity``: means over the keys and the admitted negatives.
@@ -90,7 +90,7 @@ class Logits:
         """
         admitted = self.log_weight > -torch.inf
         similarity = self.negative.masked_fill(~admitted, 0.0)
-        shares = torch.softmax(self.negative + self.log_weight, 1)  # nan, or none, without a negative
+        shares = torch.softmax(self.negative + self.log_weight, 1)  # NaN, or empty, without a negative
         effective = 1 / shares.square().sum(1)
         return {
             "accuracy": self._wins(admitted).to(self.positive.dtype).mean(),
@@ -107,11 +107,11 @@ class Logits:
 
 
 def info_nce_of(logits: Logits, partition: Float[Tensor, " b"] | None = None) -> Float[Tensor, ""]:
-    """``-log e^s / (e^s + e^z)`` over positives s and batch, z the log-partition of the negatives.
+    """Compute ``-log e^s / (e^s + e^z)``, averaged over positives s and the batch.
 
     Args:
-        logits: Give the positives, and z unless it is given.
-        partition: z as another loss computes it.
+        logits: Logits of positives and negatives.
+        partition: z, if another loss computes it; None takes the log-partition of the negatives.
     """
     z = logits.log_sum() if partition is None else partition
     # -log sigmoid(s - z): exact, and finite with zero gradient for z = -inf, an empty set of negatives.
@@ -121,10 +121,10 @@ def info_nce_of(logits: Logits, partition: Float[Tensor, " b"] | None = None) ->
 def own_similarity(
     query: Float[Tensor, "b d"], rows: Float[Tensor, "u d"], index: Int[Tensor, "b k"]
 ) -> Float[Tensor, "b k"]:
-    """Inner products of each query with its own ``rows[index]``.
+    """Compute inner products of each query with its own ``rows[index]``.
 
-    Where queries share their rows, as those found in one sample, a product with all of them takes a CPU a
-    third of the time of a copy of each query's.
+    If queries share their rows, e.g. rows of one sample, a product with all rows takes a third of the time
+    of copying each query's rows on a CPU.
     """
     if len(rows) <= _SHARED * index.shape[1]:
         return (query @ rows.T).gather(1, index)
@@ -132,7 +132,7 @@ def own_similarity(
 
 
 def _join(left: Tensor, right: Tensor) -> Tensor:
-    """Columns side by side; no copy when one side has none, as is usual for a whole bank of shared ones."""
+    """Concatenate columns; no copy if one side is empty, as is usual for a whole bank of shared negatives."""
     if left.shape[1] == 0:
         return right
     return left if right.shape[1] == 0 else torch.cat([left, right], 1)

@@ -1,4 +1,4 @@
-"""MoCHi: harder negatives, mixed from the hardest ones and from the query itself."""
+"""MoCHi: synthetic negatives, mixed from the hardest negatives and from the query."""
 
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from contrastive.objectives.logits import Diagnostics
 from memory_bank.negatives import Negatives
 
 STREAM = 1_000
-"""Number of the noise that synthetic negatives are drawn with; views of an image have small ones."""
+"""Noise stream for synthetic negatives; the views of an image use small numbers."""
 
 
 def mixing(
@@ -30,23 +30,23 @@ def mixing(
     num_query: int,
     uniforms: Float[Tensor, "b u"],
 ) -> tuple[Float[Tensor, ""], Diagnostics]:
-    """InfoNCE over the negatives and synthetic ones beside them.
+    """Compute InfoNCE over the negatives and additional synthetic ones (MoCHi).
 
-    MoCHi, section 4 (Kalantidis et al. 2020, arXiv:2010.01028). Of the ``hardest`` negatives n of a query:
+    Section 4 of MoCHi (Kalantidis et al. 2020, arXiv:2010.01028). Of the ``hardest`` negatives n of a query:
     ``num_pairs`` times ``a n_i + (1 - a) n_j`` (eq. 3; a in [0, 1)) and ``num_query`` times
-    ``c q + (1 - c) n_i`` (eq. 4; c in [0, 0.5), so that the negative outweighs), each brought to unit norm,
-    i and j random. They carry no gradient of their own and weight 1. A query with no negative gets none.
+    ``c q + (1 - c) n_i`` (eq. 4; c in [0, 0.5), so that the negative dominates), each normalised, i and j
+    random. They carry no gradient and have weight 1. A query without negatives gets none.
 
     Args:
-        query: As ``info_nce``, and likewise the next three.
-        key: See query.
-        negatives: See query.
-        temperature: See query.
-        hardest: Candidates a query, 1 or more; all of them when there are fewer.
-        num_pairs: Mixed from two negatives; the paper's s.
-        num_query: Mixed with the query; the paper's s'.
-        uniforms: In [0, 1): ``num_uniforms(num_pairs, num_query)`` a row. All randomness is in here, so equal
-            numbers give equal losses.
+        query: See ``info_nce``.
+        key: See ``info_nce``.
+        negatives: See ``info_nce``.
+        temperature: See ``info_nce``.
+        hardest: Candidates per query, 1 or more; all negatives if there are fewer.
+        num_pairs: Synthetic negatives mixed from two negatives; the paper's s.
+        num_query: Synthetic negatives mixed with the query; the paper's s'.
+        uniforms: In [0, 1): ``num_uniforms(num_pairs, num_query)`` per row. They are the only randomness, so
+            equal numbers give equal losses.
 
     Raises:
         ValueError: counts out of range, or too few uniforms.
@@ -63,14 +63,14 @@ def mixing(
 
 
 def num_uniforms(num_pairs: int, num_query: int) -> int:
-    """Random numbers a query needs: two rows and a share for a pair, one row and a share with the query."""
+    """Count the random numbers per query: two rows and a share for a pair, one and a share with the query."""
     return 3 * num_pairs + 2 * num_query
 
 
 def _mix(
     query: Tensor, negatives: Negatives, hardest: int, num_pairs: int, num_query: int, uniforms: Tensor
 ) -> Negatives:
-    """``negatives`` with the synthetic rows appended to the hard ones."""
+    """Append the synthetic rows to the hard negatives."""
     hard, shared = _as_float(negatives.hard)[negatives.hard_index], _as_float(negatives.shared)
     columns, admitted = _hardest(query, hard, shared, negatives, hardest)
     if columns.shape[1] == 0:
@@ -99,7 +99,7 @@ def _mix(
 def _hardest(
     query: Tensor, hard: Tensor, shared: Tensor, negatives: Negatives, hardest: int
 ) -> tuple[Tensor, Tensor]:
-    """Columns (hard rows, then shared) of the closest rows, closest first, and which of them are admitted."""
+    """Find the columns (hard, then shared) of the closest rows, closest first, and which are admitted."""
     similarity = torch.cat([torch.einsum("bd,bkd->bk", query, hard.to(query)), query @ shared.to(query).T], 1)
     log_weight = torch.cat([negatives.hard_log_weight, negatives.shared_log_weight], 1)
     similarity = similarity.masked_fill(log_weight == -torch.inf, -torch.inf)
@@ -108,7 +108,7 @@ def _hardest(
 
 
 def _rows_at(columns: Tensor, hard: Tensor, shared: Tensor) -> Tensor:
-    """Rows ``(b, s, d)`` of columns ``(b, s)``: hard ones first, then shared."""
+    """Gather rows ``(b, s, d)`` of columns ``(b, s)``; hard columns come before shared ones."""
     k = hard.shape[1]
     if k == 0:
         return shared[columns]
@@ -119,7 +119,7 @@ def _rows_at(columns: Tensor, hard: Tensor, shared: Tensor) -> Tensor:
 
 
 def _pick(columns: Tensor, admitted: Tensor, draw: Tensor) -> Tensor:
-    """A random admitted column for each uniform number; the admitted ones come first."""
+    """Pick a random admitted column for each uniform number; admitted columns come first."""
     last = (admitted.sum(1, keepdim=True) - 1).clamp(min=0)
     return columns.gather(1, torch.minimum((draw * (last + 1)).long(), last))
 

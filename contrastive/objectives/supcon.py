@@ -1,4 +1,4 @@
-"""SupCon: all images of the same class are positives. Needs labels, so an oracle, never a default."""
+"""SupCon: all images of the same class are positives. It needs labels, so it is only an oracle."""
 
 from functools import partial
 from typing import Any
@@ -22,36 +22,37 @@ def supcon(
     ids: Int[Tensor, " b"],
     labels: Int[Tensor, " n"],
 ) -> tuple[Float[Tensor, ""], Diagnostics]:
-    """Mean over a query's positives p of ``-log e^(s_p) / sum_a w_a e^(s_a)``, a over all rows it meets.
+    """Compute the mean over a query's positives p of ``-log e^(s_p) / sum_a w_a e^(s_a)``.
 
-    SupCon eq. 2, the sum outside the log (Khosla et al. 2020, arXiv:2004.11362). Positives are the key, the
-    extra positives, and those negatives that carry the query's label, by their weights ``w_a``.
+    The index a runs over positives and negatives: SupCon eq. 2, the sum over p outside the log (Khosla et al.
+    2020, arXiv:2004.11362). Positives are the key, the extra positives, and negatives with the query's label,
+    by their weights ``w_a``.
 
     Args:
-        query: As ``info_nce``, and likewise the next three.
-        key: See query.
-        negatives: Any rows; rows of the same class in them become positives.
-        temperature: See query.
+        query: See ``info_nce``.
+        key: See ``info_nce``.
+        negatives: Any rows; those of the query's class become positives.
+        temperature: See ``info_nce``.
         ids: The queries' data set rows.
-        labels: Of the whole data set, by row; -1 is unknown and matches nothing.
+        labels: Class of each row of the data set; -1 is unknown and matches nothing.
     """
     logits = Logits.of(query, key, negatives, temperature)
     same = _same_label(ids, negatives, labels)
-    # Weights of positives as logs: given ones, then those of the rows with the query's label.
-    given = torch.cat([torch.ones_like(logits.positive[:, :1]), negatives.extra_positive_weight], 1).log()
-    found = logits.log_weight.masked_fill(~same, -torch.inf)
+    # Log-weights of positives: key and extra positives, then negatives with the query's label.
+    own = torch.cat([torch.ones_like(logits.positive[:, :1]), negatives.extra_positive_weight], 1).log()
+    same_weight = logits.log_weight.masked_fill(~same, -torch.inf)
     rows = torch.cat([logits.positive, logits.negative], 1)
-    share = torch.softmax(torch.cat([given, found], 1), 1)
-    everything = torch.logsumexp(rows + torch.cat([given, logits.log_weight], 1), 1)
+    share = torch.softmax(torch.cat([own, same_weight], 1), 1)
+    everything = torch.logsumexp(rows + torch.cat([own, logits.log_weight], 1), 1)
     loss = (everything - (share * rows).sum(1)).mean()
-    positives = 1 + (found > -torch.inf).sum(1)
+    positives = 1 + (same_weight > -torch.inf).sum(1)
     return loss, logits.diagnostics() | {"positives": positives.to(loss.dtype).mean()}
 
 
 def _same_label(
     ids: Int[Tensor, " b"], negatives: Negatives, labels: Int[Tensor, " n"]
 ) -> Bool[Tensor, "b c"]:
-    """Which negatives, hard then shared, carry the query's label."""
+    """Return which negatives, hard then shared, have the query's label."""
     own = _lookup(ids, labels)[:, None]
     hard = _lookup(negatives.hard_ids, labels) == own
     shared = _lookup(negatives.shared_ids, labels)[None] == own
@@ -59,7 +60,7 @@ def _same_label(
 
 
 def _lookup(ids: Tensor, labels: Tensor) -> Tensor:
-    """Label of each row, -1 for row -1, which indexing would read as the last one."""
+    """Look up the label of each row; -1 for row -1, which indexing would read as the last row."""
     return torch.where(ids >= 0, labels[ids.clamp(min=0)], -1)
 
 

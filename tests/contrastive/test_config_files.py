@@ -74,7 +74,7 @@ def test_a_users_file_builds_on_a_shipped_recipe_and_on_its_neighbours(tmp_path)
         ("run.seed=???", ["run.seed=???", "still to be set"]),
         ('run.name="a\\0b"', ["run.name='a\\x00b'", "no file's name"]),
         ('data.cache="a\\0b"', ["data.cache='a\\x00b'", "no file's name"]),
-        ("data.root=a\udcff", ["data.root=a\\udcff", "not UTF-8", "a link whose name is"]),
+        ("data.root=a\udcff", ["data.root=a\\udcff", "not UTF-8", "a link with a UTF-8 name"]),
         ("logging.wandb.mode=", ["logging.wandb.mode: nothing given", "a value is needed"]),
         ("run.seed.x=1", ["run.seed: a value is needed, run.seed=VALUE", "no keys below"]),
         ("data.mean=[a,1,1]", ["data.mean[0]: Value 'a'", "Float"]),

@@ -69,7 +69,7 @@ def test_the_share_that_is_named_is_mined():
     config.mining.min_fill = 0.507
     assert lines(config, plan) == []
     config, plan = make(rows=16, epochs=1)
-    assert lines(config, plan)[0].endswith("the batch makes the negatives; raise schedule.epochs")
+    assert lines(config, plan)[0].endswith("negatives come from the batch; raise schedule.epochs")
 
 
 def test_look_ups_further_ahead_than_keys_live_are_named():

@@ -44,5 +44,5 @@ def test_a_refusal_is_told_and_nothing_is_raised(scontrol, monkeypatch, caplog):
     first, second = dict.fromkeys(
         record.getMessage() for record in caplog.records if record.name == slurm.logger.name
     )
-    assert first == "scontrol requeue 1234 failed (Invalid job id); submit the job again by hand to go on"
+    assert first == "scontrol requeue 1234 failed (Invalid job id); submit the job again by hand to continue"
     assert "No such file or directory: 'scontrol'" in second

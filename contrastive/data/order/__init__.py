@@ -1,1 +1,1 @@
-"""Orders in which an epoch goes through the data, one a file; ``data.order`` names one."""
+"""Orders in which an epoch visits the images, one per file; ``data.order`` names one."""

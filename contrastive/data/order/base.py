@@ -1,4 +1,4 @@
-"""The interface of an order."""
+"""The interface of ``data.order``: which row is visited when."""
 
 from abc import ABC, abstractmethod
 
@@ -7,12 +7,11 @@ from torch import Tensor
 
 
 class Order(ABC):
-    """Which row stands at which position of an epoch.
+    """The order in which an epoch visits the rows of the data set.
 
-    The positions of an epoch are 0 to the number of rows, exclusive, and each row stands at one of them. The
-    order is a pure function of what it was built from and of the epoch: a resume, another rank and another
-    world size ask again and get the same rows. It is asked for one optimizer step at a time, so it may be
-    computed in constant memory.
+    An epoch has one position for each row, from 0. The row at a position is a pure function of the order's
+    constructor arguments and the epoch, so that a resume, another rank and another world size get the same
+    rows. ``ids`` is called for one optimizer step at a time, so an order may be computed in constant memory.
     """
 
     @abstractmethod

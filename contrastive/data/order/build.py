@@ -8,7 +8,7 @@ from contrastive.data.order.base import Order
 from contrastive.find_part import find_part
 from contrastive.registry import ORDERS
 
-_CHECKED_ROWS = 2**20  # the check takes memory and time in proportion to the rows
+_CHECKED_ROWS = 2**20  # the check takes memory and time proportional to the rows
 
 
 def build_order(name: str, images: Images, seed: int) -> Order:

@@ -1,4 +1,4 @@
-"""``data.order=global``: in each epoch a fresh permutation of all rows."""
+"""``data.order=global``: a fresh permutation of all rows in each epoch."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +15,7 @@ from contrastive.data.order.base import Order
 
 @dataclass(frozen=True)
 class GlobalOrder(Order):
-    """Permute all rows, by (seed, epoch).
+    """A permutation of all rows that depends on (seed, epoch).
 
     Attributes:
         rows: Images of the training set.

@@ -1,4 +1,4 @@
-"""A signal saves at the end of its step, on all ranks, and the run goes on from there."""
+"""A signal saves at the end of its step, on all ranks, and the run continues from there."""
 
 import os
 import signal

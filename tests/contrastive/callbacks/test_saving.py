@@ -1,4 +1,4 @@
-"""When a run saves, what it goes on from, and what a full disk costs it."""
+"""When a run saves, what it resumes from, and what a full disk costs it."""
 
 import pytest
 from pytorch_lightning import Trainer

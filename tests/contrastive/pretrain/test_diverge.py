@@ -125,7 +125,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatc
     encoder, _ = load_encoder(Path(result["encoder"]))
     assert encoder(torch.rand(2, 3, 16, 16)).isfinite().all()
     assert resolve(str(run_dir)).encoder == Path(result["encoder"])
-    code, result, _ = run("run.checkpoint_every=1")  # with the cause gone it goes on from there
+    code, result, _ = run("run.checkpoint_every=1")  # without the cause it continues from there
     assert (code, result["steps"]) == (0, 12)
     assert [int(float(row["step"])) for row in metrics(run_dir) if row["train/loss"]] == list(range(1, 13))
 

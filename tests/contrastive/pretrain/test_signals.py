@@ -34,8 +34,8 @@ def test_a_signal_before_the_first_step_ends_the_start_in_order(run, monkeypatch
         patch.setattr(f"contrastive.{when}", lambda *_, **__: signal.raise_signal(signal.Signals[name]))
         code, _, err = run()
     assert code == 75
-    goes_on = "the same command goes on from the last checkpoint, or starts anew where there is none"
-    assert err.splitlines()[-1] == f"stopped by {name}; {goes_on}"
+    again = "run the same command again to continue from the last checkpoint, if there is any"
+    assert err.splitlines()[-1] == f"stopped by {name}; {again}"
     assert asked == (["requeue"] if name == "SIGUSR1" else [])
     assert signal.getsignal(signal.Signals[name]) == before
     assert run("trainer.max_steps=1")[0] == 0
@@ -74,7 +74,7 @@ def test_a_time_limit_ends_each_start_with_75_until_the_run_is_done(run, tmp_pat
         code, result, err = run("trainer.max_time=00:00:03:20")
         codes.append((code, result["finished"]))
         assert result["steps"] == step
-        told = "stopped by trainer.max_time after saving; the same command goes on from here"
+        told = "stopped by trainer.max_time after saving; run the same command again to continue"
         assert err.count(told) == (code == 75)
     assert codes == [(75, False), (75, False), (0, True)]  # the last step ends the run by itself
     assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/tiny"))
