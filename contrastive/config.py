@@ -410,6 +410,8 @@ class WandbConfig:
                 f"logging.wandb.project={self.project!r}: allowed are up to 128 characters, none of /\\#?%:"
             )
         for tag in self.tags:
+            if not isinstance(tag, str):
+                raise ValueError(f"logging.wandb.tags: {tag!r} is no text; give a list of texts, e.g. [a,b]")
             if not 1 <= len(tag) <= 64:
                 raise ValueError(
                     f"logging.wandb.tags: {tag!r} has {len(tag)} characters; allowed are 1 to 64"

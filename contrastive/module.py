@@ -17,17 +17,21 @@ from contrastive.compiling import compiler
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.batch import Batch
 from contrastive.data.plan import Plan
-from contrastive.distributed import Rows, gather_rows, mean_weight
+from contrastive.distributed import Rows, gather_rows, mean_weight, rank
 from contrastive.encoders.encoder import Encoder
 from contrastive.lightning_glue import continue_after, loss_scaler
 from contrastive.methods.method import Method
 from contrastive.momentum import momentum_at
 from contrastive.optim import build_optimizer, learning_rate
 from contrastive.step_guard import StepGuard, explain_no_negatives
+from memory_bank.draw import mix
 from memory_bank.miner import Miner
 from memory_bank.negatives import Negatives
 
 logger = logging.getLogger(__name__)
+
+_DROPOUT_STREAM = 2_000
+"""Number that sets the seeds of dropout apart from those of the miner and of batch norm."""
 
 
 @dataclass
@@ -120,6 +124,9 @@ class ContrastiveModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the mean loss of one micro-batch, times ``mean_weight``."""
         rows, step = Rows.of(batch.ids), self.global_step
+        # Dropout and drop path draw from torch's generator: a pure function of the micro-batch, so that a
+        # resume draws the same.
+        torch.manual_seed(mix(self.config.run.seed, _DROPOUT_STREAM, batch_idx, rank()))
         if self._loader is not None:
             self._loader.check_corrupt_share(rows.all_ids)
         if min(rows.sizes) < 2:

@@ -17,7 +17,7 @@ from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.weights import load_weights
 from contrastive.fit_checks import check_fit, check_method, is_out_of_memory, warn_of_settings
 from contrastive.methods.build import find_method
-from contrastive.methods.method import BuildMethod, Parts
+from contrastive.methods.method import BuildMethod, Method, Parts
 from contrastive.module import ContrastiveModule
 from contrastive.networks import Networks
 from contrastive.run_dir import UnreadableFiles
@@ -33,6 +33,29 @@ class Given:
     method: BuildMethod | None = None
     miner: Callable[..., Miner] = build_miner
     callbacks: Sequence[pl.Callback] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.encoder is not None and not isinstance(self.encoder, Encoder):
+            raise UserError(
+                f"encoder={self.encoder!r:.80}: an instance of contrastive.encoders.encoder.Encoder is needed"
+            )
+        for name, part in (("method", self.method), ("miner", self.miner)):
+            if part is not None and not callable(part):
+                raise UserError(
+                    f"{name}={part!r:.80}: a class or a function that builds it is needed; to choose one by "
+                    "name, set it in the config"
+                )
+
+    def names(self) -> dict[str, str]:
+        """Name the parts that take the place of the config's, for config.yaml: a resume needs the same."""
+        parts: dict[str, Any] = {"method": self.method, "encoder": self.encoder and type(self.encoder)}
+        if self.miner is not build_miner:
+            parts["miner"] = self.miner
+        return {
+            name: getattr(part, "__qualname__", type(part).__qualname__)
+            for name, part in parts.items()
+            if part is not None
+        }
 
 
 def build_module(
@@ -88,7 +111,10 @@ def build_module(
             "with a folder for each class, or another objective"
         )
     parts = Parts(config, networks, miner, labels)
-    return ContrastiveModule(config, plan, method(parts), loader, row_identity=images.row_identity_hash())
+    built = method(parts)
+    if not isinstance(built, Method):
+        raise UserError(f"method: {name} built a {type(built).__name__}; a Method is needed")
+    return ContrastiveModule(config, plan, built, loader, row_identity=images.row_identity_hash())
 
 
 def _build_networks(

@@ -68,8 +68,8 @@ def pretrain(
         images: Your own data set, instead of ``config.data.name``: a map-style torch Dataset of PIL images
             or uint8 (3, h, w) tensors; an ``Images``, e.g. ``DatasetImages(dataset, size, labels=...)``,
             whose labels monitors read; or a ``Dataset``. config.yaml then says ``data.name: dataset``.
-        encoder: Your own network, instead of ``config.encoder.name``. To read the encoder file later, pass a
-            network of the same class to ``load_encoder``.
+        encoder: Your own network, instead of ``config.encoder.name``; it is trained in place. To read the
+            encoder file later, pass a network of the same class to ``load_encoder``.
         method: Your own ``Method`` (its class, or a function from ``Parts``), instead of ``config.method``.
         miner: Function that builds the miner, with the arguments of ``build_miner``.
         callbacks: Your own callbacks, called after those of the run.
@@ -87,7 +87,7 @@ def pretrain(
     dataset, plan = _open(config, given)
     train_images = dataset.train
     steps = min(config.trainer.get("max_steps", plan.total_steps), plan.total_steps)
-    finished, checkpoint = find_start_point(run_dir, config, train_images, steps)
+    finished, checkpoint = find_start_point(run_dir, config, train_images, steps, given.names())
     if finished is not None:
         logger.info("%s: this run is finished; choose another run.name to train again", run_dir)
         return 0, finished if is_first_rank() else None
@@ -96,6 +96,8 @@ def pretrain(
             f"{run_dir}: its checkpoint is of step {step_of(checkpoint)}, and {len(train_images)} images "
             f"make a run of {plan.total_steps} steps; restore the images, or choose another run.name"
         )
+    if checkpoint is not None:
+        logger.info("%s: continuing from step %d of %d", run_dir, step_of(checkpoint), plan.total_steps)
     saving = build_saving(config, plan, run_dir)
     preemption = Preemption(saving, time_limit(config.trainer))
     unreadable = UnreadableFiles(run_dir / "corrupt.csv")
@@ -109,7 +111,7 @@ def pretrain(
         return code, None
     with lock_run_dir(run_dir):
         with explain_full_disk(run_dir):
-            write_run_files(run_dir, config, train_images)
+            write_run_files(run_dir, config, train_images, given.names())
         table = MetricsCsv(run_dir)
         trainer.loggers = [table, *_build_wandb(config, run_dir)]
         code = fit(trainer, module, checkpoint, saving, preemption)

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -58,11 +59,22 @@ FILES = (
 
 
 def find_start_point(
-    run_dir: Path, config: PretrainConfig, images: Images, steps: int
+    run_dir: Path,
+    config: PretrainConfig,
+    images: Images,
+    steps: int,
+    given: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any] | None, Path | None]:
     """Decide how to start: return the summary if finished, the checkpoint to resume from, or neither.
 
     Nothing is written. A run is finished if its summary has ``steps``.
+
+    Args:
+        run_dir: The run directory.
+        config: The run.
+        images: The training images.
+        steps: Optimizer steps of the run.
+        given: Names of the parts that a program hands over in place of the config's.
 
     Raises:
         UserError: not writable, not a run directory, the directory of another run, or changed data.
@@ -76,7 +88,7 @@ def find_start_point(
             return summary, None
     unfinished = {".lock", "manifest.csv"}  # may be left by a start that was killed at once
     if is_first_rank() and run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - unfinished:
-        _check_same_run(run_dir, config, images)
+        _check_same_run(run_dir, config, images, given or {})
         summary = _read_summary(run_dir / "summary.json")
         if summary.get("steps", -1) >= steps:
             return summary, None
@@ -126,7 +138,7 @@ def _check_entries(run_dir: Path) -> None:
             )
 
 
-def _check_same_run(run_dir: Path, config: PretrainConfig, images: Images) -> None:
+def _check_same_run(run_dir: Path, config: PretrainConfig, images: Images, given: Mapping[str, str]) -> None:
     if not (run_dir / "config.yaml").is_file():
         raise UserError(
             f"{run_dir}: holds files but no config.yaml, so it is not a run; choose another run.name"
@@ -141,10 +153,18 @@ def _check_same_run(run_dir: Path, config: PretrainConfig, images: Images) -> No
         for name, (old, new) in differences(saved, config).items()
         if not name.startswith(MAY_CHANGE)
     ]
+    before = OmegaConf.select(OmegaConf.load(run_dir / "config.yaml"), "provenance.given")
+    before = given if before is None else before  # earlier releases did not record them
+    changed += [
+        f"pretrain({name}=) was {before.get(name)}, is {given.get(name)}"
+        for name in sorted({*before, *given})
+        if before.get(name) != given.get(name)
+    ]
     if changed:
         raise UserError(
             f"{run_dir}: holds a different run ({'; '.join(changed)}); "
-            "choose another run.name or the old values"
+            "choose another run.name or the old values; to train on from its weights, choose another "
+            f"run.name and set encoder.weights={run_dir / 'encoder.safetensors'}"
         )
     if not config.data.allow_changed:
         if not (run_dir / "manifest.csv").is_file():
@@ -192,7 +212,9 @@ def lock_run_dir(run_dir: Path) -> IO[str]:
     return lock
 
 
-def write_run_files(run_dir: Path, config: PretrainConfig, images: Images) -> None:
+def write_run_files(
+    run_dir: Path, config: PretrainConfig, images: Images, given: Mapping[str, str] | None = None
+) -> None:
     """Write manifest.csv, which every resume checks, and last config.yaml, which makes the folder a run."""
     begun, manifest = (run_dir / "config.yaml").is_file() and is_begun(run_dir), run_dir / "manifest.csv"
     if not begun or config.data.allow_changed:
@@ -204,11 +226,11 @@ def write_run_files(run_dir: Path, config: PretrainConfig, images: Images) -> No
         return
     document = OmegaConf.structured(config)
     OmegaConf.set_struct(document, False)
-    document.provenance = provenance()
+    document.provenance = provenance() | {"given": dict(given or {})}
     write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(document))
 
 
-def provenance() -> dict[str, str]:
+def provenance() -> dict[str, Any]:
     """Return commit, package versions, and the id of the W&B run, which a resume continues."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],

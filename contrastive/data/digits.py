@@ -20,8 +20,13 @@ def open_digits(data: DataConfig) -> Dataset:
     with respect to writer and class, and was not chosen by any result.
 
     Raises:
-        UserError: scikit-learn is not installed.
+        UserError: ``data.root`` is set, or scikit-learn is not installed.
     """
+    if data.root:
+        raise UserError(
+            f"data.root={data.root}: data.name=digits reads no folder; for your own images add "
+            "data.name=images or data.name=imagefolder, for the digits data.root=null"
+        )
     try:
         datasets = importlib.import_module("sklearn.datasets")
     except ImportError as error:

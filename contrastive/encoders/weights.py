@@ -201,6 +201,12 @@ def fit_names(
         others = sum(not name.startswith(prefix) for name in tensors)
         logger.info("%s: took the tensors below %r; %d others are left out", source, prefix, others)
     for name, tensor in bodies[prefix].items():
+        plain = tensor.layout == torch.strided and not tensor.is_meta
+        if not plain or tensor.is_complex() or tensor.dtype == torch.bool:
+            raise UserError(
+                f"{source}: {prefix}{name} is a {tensor.dtype} tensor, {tensor.layout}, on {tensor.device}; "
+                "dense real numbers are needed"
+            )
         if not tensor.float().isfinite().all():
             raise UserError(f"{source}: {prefix}{name} holds numbers that are not finite; take another file")
     return bodies[prefix]

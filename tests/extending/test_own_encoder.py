@@ -127,3 +127,19 @@ def test_a_wrong_one_is_refused_before_anything_is_written(tmp_path, monkeypatch
     with pytest.raises(UserError, match=message):
         pretrain(config(tmp_path), encoder=encoder)
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_resumed_run_draws_the_dropout_of_an_uninterrupted_one(tmp_path):
+    def train(name, steps):
+        torch.manual_seed(0)
+        encoder = SmallCnn()
+        encoder.body.append(nn.Dropout(0.5))
+        code, _ = pretrain(
+            config(tmp_path, f"run.name={name}", f"trainer.max_steps={steps}"), encoder=encoder
+        )
+        assert code == 0
+        return (tmp_path / name / "encoder.safetensors").read_bytes()
+
+    whole = train("whole", 3)
+    train("parts", 1)
+    assert train("parts", 3) == whole

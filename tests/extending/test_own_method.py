@@ -1,9 +1,11 @@
 """Train with your own method: a training step that owns a parameter and a buffer."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from typing_extensions import override
 
+from contrastive.config import UserError
 from contrastive.distributed import gather_rows
 from contrastive.methods.method import Method, Outcome, Parts
 from contrastive.pretrain import pretrain
@@ -57,3 +59,9 @@ def test_a_method_in_the_registry_is_chosen_by_name(tmp_path, monkeypatch):
     _, named = run(tmp_path, "run.name=named", "method=learned_temperature", "trainer.max_steps=5")
     _, given = run(tmp_path, "run.name=given", "trainer.max_steps=5", method=LearnedTemperature)
     assert named["metrics"]["train/loss"] == given["metrics"]["train/loss"]
+
+
+def test_a_resume_with_another_method_is_refused(tmp_path):
+    run(tmp_path, "run.name=own", "trainer.max_steps=3", method=LearnedTemperature)
+    with pytest.raises(UserError, match=r"pretrain\(method=\) was LearnedTemperature, is None"):
+        run(tmp_path, "run.name=own")

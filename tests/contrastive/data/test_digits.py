@@ -45,3 +45,8 @@ def test_digits_name_the_package_they_need(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(UserError, match="pip install scikit-learn"):
         open_dataset(DataConfig(name="digits"))
+
+
+def test_digits_refuse_a_folder():
+    with pytest.raises(UserError, match=r"data.root=photos: data.name=digits reads no folder"):
+        open_dataset(DataConfig(name="digits", root="photos"))

@@ -489,3 +489,13 @@ def test_extra_metadata_cannot_replace_ours(tmp_path):
     with pytest.raises(ValueError, match=r"extra=\['arch'\]: these names are taken"):
         save(tmp_path / "encoder.safetensors", encoder, config, data, arch="3")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda x: x.to("meta"), torch.Tensor.bool])
+def test_tensors_that_are_not_dense_real_numbers_are_refused(change, tmp_path):
+    tensors = fresh().state_dict()
+    tensors["conv1.weight"] = change(tensors["conv1.weight"])
+    torch.save(tensors, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=r"conv1.weight is a .* dense real numbers are needed"):
+        load_weights(fresh(), str(tmp_path / "odd.pt"))
