@@ -1,4 +1,4 @@
-"""What the documents name exists, and what exists in a registry is documented there."""
+"""Test that names in the documents exist, and that every registry is documented."""
 
 import re
 from pathlib import Path

@@ -138,7 +138,7 @@ def test_differences_are_named_by_their_dotted_path():
 
 
 NUMBERS = ["3e10482", "4e20913", "010", "12:30:00", "2026_11_29", "2026-11-29", "yes", "1.10", "0x1f", "~"]
-"""What yaml takes for a number, a truth value, a time, or nothing."""
+"""Texts that yaml reads as a number, a truth value, a time, or nothing."""
 
 TEXTS = {
     "run.name": PretrainConfig,

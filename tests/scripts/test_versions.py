@@ -1,4 +1,4 @@
-"""What a test run prints of the machine it ran on."""
+"""Test the lines that a test run prints about its machine."""
 
 import importlib.util
 from importlib import metadata

@@ -1,4 +1,4 @@
-"""What Gallery draws and measures; a whole run is in test_pretrain.py, W&B in test_wandb.py."""
+"""Test the pictures and measures of Gallery; W&B is tested in test_wandb.py."""
 
 from types import SimpleNamespace
 from unittest.mock import create_autospec

@@ -1,4 +1,4 @@
-"""What is drawn as SVG and as pixels is at the same places; a browser is asked in test_browser.py."""
+"""Test that SVG and pixels are drawn at the same places; test_browser.py asks a browser."""
 
 from xml.etree import ElementTree
 

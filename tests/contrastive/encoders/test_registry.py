@@ -1,4 +1,4 @@
-"""What every encoder of the registry does, with tiny arguments."""
+"""Test every encoder of the registry, with tiny arguments."""
 
 import pytest
 import timm

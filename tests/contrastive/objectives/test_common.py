@@ -1,4 +1,4 @@
-"""What holds for every objective."""
+"""Test properties that every objective has."""
 
 from dataclasses import replace
 

@@ -73,7 +73,7 @@ def alerts(monkeypatch):
 
 @pytest.fixture
 def moves(monkeypatch):
-    """Of each step, whether weights or statistics moved; then, and only then, must the bank be written."""
+    """Record for each step whether weights or statistics changed; only then must the bank be written."""
     from contrastive.module import ContrastiveModule
 
     step, seen = ContrastiveModule.optimizer_step, []

@@ -1,4 +1,4 @@
-"""What a run left, read back."""
+"""Read the files of a run."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run says of its bank and its negatives."""
+"""Test the messages of a run on its bank and its negatives."""
 
 import threading
 import traceback

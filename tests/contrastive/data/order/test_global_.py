@@ -16,7 +16,7 @@ def test_order_is_philox_sorted(rows, seed, epoch):
 
 
 def test_order_is_pinned():
-    # What a resume under another version of any library must find again.
+    # A resume under another version of any library must find these again.
     assert whole(10, 0, 0) == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
     assert whole(10, 1, 1) == [0, 6, 5, 3, 4, 9, 7, 8, 2, 1]
 
