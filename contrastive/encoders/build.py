@@ -40,8 +40,8 @@ def build_encoder(config: EncoderConfig, image_size: int) -> Encoder:
         value = getattr(config, name)
         if name not in allowed and value != getattr(defaults, name):
             logger.warning(
-                "encoder.%s=%s is not used: encoder.name=%s has no such setting, its arguments are set by "
-                "encoder.args",
+                "encoder.%s=%s (given, or the recipe's) is not used: encoder.name=%s has no such "
+                "setting, its arguments are set by encoder.args",
                 *(name, value, config.name),
             )
     return build_arch(arch_of(config), image_size)

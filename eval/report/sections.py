@@ -91,7 +91,7 @@ def _facts(report: Report, run: Run) -> Iterator[tuple[str, str]]:
         yield "test features", report.map.health.verdict
         yield "their effective rank", f"{report.map.health.rankme:.0f} of {report.map.full_rank}"
     if isinstance(seconds := read_json(run.folder / "summary.json").get("seconds"), int | float):
-        yield "training time", f"{seconds / 60:.1f} min"
+        yield "training time", f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
 
 def _several(runs: list[Run]) -> str:

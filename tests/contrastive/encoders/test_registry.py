@@ -174,7 +174,9 @@ def test_a_width_that_a_network_does_not_have_is_named(monkeypatch):
     monkeypatch.setattr(build.logger, "warning", lambda text, *values: lines.append(text % values))
     encoder = build.build_encoder(EncoderConfig(name="timm:test_resnet", width=16), SIDE)
     [line] = lines
-    assert line.startswith("encoder.width=16 is not used: encoder.name=timm:test_resnet has no such setting")
+    assert line.startswith(
+        "encoder.width=16 (given, or the recipe's) is not used: encoder.name=timm:test_resnet"
+    )
     assert encoder.arch.args == {}
     build.build_encoder(EncoderConfig(name="resnet10", width=16, stem="small"), SIDE)
     assert len(lines) == 1
