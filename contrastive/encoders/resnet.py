@@ -54,7 +54,7 @@ class ResNetEncoder(Encoder, ResNet):  # type: ignore[misc]  # torchvision is un
         self.layer4 = stage(8 * width, blocks[3], stride=2)
         self.dim = 8 * width * block.expansion
         for module in self.modules():
-            # As in torchvision; batch norm starts at weight 1, bias 0 by default.
+            # Initialise as torchvision does; batch norm starts at weight 1, bias 0 by default.
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.kernel_size == (1, 1) and module.stride == (2, 2) and module.in_channels < 8:

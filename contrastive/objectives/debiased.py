@@ -108,7 +108,7 @@ def _log_difference(larger: Tensor, smaller: Tensor) -> Tensor:
     """Compute ``log(e^larger - e^smaller)``; -inf, without gradient, where that is not positive."""
     gap = smaller - larger
     positive = gap < -torch.finfo(gap.dtype).tiny
-    # As in _corrected: the unused branch must be finite too, else its zero gradient becomes NaN.
+    # Keep the unused branch finite, as in _corrected: else its zero gradient becomes NaN.
     remaining = torch.log(-torch.expm1(torch.where(positive, gap, -1.0)))
     return torch.where(positive, larger + remaining, -torch.inf)
 

@@ -138,7 +138,7 @@ def test_accumulated_micro_batches_are_one_step(run, tmp_path, monkeypatch):
         for name in ("encoder.conv1.weight", "projector.3.bias"):
             expected = momentum * old[f"key_{name}"] + (1 - momentum) * new[name]
             torch.testing.assert_close(new[f"key_{name}"], expected)
-        # What the next step will use: 1 epoch of warm-up, 4 steps, of the peak of base_lr x 8 / 256.
+        # Rate of the next step: 1 epoch of warm-up, 4 steps, of the peak of base_lr x 8 / 256.
         share = (step + 2) / 5 if step + 1 < 4 else (1 + math.cos(math.pi * (step + 1 - 4) / (total - 4))) / 2
         rate = states[step]["optimizer_states"][0]["param_groups"][0]["lr"]
         assert rate == pytest.approx(0.4 * 8 / 256 * share)

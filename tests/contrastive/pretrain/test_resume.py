@@ -23,8 +23,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, tmp_path):
     whole = tmp_path / "runs" / "whole"
     run("run.name=parts", "trainer.max_steps=5", "run.checkpoint_every=2")
     parts = tmp_path / "runs" / "parts"
-    code, _, _ = run("run.name=parts", "run.checkpoint_every=2")
+    code, _, err = run("run.name=parts", "run.checkpoint_every=2")
     assert code == 0
+    assert "parts: continuing from step 5 of 12" in err
     assert same(weights(whole), weights(parts))
     assert same(bank(whole), bank(parts))
     losses = [{row["step"]: row["train/loss"] for row in metrics(path)} for path in (whole, parts)]
