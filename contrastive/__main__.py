@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from contrastive.config import PretrainConfig, UserError
-from contrastive.config_files import load_config, recipes, to_yaml
+from contrastive.config_files import read_stated, recipes, to_yaml
 from contrastive.console import answer, log_to_stderr
 from contrastive.signals import Stopped, stopping
 from contrastive.slurm import is_first_task, requeue
@@ -14,11 +14,15 @@ USAGE = """\
 usage: contrastive-pretrain [--config NAME|FILE] [--print-config] [--dry-run] [key=value ...]
 
 Pretrains an encoder on unlabelled images; negatives are mined from a bank of embeddings.
-Without arguments: the digits recipe, which trains in minutes on a laptop.
+
+  contrastive-pretrain --config own data.root=DIR    your own images: looks at them and at the machine,
+                                                     chooses the settings, and says why
+  contrastive-pretrain                               the digits recipe, minutes on a laptop
 
   --config NAME|FILE  a shipped recipe ({recipes}) or a yaml file
   --print-config      print the resolved config and stop
   --dry-run           build everything, run a few steps, estimate time and memory, keep nothing
+  --explain           with --config own: also what was seen, the rules and the alternatives
   key=value           change any setting, e.g. data.name=images data.root=photos schedule.epochs=100
   group=option        take a group from configs/pretrain/<group>/, e.g. augment=moco_v2 mining=band
 
@@ -45,10 +49,12 @@ def parse(arguments: Sequence[str]) -> tuple[str, set[str], list[str]]:
                 raise UserError(
                     f"--config needs a name or a file; shipped are {', '.join(recipes('pretrain'))}"
                 )
-        elif text in ("--print-config", "--dry-run", "--help", "-h"):
+        elif text in ("--print-config", "--dry-run", "--explain", "--help", "-h"):
             flags.add(text)
         elif text.startswith("-") and not equals:
-            raise UserError(f"{text!r}: no such flag; flags are --config, --print-config, --dry-run, --help")
+            raise UserError(
+                f"{text!r}: no such flag; flags are --config, --print-config, --dry-run, --explain, --help"
+            )
         else:
             overrides.append(text)
     return recipe, flags, overrides
@@ -76,7 +82,7 @@ def _run(arguments: Sequence[str]) -> int:
     if flags & {"--help", "-h"}:
         answer(USAGE.format(recipes=", ".join(recipes("pretrain"))).rstrip())
         return 0
-    config = load_config(PretrainConfig, "pretrain", recipe, overrides)
+    config = _config(recipe, overrides, explain="--explain" in flags)
     if "--print-config" in flags:
         answer(to_yaml(config).rstrip())
         return 0
@@ -93,6 +99,15 @@ def _run(arguments: Sequence[str]) -> int:
     if result is not None:
         answer(json.dumps(result))
     return code
+
+
+def _config(recipe: str, overrides: Sequence[str], *, explain: bool) -> PretrainConfig:
+    stated = read_stated(PretrainConfig, "pretrain", recipe, overrides)
+    if not stated["choose"]:
+        return stated.config()
+    from contrastive.choosing.choose import choose
+
+    return choose(stated, explain=explain)
 
 
 if __name__ == "__main__":

@@ -372,14 +372,18 @@ class ScheduleConfig:
 
     Attributes:
         epochs: Passes over the data; each leaves out the shuffled remainder that does not fill a batch.
+        minutes: Time budget of the run; None takes ``epochs``.
         warmup_epochs: Epochs of warm-up; may be a fraction.
     """
 
     epochs: int = 200
+    minutes: float | None = None
     warmup_epochs: float = 5.0
 
     def __post_init__(self) -> None:
         check_range("schedule.epochs", self.epochs, 1, 1_000_000)
+        if self.minutes is not None:
+            check_above_zero("schedule.minutes", self.minutes)
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs={self.warmup_epochs:g}: allowed is 0 to schedule.epochs, which is "
@@ -454,6 +458,9 @@ class PretrainConfig:
             images of the batch), ``nnclr`` (a neighbour from the bank against the batch), ``neighbour``
             (mined negatives, and a neighbour from the bank as the positive). ``auto`` is ``moco``, unless
             ``objective.name`` is a method's own loss: ``nt_xent`` is ``simclr`` with ``info_nce``.
+        choose: Settings that neither the recipe nor the command line states are chosen by looking at the
+            images and the machine (contrastive/choosing/rules.py lists them). A run's config.yaml has them,
+            and ``choose: false``.
         profile: Measure which share of a step's time each of its parts takes (``perf/share_*``).
     """
 
@@ -469,6 +476,7 @@ class PretrainConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     method: str = "auto"
+    choose: bool = False
     profile: bool = False
 
     def __post_init__(self) -> None:

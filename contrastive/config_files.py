@@ -1,12 +1,13 @@
 """Load yaml files and ``key=value`` overrides into a checked dataclass, and write it back as yaml."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Generic, TypeVar, cast, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -30,8 +31,76 @@ _TextLoader.yaml_implicit_resolvers = {
 }
 
 
+class Stated(Generic[Schema]):
+    """What a recipe and its overrides state, with the types of the schema; everything else is a default.
+
+    Args:
+        schema: The dataclass of all settings.
+        layers: Settings in the order of precedence, the last wins; interpolations among them are resolved.
+        describe: Function from a refusal to the message that names what was given.
+
+    Attributes:
+        keys: Dotted names of the settings that are stated, by whatever layer.
+
+    Raises:
+        UserError: unknown key, wrong type.
+    """
+
+    def __init__(
+        self, schema: type[Schema], layers: Sequence[DictConfig], describe: Callable[[Exception], str]
+    ) -> None:
+        self._schema, self._describe = schema, describe
+        with _refusals(describe):
+            # Resolved before the schema: OmegaConf 2.3 refuses ``${augment.view_1}`` in a typed field.
+            self._layer = _merge_open(*layers)
+            OmegaConf.resolve(self._layer)
+            self._typed = OmegaConf.merge(OmegaConf.structured(schema), self._layer)
+        self.keys = frozenset(flat(cast(dict[str, Any], OmegaConf.to_container(self._layer))))
+
+    def __getitem__(self, key: str) -> Any:
+        """Return a setting by its dotted name, stated or default; its range is not checked yet."""
+        return OmegaConf.select(self._typed, key)
+
+    def config(self, beneath: Mapping[str, Any] | None = None) -> Schema:
+        """Check what is stated together with all defaults.
+
+        Args:
+            beneath: Values by dotted name that replace defaults; what is stated wins over them.
+
+        Raises:
+            UserError: wrong type, value out of range.
+        """
+        lowest = OmegaConf.create()
+        for key, value in (beneath or {}).items():
+            OmegaConf.update(lowest, key, value)
+        with _refusals(self._describe):
+            merged = OmegaConf.merge(OmegaConf.structured(self._schema), lowest, self._layer)
+            config: Any = OmegaConf.to_object(merged)
+        return config  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _refusals(describe: Callable[[Exception], str]) -> Iterator[None]:
+    """Turn what OmegaConf and the schema refuse into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except _REFUSALS as error:
+        raise UserError(describe(error)) from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def load_config(schema: type[Schema], folder: str, recipe: str | None, overrides: Sequence[str]) -> Schema:
-    """Compose ``recipe`` with ``overrides`` and check the result; without a recipe, the schema's defaults.
+    """Compose ``recipe`` with ``overrides`` and check the result; see ``read_stated``."""
+    return read_stated(schema, folder, recipe, overrides).config()
+
+
+def read_stated(
+    schema: type[Schema], folder: str, recipe: str | None, overrides: Sequence[str]
+) -> Stated[Schema]:
+    """Compose ``recipe`` with ``overrides``; without a recipe, only the overrides are stated.
 
     A recipe is a yaml file, by path or by the name of one shipped under ``configs/<folder>``. Its
     ``defaults`` list names other recipes, or ``group/option`` files, that are merged first, in order.
@@ -41,21 +110,21 @@ def load_config(schema: type[Schema], folder: str, recipe: str | None, overrides
     Settings that are text in the schema keep their characters (``run.name=3e10482``), in files too.
 
     Raises:
-        UserError: unknown recipe or key, wrong type, value out of range, a word without ``=``.
+        UserError: unknown recipe or key, wrong type, a word without ``=``.
     """
     pairs = [_split_override(text) for text in overrides]
     options = [(key, value) for key, value in pairs if _is_group(schema, key)]
     layers = [_compose(schema, folder, recipe)] if recipe is not None else []
     layers += [_read(schema, _find(f"{key}/{value}", folder), group=key) for key, value in options]
     values = [(key, value) for key, value in pairs if not _is_group(schema, key)]
-    try:
-        layers.append(_from_overrides(schema, values))
-        return _checked(schema, *layers)
-    except _REFUSALS as error:
+
+    def describe(error: Exception) -> str:
         where = "" if getattr(error, "full_key", None) else f"{_culprit(schema, values) or recipe}: "
-        raise UserError(where + _explain(error, schema)) from error
-    except ValueError as error:
-        raise UserError(str(error)) from error
+        return where + _explain(error, schema)
+
+    with _refusals(describe):
+        layers.append(_from_overrides(schema, values))
+    return Stated(schema, layers, describe)
 
 
 def load_saved(schema: type[Schema], path: Path) -> Schema:
@@ -75,16 +144,23 @@ def load_saved(schema: type[Schema], path: Path) -> Schema:
     layer = _read(schema, path)
     layer.pop("provenance", None)
     try:
-        return _checked(schema, layer)
-    except _REFUSALS as error:
-        raise UserError(f"{path}: {_explain(error, schema)}") from error
-    except ValueError as error:
+        return Stated(schema, [layer], lambda error: _explain(error, schema)).config()
+    except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
 def to_yaml(config: Any) -> str:
     """Write the config as yaml, including every default."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def flat(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to their dotted names; lists and empty groups are values."""
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, Mapping) and value
+        values |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return values
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -97,14 +173,6 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
         elif before != after:
             changed[prefix + item.name] = (before, after)
     return changed
-
-
-def _checked(schema: type[Schema], *layers: DictConfig) -> Schema:
-    # Resolved before the schema: OmegaConf 2.3 refuses ``view_2: ${augment.view_1}`` in a typed field.
-    merged = OmegaConf.merge(*layers)
-    OmegaConf.resolve(merged)
-    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), merged))
-    return config  # type: ignore[no-any-return]
 
 
 def _culprit(schema: type, values: list[tuple[str, str]]) -> str | None:

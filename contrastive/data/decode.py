@@ -50,7 +50,7 @@ def read_file(path: str | bytes | Path, size: int) -> UInt8[Tensor, "3 s s"]:
     except Unreadable:
         raise
     except Exception as error:  # decoders raise over a dozen types on damaged input; each means the same
-        raise Unreadable(_reason(error)) from error
+        raise Unreadable(why_unreadable(error)) from error
     square = to_square(rgb, size)
     return to_tensor(square if turn is None else square.transpose(turn))
 
@@ -63,12 +63,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep(image).convert("RGB")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+    if has_alpha(image):
         # Dropping alpha would show the arbitrary colours of transparent pixels.
         overlay = image.convert("RGBA")
         white = Image.new("RGBA", overlay.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, overlay).convert("RGB")
     return image.convert("RGB")  # loads the pixels, even if the mode is already RGB
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Return whether the image has transparency."""
+    return image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
 
 
 def to_square(image: Image.Image, size: int) -> Image.Image:
@@ -120,7 +125,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _reason(error: Exception) -> str:
+def why_unreadable(error: Exception) -> str:
+    """Describe in one line why an image could not be decoded."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):

@@ -20,6 +20,7 @@ def test_every_shipped_recipe_loads_and_survives_a_round_trip(tmp_path):
         "digits",
         "imagefolder",
         "imagenet_resnet50",
+        "own",
         "simclr_cifar10",
         "stl10",
     }

@@ -1,0 +1,1 @@
+"""Choose the settings of a run from the images and the machine: look, decide, say why."""

@@ -1,0 +1,98 @@
+"""Fill in the settings that are not stated: from images and machine, or from the run that is continued."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from contrastive.choosing.decide import decide, remarks
+from contrastive.choosing.look import look_at_folder
+from contrastive.choosing.machine import look_at_machine
+from contrastive.choosing.rules import RULES, run_name
+from contrastive.config import PretrainConfig, UserError
+from contrastive.config_files import Stated, flat, load_saved, read_stated
+from contrastive.run_dir import is_begun
+from contrastive.slurm import is_first_task
+
+logger = logging.getLogger(__name__)
+
+_UNTIL_DECIDED = {"schedule.warmup_epochs": 0.0}
+"""Values that suit whatever is stated, where the default may not."""
+
+
+def choose_config(overrides: Sequence[str], recipe: str = "own", *, explain: bool = False) -> PretrainConfig:
+    """Load a recipe with overrides, and choose the settings that neither states.
+
+    The result is the config of ``contrastive-pretrain --config own data.root=DIR ...``; pass it to
+    ``pretrain``.
+
+    Args:
+        overrides: As on the command line; ``data.root=DIR`` is needed.
+        recipe: Name or file of a recipe with ``choose: true``.
+        explain: Log what was seen and the rules, too.
+
+    Raises:
+        UserError: wrong settings; a folder that is missing, or that has no image or too few.
+    """
+    return choose(read_stated(PretrainConfig, "pretrain", recipe, overrides), explain=explain)
+
+
+def choose(stated: Stated[PretrainConfig], *, explain: bool = False) -> PretrainConfig:
+    """Choose the settings that are not stated; log each with its reason.
+
+    An unfinished run of the same name is continued with what was chosen when it began: nothing is looked at.
+
+    Args:
+        stated: What recipe and command line state.
+        explain: Log what was seen and the rules, too.
+
+    Returns:
+        A config with ``choose=False``: read again, it chooses nothing.
+
+    Raises:
+        UserError: see ``choose_config``.
+    """
+    given = stated.config(_UNTIL_DECIDED)
+    chosen = _chosen_before(given, stated)
+    if chosen is None:
+        chosen = _look_and_decide(given, stated, explain=explain)
+    return replace(stated.config(chosen), choose=False)
+
+
+def _chosen_before(given: PretrainConfig, stated: Stated[PretrainConfig]) -> dict[str, Any] | None:
+    """Return what was chosen for the run that is continued; None if there is none."""
+    if not given.data.root:
+        raise UserError("data.root is not set: settings are chosen for your images; add data.root=FOLDER")
+    name = given.run.name if "run.name" in stated.keys else run_name(given.data.root)
+    run_dir = Path(given.run.root) / name
+    if not ((run_dir / "config.yaml").is_file() and is_begun(run_dir)):
+        return None
+    saved = flat(asdict(load_saved(PretrainConfig, run_dir / "config.yaml")))
+    _say(f"{run_dir}: has begun; what was chosen then is kept, and the images are not looked at again")
+    return {key: saved[key] for key in RULES if key in saved}
+
+
+def _look_and_decide(
+    given: PretrainConfig, stated: Stated[PretrainConfig], *, explain: bool
+) -> dict[str, Any]:
+    folder = look_at_folder(given.data, source_is_stated="data.name" in stated.keys)
+    machine = look_at_machine(given.trainer.get("accelerator", "auto"))
+    settings = flat(asdict(given))
+    decisions = decide(folder, machine, settings, stated.keys)
+    _say(f"{folder.root}: {folder}")
+    if explain:
+        _say(f"machine: {machine}")
+    for (reason, more), group in groupby(decisions, lambda decision: (decision.reason, decision.more)):
+        _say(f"  {' '.join(map(str, group))}: {reason}")
+        if explain and more:
+            _say(f"      {more}")
+    for line in remarks(folder, settings):
+        _say(line)
+    return {decision.key: decision.value for decision in decisions}
+
+
+def _say(line: str) -> None:
+    if is_first_task():
+        logger.info("%s", line)

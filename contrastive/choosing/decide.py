@@ -1,0 +1,82 @@
+"""Decide the settings that are not stated, and say why: a pure function of what was seen."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from contrastive.choosing.known import Known
+from contrastive.choosing.look import Folder
+from contrastive.choosing.machine import Machine
+from contrastive.choosing.rules import RULES
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A value chosen for a setting.
+
+    Attributes:
+        key: Dotted name of the setting.
+        value: Its value.
+        reason: Why, in a few words: what was seen.
+        more: The rule and the alternatives, for ``--explain``.
+    """
+
+    key: str
+    value: Any
+    reason: str
+    more: str
+
+    def __str__(self) -> str:
+        """Return ``key=value``, as typed on the command line."""
+        typed = f"[{','.join(map(str, self.value))}]" if isinstance(self.value, list) else self.value
+        return f"{self.key}={typed}"
+
+
+def decide(
+    folder: Folder, machine: Machine, settings: Mapping[str, Any], stated: Collection[str]
+) -> list[Decision]:
+    """Decide every setting of ``RULES`` that is not stated.
+
+    Args:
+        folder: What the images are like.
+        machine: What trains.
+        settings: Every setting by dotted name: stated ones, and defaults.
+        stated: Names of the stated ones; they are left alone.
+
+    Returns:
+        The decisions in the order of ``RULES``; a setting whose default stays has none.
+
+    Raises:
+        UserError: too few images.
+    """
+    settled, decisions = dict(settings), []
+    for key, rule in RULES.items():
+        choice = None if key in stated else rule(Known(folder, machine, settled, stated))
+        if choice is not None:
+            settled[key] = choice.value
+            decisions.append(Decision(key, choice.value, choice.reason, choice.more))
+    return decisions
+
+
+def remarks(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
+    """Describe what was seen that no setting is chosen by, and what to state if it matters.
+
+    Flips and colour changes stay: pixels do not show whether left and right, or colours, carry meaning.
+    """
+    lines = []
+    if folder.two_valued > 0.5:
+        lines.append(
+            f"{folder.two_valued:.0%} of the images have two brightnesses, as writing has; if left and right "
+            "carry meaning, add augment.view_1.flip=0; for small written characters, augment=digits"
+        )
+    elif folder.grey > 0.9 and settings["augment.view_1.flip"]:
+        lines.append(
+            f"{folder.grey:.0%} of the images are grey, and views still differ in brightness; if left and "
+            "right carry meaning, add augment.view_1.flip=0"
+        )
+    elif settings["augment.view_1.jitter"]:
+        lines.append(
+            "views differ in colour and are mirrored; if colours carry meaning, add augment.view_1.jitter=0 "
+            "augment.view_1.grayscale=0; if left and right do, augment.view_1.flip=0"
+        )
+    return lines

@@ -1,0 +1,253 @@
+"""Look at a folder of images: how many, how large, of what kind; from a sample, within seconds."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from contrastive.config import DataConfig, UserError
+from contrastive.data.dataset import open_dataset
+from contrastive.data.decode import has_alpha, ignore_warnings, to_rgb, to_square, why_unreadable
+from contrastive.data.files import find_parts, list_images, shorten
+from contrastive.data.images import FileImages, printable
+from contrastive.data.reading import usable_cpus
+
+SAMPLE = 256
+"""Most images to look at; they are spread evenly over the sorted paths."""
+
+PIXELS_OF, BYTES_OF_PIXELS = 16, 64 * 2**20
+"""Pixels are decoded of this many images at least, and of more until their files exceed this size."""
+
+SMALLEST_SPLIT = 50
+"""Images from which on some may be held out: of fewer, a hash of the path may leave a part empty."""
+
+IMAGES_A_CLASS = 5
+"""Images that a class folder typically has (median); with fewer, folders are hardly classes."""
+
+Pixels = npt.NDArray[np.uint8]
+
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+_SIDE = 64  # of the decoded sample
+_COLOURED = 12  # difference between channels, of 255: JPEG makes smaller ones out of grey
+_TWO_VALUED = 0.8  # Otsu's criterion: 0.87 for scanned digits (median), 0.93 for a page, 0.73 for photographs
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What the choice of settings depends on; shares are of the images that were looked at.
+
+    Attributes:
+        root: The folder.
+        source: ``data.name`` that reads it.
+        why: Why that one, for people; empty if the user states it.
+        num_images: Training images.
+        looked_at: Images that were looked at and can be read.
+        unreadable: Images that were looked at and cannot be read.
+        side: Median of the shorter side, in pixels.
+        small_side: The shorter side that nine in ten images have at least, in pixels.
+        grey: Share without colour.
+        alpha: Share with transparency.
+        two_valued: Share that is grey and has pixels of mainly two brightnesses, as writing has.
+        deep: Share with more than 8 bits a channel.
+        mean: Mean of each channel, in [0, 1] units.
+        std: Standard deviation of each channel, in [0, 1] units.
+    """
+
+    root: str
+    source: str
+    why: str
+    num_images: int
+    looked_at: int
+    unreadable: int
+    side: int
+    small_side: int
+    grey: float
+    alpha: float
+    two_valued: float
+    deep: float
+    mean: list[float]
+    std: list[float]
+
+    def __str__(self) -> str:
+        shares = {"grey": self.grey, "two-valued": self.two_valued, "16-bit": self.deep}
+        shares |= {"with transparency": self.alpha}
+        kinds = [f"{share:.0%} {kind}" for kind, share in shares.items() if share]
+        kinds += [f"{self.unreadable} of {self.looked_at + self.unreadable} cannot be read"] * bool(
+            self.unreadable
+        )
+        return ", ".join(
+            [
+                f"{self.num_images} training images",
+                f"shorter side {self.side} px (nine in ten have {self.small_side} or more)",
+                *kinds,
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class _Glance:
+    """What one image shows: its header, and, if it was decoded, single pixels and a resized square."""
+
+    side: int
+    alpha: bool
+    deep: bool
+    points: Pixels | None = None
+    square: Pixels | None = None
+
+
+def look_at_folder(data: DataConfig, *, source_is_stated: bool) -> Folder:
+    """Look at the images below ``data.root``.
+
+    Labels decide nothing, except that class folders make ``source`` ``imagefolder``.
+
+    Args:
+        data: Root and, if it is stated, name of the source.
+        source_is_stated: Whether ``data.name`` is the user's, so that it is kept.
+
+    Raises:
+        UserError: no folder, an archive, no image, none that can be read; also what the source refuses.
+    """
+    root = Path(data.root or ".")
+    if root.is_file() and root.suffix.lower() in _ARCHIVES:
+        raise UserError(f"{root}: is an archive; unpack it, and set data.root to the folder of the images")
+    source, why = (data.name, "") if source_is_stated else find_source(root)
+    images = open_dataset(replace(data, name=source)).train
+    if not isinstance(images, FileImages):
+        raise UserError(
+            f"data.name={source}: settings are chosen for folders of image files alone; use data.name=images "
+            "or imagefolder, or the recipe of that data set"
+        )
+    glances, reasons = _look_at(images)
+    if not any(one.points is not None for one in glances):
+        raise UserError(
+            f"data.root={root}: none of the images that were looked at can be read "
+            f"({reasons[0]}); check data.root, the files' rights and format"
+        )
+    return _summary(root, source, why, len(images), glances, len(reasons))
+
+
+def find_source(root: Path) -> tuple[str, str]:
+    """Find out whether ``root`` is read as class folders; return ``data.name`` and why.
+
+    Raises:
+        UserError: no such folder, no image, folders that may be parts or classes.
+    """
+    train, test = find_parts(root)
+    keys = [key.split(b"/") for key in list_images(root)]
+    parts = {part.encode() for part in (train, test) if part}
+    inside = [key[1:] for key in keys if key[0] in parts] if parts else keys
+    loose = [key[-1] for key in inside if len(key) == 1]
+    counts = Counter(key[0] for key in inside if len(key) > 1)
+    if loose:
+        names = shorten([printable(name) for name in loose], 2)
+        lie = "all" if len(loose) == len(inside) else f"{len(loose)} of {len(inside)}"
+        both = f"; {train}/ and {test}/ are both trained on" if test else ""
+        return "images", f"{lie} images lie in no class folder ({names}){both}"
+    if len(counts) == 1:
+        return "images", f"all images lie in one folder ({printable(next(iter(counts)))})"
+    if (typical := float(np.median(list(counts.values())))) < IMAGES_A_CLASS:
+        return "images", f"{len(counts)} folders of typically {typical:.0f} images are hardly classes"
+    if test is not None:
+        return (
+            "imagefolder",
+            f"{len(counts)} class folders; {train}/ is trained on, {test}/ is left for scores",
+        )
+    if len(inside) < SMALLEST_SPLIT:
+        return "images", f"{len(inside)} images are too few to hold some out for scores"
+    return "imagefolder", f"{len(counts)} class folders; one image in five is held out for scores"
+
+
+def _look_at(images: FileImages) -> tuple[list[_Glance], list[str]]:
+    """Look at a sample; return what was seen, and why each other image cannot be read."""
+    rows = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int).tolist()
+    jobs = [(images.path(row), decoded) for row, decoded in zip(rows, _decoded(images, rows), strict=True)]
+    with warnings.catch_warnings(), ThreadPoolExecutor(usable_cpus()) as pool:
+        ignore_warnings()
+        seen = list(pool.map(lambda job: _glance(*job), jobs))
+    return [one for one in seen if isinstance(one, _Glance)], [one for one in seen if isinstance(one, str)]
+
+
+def _decoded(images: FileImages, rows: Sequence[int]) -> list[bool]:
+    """Decide of which of the ``rows`` the pixels are decoded, by the sizes of the files alone.
+
+    Every k-th, so that these too are spread evenly.
+    """
+    sizes = [int(stamp) if (stamp := images.stamp(row)).isdigit() else 0 for row in rows]
+    every = max(1, -(-sum(sizes) // BYTES_OF_PIXELS))
+    every = min(every, max(1, len(rows) // PIXELS_OF))
+    return [index % every == 0 for index in range(len(rows))]
+
+
+def _glance(path: bytes, decoded: bool) -> _Glance | str:
+    """Look at one file; return the reason if it cannot be read."""
+    try:
+        with open(path, "rb") as file, Image.open(file) as image:
+            header = _Glance(min(image.size), has_alpha(image), image.mode.startswith("I"))
+            if not decoded:
+                return header
+            image.draft(None, (2 * _SIDE, 2 * _SIDE))
+            rgb = to_rgb(image)
+    except Exception as error:  # decoders raise over a dozen types on damaged input; each means the same
+        return f"{printable(path)}: {why_unreadable(error)}"
+    # Single pixels show whether there are only two values; means over an area would hide it.
+    points = np.asarray(rgb.resize((_SIDE, _SIDE), Image.Resampling.NEAREST))
+    return replace(header, points=points, square=np.asarray(to_square(rgb, _SIDE)))
+
+
+def _summary(
+    root: Path, source: str, why: str, num_images: int, glances: Sequence[_Glance], unreadable: int
+) -> Folder:
+    sides = [one.side for one in glances]
+    points = [one.points for one in glances if one.points is not None]
+    squares = np.stack([one.square for one in glances if one.square is not None])
+    return Folder(
+        root=str(root),
+        source=source,
+        why=why,
+        num_images=num_images,
+        looked_at=len(glances),
+        unreadable=unreadable,
+        side=int(np.median(sides)),
+        small_side=int(np.percentile(sides, 10, method="lower")),
+        grey=_share([is_grey(one) for one in points]),
+        alpha=_share([one.alpha for one in glances]),
+        two_valued=_share([is_grey(one) and is_two_valued(one) for one in points]),
+        deep=_share([one.deep for one in glances]),
+        mean=[round(value, 3) for value in (squares.mean((0, 1, 2)) / 255).tolist()],
+        std=[round(value, 3) for value in (squares.std((0, 1, 2)) / 255).tolist()],
+    )
+
+
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / max(1, len(flags))
+
+
+def is_grey(pixels: Pixels) -> bool:
+    """Return whether all but 1% of the pixels (h, w, 3) are without colour."""
+    spread = pixels.max(-1).astype(int) - pixels.min(-1)
+    return bool((spread > _COLOURED).mean() < 0.01)
+
+
+def is_two_valued(pixels: Pixels) -> bool:
+    """Return whether the pixels (h, w, 3) have mainly two brightnesses.
+
+    Otsu's criterion (1979, "A threshold selection method from gray-level histograms"): the share of the
+    variance that lies between the two classes of the best threshold; 0.64 for a normal distribution, 0.75 for
+    a uniform one.
+    """
+    grey = np.sort(pixels.mean(-1).ravel())
+    total = grey.var()
+    if total == 0:
+        return False
+    below = np.arange(1, len(grey)) / len(grey)
+    sums = np.cumsum(grey)
+    lower = sums[:-1] / np.arange(1, len(grey))
+    upper = (sums[-1] - sums[:-1]) / np.arange(len(grey) - 1, 0, -1)
+    between = below * (1 - below) * (upper - lower) ** 2
+    return bool(between.max() / total > _TWO_VALUED)

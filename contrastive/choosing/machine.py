@@ -1,0 +1,56 @@
+"""Look at the machine: the device that will train, and its memory."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from contrastive.data.reading import usable_cpus
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the choice of settings depends on.
+
+    Attributes:
+        device: ``cpu``, ``cuda`` or ``mps``: what Lightning will train on.
+        name: Name of the device, for people.
+        cores: Processors that this process may use.
+        memory: Bytes of the memory that the training device has.
+        bfloat16: Whether the device computes in bfloat16.
+        devices: Number of such devices.
+    """
+
+    device: str
+    name: str
+    cores: int
+    memory: int
+    bfloat16: bool
+    devices: int = 1
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether the device is a CUDA GPU."""
+        return self.device == "cuda"
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.memory / 2**30:.0f} GiB, {self.cores} processors"
+
+
+def look_at_machine(accelerator: Any = "auto") -> Machine:
+    """Look at the first device that ``trainer.accelerator`` would take.
+
+    Args:
+        accelerator: The setting. ``cpu`` and ``mps`` rule out a CUDA GPU; others take one if there is any.
+    """
+    wanted = str(accelerator)
+    cores = usable_cpus()
+    if torch.cuda.is_available() and wanted not in ("cpu", "mps"):
+        device = torch.cuda.get_device_properties(0)
+        bfloat16 = device.major >= 8  # older ones emulate it
+        return Machine("cuda", device.name, cores, device.total_memory, bfloat16, torch.cuda.device_count())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if torch.backends.mps.is_available() and wanted != "cpu":
+        return Machine("mps", "Apple GPU", cores, memory, False)
+    return Machine("cpu", "CPU", cores, memory, False)

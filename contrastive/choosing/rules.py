@@ -1,0 +1,344 @@
+"""The rules that choose settings, a pure function for each, and every constant that they use.
+
+To have one more setting chosen, write its function and give it a row in ``RULES``. A setting that is the same
+for every folder is stated in configs/pretrain/own.yaml instead: what is stated is never chosen.
+"""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from contrastive.choosing.known import Choice, Known, Rule
+from contrastive.config import UserError
+from contrastive.encoders.resnet import SMALL_IMAGE
+
+
+@dataclass(frozen=True)
+class Device:
+    """Constants that differ between a CPU and a GPU.
+
+    Attributes:
+        name: For people.
+        sizes: Values of ``data.image_size``, each with the side of images (median, px) from which it is used.
+        batch: Largest ``data.global_batch``.
+        encoder: ``encoder.name`` up to ``SMALL_IMAGE`` px.
+        large_encoder: ``encoder.name`` above it, if the device has ``large_memory`` GiB.
+        large_memory: See ``large_encoder``.
+        width: ``encoder.width``.
+        cells: Cells of the matrix (batch, rows) up to which ``mining.method`` is ``all_rows``.
+        images_per_second: Rough speed of training at 32 px, which only decides how often to score.
+        log_steps: Optimizer steps between rows of metrics.csv.
+        save_steps: Optimizer steps between checkpoints.
+    """
+
+    name: str
+    sizes: tuple[tuple[int, int], ...]
+    batch: int
+    encoder: str
+    large_encoder: str
+    large_memory: float
+    width: int
+    cells: int
+    images_per_second: float
+    log_steps: int
+    save_steps: int
+
+
+CPU = Device(
+    name="CPU",
+    sizes=((0, 16), (24, 32), (128, 64)),
+    batch=256,
+    encoder="resnet10",
+    large_encoder="resnet10",
+    large_memory=math.inf,
+    width=32,
+    cells=32_000_000,
+    images_per_second=100.0,
+    log_steps=10,
+    save_steps=100,
+)
+
+GPU = Device(
+    name="GPU",
+    sizes=((0, 16), (24, 32), (56, 64), (90, 96), (120, 128), (200, 224)),
+    batch=256,
+    encoder="resnet18",
+    large_encoder="resnet50",
+    large_memory=15.0,
+    width=64,
+    cells=512_000_000,
+    images_per_second=5000.0,
+    log_steps=50,
+    save_steps=500,
+)
+
+MINUTES = 30.0
+"""Length of a run, unless it is stated."""
+
+LEAST_BATCH, BATCHES_AN_EPOCH = 32, 4
+"""A batch is as large as leaves so many in an epoch; tiny folders have two of the least batch."""
+
+LEAST_IMAGES = 16
+"""Images without which nothing is trained: two batches of 8, the fewest for which batch norm is of use."""
+
+BASE_LR, BASE_LR_FROM_WEIGHTS = 0.3, 0.03
+"""Peak rate for 256 images: solo-learn's for small images; MoCo's, from weights that should not be lost."""
+
+WARMUP_SHARE, MOST_WARMUP = 0.05, 10.0
+"""Warm-up as a share of the run, and at most so many epochs."""
+
+LEAST_STD = 0.05
+"""Least ``data.std``: that of images of a single colour is 0."""
+
+BYTES_A_CELL, SHARE_OF_MEMORY = 16, 0.1
+"""``all_rows`` also takes no more than this share of the memory."""
+
+SAMPLED_ROWS = 65_536
+"""Negatives of larger sets: the length of MoCo's queue (arXiv:1911.05722)."""
+
+MOST_SCORES, SHARE_FOR_SCORES = 10, 0.05
+"""Online scores in a run: as many, if they take no more than this share of the time."""
+
+SCORED_IMAGES, FORWARD_SPEED = 12_000, 8
+"""Most images of an online score, and how many can be encoded while one is trained on."""
+
+
+def run_name(root: str) -> str:
+    """Return a name for the run: the folder's, with dashes for all but letters, digits, dots, underscores."""
+    return re.sub(r"[^\w.-]+", "-", Path(os.path.abspath(root)).name).strip(".-") or "own"
+
+
+def _name(known: Known) -> Choice:
+    return Choice(
+        run_name(known.folder.root),
+        "the name of the folder",
+        "another folder of this name needs another run.name",
+    )
+
+
+def _source(known: Known) -> Choice:
+    return Choice(
+        known.folder.source,
+        known.folder.why,
+        "imagefolder if every image lies in a class folder: some images are then left for scores; images "
+        "reads any tree and trains on all of it. Labels are not used in training",
+    )
+
+
+def _image_size(known: Known) -> Choice:
+    side, sizes = known.folder.side, _device(known).sizes
+    if known.published:  # their first layers are those for large images
+        sizes = tuple((least, size) for least, size in GPU.sizes if size > SMALL_IMAGE)
+    reached = [size for least, size in sizes if side >= least]
+    begins = ", from published weights" if known.published else ""
+    return Choice(
+        reached[-1] if reached else sizes[0][1],
+        f"images of {side} px (median of the shorter side), trained on a {_device(known).name}{begins}",
+        f"one of {', '.join(str(size) for _, size in sizes)}; the time of a step grows with the square",
+    )
+
+
+def _decode_size(known: Known) -> Choice | None:
+    size, side = known["data.image_size"], known.folder.side
+    if size <= SMALL_IMAGE or side >= size * 8 / 7:
+        return None
+    return Choice(
+        size, f"the images have {side} px, no more to cut views from", "else 8/7 of data.image_size"
+    )
+
+
+def _global_batch(known: Known) -> Choice:
+    images, most = known.folder.num_images, _device(known).batch
+    if images < LEAST_IMAGES:
+        raise UserError(
+            f"data.root={known.folder.root}: {images} training images, at least {LEAST_IMAGES} are needed; "
+            "add images, or state data.global_batch to train on fewer"
+        )
+    largest = max(images / BATCHES_AN_EPOCH, min(images / 2, LEAST_BATCH))
+    return Choice(
+        min(most, 2 ** int(math.log2(largest))),
+        f"there are {images} training images",
+        f"a power of two up to {most} that leaves {BATCHES_AN_EPOCH} batches an epoch; if it does not fit "
+        "into memory, state a smaller one or trainer.accumulate_grad_batches",
+    )
+
+
+def _mean(known: Known) -> Choice | None:
+    return _measured(known, known.folder.mean)
+
+
+def _std(known: Known) -> Choice | None:
+    return _measured(known, [max(LEAST_STD, value) for value in known.folder.std])
+
+
+def _measured(known: Known, values: list[float]) -> Choice | None:
+    if known.published:  # which expect the values that they were trained with
+        return None
+    return Choice(
+        values, f"measured on {known.folder.looked_at} images", "ImageNet's stay with published weights"
+    )
+
+
+def _blur(known: Known) -> Choice | None:
+    size = known["data.image_size"]
+    if size > SMALL_IMAGE:
+        return None
+    return Choice(0.0, f"a blur hides what {size} px can show", f"MoCo v2's 0.5 above {SMALL_IMAGE} px")
+
+
+def _encoder(known: Known) -> Choice:
+    device, size, memory = _device(known), known["data.image_size"], known.machine.memory / 2**30
+    large = size > SMALL_IMAGE and memory >= device.large_memory
+    return Choice(
+        device.large_encoder if large else device.encoder,
+        f"to train at {size} px on a {device.name} of {memory:.0f} GiB",
+        f"{CPU.encoder} on a CPU; on a GPU {GPU.encoder} up to {SMALL_IMAGE} px, {GPU.large_encoder} above. "
+        "encoder.name=timm:MODEL encoder.weights=default continues from published weights",
+    )
+
+
+def _width(known: Known) -> Choice | None:
+    if known["encoder.name"] not in ("resnet10", "resnet18", "resnet34") or known.published:
+        return None
+    device = _device(known)
+    return Choice(
+        device.width, f"to train on a {device.name}", "64 is torchvision's; 32 takes a quarter of it"
+    )
+
+
+def _base_lr(known: Known) -> Choice:
+    if known["encoder.weights"] is not None:
+        return Choice(BASE_LR_FROM_WEIGHTS, "the given weights should not be lost", f"else {BASE_LR}")
+    return Choice(BASE_LR, "training starts from random weights", f"{BASE_LR_FROM_WEIGHTS} from given ones")
+
+
+def _minutes(known: Known) -> Choice | None:
+    if "schedule.epochs" in known.stated:
+        return None
+    return Choice(
+        MINUTES,
+        "neither minutes nor epochs are stated",
+        "longer is better: state schedule.minutes or schedule.epochs",
+    )
+
+
+def _warmup_epochs(known: Known) -> Choice:
+    if known["schedule.minutes"] is not None:
+        return Choice(MOST_WARMUP, "at most a tenth of the run, whatever it comes to")
+    epochs = min(MOST_WARMUP, WARMUP_SHARE * known["schedule.epochs"])
+    return Choice(round(epochs, 2), f"{WARMUP_SHARE:.0%} of the run, at most {MOST_WARMUP:g} epochs")
+
+
+def _mining(known: Known) -> Choice | None:
+    if _ranked_is_set_up(known):
+        return None
+    batch, rows = known["data.global_batch"], known.folder.num_images
+    cells = min(_device(known).cells, int(known.machine.memory * SHARE_OF_MEMORY / BYTES_A_CELL))
+    matrix = f"{batch} x {rows} similarities a step are"
+    more = (
+        f"all_rows, which guesses nothing, up to {cells:,} similarities: no way of choosing negatives did "
+        f"better; beyond, {SAMPLED_ROWS:,} rows drawn uniformly stand for all"
+    )
+    if batch * rows <= cells:
+        return Choice("all_rows", f"{matrix} affordable on this {_device(known).name}", more)
+    return Choice(
+        "ranked", f"{matrix} too many for this {_device(known).name}: a sample stands for all", more
+    )
+
+
+def _num_hard(known: Known) -> Choice | None:
+    return Choice(0, "the sample is uniform") if _samples(known) else None
+
+
+def _num_uniform(known: Known) -> Choice | None:
+    if not _samples(known):
+        return None
+    return Choice(min(SAMPLED_ROWS, known.folder.num_images), "size of the sample")
+
+
+def _samples(known: Known) -> bool:
+    """Return whether the choice of ``mining.method`` fell on a uniform sample."""
+    chosen = "mining.method" not in known.stated and not _ranked_is_set_up(known)
+    return chosen and known["mining.method"] == "ranked"
+
+
+def _ranked_is_set_up(known: Known) -> bool:
+    """Return whether settings of ``ranked`` are stated, the default: then it is what the user wants."""
+    shared = {"mining.method", "mining.min_fill", "mining.class_prior"}
+    return any(key.startswith("mining.") and key not in shared for key in known.stated)
+
+
+def _precision(known: Known) -> Choice | None:
+    if not known.machine.has_gpu:
+        return None
+    if known.machine.bfloat16:
+        return Choice("bf16-mixed", f"{known.machine.name} computes in bfloat16", "else 16-mixed")
+    return Choice("16-mixed", f"{known.machine.name} has no bfloat16", "bf16-mixed on GPUs from 2020 on")
+
+
+def _devices(known: Known) -> Choice | None:
+    if known.machine.devices == 1:
+        return None
+    every = known.machine.devices
+    return Choice(1, f"one of {every} GPUs; trainer.devices={every} takes all, in parts of the same batch")
+
+
+def _score_every(known: Known) -> Choice | None:
+    if known["data.name"] == "images":  # no labels, no scores
+        return None
+    images, minutes = known.folder.num_images, known["schedule.minutes"]
+    speed = _device(known).images_per_second * (32 / known["data.image_size"]) ** 2
+    trained_on = images * known["schedule.epochs"] if minutes is None else 60 * minutes * speed
+    affordable = trained_on * SHARE_FOR_SCORES * FORWARD_SPEED / min(images, SCORED_IMAGES)
+    scores = max(1, min(MOST_SCORES, int(affordable)))
+    return Choice(
+        max(1, math.ceil(trained_on / images / scores)),
+        f"about {scores} score{'s' * (scores > 1)} in the run",
+        f"up to {MOST_SCORES}, in about {SHARE_FOR_SCORES:.0%} of the time; 0 turns them off",
+    )
+
+
+def _log_steps(known: Known) -> Choice:
+    return Choice(_device(known).log_steps, f"steps on a {_device(known).name}")
+
+
+def _save_steps(known: Known) -> Choice:
+    return Choice(
+        _device(known).save_steps,
+        f"steps on a {_device(known).name}; an epoch has {known.steps_per_epoch}",
+        "a killed run continues from its last checkpoint",
+    )
+
+
+def _device(known: Known) -> Device:
+    return GPU if known.machine.has_gpu else CPU
+
+
+RULES: dict[str, Rule] = {
+    "run.name": _name,
+    "data.name": _source,
+    "data.image_size": _image_size,
+    "data.decode_size": _decode_size,
+    "data.global_batch": _global_batch,
+    "data.mean": _mean,
+    "data.std": _std,
+    "augment.view_1.blur": _blur,
+    "augment.view_2.blur": _blur,
+    "encoder.name": _encoder,
+    "encoder.width": _width,
+    "optimizer.base_lr": _base_lr,
+    "schedule.minutes": _minutes,
+    "schedule.warmup_epochs": _warmup_epochs,
+    "mining.method": _mining,
+    "mining.num_hard": _num_hard,
+    "mining.num_uniform": _num_uniform,
+    "trainer.precision": _precision,
+    "trainer.devices": _devices,
+    "logging.every_n_steps": _log_steps,
+    "logging.knn_every_epochs": _score_every,
+    "logging.probe_every_epochs": _score_every,
+    "run.checkpoint_every": _save_steps,
+}
+"""The rule of each setting; a rule may use what the rows above it have settled."""

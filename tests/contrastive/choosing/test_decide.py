@@ -1,0 +1,245 @@
+"""What is decided for many kinds of folders and machines; nothing is read from a disk."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from contrastive.choosing.decide import Decision, decide, remarks
+from contrastive.choosing.look import Folder
+from contrastive.choosing.machine import Machine
+from contrastive.choosing.rules import LEAST_STD, MINUTES, RULES, SAMPLED_ROWS, run_name
+from contrastive.config import PretrainConfig, UserError
+from contrastive.config_files import flat, read_stated
+
+FOLDER = Folder(
+    root="/data/photos",
+    source="imagefolder",
+    why="10 class folders",
+    num_images=5000,
+    looked_at=256,
+    unreadable=0,
+    side=300,
+    small_side=200,
+    grey=0.0,
+    alpha=0.0,
+    two_valued=0.0,
+    deep=0.0,
+    mean=[0.5, 0.4, 0.3],
+    std=[0.2, 0.2, 0.01],
+)
+LAPTOP = Machine("cpu", "CPU", 2, 16 * 2**30, False)
+MAC = replace(LAPTOP, device="mps", name="Apple GPU")
+OLD_GPU = Machine("cuda", "Tesla T4", 8, int(14.6 * 2**30), False)
+H200 = Machine("cuda", "NVIDIA H200", 16, 139 * 2**30, True)
+
+
+def decided(*overrides, machine=LAPTOP, **facts):
+    """Return what the recipe ``own`` decides: settings by name."""
+    stated = read_stated(PretrainConfig, "pretrain", "own", overrides)
+    settings = flat(asdict(stated.config({"schedule.warmup_epochs": 0.0})))
+    decisions = decide(replace(FOLDER, **facts), machine, settings, stated.keys)
+    return {decision.key: decision for decision in decisions}
+
+
+def value(key, *overrides, **facts):
+    return decided(*overrides, **facts)[key].value
+
+
+@pytest.mark.parametrize(
+    ("machine", "sizes"),
+    [
+        (LAPTOP, {8: 16, 23: 16, 24: 32, 28: 32, 64: 32, 127: 32, 128: 64, 4000: 64}),
+        (MAC, {8: 16, 300: 64}),
+        (H200, {8: 16, 28: 32, 32: 32, 64: 64, 96: 96, 128: 128, 199: 128, 200: 224, 4000: 224}),
+    ],
+)
+def test_the_image_size_follows_the_images_and_the_device(machine, sizes):
+    for side, size in sizes.items():
+        assert value("data.image_size", machine=machine, side=side) == size
+        assert size <= max(16, 1.4 * side)
+
+
+def test_images_are_not_decoded_to_more_pixels_than_they_have():
+    assert value("data.decode_size", machine=H200, side=96) == 96
+    assert value("data.decode_size", machine=H200, side=224) == 224
+    for side in (64, 110, 256):  # up to 64 px the default is data.image_size; else there is enough
+        assert "data.decode_size" not in decided(machine=H200, side=side)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch"),
+    [
+        (16, 8),
+        (31, 8),
+        (32, 16),
+        (63, 16),
+        (64, 32),
+        (255, 32),
+        (256, 64),
+        (1023, 128),
+        (1024, 256),
+        (10**7, 256),
+    ],
+)
+def test_the_batch_leaves_several_in_an_epoch(images, batch):
+    assert value("data.global_batch", num_images=images) == batch
+
+
+def test_too_few_images_are_refused_with_the_least_number():
+    with pytest.raises(UserError, match=r"/data/photos: 15 training images, at least 16 are needed"):
+        decided(num_images=15)
+    assert "data.global_batch" not in decided("data.global_batch=4", num_images=15)
+
+
+def test_pixels_are_normalised_by_what_was_measured():
+    assert value("data.mean") == [0.5, 0.4, 0.3]
+    assert value("data.std") == [0.2, 0.2, LEAST_STD]  # a channel without variance would be divided by 0
+    assert "measured on 256 images" in decided()["data.mean"].reason
+
+
+@pytest.mark.parametrize(
+    ("machine", "side", "encoder", "width"),
+    [
+        (LAPTOP, 300, "resnet10", 32),
+        (MAC, 300, "resnet10", 32),
+        (OLD_GPU, 300, "resnet18", 64),
+        (H200, 32, "resnet18", 64),
+        (H200, 300, "resnet50", None),
+    ],
+)
+def test_the_network_suits_device_and_image_size(machine, side, encoder, width):
+    made = decided(machine=machine, side=side)
+    assert made["encoder.name"].value == encoder
+    assert (made["encoder.width"].value if "encoder.width" in made else None) == width
+
+
+def test_a_stated_network_decides_whether_it_has_a_width():
+    assert value("encoder.width", "encoder.name=resnet34", machine=H200) == 64
+    assert "encoder.width" not in decided("encoder.name=resnet50")
+    assert "encoder.width" not in decided("encoder.name=timm:vit_tiny_patch16_224")
+
+
+def test_published_weights_see_images_as_they_were_trained_on():
+    made = decided("encoder.name=resnet18", "encoder.weights=resnet18.pth", side=40)
+    assert made["data.image_size"].value == 96  # with the first layers of the file
+    assert not {"data.mean", "data.std", "encoder.width"} & made.keys()
+    assert made["optimizer.base_lr"].value < value("optimizer.base_lr")
+
+
+def test_weights_of_another_own_run_meet_the_network_that_it_had():
+    made = decided("encoder.weights=runs/other/encoder.safetensors")
+    assert made["encoder.width"].value == 32
+    assert made["data.image_size"].value == value("data.image_size")
+    assert made["optimizer.base_lr"].value < value("optimizer.base_lr")
+
+
+def test_a_length_is_chosen_only_if_none_is_stated():
+    assert value("schedule.minutes") == MINUTES
+    assert "schedule.minutes" not in decided("schedule.minutes=2")
+    assert "schedule.minutes" not in decided("schedule.epochs=7")
+
+
+def test_warm_up_is_a_share_of_the_run():
+    assert value("schedule.warmup_epochs", "schedule.epochs=3") == 0.15
+    assert value("schedule.warmup_epochs", "schedule.epochs=100") == 5
+    assert value("schedule.warmup_epochs", "schedule.epochs=1000") == 10
+
+
+def test_every_row_is_a_negative_while_that_is_affordable():
+    assert value("mining.method", num_images=125_000) == "all_rows"
+    assert "mining.num_hard" not in decided(num_images=125_000)
+    assert value("mining.method", num_images=1_281_167, machine=H200) == "all_rows"
+    for machine, images in ((LAPTOP, 126_000), (OLD_GPU, 400_000), (H200, 2_100_000)):
+        made = decided(num_images=images, machine=machine)
+        assert made["mining.method"].value == "ranked"
+        assert (made["mining.num_hard"].value, made["mining.num_uniform"].value) == (0, SAMPLED_ROWS)
+
+
+@pytest.mark.parametrize("stated", ["mining=band", "mining.query=stored", "mining.num_hard=8"])
+def test_settings_of_ranked_keep_ranked(stated):
+    made = decided(stated, num_images=10**7)
+    assert not {key for key in made if key.startswith("mining.")}
+
+
+def test_a_stated_method_is_not_turned_into_a_sample():
+    assert not {key for key in decided("mining.method=ranked") if key.startswith("mining.")}
+
+
+def test_bfloat16_where_the_gpu_has_it():
+    assert "trainer.precision" not in decided()
+    assert "trainer.precision" not in decided(machine=MAC)
+    assert value("trainer.precision", machine=H200) == "bf16-mixed"
+    assert value("trainer.precision", machine=OLD_GPU) == "16-mixed"
+
+
+def test_one_of_several_gpus_is_used():
+    assert "trainer.devices" not in decided(machine=H200)
+    made = decided(machine=replace(H200, devices=4))["trainer.devices"]
+    assert made.value == 1
+    assert "trainer.devices=4" in made.reason
+
+
+def test_scores_are_rare_enough_to_be_cheap():
+    assert value("logging.knn_every_epochs", "schedule.epochs=1000", num_images=50_000) == 100
+    assert value("logging.knn_every_epochs", "schedule.epochs=4", num_images=50_000) == 1
+    assert value("logging.knn_every_epochs", "schedule.epochs=10", num_images=5000) == 3
+    short, long = (value("logging.knn_every_epochs", f"schedule.minutes={each}") for each in (1, 1000))
+    assert 1 <= short < long
+    assert not {"logging.knn_every_epochs", "logging.probe_every_epochs"} & decided(source="images").keys()
+
+
+def test_a_blur_of_pixels_is_for_images_that_have_them():
+    assert value("augment.view_1.blur") == value("augment.view_2.blur") == 0
+    assert not {"augment.view_1.blur", "augment.view_2.blur"} & decided(machine=H200).keys()
+    assert not {"augment.view_1.blur", "augment.view_2.blur"} & decided("augment.view_1.blur=0.3").keys()
+
+
+def test_what_is_stated_is_never_decided():
+    gpus, settings = replace(H200, devices=2), flat(asdict(PretrainConfig()))
+    large, small = (
+        replace(FOLDER, num_images=images, side=side) for images, side in ((10**7, 96), (5000, 32))
+    )
+    everything = {made.key for each in (large, small) for made in decide(each, gpus, settings, ())}
+    assert everything == RULES.keys()
+    for key in everything:
+        for folder in (large, small):
+            assert key not in {made.key for made in decide(folder, gpus, settings, {key})}
+
+
+def test_a_decision_reads_as_it_is_typed():
+    assert str(Decision("data.mean", [0.5, 0.25], "", "")) == "data.mean=[0.5,0.25]"
+    assert str(Decision("encoder.name", "resnet10", "", "")) == "encoder.name=resnet10"
+
+
+def test_every_decision_gives_a_reason():
+    for machine in (LAPTOP, OLD_GPU, H200):
+        for decision in decided(machine=machine).values():
+            assert decision.reason
+            assert "\n" not in decision.reason + decision.more
+
+
+@pytest.mark.parametrize(
+    ("root", "name"),
+    [
+        ("photos", "photos"),
+        ("/data/My photos (2020)/", "My-photos-2020"),
+        ("a/..hidden", "hidden"),
+        ("/", "own"),
+        ("photos/../b", "b"),
+    ],
+)
+def test_a_run_is_named_after_its_folder(root, name):
+    assert run_name(root) == name
+
+
+def test_what_may_carry_meaning_is_named_and_left_alone():
+    settings = flat(asdict(PretrainConfig()))
+    assert "augment.view_1.jitter=0" in remarks(FOLDER, settings)[0]
+    grey = remarks(replace(FOLDER, grey=1.0), settings)
+    assert "100% of the images are grey" in grey[0]
+    assert "augment.view_1.flip=0" in grey[0]
+    assert "augment=digits" in remarks(replace(FOLDER, grey=1.0, two_valued=0.9), settings)[0]
+    still = settings | {"augment.view_1.jitter": 0.0, "augment.view_1.flip": 0.0}
+    assert remarks(FOLDER, still) == remarks(replace(FOLDER, grey=1.0), still) == []
+    for facts in ({"grey": 1.0}, {"two_valued": 1.0}):
+        assert not [key for key in decided(**facts) if key.endswith((".flip", ".jitter", ".grayscale"))]
