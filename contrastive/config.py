@@ -372,8 +372,13 @@ class ScheduleConfig:
 
     Attributes:
         epochs: Passes over the data; each leaves out the shuffled remainder that does not fill a batch.
-        minutes: Time budget of the run; None takes ``epochs``.
-        warmup_epochs: Epochs of warm-up; may be a fraction.
+            Not used if ``minutes`` is set.
+        minutes: Time budget of the whole run, over all its starts, from the call of ``pretrain`` to the last
+            score; None trains for ``epochs``. The measured speed decides the number of optimizer steps, and
+            every schedule ends with them. What a kill lost after the last checkpoint is not counted. As
+            every setting that decides the result, it cannot be changed when a run is resumed. Online scores
+            are part of the budget: of a very short one they take much, so turn them off there.
+        warmup_epochs: Epochs of warm-up; may be a fraction. With ``minutes``, at most a tenth of the run.
     """
 
     epochs: int = 200
@@ -384,11 +389,17 @@ class ScheduleConfig:
         check_range("schedule.epochs", self.epochs, 1, 1_000_000)
         if self.minutes is not None:
             check_above_zero("schedule.minutes", self.minutes)
-        if not 0 <= self.warmup_epochs <= self.epochs:
+            check_range("schedule.warmup_epochs", self.warmup_epochs, 0)
+        elif not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs={self.warmup_epochs:g}: allowed is 0 to schedule.epochs, which is "
                 f"{self.epochs}; change both to shorten a recipe"
             )
+
+    def warmup_steps(self, steps_per_epoch: int, total_steps: int) -> int:
+        """Count the optimizer steps of warm-up in a run of ``total_steps``."""
+        steps = round(self.warmup_epochs * steps_per_epoch)
+        return steps if self.minutes is None else min(steps, total_steps // 10)
 
 
 @dataclass

@@ -99,6 +99,13 @@ def all_true(flag: Bool[Tensor, "..."]) -> Bool[Tensor, "..."]:
     return agreed.bool()
 
 
+def from_first_rank(number: int, device: torch.device) -> int:
+    """Return rank 0's ``number`` on every rank; waits for the device if there are several."""
+    if world_size() == 1:
+        return number
+    return int(gather_rows(torch.tensor([number], device=device), [1] * world_size())[0])
+
+
 @dataclass(frozen=True)
 class Rows:
     """The images of a micro-batch, on this rank and on all, as data set rows.

@@ -64,7 +64,19 @@ class StepTimer(StepCallback):
 
 
 def estimate(timer: StepTimer, module: ContrastiveModule) -> dict[str, Any]:
-    """Log and return the estimate of the whole run from a dry run."""
+    """Log and return the estimate of the whole run from a dry run; with a time budget, of its length."""
+    result = _length(timer, module) if module.config.schedule.minutes else _duration(timer, module)
+    return {
+        "dry_run": True,
+        "rows": module.plan.rows,
+        **result,
+        "peak_memory_mib": peak_memory(module.device),
+        "parameters": sum(weight.numel() for weight in module.encoder.parameters()),
+    }
+
+
+def _duration(timer: StepTimer, module: ContrastiveModule) -> dict[str, Any]:
+    """Estimate the seconds of a run whose steps are known."""
     steps = module.plan.total_steps
     seconds, *spread = (round(each * steps) for each in (timer.typical, *timer.quartiles))
     logger.info(
@@ -75,12 +87,29 @@ def estimate(timer: StepTimer, module: ContrastiveModule) -> dict[str, Any]:
         *(timedelta(seconds=each) for each in (seconds, *spread)),
         len(timer.seconds[1:]),
     )
+    return {"steps": steps, "estimated_seconds": seconds, "estimated_seconds_range": spread}
+
+
+def _length(timer: StepTimer, module: ContrastiveModule) -> dict[str, Any]:
+    """Estimate the steps of a run whose time is known."""
+    minutes = module.config.schedule.minutes
+    assert minutes is not None
+    steps, most, fewest = (max(1, int(60 * minutes / each)) for each in (timer.typical, *timer.quartiles))
+    epochs = steps / module.plan.steps_per_epoch
+    logger.info(
+        "%g minutes are enough for about %d steps, %.1f epochs, at this machine's speed: median of %d steps "
+        "after the first, slower one; %d to %d by their quartiles. Starting, scores, checkpoints and the "
+        "search of a bank that fills later leave time for fewer",
+        minutes,
+        steps,
+        epochs,
+        len(timer.seconds[1:]),
+        fewest,
+        most,
+    )
     return {
-        "dry_run": True,
-        "rows": module.plan.rows,
         "steps": steps,
-        "estimated_seconds": seconds,
-        "estimated_seconds_range": spread,
-        "peak_memory_mib": peak_memory(module.device),
-        "parameters": sum(weight.numel() for weight in module.encoder.parameters()),
+        "steps_range": [fewest, most],
+        "epochs": round(epochs, 2),
+        "estimated_seconds": round(60 * minutes),
     }

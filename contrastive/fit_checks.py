@@ -97,11 +97,13 @@ def check_method(config: PretrainConfig, method: Callable[..., Any], name: str) 
 
 
 def warn_of_settings(config: PretrainConfig, plan: Plan, miner: Miner, mines: bool) -> None:
-    """Warn of settings that others overrule, or that the run is too short for."""
+    """Warn of settings that others overrule, or that the run, if its length is known, is too short for."""
     slots = config.bank.capacity or plan.rows
     young = (config.bank.max_age or slots) * config.data.global_batch
-    short = too_short_for(config, plan, mines=mines, approximate=miner.retrieval.approximate)
-    for line in [*overruled(config.mining, min(slots, young)), *short] if is_first_rank() else ():
+    lines = overruled(config.mining, min(slots, young))
+    if plan.has_end:
+        lines += too_short_for(config, plan, mines=mines, approximate=miner.retrieval.approximate)
+    for line in lines if is_first_rank() else ():
         logger.warning("%s", line)
 
 

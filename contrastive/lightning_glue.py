@@ -3,7 +3,7 @@
 Lightning runs the devices, the precision, DDP and accumulation. It differs from this project in three points:
 
 - it counts epochs and restarts its loader in each: here the whole plan is one pass (``continue_after``,
-  ``StepCallback``);
+  ``StepCallback``), whose length may change (``end_after``);
 - ``self.log`` counts from 0 and reaches the loggers only after the callbacks that save, so a kill would lose
   a row (``log_row``);
 - it prints to stdout, which is for results (``progress_bar``).
@@ -11,6 +11,7 @@ Lightning runs the devices, the precision, DDP and accumulation. It differs from
 
 import contextlib
 import importlib.util
+import math
 import sys
 import warnings
 from collections.abc import Mapping
@@ -56,6 +57,18 @@ def continue_after(checkpoint: dict[str, Any], accumulate: int) -> None:
     loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1
     for loader in loop["state_dict"]["combined_loader"]:
         loader["delivered"] = batches
+
+
+def end_after(trainer: Trainer, steps: int | None) -> None:
+    """Tell Lightning's loops, which read the loader's length once, after how many optimizer steps to end.
+
+    Call it between steps, once training has started; None if it is not known yet.
+    """
+    loop = trainer.fit_loop
+    loop.max_batches = math.inf if steps is None else steps * trainer.accumulate_grad_batches
+    if steps is not None:
+        assert loop._data_fetcher is not None
+        loop._data_fetcher.length = steps * trainer.accumulate_grad_batches
 
 
 def loss_scaler(module: pl.LightningModule) -> GradScaler | None:
@@ -132,7 +145,7 @@ class StepCallback(Callback):
 
 
 class _StderrBar(TQDMProgressBar):
-    """Lightning's tqdm bar on stderr: stdout is for results."""
+    """Lightning's tqdm bar on stderr: stdout is for results. Its total is the run's length of now."""
 
     # Lightning passes file=sys.stdout, and a bar draws itself on construction: changing it later is too late.
 
@@ -148,9 +161,28 @@ class _StderrBar(TQDMProgressBar):
         with contextlib.redirect_stdout(sys.stderr):
             return super().init_validation_tqdm()
 
+    def on_train_batch_end(self, *args: Any) -> None:
+        total = self.total_train_batches
+        self.train_progress_bar.total = total if math.isfinite(total) else None
+        super().on_train_batch_end(*args)
+
 
 class _RichBar(RichProgressBar):
-    """Lightning's rich bar, without the epoch: for Lightning the whole run is one."""
+    """Lightning's rich bar, without the epoch: for Lightning the whole run is one.
+
+    Its total is the run's length of now; it appears once that is known, since one without an end would never
+    show the time that is left.
+    """
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        if math.isfinite(self.total_train_batches):
+            super().on_train_epoch_start(*args)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if math.isfinite(self.total_train_batches):
+            super().on_train_batch_end(*args)
+            if self.progress is not None and self.train_progress_bar_id is not None:
+                self.progress.update(self.train_progress_bar_id, total=self.total_train_batches)
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Pretraining"

@@ -80,7 +80,7 @@ class ContrastiveModule(pl.LightningModule):
         self.diagnostics: dict[str, Tensor] = {}
         self.scheduled: dict[str, float] = {}
         self.last: LastBatch | None = None
-        self.guard = StepGuard(plan.total_steps, lambda: explain_no_negatives(self.miner.metrics))
+        self.guard = StepGuard(lambda: plan.total_steps, lambda: explain_no_negatives(self.miner.metrics))
         self._unwritten: list[tuple[Tensor, Tensor]] = []
         self._loader: Any = None
 
@@ -172,10 +172,11 @@ class ContrastiveModule(pl.LightningModule):
         optimizer = build_optimizer(
             self, self.config.optimizer, self.config.data.global_batch, fuse=not reads_gradients
         )
-        warmup = round(self.config.schedule.warmup_epochs * self.plan.steps_per_epoch)
 
         def factor(step: int) -> float:
-            return learning_rate(step, total_steps=self.plan.total_steps, warmup_steps=warmup)
+            total = self.plan.total_steps  # of now: a time budget may change it
+            warmup = self.config.schedule.warmup_steps(self.plan.steps_per_epoch, total)
+            return learning_rate(step, total_steps=total, warmup_steps=warmup)
 
         return {
             "optimizer": optimizer,

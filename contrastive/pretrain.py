@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import Logger
 
 from contrastive.callbacks.build import build_monitors, build_saving
 from contrastive.callbacks.preemption import Preemption
+from contrastive.callbacks.time_budget import TimeBudget
 from contrastive.checkpoint.folder import step_of
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.dataset import GIVEN, Dataset, as_dataset, open_dataset
@@ -39,7 +40,7 @@ from contrastive.run_dir import (
 )
 from contrastive.slurm import requeue
 from contrastive.step_guard import Diverged
-from contrastive.summary import finish
+from contrastive.summary import finish, last_step
 from contrastive.trainer_settings import build_trainer, check_trainer, time_limit
 from memory_bank.miner import Miner, build_miner
 
@@ -83,11 +84,12 @@ def pretrain(
         config = replace(config, data=replace(config.data, name=GIVEN, root=None))
     if dry_run:
         return _dry_run(config, given, keep_precision)
-    run_dir = Path(config.run.root) / config.run.name
+    minutes, run_dir = config.schedule.minutes, Path(config.run.root) / config.run.name
+    budget = [] if minutes is None else [TimeBudget(minutes)]  # first of all, as its time begins here
     dataset, plan = _open(config, given)
     train_images = dataset.train
-    steps = min(config.trainer.get("max_steps", plan.total_steps), plan.total_steps)
-    finished, checkpoint = find_start_point(run_dir, config, train_images, steps, given.names())
+    end = last_step(config, plan)
+    finished, checkpoint = find_start_point(run_dir, config, train_images, end, given.names())
     if finished is not None:
         logger.info("%s: this run is finished; choose another run.name to train again", run_dir)
         return 0, finished if is_first_rank() else None
@@ -97,12 +99,13 @@ def pretrain(
             f"make a run of {plan.total_steps} steps; restore the images, or choose another run.name"
         )
     if checkpoint is not None:
-        logger.info("%s: continuing from step %d of %d", run_dir, step_of(checkpoint), plan.total_steps)
+        of = f" of {plan.total_steps}" if plan.has_end else ""
+        logger.info("%s: continuing from step %d%s", run_dir, step_of(checkpoint), of)
     saving = build_saving(config, plan, run_dir)
     preemption = Preemption(saving, time_limit(config.trainer))
     unreadable = UnreadableFiles(run_dir / "corrupt.csv")
     monitors = build_monitors(config, dataset, run_dir, unreadable)
-    trainer = build_trainer(config, [*monitors, saving, preemption, *callbacks], keep_precision)
+    trainer = build_trainer(config, [*budget, *monitors, saving, preemption, *callbacks], keep_precision)
     resumed = checkpoint is not None
     module = build_module(config, given, plan, train_images, trainer, unreadable, resumed=resumed)
     if not is_first_rank():
@@ -116,7 +119,7 @@ def pretrain(
         trainer.loggers = [table, *_build_wandb(config, run_dir)]
         code = fit(trainer, module, checkpoint, saving, preemption)
         with explain_full_disk(run_dir):
-            summary = finish(config, module, trainer, run_dir, table.seconds, code, steps)
+            summary = finish(config, module, trainer, run_dir, table.seconds, code)
         if preemption.stopped_by == "SIGUSR1" and config.run.requeue:
             requeue()
         wait_for_all()
@@ -129,7 +132,8 @@ def _open(config: PretrainConfig, given: Given) -> tuple[Dataset, Plan]:
     dataset = open_dataset(data) if given.images is None else as_dataset(given.images, data.stored_size)
     check_readable(dataset.train)
     order = build_order(data.order, dataset.train, seed)
-    return dataset, Plan(len(dataset.train), seed, data.global_batch, config.schedule.epochs, order)
+    epochs = config.schedule.epochs if config.schedule.minutes is None else None
+    return dataset, Plan(len(dataset.train), seed, data.global_batch, epochs, order)
 
 
 def _build_wandb(config: PretrainConfig, run_dir: Path) -> list[Logger]:

@@ -67,7 +67,8 @@ def find_start_point(
 ) -> tuple[dict[str, Any] | None, Path | None]:
     """Decide how to start: return the summary if finished, the checkpoint to resume from, or neither.
 
-    Nothing is written. A run is finished if its summary has ``steps``.
+    Nothing is written. A run is finished if its summary has ``steps``, or the steps that fitted into its time
+    budget.
 
     Args:
         run_dir: The run directory.
@@ -84,13 +85,13 @@ def find_start_point(
     if not is_first_rank():
         # Rank 0 checks the directory; the others must not wait for it if the run is finished.
         summary = _read_summary(run_dir / "summary.json")
-        if summary.get("steps", -1) >= steps:
+        if _is_finished(summary, steps):
             return summary, None
     unfinished = {".lock", "manifest.csv"}  # may be left by a start that was killed at once
     if is_first_rank() and run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - unfinished:
         _check_same_run(run_dir, config, images, given or {})
         summary = _read_summary(run_dir / "summary.json")
-        if summary.get("steps", -1) >= steps:
+        if _is_finished(summary, steps):
             return summary, None
     _check_entries(run_dir)
     checkpoint = latest_valid(run_dir / "checkpoints")
@@ -100,6 +101,11 @@ def find_start_point(
             "or remove the directory to start over"
         )
     return None, checkpoint
+
+
+def _is_finished(summary: dict[str, Any], steps: int) -> bool:
+    planned = summary.get("planned_steps") or steps  # known by the summary alone, in a run with a time budget
+    return bool(summary.get("steps", -1) >= min(steps, planned))
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def steps_to_fill(plan: Plan, bank: BankConfig, min_fill: float) -> int | None:
     if wanted <= plan.steps_per_epoch * plan.global_batch:
         return math.ceil(wanted / plan.global_batch)
     seen = torch.zeros(plan.rows, dtype=torch.bool)
+    assert plan.epochs is not None
     for epoch in range(plan.epochs):
         ids = plan.epoch_ids(epoch)
         filled = seen.sum() + (~seen[ids]).cumsum(0)
@@ -38,7 +39,8 @@ def too_short_for(config: PretrainConfig, plan: Plan, *, mines: bool, approximat
 
     Args:
         config: The run.
-        plan: The run's length. An early ``trainer.max_steps`` is ignored: the run can be continued.
+        plan: The run's length, which is known. An early ``trainer.max_steps`` is ignored: the run can be
+            continued.
         mines: Whether the objective takes its negatives from the bank.
         approximate: Whether the bank is searched by an approximate index.
     """
@@ -65,7 +67,7 @@ def _fill(config: PretrainConfig, plan: Plan) -> str:
     return (
         f"the bank is never mined: its {slots} slots are filled to mining.min_fill={min_fill:g} {when}, the "
         f"run has {total} steps, and until then negatives come from the batch; "
-        f"{remedy + ', or ' if rows else ''}raise schedule.epochs"
+        f"{remedy + ', or ' if rows else ''}raise {_length(config)}"
     )
 
 
@@ -89,11 +91,11 @@ def _ring(config: PretrainConfig, plan: Plan) -> str:
 
 
 def _warm_up(config: PretrainConfig, plan: Plan) -> str:
-    warmup = config.schedule.warmup_epochs
-    if round(warmup * plan.steps_per_epoch) < plan.total_steps:
+    warmup = config.schedule.warmup_steps(plan.steps_per_epoch, plan.total_steps)
+    if warmup < plan.total_steps:
         return ""
     return (
-        f"the learning rate never falls: schedule.warmup_epochs={warmup:g} takes all "
+        f"the learning rate never falls: schedule.warmup_epochs={config.schedule.warmup_epochs:g} takes all "
         f"{plan.total_steps} steps of the run; lower it, or raise schedule.epochs"
     )
 
@@ -111,3 +113,8 @@ def _recall(config: PretrainConfig, plan: Plan) -> str:
         f"the recall of the approximate index is never measured: mining.recall_every={every}, the run has "
         f"{total} steps; lower mining.recall_every to {max(1, first)} or less"
     )
+
+
+def _length(config: PretrainConfig) -> str:
+    """Name the setting that makes the run longer."""
+    return "schedule.epochs" if config.schedule.minutes is None else "schedule.minutes"

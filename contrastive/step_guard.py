@@ -43,7 +43,7 @@ class StepGuard:
     ``after_step`` after each optimizer step.
 
     Args:
-        total_steps: Optimizer steps of the run.
+        total_steps: Returns the optimizer steps of the run, which a time budget may change.
         explain_no_negatives: Returns the message for a step in which no query had a negative.
 
     Attributes:
@@ -59,7 +59,7 @@ class StepGuard:
     least_loss_scale = 1.0
     """Smallest loss scale accepted under 16-mixed; below, gradients overflow even unscaled."""
 
-    def __init__(self, total_steps: int, explain_no_negatives: Callable[[], str]) -> None:
+    def __init__(self, total_steps: Callable[[], int], explain_no_negatives: Callable[[], str]) -> None:
         self._total_steps, self._explain = total_steps, explain_no_negatives
         self._scaler: GradScaler | None = None
         self._flags: list[AsyncFlags] = []
@@ -191,8 +191,8 @@ class StepGuard:
 
     def _count_idle(self, step: int) -> None:
         self._idle_in_a_row = self._idle_in_a_row + 1 if self._is_idle else 0
-        patience = min(self.idle_patience, -(-self._total_steps // 2))
-        if self._idle_in_a_row == patience:
+        patience = min(self.idle_patience, -(-self._total_steps() // 2))
+        if self._idle_in_a_row >= patience:
             raise Diverged(
                 f"no query had a negative for {patience} optimizer steps, the last is step {step}",
                 since=step - patience + 1,

@@ -3,19 +3,23 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 
 from contrastive.callbacks.build import write_encoder
+from contrastive.callbacks.time_budget import TimeBudget
 from contrastive.callbacks.watch_mining import WatchMining
 from contrastive.checkpoint.folder import read_last
 from contrastive.config import PretrainConfig
+from contrastive.data.plan import Plan
 from contrastive.logging.memory import peak_memory
 from contrastive.logging.metrics_csv import read_metrics
 from contrastive.logging.wandb_logger import finish_wandb
 from contrastive.module import ContrastiveModule
 from contrastive.run_dir import write_atomically
+
+Kind = TypeVar("Kind", bound=pl.Callback)
 
 
 def finish(
@@ -25,7 +29,6 @@ def finish(
     run_dir: Path,
     seconds: float,
     code: int,
-    steps: int,
 ) -> dict[str, Any]:
     """Write encoder.safetensors and summary.json, finish the W&B run, and return the summary.
 
@@ -43,9 +46,11 @@ def finish(
         "seconds": round(seconds, 1),
         "peak_memory_mib": peak_memory(module.device),
         "metrics": {name: values[-1] for name, values in known.items() if values},
-        "finished": code == 0 and trainer.global_step >= steps,
+        "finished": code == 0 and trainer.global_step >= last_step(config, module.plan),
         "bank_used": _is_bank_used(trainer),
     }
+    for budget in _callbacks(trainer, TimeBudget):
+        summary |= budget.summary()
     if code != 3:
         write_encoder(config, module, run_dir)
     if code == 0:
@@ -54,6 +59,16 @@ def finish(
     return summary
 
 
+def last_step(config: PretrainConfig, plan: Plan) -> int:
+    """Return the optimizer step after which the run ends, by its plan or by ``trainer.max_steps``."""
+    most: int = config.trainer.get("max_steps", plan.total_steps)
+    return min(most, plan.total_steps)
+
+
 def _is_bank_used(trainer: pl.Trainer) -> bool:
+    return any(each.bank_used for each in _callbacks(trainer, WatchMining))
+
+
+def _callbacks(trainer: pl.Trainer, kind: type[Kind]) -> list[Kind]:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
-    return any(each.bank_used for each in callbacks if isinstance(each, WatchMining))
+    return [each for each in callbacks if isinstance(each, kind)]

@@ -67,7 +67,7 @@ class Gallery(StepCallback):
             self._mined = self._hardest(module.last)
             write_mined(self.run_dir / "mined.csv", self._mined)
         if due:
-            with off_the_clock(trainer):
+            with off_the_clock(trainer, "pictures", _picture_every(module)):
                 log_row(trainer, self._measure_views(module, step) | module.progress())
                 drawn = self._draw_bank(module, step)
             if wandb_run(trainer.loggers) is not None:
@@ -177,7 +177,12 @@ def picture_due(trainer: pl.Trainer, module: ContrastiveModule, step: int) -> bo
     plan = module.plan
     if step in (trainer.max_steps, plan.total_steps):
         return True
-    return step % (plan.steps_per_epoch * math.ceil(plan.epochs / _TIMES)) == 0
+    return step % _picture_every(module) == 0
+
+
+def _picture_every(module: ContrastiveModule) -> int:
+    an_epoch = module.plan.steps_per_epoch
+    return an_epoch * math.ceil(module.plan.total_steps / an_epoch / _TIMES)
 
 
 def hardest(mined: LastBatch, anchors: int, negatives: int) -> list[tuple[int, int, int, float]]:

@@ -102,10 +102,15 @@ class OnlineScores(StepCallback):
         self._scored_step = dict.fromkeys(self._every, -1)
 
     def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
-        """Compute the scores that are due after this epoch."""
-        self._score(
-            trainer, module, [name for name, every in self._every.items() if every and not epochs % every]
-        )
+        """Compute the scores that are due after this epoch.
+
+        A time budget must know early how long that takes: where only the end would be scored, this epoch is.
+        """
+        plan, budget = module.plan, module.config.schedule.minutes
+        wanted = [name for name, every in self._every.items() if every and not epochs % every]
+        if budget is not None and plan.epochs is not None and max(self._scored_step.values()) < 0:
+            wanted = wanted or [name for name, every in self._every.items() if every >= plan.epochs]
+        self._score(trainer, module, wanted)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the final weights, unless a signal stopped the run: a cluster would not wait for it."""
@@ -119,7 +124,8 @@ class OnlineScores(StepCallback):
         self._scored_step |= dict.fromkeys(due, trainer.global_step)
         if not due or not trainer.is_global_zero:
             return
-        with off_the_clock(trainer):
+        every = max(self._every[name] for name in due) * module.plan.steps_per_epoch
+        with off_the_clock(trainer, "+".join(due), every):
             if self._parts is None:
                 self._parts = self._decode(self.fit_rows), self._decode(self.score_rows)
             if self._lacks_images(*self._parts):

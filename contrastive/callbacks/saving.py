@@ -72,7 +72,7 @@ class SaveCheckpoint(Checkpoint):
         # Set first, as it is part of the checkpoint, and not reset if the save fails: other ranks do not
         # learn of a failure, and if rank 0 alone tried the same step again, it would wait for them forever.
         self.step = trainer.global_step
-        with off_the_clock(trainer):
+        with off_the_clock(trainer, "checkpoint", self.every_steps):
             options = SaveOptions(self._files_of(trainer), self._keep_last, self._report)
             trainer.save_checkpoint(self.directory / f"step-{self.step}", storage_options=options)
 

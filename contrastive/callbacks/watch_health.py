@@ -34,7 +34,7 @@ class WatchHealth(StepCallback):
         slots = slots[:: max(1, len(slots) // self.rows)]
         if len(slots) < 2:
             return
-        with off_the_clock(trainer):
+        with off_the_clock(trainer, "health", module.plan.steps_per_epoch):
             stats = health(bank.read(slots).float().cpu())
         row = {"rankme": stats.rankme, "uniformity": stats.uniformity, "std": stats.std}
         log_row(trainer, {f"stats/{name}": value for name, value in row.items()} | module.progress())

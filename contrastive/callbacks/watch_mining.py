@@ -29,14 +29,6 @@ class WatchMining(StepCallback):
     def __init__(self) -> None:
         self.bank_used = False
         self._warned = False
-        self._expected: int | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compute when the bank should be filled."""
-        super().on_train_start(trainer, pl_module)
-        assert isinstance(pl_module, ContrastiveModule)
-        config = pl_module.config
-        self._expected = steps_to_fill(pl_module.plan, config.bank, config.mining.min_fill)
 
     def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
         """Check the negatives of the step, until one is from the bank."""
@@ -45,9 +37,10 @@ class WatchMining(StepCallback):
 
     def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
         """Warn once, an epoch after the bank should have been filled."""
-        if self.bank_used or self._warned or self._expected is None or not _mines(trainer, module):
+        if self.bank_used or self._warned or not module.plan.has_end or not _mines(trainer, module):
             return
-        if trainer.global_step >= self._expected + module.plan.steps_per_epoch:
+        expected = steps_to_fill(module.plan, module.config.bank, module.config.mining.min_fill)
+        if expected is not None and trainer.global_step >= expected + module.plan.steps_per_epoch:
             self._warned = True
             fill = float(module.miner.bank.local.fill())
             text = (

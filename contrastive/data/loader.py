@@ -4,6 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -167,14 +168,21 @@ class DecodingLoader(Loader):
         self._stream = None  # its workers end when the iterator is collected
 
     def _next(self) -> Batch:
-        if self._stream is None:
-            todo = (self._ids(position).tolist() for position in range(self._delivered, len(self)))
-            self._stream = decode_ahead(self._images, todo, self._num_workers, self._device)
-        decoded = next(self._stream)
+        decoded = None if self._stream is None else next(self._stream, None)
+        if decoded is None:  # the first batch, or a run that became longer after its end was decoded ahead
+            self._stream = decode_ahead(self._images, self._todo(), self._num_workers, self._device)
+            decoded = next(self._stream)
         self._tally.report(decoded.bad)
         if self._share.world == 1:  # several ranks must stop together: see check_corrupt_share
             self._tally.count(decoded.rows, decoded.bad)
         return decoded.batch
+
+    def _todo(self) -> Iterator[list[int]]:
+        """Yield the rows of the coming micro-batches, up to what is then the end of the plan."""
+        for position in count(self._delivered):
+            if position >= len(self):
+                return
+            yield self._ids(position).tolist()
 
     def check_corrupt_share(self, read: Int[Tensor, " g"]) -> None:
         """See Loader."""

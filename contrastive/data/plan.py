@@ -1,6 +1,6 @@
 """Compute which rows each optimizer step and each rank takes; loader, miner and resume share the plan."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Int
 from torch import Tensor
@@ -38,7 +38,11 @@ WHOLE = Share()
 """The whole batch, in one process without accumulation."""
 
 
-@dataclass(frozen=True)
+NO_END = 2**40
+"""Number of optimizer steps while the length of a run is not known: schedules stay where they begin."""
+
+
+@dataclass
 class Plan:
     """The rows of every optimizer step of a run.
 
@@ -47,12 +51,16 @@ class Plan:
     are slices of the same global batch, so a run resumes at another world size with the same images in the
     same steps.
 
+    The rows of a step never change. The number of steps may, in a run with a time budget (``end_after``):
+    read ``total_steps`` where it is needed, and keep no copy.
+
     Attributes:
         rows: Images of the training set.
         seed: In [0, 2**32), as run.seed.
         global_batch: Images of one optimizer step, over all ranks and micro-batches.
-        epochs: Passes over the data.
+        epochs: Passes over the data, of which the last may be cut short; None as long as nobody knows.
         order: Order in which each epoch visits the rows; None is ``data.order=global`` with ``seed``.
+        total_steps: Optimizer steps of the run; ``NO_END`` if ``epochs`` is None.
 
     Raises:
         UserError: fewer rows than one batch takes.
@@ -62,11 +70,13 @@ class Plan:
     rows: int
     seed: int
     global_batch: int
-    epochs: int
+    epochs: int | None
     order: Order | None = None
+    total_steps: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.global_batch < 1 or self.epochs < 1 or self.seed < 0:
+        least = min(self.rows, self.global_batch, 1 if self.epochs is None else self.epochs)
+        if least < 1 or self.seed < 0:
             raise ValueError(
                 f"{self}: rows, global_batch and epochs of 1 or more and a seed of 0 or more are needed"
             )
@@ -75,6 +85,7 @@ class Plan:
                 f"data.global_batch={self.global_batch} is larger than the data set, which has {self.rows} "
                 f"training images; set data.global_batch to {self.rows} or less, or add images"
             )
+        self.total_steps = NO_END if self.epochs is None else self.steps_per_epoch * self.epochs
 
     @property
     def steps_per_epoch(self) -> int:
@@ -82,9 +93,15 @@ class Plan:
         return self.rows // self.global_batch
 
     @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the run."""
-        return self.steps_per_epoch * self.epochs
+    def has_end(self) -> bool:
+        """Whether the length of the run is known."""
+        return self.epochs is not None
+
+    def end_after(self, steps: int) -> None:
+        """Set the length of the run to ``steps`` optimizer steps, 1 or more."""
+        if steps < 1:
+            raise ValueError(f"steps={steps}: a run has 1 or more")
+        self.total_steps, self.epochs = steps, -(-steps // self.steps_per_epoch)
 
     def epoch_of(self, step: int) -> int:
         """Return the epoch of optimizer step ``step``, both from 0."""

@@ -11,7 +11,7 @@ from contrastive.config_files import load_saved
 from contrastive.data.image_list import read_image_list
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import ExportedEncoder
-from eval.report.read import read_json
+from eval.report.read import describe_epochs, read_json
 from eval.results import write_file
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,8 @@ def _recipe(run: Path) -> list[str]:
     recipe = {
         "data": _place(data.name, data.root) + images,
         "starting weights": f"`{saved.encoder.weights}`" if saved.encoder.weights else "random",
-        "epochs": f"{saved.schedule.epochs}, batches of {data.global_batch}, seed {saved.run.seed}",
+        "length": f"{describe_epochs(run, saved.schedule)}, batches of {data.global_batch}, "
+        f"seed {saved.run.seed}",
         "loss": f"{objective.name}, temperature {objective.temperature}",
         "negatives": f"{mining.method}, {mining.num_hard} hard and {mining.num_uniform} uniform, band "
         f"{list(mining.band)}, class prior {mining.class_prior}, false negatives: {mining.false_negative}",

@@ -13,7 +13,15 @@ _FETCH = "[_TrainingEpochLoop].train_dataloader_next"
 """Name of the profiler action in which Lightning waits for the loader."""
 
 
-class Throughput(Callback):
+class Clock:
+    """A callback that measures training, and needs to know of other work, such as saving and scoring."""
+
+    def leave_out(self, work: str, every: int | None, seconds: float) -> None:
+        """Note ``seconds`` spent on ``work`` since the last optimizer step; see ``off_the_clock``."""
+        raise NotImplementedError
+
+
+class Throughput(Callback, Clock):
     """Logs ``perf/images_per_s``, ``perf/step_ms`` and ``perf/data_wait`` at the trainer's log interval.
 
     Means since the previous row: images (not views) per second over all ranks, milliseconds per
@@ -53,7 +61,7 @@ class Throughput(Callback):
         """Restore the profiler's methods."""
         self._unlisten(_profiler(trainer))
 
-    def leave_out(self, seconds: float) -> None:
+    def leave_out(self, work: str, every: int | None, seconds: float) -> None:
         """Exclude time that was not spent training."""
         self._since += seconds
 
@@ -94,12 +102,19 @@ def _profiler(trainer: Trainer) -> Any:
 
 
 @contextlib.contextmanager
-def off_the_clock(trainer: Trainer) -> Iterator[None]:
-    """Exclude work other than training (saving, scoring) from :class:`Throughput`."""
+def off_the_clock(trainer: Trainer, work: str, every: int | None) -> Iterator[None]:
+    """Report work other than training (saving, scoring) to every :class:`Clock` of the trainer.
+
+    Args:
+        trainer: The trainer, whose callbacks are looked through.
+        work: Its name; work of one name is expected to take equally long each time.
+        every: Optimizer steps after which it is done again; None for the end of the run alone, which is
+            always an occasion.
+    """
     started = time.perf_counter()
     try:
         yield
     finally:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning's connector
-            if isinstance(callback, Throughput):
-                callback.leave_out(time.perf_counter() - started)
+            if isinstance(callback, Clock):
+                callback.leave_out(work, every, time.perf_counter() - started)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from contrastive.config import PretrainConfig, UserError
+from contrastive.config import PretrainConfig, ScheduleConfig, UserError
 from contrastive.config_files import load_saved
 from contrastive.logging.hard_negatives import HardNegative
 from eval.protocol import accuracy_titles
@@ -88,6 +88,14 @@ def read_run(folder: Path, name: str) -> Run:
         _read(found / "stats.json", _statistics),
         read_csv(folder / "metrics.csv"),
     )
+
+
+def describe_epochs(folder: Path, schedule: ScheduleConfig) -> str:
+    """Describe the length of a run: its epochs, or with a time budget those that its summary says fitted."""
+    if schedule.minutes is None:
+        return f"{schedule.epochs} epochs"
+    done, budget = read_json(folder / "summary.json").get("epochs"), f"{schedule.minutes:g} minutes"
+    return f"{done:.1f} epochs in {budget}" if isinstance(done, int | float) else budget
 
 
 def _read(path: Path, parse: Callable[[dict[str, Any]], T]) -> T | None:

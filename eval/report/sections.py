@@ -18,7 +18,7 @@ from eval.protocol import accuracy_titles
 from eval.report import pictures
 from eval.report.context import Report
 from eval.report.page import card, details, grid, key, legend, section, table, warning
-from eval.report.read import BASELINES, STATISTICS, Run, Score, read_json
+from eval.report.read import BASELINES, STATISTICS, Run, Score, describe_epochs, read_json
 
 _MOST_POINTS = 400  # in a curve
 _COLOURS = {"raw_pixels": "s1", "random_encoder": "s2"}  # of the baselines' marks
@@ -65,7 +65,7 @@ def _one(report: Report, run: Run) -> str:
     data = settings.data
     summary = (
         f"{_network(run, settings)}, on {data.name} at {data.image_size} px without labels: "
-        f"{settings.schedule.epochs} epochs in batches of {data.global_batch}, "
+        f"{describe_epochs(run.folder, settings.schedule)} in batches of {data.global_batch}, "
         f"method {settings.method_name}, loss {settings.objective.name}."
     )
     cells = "".join(

@@ -4,6 +4,7 @@ import torch
 from contrastive.distributed import (
     Collectives,
     all_true,
+    from_first_rank,
     gather_rows,
     gather_sizes,
     gather_with_grad,
@@ -34,6 +35,7 @@ def collect(rank):
         ((rank + 1) * torch.arange(1, len(gathered) + 1)[:, None] * gathered).sum().backward()
         results[f"{label} gradient"] = rows.grad
     results |= exchange(rank)
+    results["first"] = from_first_rank(10**12 + rank, torch.device("cpu"))
     results["both"] = all_true(torch.tensor(True))
     results["one"] = all_true(torch.tensor(rank == 0))
     results["gathered grad"] = results["unequal rows"].requires_grad
@@ -108,6 +110,11 @@ def test_an_exchange_swaps_gathers_and_sums(ranks):
 def test_a_flag_holds_only_if_it_holds_everywhere(ranks):
     assert all(bool(result["both"]) for result in ranks)
     assert not any(bool(result["one"]) for result in ranks)
+
+
+def test_the_number_of_the_first_rank_is_everybodys(ranks):
+    assert [result["first"] for result in ranks] == [10**12] * 2
+    assert from_first_rank(7, torch.device("cpu")) == 7
 
 
 def test_one_process_is_the_identity():

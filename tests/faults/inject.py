@@ -6,12 +6,15 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from contrastive.callbacks import time_budget
 from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO
 from contrastive.distributed import rank
+from contrastive.logging import throughput
 from contrastive.methods.moco import Moco
 from contrastive.module import ContrastiveModule
 
@@ -112,6 +115,18 @@ def kill_workers_at(step: int) -> None:
             os.kill(child.pid, signal.SIGKILL)
 
     before(ContrastiveModule, "training_step", act)
+
+
+def pretend_speed(step_s: float) -> None:
+    """Let a time budget see a clock on which an optimizer step takes ``step_s`` and all else nothing."""
+    clock = SimpleNamespace(now=0.0)
+
+    def tick(module: Any) -> None:
+        clock.now += step_s
+
+    before(ContrastiveModule, "optimizer_step", tick)
+    time_budget.time = SimpleNamespace(monotonic=lambda: clock.now)  # type: ignore[attr-defined]
+    throughput.time = SimpleNamespace(perf_counter=lambda: clock.now)  # type: ignore[attr-defined]
 
 
 def set_clock_back() -> None:

@@ -62,6 +62,17 @@ def test_sharded_bank_trains_and_resumes_as_a_replicated_one(lab, whole):
     ]
 
 
+def test_ranks_of_unequal_speed_end_a_time_budget_together(lab):
+    """Rank 0's clock decides; by its own, rank 1 would train for 3 more steps, alone."""
+    faults = {rank: [["pretend_speed", step_s]] for rank, step_s in enumerate((1.0, 0.8))}
+    ended = lab.run("budget", "schedule.minutes=0.25", ranks=2, faults=faults)
+    assert ended.codes == [0, 0], ended.err
+    assert (ended.result["steps"], ended.result["planned_steps"]) == (14, 14)
+    resumed = lab.run("budget", "schedule.minutes=0.25", ranks=2, faults=faults)
+    assert resumed.codes == [0, 0], resumed.err
+    assert all("this run is finished" in err for err in resumed.err)
+
+
 @pytest.mark.parametrize(
     ("rank", "where"),
     [

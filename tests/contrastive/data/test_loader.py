@@ -52,6 +52,20 @@ def test_delivers_the_plan(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_follows_a_plan_whose_length_changes(kind):
+    """Also where batches up to the end, or past it, have been decoded ahead."""
+    plan, whole = Plan(30, 3, 8, None), Plan(30, 3, 8, 5)
+    loader, batches = make(numbered(30), plan, kind), []
+    for step, batch in enumerate(loader):
+        batches.append(batch)
+        for at, steps in ((0, 3), (2, 6), (4, 12), (6, 8)):
+            if step == at:
+                plan.end_after(steps)
+                assert len(loader) == steps
+    assert ids(batches) == [whole.ids(step).tolist() for step in range(8)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_ranks_and_micro_batches_make_up_the_step(kind):
     plan = Plan(50, seed=1, global_batch=12, epochs=1)
     ranks = [ids(make(numbered(50), plan, kind, rank=rank, world=2, accumulate=3)) for rank in range(2)]

@@ -91,3 +91,18 @@ def test_a_micro_batch_outside_of_the_step_is_refused(micro):
 def test_senseless_shares_are_refused(share):
     with pytest.raises(ValueError, match=r"the rank must be below|1 or more are needed"):
         Share(*share)
+
+
+def test_the_length_may_change_and_the_rows_of_a_step_do_not():
+    plan, known = Plan(100, 7, 8, None), Plan(100, 7, 8, 3)
+    assert (plan.has_end, plan.epochs, plan.total_steps > 10**12) == (False, None, True)
+    before = plan.ids(30).tolist()
+    plan.end_after(31)
+    assert (plan.has_end, plan.epochs, plan.total_steps) == (True, 3, 31)
+    assert plan.ids(30).tolist() == before == known.ids(30).tolist()
+    with pytest.raises(ValueError, match="step=31: the plan has steps 0 to 30"):
+        plan.ids(31)
+    plan.end_after(36)
+    assert (plan.epochs, plan.total_steps) == (known.epochs, known.total_steps)
+    with pytest.raises(ValueError, match="steps=0"):
+        plan.end_after(0)

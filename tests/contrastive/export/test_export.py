@@ -220,6 +220,7 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
         "minus mean [0.3, 0.4, 0.5]",
         result["encoder_sha256"],
         "`digits`, 7 images",
+        "| length | 200 epochs, batches of 256, seed 0 |",
         "info_nce, temperature 0.2",
         "| commit | `abc1234` |",
         "| linear | top1 | **98.4** | 97.0 to 99.1 | raw pixels 96.1 |",

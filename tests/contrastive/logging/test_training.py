@@ -40,7 +40,7 @@ def test_throughput_and_rows_of_a_real_run(tmp_path: Path, monkeypatch: pytest.M
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             spend(0.04)
-            with off_the_clock(trainer):
+            with off_the_clock(trainer, "pause", 1):
                 spend(0.1)
 
     meter = Throughput(images=lambda batch: len(batch["images"]))

@@ -5,11 +5,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from contrastive.config import DataConfig
+from contrastive.config import DataConfig, ScheduleConfig
 from contrastive.data.dataset import open_dataset
 from eval.__main__ import main
 from eval.config import EvalConfig
 from eval.report.pictures import confused
+from eval.report.read import describe_epochs
 from eval.report.write import write_report
 from tests.eval.conftest import add_pictures
 
@@ -163,3 +164,11 @@ def test_tables_of_something_else_cost_their_own_sections_only(new_run, text):
 
 def test_the_most_frequent_mistakes_are_named():
     assert confused([[8, 2], [0, 5]], ["cat", "dog"]) == "cat as dog (2)"
+
+
+def test_the_length_of_a_run_with_a_time_budget_is_what_its_summary_says(tmp_path):
+    assert describe_epochs(tmp_path, ScheduleConfig(epochs=3, warmup_epochs=1.0)) == "3 epochs"
+    budget = ScheduleConfig(epochs=3, minutes=2.5)
+    assert describe_epochs(tmp_path, budget) == "2.5 minutes"
+    (tmp_path / "summary.json").write_text('{"epochs": 31.25}')
+    assert describe_epochs(tmp_path, budget) == "31.2 epochs in 2.5 minutes"

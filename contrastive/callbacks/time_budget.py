@@ -1,0 +1,242 @@
+"""Set the length of a run by its time budget (``schedule.minutes``)."""
+
+import logging
+import math
+import time
+from bisect import bisect_right
+from collections import deque
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+
+from contrastive.data.plan import Plan
+from contrastive.distributed import from_first_rank
+from contrastive.lightning_glue import StepCallback, end_after
+from contrastive.logging.throughput import Clock
+from contrastive.module import ContrastiveModule
+from contrastive.short_run import too_short_for
+
+logger = logging.getLogger(__name__)
+
+_UNMEASURED = 2
+"""Steps of each start that are not measured: they compile, allocate and decode."""
+
+_FEWEST = 3
+"""Steps that a speed is measured over, or more."""
+
+_FIRST_SHARE = 0.02
+"""Share of the budget that is measured before the first estimate."""
+
+_TOLERANCE = 0.01, 0.04
+"""Shares of the budget and of what is left of it. By their sum, and by a step, the predicted end may be off
+before the length changes: schedules stay as they are where the speed only fluctuates."""
+
+_MARGIN = 0.01
+"""Share of the budget left for what nothing measures: the encoder, the summary, the end of the process."""
+
+_DECISIONS = 200
+"""Decisions in a run; between two, ranks need not talk."""
+
+
+@dataclass
+class Work:
+    """Work beside training, e.g. scoring; the end of the run is one of its occasions.
+
+    Attributes:
+        every: Optimizer steps between two occasions; None for the end alone.
+        seconds: Duration of the last one.
+    """
+
+    every: int | None
+    seconds: float
+
+    def rest_s(self, step: int, total: int) -> float:
+        """Estimate the seconds of the occasions from ``step`` to the end of a run of ``total`` steps."""
+        if self.every is None:
+            return self.seconds
+        return self.seconds * (math.ceil(total / self.every) - (step - 1) // self.every)
+
+
+class Pace:
+    """Decides after how many optimizer steps a run ends, from the time that recent steps and other work took.
+
+    The speed is the mean over the last quarter of the time that is left: long while there is much to predict,
+    short when a change of the machine's load must be answered at once. It reads no clock: all times are
+    handed to it, in seconds of the budget.
+
+    Args:
+        budget_s: Seconds of the whole run.
+
+    Attributes:
+        work: Other work by its name; kept over resumes by the caller.
+    """
+
+    def __init__(self, budget_s: float) -> None:
+        self.budget_s = budget_s
+        self.work: dict[str, Work] = {}
+        self._taken, self._spent_s, self._paused_s = 0, 0.0, 0.0
+        self._marks: deque[tuple[int, float]] = deque()  # step, seconds without other work
+        self._is_measured = False
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of an optimizer step, without other work; NaN before two steps were measured."""
+        if len(self._marks) < 2:
+            return math.nan
+        (first, began), (last, ended) = self._marks[0], self._marks[-1]
+        return (ended - began) / (last - first)
+
+    def note_step(self, step: int, spent_s: float) -> None:
+        """Note that ``step`` optimizer steps are done when ``spent_s`` seconds of the budget are spent."""
+        self._taken, self._spent_s = self._taken + 1, spent_s
+        if self._taken < _UNMEASURED:
+            return
+        now, window = spent_s - self._paused_s, (self.budget_s - spent_s) / 4
+        self._marks.append((step, now))
+        while len(self._marks) > _FEWEST + 1 and self._marks[1][1] <= now - window:
+            self._marks.popleft()
+        measured_s = now - self._marks[0][1]
+        self._is_measured |= len(self._marks) > _FEWEST and measured_s >= _FIRST_SHARE * self.budget_s
+
+    def note_work(self, name: str, every: int | None, seconds: float) -> None:
+        """Note that work, which is due every so many steps, took ``seconds`` since the last step."""
+        self.work[name] = Work(every, seconds)
+        self._paused_s += seconds
+
+    def end_s(self, step: int, total: int) -> float:
+        """Predict the seconds spent at the end of a run of ``total`` steps; ``step`` are just done."""
+        training_s = self.step_s * (total - step)
+        return self._spent_s + training_s + sum(work.rest_s(step, total) for work in self.work.values())
+
+    def decide(self, step: int, total: int | None) -> int | None:
+        """Choose the number of steps after which the run ends.
+
+        Args:
+            step: Optimizer steps done.
+            total: The number chosen before; None before the first.
+
+        Returns:
+            ``total`` while too little was measured, and where it ends the run in time; else another number.
+            It is ``step + 2`` or more, unless ``total`` is less: by then the learning rate follows it.
+        """
+        target_s, soonest = (1 - _MARGIN) * self.budget_s, step + 2
+        left_s = target_s - self._spent_s
+        at_once = soonest if total is None else min(total, soonest)
+        if left_s <= 0:
+            return at_once
+        if not self._is_measured:
+            return total
+        allowed_s = _TOLERANCE[0] * self.budget_s + _TOLERANCE[1] * left_s + self.step_s
+        if total is not None and abs(self.end_s(step, total) - target_s) <= allowed_s:
+            return total
+        most = soonest + math.ceil(left_s / self.step_s)
+        fitting = bisect_right(range(soonest, most), target_s, key=lambda total: self.end_s(step, total))
+        return soonest + fitting - 1 if fitting else at_once
+
+
+class TimeBudget(StepCallback, Clock):
+    """Ends the run after ``schedule.minutes``, by setting the length of its plan to what the speed allows.
+
+    Rank 0 measures and decides; every rank has the same length in every step. Put it before callbacks that
+    do other work. A resumed run continues the time and the length of its checkpoint.
+
+    Args:
+        minutes: The budget, counted from the construction of this callback.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes, self.pace = minutes, Pace(60 * minutes)
+        self._since, self._before_s = time.monotonic(), 0.0
+        self._told = 0
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds spent since the construction, and before the checkpoint that the run continued from."""
+        return self._before_s + time.monotonic() - self._since
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Remember the plan: a checkpoint, which is read before the loader exists, sets its length."""
+        assert isinstance(pl_module, ContrastiveModule)
+        self._plan: Plan = pl_module.plan
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log what is left, in a resumed run; else tell Lightning that the length is not known yet."""
+        super().on_train_start(trainer, pl_module)
+        assert isinstance(pl_module, ContrastiveModule)
+        if not self._plan.has_end:
+            end_after(trainer, None)
+        elif trainer.is_global_zero:
+            self._told = self._plan.total_steps
+            logger.info(
+                "%.1f of %g minutes are spent; the run ends after step %d",
+                self.spent_s / 60,
+                self.minutes,
+                self._plan.total_steps,
+            )
+            _warn_if_too_short(pl_module)
+
+    def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
+        """Measure the step; decide on the length of the run, about 200 times in all."""
+        self.pace.note_step(step, self.spent_s)
+        total = self._plan.total_steps if self._plan.has_end else None
+        if total is not None and (step >= total or step % max(1, total // _DECISIONS)):
+            return
+        decided = from_first_rank(self.pace.decide(step, total) or 0, module.device)
+        if decided not in (0, total):
+            self._plan.end_after(decided)
+            end_after(trainer, decided)
+            if trainer.is_global_zero:
+                self._tell(module, step)
+
+    def leave_out(self, work: str, every: int | None, seconds: float) -> None:
+        """Note work beside training, which takes time from the budget as well."""
+        self.pace.note_work(work, every, seconds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the time spent, the length of the run, and the work beside training."""
+        return {
+            "spent_s": self.spent_s,
+            "total_steps": self._plan.total_steps if self._plan.has_end else None,
+            "work": {name: list(astuple(work)) for name, work in self.pace.work.items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore them; the seconds since the construction are spent as well."""
+        self._before_s = float(state_dict["spent_s"])
+        self.pace.work = {name: Work(*values) for name, values in state_dict["work"].items()}
+        if state_dict["total_steps"] is not None:
+            self._plan.end_after(state_dict["total_steps"])
+
+    def summary(self) -> dict[str, Any]:
+        """Return the budget, what is spent of it, and the steps that fit; None if they were never known."""
+        return {
+            "budget_minutes": self.minutes,
+            "spent_minutes": round(self.spent_s / 60, 3),
+            "planned_steps": self._plan.total_steps if self._plan.has_end else None,
+        }
+
+    def _tell(self, module: ContrastiveModule, step: int) -> None:
+        """Log the length if it is the first, or differs by more than a twentieth from the last one logged."""
+        total, told = self._plan.total_steps, self._told
+        if abs(total - told) <= told / 20:
+            return
+        self._told = total
+        images_s = self._plan.global_batch / self.pace.step_s
+        logger.info(
+            "%g minutes are %senough for %d steps, %.1f epochs: %s at step %d",
+            self.minutes,
+            "now " if told else "",
+            total,
+            total / self._plan.steps_per_epoch,
+            "they were over" if math.isnan(images_s) else f"{images_s:.0f} images/s",
+            step,
+        )
+        if not told:
+            _warn_if_too_short(module)
+
+
+def _warn_if_too_short(module: ContrastiveModule) -> None:
+    approximate, mines = module.miner.retrieval.approximate, module.method.mines
+    for line in too_short_for(module.config, module.plan, mines=mines, approximate=approximate):
+        logger.warning("%s", line)
