@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from contrastive.callbacks.build import write_encoder
 from contrastive.callbacks.time_budget import TimeBudget
 from contrastive.callbacks.watch_mining import WatchMining
+from contrastive.callbacks.watcher import standing_warnings
 from contrastive.checkpoint.folder import read_last
 from contrastive.config import PretrainConfig
 from contrastive.data.plan import Plan
@@ -48,6 +49,7 @@ def finish(
         "metrics": {name: values[-1] for name, values in known.items() if values},
         "finished": code == 0 and trainer.global_step >= last_step(config, module.plan),
         "bank_used": _is_bank_used(trainer),
+        "warnings": standing_warnings(trainer),
     }
     for budget in _callbacks(trainer, TimeBudget):
         summary |= budget.summary()

@@ -11,6 +11,7 @@ from contrastive.callbacks.online import OnlineScores
 from contrastive.callbacks.profile import ProfileSteps
 from contrastive.callbacks.saving import SaveCheckpoint
 from contrastive.callbacks.watch_health import WatchHealth
+from contrastive.callbacks.watch_learning import WatchLearning
 from contrastive.callbacks.watch_mining import WatchMining
 from contrastive.callbacks.watch_ranks import WatchRanks
 from contrastive.config import PretrainConfig
@@ -45,10 +46,11 @@ def build_monitors(
 ) -> list[pl.Callback]:
     """Build the callbacks that monitor, log and draw, in the order of their calls."""
     logging = config.logging
+    health, online = WatchHealth(), None
     callbacks: list[pl.Callback] = [
         Throughput(),
         LogMetrics(unreadable, dataset.train.labels),
-        WatchHealth(),
+        health,
         WatchMining(),
         WatchRanks(config.run.hang_s),
     ]
@@ -56,7 +58,9 @@ def build_monitors(
         callbacks.append(ProfileSteps())
     scored = logging.knn_every_epochs or logging.probe_every_epochs
     if scored and dataset.labelled is not None:
-        callbacks.append(OnlineScores(dataset.labelled, logging.knn_every_epochs, logging.probe_every_epochs))
+        online = OnlineScores(dataset.labelled, logging.knn_every_epochs, logging.probe_every_epochs)
+        callbacks.append(online)
+    callbacks.append(WatchLearning(health, online))
     if logging.mined_rows:
         callbacks.append(Gallery(dataset.train, run_dir, logging.mined_rows))
     if (bar := progress_bar(config.logging.progress)) is not None:

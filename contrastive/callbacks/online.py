@@ -82,6 +82,8 @@ class _Part:
 class OnlineScores(StepCallback):
     """Log top-1 by kNN and by a linear probe on held-out rows, every few epochs, from frozen features.
 
+    The encoder before its first step is scored too, as the row of step 0, to read later scores against.
+
     Features are those of the query encoder, by ``eval.features.extract``. It is in eval mode for
     this, so its batch statistics do not change: training with and without this callback gives bit-identical
     weights.
@@ -91,6 +93,10 @@ class OnlineScores(StepCallback):
         knn_every: Epochs between scores by kNN, 0 for none; the end of the run is scored too.
         probe_every: Epochs between scores by the linear probe, 0 for none; the end of the run is scored too.
         batch_size: Images per forward pass.
+
+    Attributes:
+        untrained: Scores before the first step, by their names (``knn/top1``); empty in a resumed run.
+        scores: The newest scores.
     """
 
     def __init__(self, images: Images, knn_every: int, probe_every: int, batch_size: int = 256) -> None:
@@ -100,6 +106,16 @@ class OnlineScores(StepCallback):
         self.fit_rows, self.score_rows = monitor_split(images)
         self._parts: tuple[_Part, _Part] | None = None
         self._scored_step = dict.fromkeys(self._every, -1)
+        self.untrained: dict[str, float] = {}
+        self.scores: dict[str, float] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Score the encoder before its first step."""
+        super().on_train_start(trainer, pl_module)
+        assert isinstance(pl_module, ContrastiveModule)
+        if trainer.global_step == 0:
+            self._score(trainer, pl_module, self._wanted())
+            self.untrained = dict(self.scores)
 
     def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
         """Compute the scores that are due after this epoch.
@@ -116,7 +132,11 @@ class OnlineScores(StepCallback):
         """Score the final weights, unless a signal stopped the run: a cluster would not wait for it."""
         assert isinstance(pl_module, ContrastiveModule)
         if not is_preempted(trainer):
-            self._score(trainer, pl_module, [name for name, every in self._every.items() if every])
+            self._score(trainer, pl_module, self._wanted())
+
+    def _wanted(self) -> list[str]:
+        """Return the scores that are not turned off."""
+        return [name for name, every in self._every.items() if every]
 
     def _score(self, trainer: pl.Trainer, module: ContrastiveModule, wanted: list[str]) -> None:
         """Compute and log the ``wanted`` scores, except those already logged for this step."""
@@ -132,6 +152,7 @@ class OnlineScores(StepCallback):
                 return
             features = self._features(module, *self._parts)
             row = {f"{name}/top1": _SCORES[name](features) for name in due}
+        self.scores |= row
         log_row(trainer, row | module.progress())
 
     def _lacks_images(self, *parts: _Part) -> bool:

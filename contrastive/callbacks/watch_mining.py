@@ -33,7 +33,7 @@ class WatchMining(StepCallback):
     def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
         """Check the negatives of the step, until one is from the bank."""
         if not self.bank_used and trainer.is_global_zero:
-            self.bank_used = _uses_bank(module, step)
+            self.bank_used = uses_bank(module, step)
 
     def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
         """Warn once, an epoch after the bank should have been filled."""
@@ -79,7 +79,7 @@ def _mines(trainer: pl.Trainer, module: ContrastiveModule) -> bool:
     return trainer.is_global_zero and module.method.mines
 
 
-def _uses_bank(module: ContrastiveModule, step: int) -> bool:
+def uses_bank(module: ContrastiveModule, step: int) -> bool:
     """Return whether step ``step`` (from 1) had a negative that is not from its own batch."""
     if module.last is None:
         return False

@@ -78,10 +78,8 @@ def test_the_fast_recipe_stops_for_nothing_within_an_epoch():
     assert turnover[0] == pytest.approx(turnover[1])
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_two_steps_of_it(name, folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("contrastive.pretrain.STEPS", 2)
+def small(name, folder):
+    """Return settings that make a recipe small, and the recipe."""
     config = load(name)
     given = ["data.name=imagefolder", f"data.root={folder}", "data.image_size=16", *SMALL]
     if config.choose:
@@ -92,7 +90,25 @@ def test_two_steps_of_it(name, folder, tmp_path, monkeypatch, capsys):
         given += ["encoder.batch_norm=split", "encoder.batch_norm_splits=2"]
     if config.bank.kind == "queue":
         given.append("bank.capacity=24")
+    return given, config
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_steps_of_it(name, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("contrastive.pretrain.STEPS", 2)
+    given, config = small(name, folder)
     assert main(["--config", name, "--dry-run", *given]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["steps"] == config.schedule.epochs * (result["rows"] // 8)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_nothing_is_warned_of_in_its_first_epochs(name, folder, tmp_path, capsys):
+    given, _ = small(name, folder)
+    length = ["schedule.epochs=100", "schedule.warmup_epochs=1", "trainer.max_steps=20"]
+    rarely = ["run.checkpoint_every=1000", "logging.mined_rows=0", "logging.wandb.mode=disabled"]
+    assert main(["--config", name, *given, *length, *rarely, f"run.root={tmp_path}"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["warnings"] == []

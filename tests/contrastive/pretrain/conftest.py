@@ -63,10 +63,10 @@ def run(folder, tmp_path, capsys):
 def alerts(monkeypatch):
     """Title and text of what W&B would tell people."""
     from contrastive import fitting
-    from contrastive.callbacks import watch_health
+    from contrastive.callbacks import watcher
 
     sent = []
-    for module in (fitting, watch_health):
+    for module in (fitting, watcher):
         monkeypatch.setattr(module, "alert", lambda trainer, title, text: sent.append((title, text)))
     return sent
 
