@@ -31,9 +31,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m contrastive run.name=demo
-	$(BIN)/python -m eval linear checkpoint=runs/demo
-	$(BIN)/python -m eval knn checkpoint=runs/demo
-	$(BIN)/python -m eval lowshot checkpoint=runs/demo
+	$(BIN)/python -m eval worth checkpoint=runs/demo
 	$(BIN)/python -m eval report runs/demo
 	@echo
 	@echo "report:  runs/demo/report.html   (open it in a browser)"

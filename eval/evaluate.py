@@ -51,6 +51,8 @@ def evaluate(
     location = resolve(config.checkpoint, config.out)
     open_results(location.results)
     extractor = Extractor(config, location, labelled=chosen.labelled, dataset=dataset, encoder=encoder)
+    for name, module in chosen.others(extractor, config).items():
+        extractor.compare_with(name, module)
     with joined(extractor.device) as several:
         # All processes compute and cache the features; only the first scores.
         for name in extractor.modules() if several else ():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
 
+from torch import nn
 from typing_extensions import override
 
 from eval.config import EvalConfig
@@ -32,8 +33,17 @@ class Protocol(ABC):
 
     config: type[EvalConfig]
 
-    labelled: ClassVar[bool] = True
-    """Whether the protocol needs labels. If not, the training part is all images that pretraining sees."""
+    labelled: ClassVar[bool | None] = True
+    """Whether the protocol needs labels. If not, the training part is all images that pretraining sees; None
+    uses labels if there are some."""
+
+    def others(self, extractor: Extractor, config: Any) -> dict[str, nn.Module]:
+        """Return further networks to compare with, see ``Extractor.compare_with``; none by default.
+
+        Raises:
+            UserError: one of them cannot be used.
+        """
+        return {}
 
     @abstractmethod
     def measure(self, extractor: Extractor, config: Any) -> Result:

@@ -5,6 +5,7 @@ states a protocol's defaults; its first line is the text that ``--help`` shows b
 """
 
 PROTOCOLS = {
+    "worth": "eval.worth:PROTOCOL",
     "linear": "eval.linear_probe:PROTOCOL",
     "knn": "eval.knn:PROTOCOL",
     "lowshot": "eval.lowshot:PROTOCOL",

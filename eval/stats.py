@@ -4,13 +4,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from eval.finite import finite_float32
 
 # Rows whose pairs are compared; 4,096 are 8 million pairs, standard error far below 0.01.
 _MOST_ROWS = 4096
+# Rows looked up at once.
+_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,21 @@ def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], alpha: 
     """Return the mean of distance**alpha over pairs of unit rows (Wang & Isola 2020, arXiv:2005.10242)."""
     first, second = finite_float32(first, "first"), finite_float32(second, "second")
     return float((first - second).norm(dim=1).pow(alpha).mean())
+
+
+def found_again(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
+    """Return for each row of ``first`` whether its own row of ``second`` is closer than every other one.
+
+    Rows are of unit norm. Ties count as not found, so that collapsed features find nothing.
+    """
+    first, second = finite_float32(first, "first"), finite_float32(second, "second")
+    found = []
+    for rows in torch.split(torch.arange(len(first), device=first.device), _ROWS):
+        similarity = first[rows] @ second.T
+        own = similarity.gather(1, rows[:, None])
+        others = similarity.scatter(1, rows[:, None], -torch.inf)
+        found.append(own[:, 0] > others.amax(1))
+    return torch.cat(found)
 
 
 def uniformity(unit: Float[Tensor, "n d"], t: float = 2.0) -> float:

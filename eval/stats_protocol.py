@@ -7,20 +7,15 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 from typing_extensions import override
 
-from contrastive.augment.views import Views
-from contrastive.config import AugmentConfig, PretrainConfig, UserError
-from contrastive.config_files import load_saved
-from contrastive.data.images import SomeImages
-from contrastive.data.reading import decode_all
 from eval.config import EvalConfig
 from eval.duplicates import alike, closest_pairs, write_duplicates
 from eval.features import PartFeatures
 from eval.protocol import Protocol, Result, Row
 from eval.stats import alignment, dimension_std, health
 from eval.subject import Extractor
+from eval.two_views import ViewSampler
 from memory_bank.config import check_range
 
 _NUMBERS = ("rankme", "dimensions", "alignment", "uniformity", "std", "dead", "verdict")
@@ -68,13 +63,13 @@ class StatsEvaluation(EvalConfig):
 class Stats(Protocol):
     """Measure the spread of features, the distance of two views, and near-duplicates in all parts."""
 
-    labelled: ClassVar[bool] = False
+    labelled: ClassVar[bool | None] = False
 
     @override
     def measure(self, extractor: Extractor, config: StatsEvaluation) -> Result:
-        augment = _augment_of(extractor.location.run)
         features_of = {name: extractor.part_features(name) for name in extractor.modules()}
-        scores, details, seconds = _health(extractor, features_of, augment, config)
+        sampler = ViewSampler(extractor, config.stats.rows, config.batch_size)
+        scores, details, seconds = _health(sampler, extractor)
         for name in scores.keys() - {"encoder"}:  # not trained, so they cannot have collapsed
             del scores[name]["verdict"]
         verdict = scores["encoder"]["verdict"]
@@ -85,7 +80,7 @@ class Stats(Protocol):
             "near_duplicates": {"file": str(file), "pairs": pairs, "listed": listed},
             "warnings": [] if verdict == "healthy" else [f"{verdict} of the features"],
             "details": details,
-            "augment": asdict(augment),
+            "augment": asdict(sampler.augment),
             "seconds": seconds,
         }
 
@@ -106,52 +101,21 @@ class Stats(Protocol):
 PROTOCOL = Stats(StatsEvaluation)
 
 
-def _augment_of(run: Path | None) -> AugmentConfig:
-    """Return the augmentation that the encoder was trained with; the default where it is not known."""
-    return AugmentConfig() if run is None else load_saved(PretrainConfig, run / "config.yaml").augment
-
-
-def _health(
-    extractor: Extractor,
-    features_of: dict[str, dict[str, PartFeatures]],
-    augment: AugmentConfig,
-    config: StatsEvaluation,
-) -> tuple[Result, Result, Result]:
-    """Return scores, details and seconds of the encoder and of each baseline, on ``stats.rows`` images."""
-    known = features_of["encoder"]["train"]
-    shown = torch.linspace(0, len(known) - 1, min(config.stats.rows, len(known))).long()
-    if len(shown) < 2:
-        raise UserError(f"the training part has {len(known)} readable images, statistics need 2 or more")
-    rows = known.rows[shown]
-    pixels = decode_all(SomeImages(extractor.parts["train"], rows)).images
-    views = Views(augment, extractor.data, seed=0)
+def _health(sampler: ViewSampler, extractor: Extractor) -> tuple[Result, Result, Result]:
+    """Return scores, details and seconds of the encoder and of each baseline."""
     scores: dict[str, Any] = {}
     details, seconds = {}, {}
-    for name, build in extractor.modules().items():
+    for name in extractor.modules():
         before = time.perf_counter()
-        features = features_of[name]["train"].features[shown].to(extractor.device)
-        pairs = _two_views(build().to(extractor.device), views, pixels, rows, config.batch_size)
+        features = sampler.features(name)
         scores[name] = {
-            **vars(health(features)),
-            "alignment": alignment(*pairs),
-            "dimensions": features.shape[1],
+            **vars(health(features.center)),
+            "alignment": alignment(features.first, features.second),
+            "dimensions": features.center.shape[1],
         }
-        details[name] = {"dimension_std": dimension_std(F.normalize(features)).tolist()}
+        details[name] = {"dimension_std": dimension_std(F.normalize(features.center)).tolist()}
         seconds[name] = round(time.perf_counter() - before, 3)
     return scores, details, seconds
-
-
-@torch.inference_mode()
-def _two_views(
-    module: nn.Module, views: Views, pixels: Tensor, rows: Tensor, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Return unit-norm features of two random views of each image."""
-    both: tuple[list[Tensor], list[Tensor]] = ([], [])
-    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    for images, ids in zip(torch.split(pixels, batch_size), torch.split(rows, batch_size), strict=True):
-        for features, view in zip(both, views(images.to(device), ids.to(device), 0)[:2], strict=True):
-            features.append(F.normalize(module(view).float()))
-    return torch.cat(both[0]), torch.cat(both[1])
 
 
 def _list_duplicates(

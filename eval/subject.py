@@ -66,12 +66,14 @@ class Extractor:
         config: ``batch_size``, ``device``, ``baselines``, ``data`` and ``progress`` are used.
         location: Where the encoder is.
         labelled: Whether labels are needed. If not, the training part is all images that pretraining sees.
+            None: as if needed if there are labels and a test part, else as if not.
         dataset: The images, if they are already open; None opens those of the settings.
         encoder: See ``open_frozen``.
 
     Attributes:
         location: As given.
         frozen: The encoder.
+        labelled: Whether labels are used.
         data: Settings of the images, and of how they become the network's input.
         device: Where the forward pass runs.
         parts: Images of ``train`` and, if the source has labels, of ``test``.
@@ -89,11 +91,11 @@ class Extractor:
         config: EvalConfig,
         location: EncoderLocation,
         *,
-        labelled: bool = True,
+        labelled: bool | None = True,
         dataset: Dataset | None = None,
         encoder: Encoder | None = None,
     ) -> None:
-        self.config, self.location, self._labelled = config, location, labelled
+        self.config, self.location = config, location
         self.frozen = open_frozen(
             location,
             image_size=config.data.image_size,
@@ -106,6 +108,9 @@ class Extractor:
         dataset = open_dataset(self.data) if dataset is None else as_dataset(dataset, size)
         self.parts: dict[str, Images] = {"train": dataset.train}
         self.held_out = dataset.held_out_by_hash
+        if labelled is None:
+            labelled = dataset.labelled is not None and dataset.test is not None
+        self.labelled = labelled
         self.classes: tuple[str, ...] = ()
         if labelled:
             self.parts["train"], self.parts["test"] = dataset.labelled_parts(self.data.name)
@@ -115,6 +120,18 @@ class Extractor:
         self.fingerprints = {name: images.fingerprint() for name, images in self.parts.items()}
         self.unreadable: dict[str, int] = {}
         self._cache = location.home / "eval" / "cache"
+        self._others: dict[str, Callable[[], nn.Module]] = {}
+
+    def compare_with(self, name: str, module: nn.Module) -> None:
+        """Add a network to ``modules``; it takes the encoder's views.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self.modules():
+            raise ValueError(f"{name!r}: is compared with already; give another name")
+        module.eval()
+        self._others[name] = lambda: module
 
     def features(self, name: str) -> Features:
         """Return the features of one of ``modules``."""
@@ -147,13 +164,15 @@ class Extractor:
         """Return a function that builds each network: ``encoder``, and the baselines it is compared with.
 
         - ``raw_pixels``: the center view averaged down to ``baselines.raw_size``;
-        - ``random_encoder``: a network of the same shape that was never trained.
+        - ``random_encoder``: a network of the same shape that was never trained;
+        - those that ``compare_with`` added.
         """
         side = min(self.config.baselines.raw_size, self.data.image_size)
         return {
             "encoder": lambda: self.frozen.module,
             "raw_pixels": lambda: _Pixels(side),
             "random_encoder": self._build_random,
+            **self._others,
         }
 
     def part_features(self, name: str) -> dict[str, PartFeatures]:
@@ -175,6 +194,8 @@ class Extractor:
             return f"encoder {self.frozen.sha256}"
         if name == "raw_pixels":
             return f"raw {min(self.config.baselines.raw_size, self.data.image_size)}"
+        if name in self._others:
+            return f"other {tensor_hash(self._others[name]())}"
         return f"random {self.config.baselines.random_seed} {self.frozen.shape} {torch.__version__}"
 
     def _build_random(self) -> nn.Module:
@@ -209,7 +230,7 @@ class Extractor:
             )
         labels = torch.full((len(images),), -1) if images.labels is None else images.labels
         found = PartFeatures(features, labels[rows], rows)
-        return found.take((found.labels >= 0).nonzero()[:, 0]) if self._labelled else found
+        return found.take((found.labels >= 0).nonzero()[:, 0]) if self.labelled else found
 
     def _extract(self, module: nn.Module, images: Images, title: str) -> tuple[Tensor, Tensor]:
         """Compute features of all images; each process computes those of a block of rows."""

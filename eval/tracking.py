@@ -17,6 +17,7 @@ from eval.config import EvalConfig
 from eval.frozen import resolve
 
 _PREFIXES = {
+    "worth": "probe/worth_",
     "linear": "probe/",
     "lowshot": "probe/",
     "finetune": "probe/finetune_",

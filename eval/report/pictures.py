@@ -9,10 +9,12 @@ from contrastive.data.images import Images
 from contrastive.drawing.figures import class_colour, confusion, scatter
 from contrastive.drawing.images import scaled
 from contrastive.logging.hard_negatives import HardNegative, read_or_none
-from eval.protocol import accuracy_titles
 from eval.report.context import Map, Report
 from eval.report.page import card, data_uri, grid, legend, png, section, table
 from eval.report.read import read_csv, read_mined
+
+_CONFUSIONS = {"linear": "Linear probe", "worth": "Linear probe", "knn": "Nearest neighbours"}
+"""Protocols whose confusion matrix is shown, the preferred one first, and what it is of."""
 
 _MOST_ANCHORS = 10  # in the gallery
 _MOST_CLASSES = 40  # in a readable confusion matrix
@@ -89,13 +91,11 @@ def mistakes(report: Report) -> str:
 
 def _confusion(report: Report) -> str:
     results = report.runs[0].results
-    for protocol in ("linear", "knn"):
+    for protocol, title in _CONFUSIONS.items():
         result = results.get(protocol)
         if result is not None and result.confusion is not None:
             worst = confused(result.confusion, result.classes)
-            caption = (
-                f"{accuracy_titles()[protocol]}; rows are true classes, red is wrong. Most often: {worst}."
-            )
+            caption = f"{title}; rows are true classes, red is wrong. Most often: {worst}."
             few = len(result.classes) <= _MOST_CLASSES
             picture = confusion(result.confusion, result.classes).svg() if few else ""
             return card("Confusion", picture, escape(caption))

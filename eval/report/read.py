@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from contrastive.config import PretrainConfig, ScheduleConfig, UserError
 from contrastive.config_files import load_saved
 from contrastive.logging.hard_negatives import HardNegative
-from eval.protocol import accuracy_titles
+from eval.protocol import Row, accuracy_titles, find_protocol
 
 T = TypeVar("T")
 
@@ -61,6 +61,15 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """Result of the worth protocol: its sentence, the rows of its table, and lines about them."""
+
+    sentence: str
+    table: list[Row]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class Run:
     """A run directory, or the folder of another library's network that was evaluated."""
 
@@ -69,6 +78,8 @@ class Run:
     settings: PretrainConfig | None  # None without config.yaml
     results: dict[str, Result]  # by protocol
     statistics: Statistics | None
+    answer: Answer | None
+    warnings: list[str]  # of training, that held at its end
     metrics: list[dict[str, str]]  # rows of metrics.csv
 
 
@@ -86,6 +97,8 @@ def read_run(folder: Path, name: str) -> Run:
         load_saved(PretrainConfig, config) if config.is_file() else None,
         {each: result for each, result in results.items() if result is not None},
         _read(found / "stats.json", _statistics),
+        _read(found / "worth.json", _answer),
+        list(map(str, read_json(folder / "summary.json").get("warnings", []))),
         read_csv(folder / "metrics.csv"),
     )
 
@@ -116,7 +129,10 @@ def _refuse(path: Path, error: Exception | str) -> NoReturn:
     ) from None
 
 
-def _result(raw: dict[str, Any]) -> Result:
+def _result(raw: dict[str, Any]) -> Result | None:
+    """Read accuracies; None for a result without labels."""
+    if not raw["data"]["classes"]:
+        return None
     data, classes = raw["data"], list(map(str, raw["data"]["classes"]))
     counts = raw.get("details", {}).get("encoder", {}).get("confusion")
     if counts is not None:
@@ -154,6 +170,12 @@ def _statistics(raw: dict[str, Any]) -> Statistics:
     }
     duplicates = f"Pairs of near-duplicates: {pairs['pairs']}, {pairs['listed']} listed in {pairs['file']}."
     return Statistics(numbers, duplicates)
+
+
+def _answer(raw: dict[str, Any]) -> Answer:
+    protocol = find_protocol("worth")
+    notes = [line for line in protocol.notes(raw) if line != raw["sentence"]]
+    return Answer(str(raw["sentence"]), protocol.table(raw), notes)
 
 
 def _text(value: int | float | str | None) -> str:

@@ -72,7 +72,18 @@ def _one(report: Report, run: Run) -> str:
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(report, run)
     )
     intro = f'<h1>{escape(run.name)}</h1><p class="muted">{escape(summary)}</p>'
-    return f'<header>{intro}<dl class="facts">{cells}</dl></header>'
+    warnings = "".join(map(warning, run.warnings))
+    return f'<header>{intro}<dl class="facts">{cells}</dl></header>{warnings}'
+
+
+def worth(report: Report) -> str:
+    """Show the sentence and the table of the worth protocol, for one run."""
+    answer = report.runs[0].answer
+    if not report.alone or answer is None:
+        return ""
+    head, *rows = answer.table
+    notes = "".join(f'<p class="note">{escape(line)}</p>' for line in answer.notes)
+    return section("Was it worth it?", answer.sentence, table(head, rows) + notes)
 
 
 def _network(run: Run, settings: PretrainConfig) -> ArchSpec:
@@ -289,6 +300,7 @@ Section = Callable[[Report], str]
 
 SECTIONS: tuple[Section, ...] = (
     header,
+    worth,
     scores,
     curves,
     health,

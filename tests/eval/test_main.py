@@ -343,11 +343,11 @@ def test_help_of_a_protocol_shows_its_settings(capsys):
     assert out.endswith("knn:\n  k: [20, 200]\n  temperature: 0.07\n")
 
 
-@pytest.mark.parametrize("protocol", ["linear", "knn", "lowshot", "finetune", "stats", "report"])
+@pytest.mark.parametrize("protocol", ["worth", "linear", "knn", "lowshot", "finetune", "stats", "report"])
 def test_shipped_yaml_states_the_defaults(protocol):
     settings = find_protocol(protocol).config
     loaded = load_config(settings, "eval", protocol, ["checkpoint=x"])
-    assert loaded == settings(checkpoint="x", seeds=5 if protocol == "lowshot" else 1)
+    assert loaded == settings(checkpoint="x", seeds=5 if protocol in ("worth", "lowshot") else 1)
 
 
 def test_the_default_view_is_the_weak_preset():

@@ -25,6 +25,7 @@ def score(name, encoder, raw):
         ("knn", ["top1 k=20"], ["knn/top1_k=20", "knn/top1"]),
         ("lowshot", ["top1 at 1 a class", "top1 at 10%"], ["probe/top1_at_1_a_class", "probe/top1_at_10%"]),
         ("finetune", ["top1"], ["probe/finetune_top1"]),
+        ("worth", ["linear probe", "kNN k=20"], ["probe/worth_linear_probe", "probe/worth_kNN_k=20"]),
         ("linear-sgd_augmented", ["top1"], ["probe/sgd_augmented_top1"]),
     ],
 )

@@ -140,6 +140,17 @@ def test_a_run_whose_data_is_gone(new_run):
     assert "c.png" in words
 
 
+def test_warnings_that_held_at_the_end_of_training_are_shown(new_run):
+    run = new_run(name="imagefolder", root="/nowhere/at/all")  # no map: quick
+    (run / "summary.json").write_text(
+        json.dumps({"steps": 3, "warnings": ["the loss <rises>", "a collapse"]})
+    )
+    _, text, page = report(run)
+    head = text.partition("<section>")[0]
+    assert "the loss &lt;rises&gt;" in head
+    assert "a collapse" in page.text
+
+
 def test_a_bare_run(new_run):
     result, _, page = report(new_run())
     assert result["missing"] == []

@@ -1,0 +1,118 @@
+"""Say in one sentence whether pretraining was worth it, from scores beside those of the baselines."""
+
+from dataclasses import dataclass
+from typing import Any
+
+WORTH, IN_PART, NOT_YET, UNKNOWN = "worth it", "worth it in part", "not worth it yet", "not known"
+"""The answers."""
+
+_NAMES = {
+    "encoder": "ours",
+    "raw_pixels": "raw pixels",
+    "random_encoder": "the random encoder",
+    "starting_weights": "the weights it started from",
+}
+
+_ADVICE = {
+    "raw_pixels": "If the two views of an image in views.png do not show the same thing, soften "
+    "augment.view_1 and view_2 (crop_scale, jitter); otherwise train longer (schedule.epochs)",
+    "random_encoder": "Train longer (schedule.epochs); if the report warns of a rising loss or a collapse, "
+    "lower optimizer.base_lr first",
+    "starting_weights": "Training loses what these weights know: lower optimizer.base_lr, or train for fewer "
+    "schedule.epochs",
+}
+_ADVICE_OTHERS = "Start from such weights (encoder.weights); if the run did, lower optimizer.base_lr"
+"""What to change if a baseline is not beaten, by its name."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An answer, and the sentence that gives it with its numbers.
+
+    Attributes:
+        answer: ``WORTH``, ``IN_PART``, ``NOT_YET`` or ``UNKNOWN``.
+        sentence: One or two sentences; the first begins with the answer.
+    """
+
+    answer: str
+    sentence: str
+
+
+def title(name: str) -> str:
+    """Return the words for a network that is compared."""
+    return _NAMES.get(name, name)
+
+
+def judge(rows: list[dict[str, Any]]) -> Verdict:
+    """Compare the encoder with the best baseline of each row of ``eval.protocol.compare``.
+
+    It is ahead if it gains over every baseline, with a 95% interval above 0; behind if the interval of one
+    of its gains is below 0; otherwise level. Worth it: ahead somewhere and behind nowhere; in part: both.
+    """
+    groups: dict[str, list[str]] = {"ahead": [], "level": [], "behind": []}
+    for row in rows:
+        gains = {name: each["gain"] for name, each in _baselines(row).items()}
+        ahead = all(gain["low"] > 0 for gain in gains.values())
+        behind = any(gain["high"] < 0 for gain in gains.values())
+        rival = _toughest(row, "high" if behind else "value")
+        against = f" against {title(rival)}" if behind else ""
+        group = "ahead" if ahead else "behind" if behind else "level"
+        groups[group].append(f"{row['name']} ({100 * gains[rival]['value']:+.1f}{against})")
+    everything = _listed([title(name) for name in _baselines(rows[0])])
+    starts = {"ahead": f"ahead of {everything}", "level": "level with the best of them", "behind": "behind"}
+    if not groups["ahead"]:
+        starts["level"] = f"level with the best of {everything}"
+    parts = [f"{starts[group]} on {_listed(names)}" for group, names in groups.items() if names]
+    answer = NOT_YET if not groups["ahead"] else IN_PART if groups["behind"] else WORTH
+    advice = f" {_ADVICE.get(_toughest(rows[0], 'value'), _ADVICE_OTHERS)}." if answer == NOT_YET else ""
+    numbers = "Numbers are points of accuracy that ours gains over the best baseline."
+    return Verdict(answer, f"{answer.capitalize()}: {'; '.join(parts)}. {numbers}{advice}")
+
+
+def judge_without_labels(scores: dict[str, dict[str, Any]], images: int) -> Verdict:
+    """Judge by what needs no labels, which can show that training failed, not that it was worth it.
+
+    Args:
+        scores: By network: ``retrieval``, the share of images whose second view is found, its ``gain``
+            (of ours over this network) with ``gain_low`` and ``gain_high``, ``rankme``, ``dimensions``, and
+            the encoder's ``verdict``.
+        images: Number of images that a view was looked up in.
+    """
+    ours, others = scores["encoder"], {name: each for name, each in scores.items() if name != "encoder"}
+    rank = f"effective rank {ours['rankme']:.1f} of {ours['dimensions']}"
+    beside = ", ".join(f"{title(name)} {100 * each['retrieval']:.1f}%" for name, each in others.items())
+    found = f"{100 * ours['retrieval']:.1f}% of the second views are found among {images} images ({beside})"
+    if ours["verdict"] != "healthy":
+        return Verdict(
+            NOT_YET,
+            f"{NOT_YET.capitalize()}: {ours['verdict']} of the features, {rank}; {found}. Lower "
+            "optimizer.base_lr, raise objective.temperature, or give the loss more negatives.",
+        )
+    worst = min(others, key=lambda name: others[name]["gain"])
+    if others[worst]["gain_low"] <= 0:
+        return Verdict(
+            NOT_YET,
+            f"{NOT_YET.capitalize()}: {found}, so the network recognises an image no better than "
+            f"{title(worst)}; the features are healthy, {rank}. {_ADVICE['random_encoder']}.",
+        )
+    return Verdict(
+        UNKNOWN,
+        f"{UNKNOWN.capitalize()} without labels: {found} and the features are healthy, {rank}. So training "
+        "did what it is meant to do; whether the features tell your classes apart, it cannot say. For that, "
+        "sort a few images into one folder a class and run this with data.name=imagefolder data.root=DIR.",
+    )
+
+
+def _listed(names: list[str]) -> str:
+    """Join names as in a sentence: ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _baselines(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: each for name, each in row.items() if isinstance(each, dict) and name != "encoder"}
+
+
+def _toughest(row: dict[str, Any], by: str) -> str:
+    """Return the baseline over which the encoder gains least: by ``value`` or an end of its interval."""
+    baselines = _baselines(row)
+    return min(baselines, key=lambda name: baselines[name]["gain"][by])

@@ -1,0 +1,281 @@
+"""Answer "was it worth it?": the encoder beside all baselines, with many labels, few, or none."""
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from typing_extensions import override
+
+from contrastive.config import DataConfig, PretrainConfig, UserError
+from contrastive.config_files import load_saved
+from contrastive.encoders.encoder import Encoder
+from contrastive.encoders.spec import InputSpec
+from contrastive.encoders.weights import load_weights
+from eval import knn, linear_probe, lowshot
+from eval.config import EvalConfig
+from eval.features import Features
+from eval.frozen import open_frozen, resolve, seeded
+from eval.knn import KnnConfig, KnnEvaluation
+from eval.linear_probe import LinearEvaluation
+from eval.lowshot import LowshotConfig, LowshotEvaluation
+from eval.protocol import Result, Row, Scoring, representations
+from eval.scores import Line, Scored, accuracy_line, difference
+from eval.stats import alignment, found_again, health
+from eval.subject import Extractor
+from eval.two_views import ViewSampler
+from eval.verdict import judge, judge_without_labels, title
+from memory_bank.config import check_range
+
+_SIGNALS = ("retrieval", "rankme", "dimensions", "alignment", "uniformity", "std", "verdict")
+
+
+@dataclass
+class WorthConfig:
+    """Settings of the ``worth`` protocol; the protocols that it runs have their default settings.
+
+    Attributes:
+        against: Further networks to compare with, frozen: anything that ``checkpoint`` takes, e.g.
+            ``torchvision:resnet18:FILE``. They take the encoder's images, at its size, normalised as they
+            need. If the run started from a file of weights, these are compared without being named.
+        labels_per_class: Labelled images of each class, ascending; numbers above the size of the smallest
+            class are left out, with a warning.
+        k: Neighbours that vote; fewer if there are fewer training images.
+        rows: Without labels: images, spread evenly over the training part, whose two views are compared.
+    """
+
+    against: list[str] = field(default_factory=list)
+    labels_per_class: list[int] = field(default_factory=lambda: [1, 5, 10])
+    k: int = 20
+    rows: int = 4096
+
+    def __post_init__(self) -> None:
+        for count in self.labels_per_class:
+            check_range("worth.labels_per_class", count, 1)
+        if sorted({*self.labels_per_class}) != self.labels_per_class:
+            raise ValueError(f"worth.labels_per_class={self.labels_per_class}: give ascending numbers")
+        check_range("worth.k", self.k, 1)
+        check_range("worth.rows", self.rows, 2)
+
+
+@dataclass
+class WorthEvaluation(EvalConfig):
+    """Settings of the ``worth`` protocol.
+
+    Attributes:
+        worth: See WorthConfig. ``seeds`` is the number of draws of few labels.
+    """
+
+    worth: WorthConfig = field(default_factory=WorthConfig)
+
+
+def score(features: Features, config: WorthEvaluation) -> Scored:
+    """Return the top-1 of the linear probe at all labels, of kNN, and of probes from few labels."""
+    own, checkpoint = config.worth, config.checkpoint
+    k = min(own.k, len(features.train))
+    probed = linear_probe.score(features, LinearEvaluation(checkpoint))
+    voted = knn.score(features, KnnEvaluation(checkpoint, knn=KnnConfig([k])))
+    lines = [replace(probed.lines[0], name="linear probe"), replace(voted.lines[0], name=f"kNN k={k}")]
+    counts, warnings = _affordable(features, own.labels_per_class)
+    if counts:
+        few = LowshotEvaluation(checkpoint, seeds=config.seeds, lowshot=LowshotConfig(counts, []))
+        names = [f"{count} label{'s' if count > 1 else ''} a class" for count in counts]
+        drawn = lowshot.score(features, few).lines
+        lines += [replace(line, name=name) for line, name in zip(drawn, names, strict=True)]
+    return Scored(lines, probed.details, [*probed.warnings, *warnings])
+
+
+def _affordable(features: Features, counts: list[int]) -> tuple[list[int], list[str]]:
+    """Return the numbers of labels that every class has, and a warning about the others."""
+    sizes = torch.bincount(features.train.labels, minlength=len(features.classes))
+    least = int(sizes[sizes > 0].min())
+    allowed, others = ([n for n in counts if (n <= least) == kept] for kept in (True, False))
+    name = features.classes[sizes.tolist().index(least)]
+    few = f"worth.labels_per_class={others}: left out, class {name!r} has {least} training images"
+    return allowed, [few] if others else []
+
+
+class Worth(Scoring):
+    """Score as above, compare with the starting weights too, and add a sentence; work without labels too."""
+
+    labelled: ClassVar[bool | None] = None
+
+    @override
+    def others(self, extractor: Extractor, config: WorthEvaluation) -> dict[str, nn.Module]:
+        found = _starting_weights(extractor)
+        for text in config.worth.against:
+            if text in {*found, *extractor.modules()}:
+                raise UserError(f"worth.against: {text} is compared with already; leave it out")
+            found[text] = _open(text, extractor)
+        return found
+
+    @override
+    def measure(self, extractor: Extractor, config: WorthEvaluation) -> Result:
+        if extractor.labelled:
+            result = super().measure(extractor, config)
+            verdict = judge(result["scores"])
+        else:
+            result = _measure_without_labels(extractor, config)
+            verdict = judge_without_labels(result["scores"], result["details"]["images"])
+        result["warnings"] += _missing_start(extractor)
+        return result | vars(verdict)
+
+    @override
+    def numbers(self, result: Result) -> Result:
+        shown = {name: result[name] for name in ("answer", "sentence")}
+        return shown | (super().numbers(result) if _has_labels(result) else {"scores": result["scores"]})
+
+    @override
+    def table(self, result: Result) -> list[Row]:
+        """Return a row for each network, the encoder last."""
+        scores = result["scores"]
+        if not _has_labels(result):
+            names = [*[name for name in scores if name != "encoder"], "encoder"]
+            lines = [(title(name), *(_signal(scores[name].get(key)) for key in _SIGNALS)) for name in names]
+            return [("", *_SIGNALS), *lines]
+        ours, *baselines = representations(scores[0])
+        lines = [(title(name), *(_cell(row[name]) for row in scores)) for name in [*baselines, ours]]
+        return [("", *(row["name"] for row in scores)), *lines]
+
+    @override
+    def notes(self, result: Result) -> list[str]:
+        if not _has_labels(result):
+            about = "retrieval: share of images whose second view is closer to the first than all others'"
+            return [about, result["sentence"]]
+        return [
+            "top-1 in %; in brackets ours has its 95% interval, a baseline has what ours gains over it, with "
+            "the 95% interval of that gain; of 40 gains of nothing, one is above 0 by chance",
+            *super().notes(result),
+            result["sentence"],
+        ]
+
+
+PROTOCOL = Worth(WorthEvaluation, score, title="Beside the baselines")
+
+
+def _has_labels(result: Result) -> bool:
+    return isinstance(result["scores"], list)
+
+
+def _cell(number: dict[str, Any]) -> str:
+    value = f"{100 * number['value']:.1f}"
+    if (gain := number.get("gain")) is None:
+        return f"{value} ({_percent(number['low'])} to {_percent(number['high'])})"
+    return f"{value} ({100 * gain['value']:+.1f}: {_percent(gain['low'])} to {_percent(gain['high'])})"
+
+
+def _percent(value: float | None) -> str:
+    """Format an end of an interval; None, in JSON, and infinity are unknown."""
+    return "?" if value is None or abs(value) == float("inf") else f"{100 * value:.1f}"
+
+
+def _signal(value: float | int | str | None) -> str:
+    return value if isinstance(value, str) else "" if value is None else f"{value:.4g}"
+
+
+def _measure_without_labels(extractor: Extractor, config: WorthEvaluation) -> Result:
+    """Measure how well two views of an image are matched, and the health of the features."""
+    sampler = ViewSampler(extractor, config.worth.rows, config.batch_size)
+    scores: dict[str, Any] = {}
+    lines: dict[str, Line] = {}
+    seconds = {}
+    for name in extractor.modules():
+        before = time.perf_counter()
+        features = sampler.features(name)
+        line = accuracy_line("retrieval", found_again(features.first, features.second)[None])
+        gain = difference(lines.setdefault("encoder", line), line)  # the encoder is the first
+        scores[name] = {
+            "retrieval": line.value,
+            "retrieval_low": line.low,
+            "retrieval_high": line.high,
+            **({} if name == "encoder" else {_GAIN[end]: value for end, value in gain.items()}),
+            **vars(health(features.center)),
+            "alignment": alignment(features.first, features.second),
+            "dimensions": features.center.shape[1],
+        }
+        if name != "encoder":  # not trained here, so it cannot have collapsed here
+            del scores[name]["verdict"]
+        seconds[name] = round(time.perf_counter() - before, 3)
+    return {"scores": scores, "details": {"images": len(features.first)}, "warnings": [], "seconds": seconds}
+
+
+_GAIN = {"value": "gain", "low": "gain_low", "high": "gain_high"}
+
+
+def _start(extractor: Extractor) -> str | None:
+    """Return ``encoder.weights`` of the run; None if it started from random weights, or is not known."""
+    run = extractor.location.run
+    return None if run is None else load_saved(PretrainConfig, run / "config.yaml").encoder.weights
+
+
+def _starting_weights(extractor: Extractor) -> dict[str, nn.Module]:
+    """Load the weights that the run started from, if they are a file; published ones might be downloaded."""
+    weights = _start(extractor)
+    if weights is None or not Path(weights).is_file():
+        return {}
+    with seeded(0):
+        module = extractor.frozen.build_random()
+    assert isinstance(module, Encoder)
+    load_weights(module, weights)
+    return {"starting_weights": module}
+
+
+def _missing_start(extractor: Extractor) -> list[str]:
+    """Warn if the run started from weights that are not compared because they are no file here."""
+    weights = _start(extractor)
+    if weights is None or Path(weights).is_file():
+        return []
+    return [
+        f"the run started from encoder.weights={weights}, which is no file here, so it is not compared with; "
+        "add it as worth.against=[torchvision:MODEL:FILE], or timm:, or without FILE to download it"
+    ]
+
+
+def _open(text: str, extractor: Extractor) -> nn.Module:
+    """Open a network that takes the encoder's views.
+
+    Raises:
+        UserError: it cannot be opened, or takes images of another size.
+    """
+    size = extractor.data.image_size
+    other = open_frozen(resolve(text), image_size=size, seed=extractor.config.baselines.random_seed)
+    if other.input.size != size:
+        raise UserError(
+            f"worth.against: {text} takes images of {other.input.size} px, the encoder {size} px; compare "
+            "networks of the same size, or name one of another library, which takes any"
+        )
+    return Renormalised(other.module, _normalisation(extractor.data), _normalisation(other.input))
+
+
+def _normalisation(spec: DataConfig | InputSpec) -> Float[Tensor, "2 3 1 1"]:
+    """Return mean and standard deviation of each channel."""
+    return torch.tensor([spec.mean, spec.std])[..., None, None]
+
+
+class Renormalised(nn.Module):
+    """Feed a network with views that are normalised for another one.
+
+    Args:
+        module: The network.
+        given: Mean and standard deviation of each channel by which the views are normalised.
+        wanted: Those that ``module`` expects.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, module: nn.Module, given: Float[Tensor, "2 3 1 1"], wanted: Float[Tensor, "2 3 1 1"]
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("scale", given[1] / wanted[1])
+        self.register_buffer("shift", (given[0] - wanted[0]) / wanted[1])
+
+    def forward(self, views: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        """Compute the features."""
+        features: Tensor = self.module(views * self.scale + self.shift)
+        return features

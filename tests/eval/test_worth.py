@@ -1,0 +1,272 @@
+"""The answer to "was it worth it?": its words on invented scores, and the whole command on tiny runs."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from contrastive.augment.views import Views, center_view
+from contrastive.config import PretrainConfig
+from contrastive.config_files import load_saved
+from contrastive.data.dataset import open_dataset
+from contrastive.encoders.weights import load_encoder
+from eval import knn, linear_probe, lowshot
+from eval.__main__ import main
+from eval.knn import KnnConfig, KnnEvaluation
+from eval.linear_probe import LinearEvaluation
+from eval.lowshot import LowshotConfig, LowshotEvaluation
+from eval.report.read import read_run
+from eval.stats import found_again
+from eval.verdict import judge, judge_without_labels
+from eval.worth import Renormalised, WorthEvaluation, score
+
+
+def row(name, **gains):
+    """Return a row of scores; each gain is (value, low, high) in points."""
+    number = {"value": 0.9, "low": 0.8, "high": 1.0}
+    baselines = {
+        which: number
+        | {"gain": dict(zip(("value", "low", "high"), (each / 100 for each in gain), strict=True))}
+        for which, gain in gains.items()
+    }
+    return {"name": name, "interval": "Wilson", "encoder": number} | baselines
+
+
+WIN, LEVEL, LOSS = (3.0, 1.0, 5.0), (0.5, -1.0, 2.0), (-2.0, -3.0, -1.0)
+
+
+def test_ahead_of_every_baseline_is_worth_it():
+    found = judge(
+        [
+            row("linear probe", raw_pixels=WIN, random_encoder=(4.0, 2.0, 6.0)),
+            row("kNN k=20", raw_pixels=LEVEL, random_encoder=WIN),
+        ]
+    )
+    assert found.answer == "worth it"
+    assert found.sentence.startswith(
+        "Worth it: ahead of raw pixels and the random encoder on linear probe (+3.0); "
+        "level with the best of them on kNN k=20 (+0.5). "
+    )
+
+
+def test_behind_somewhere_is_worth_it_in_part():
+    rows = [
+        row("linear probe", raw_pixels=WIN, random_encoder=WIN),
+        row("kNN k=20", raw_pixels=LOSS, random_encoder=WIN),
+    ]
+    found = judge(rows)
+    assert found.answer == "worth it in part"
+    assert "; behind on kNN k=20 (-2.0 against raw pixels)." in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("gains", "words", "advice"),
+    [
+        (
+            {"raw_pixels": LEVEL, "random_encoder": WIN},
+            "level with the best of raw pixels and the",
+            "views.png",
+        ),
+        ({"raw_pixels": WIN, "random_encoder": LOSS}, "(-2.0 against the random encoder)", "Train longer"),
+        (
+            {"raw_pixels": WIN, "random_encoder": WIN, "starting_weights": LOSS},
+            "(-2.0 against the weights it started from)",
+            "Training loses what these weights know",
+        ),
+        (
+            {"raw_pixels": WIN, "random_encoder": WIN, "torchvision-resnet18-a": LOSS},
+            "(-2.0 against torchvision-resnet18-a)",
+            "encoder.weights",
+        ),
+        # One draw of labels has no interval, so nothing is shown by it.
+        ({"raw_pixels": (2.0, -float("inf"), float("inf")), "random_encoder": WIN}, "level", "views.png"),
+    ],
+)
+def test_ahead_nowhere_is_not_worth_it_yet_and_names_a_setting(gains, words, advice):
+    found = judge([row("linear probe", **gains)])
+    assert found.answer == "not worth it yet"
+    assert found.sentence.startswith("Not worth it yet: ")
+    assert words in found.sentence
+    assert advice in found.sentence
+
+
+def signals(verdict="healthy", gain_low=0.1, gain=0.5):
+    ours = {"retrieval": 0.9, "rankme": 31.0, "dimensions": 64, "verdict": verdict}
+    other = {"retrieval": 0.9 - gain, "gain": gain, "gain_low": gain_low, "rankme": 9.0, "dimensions": 64}
+    return {"encoder": ours, "raw_pixels": other | {"gain": gain + 0.1}, "random_encoder": other}
+
+
+@pytest.mark.parametrize(
+    ("given", "answer", "words"),
+    [
+        (signals(), "not known", ["90.0% of the second views", "the random encoder 40.0%", "imagefolder"]),
+        (
+            signals(gain_low=-0.1, gain=0.0),
+            "not worth it yet",
+            ["no better than the random encoder", "Train longer"],
+        ),
+        (
+            signals("complete collapse"),
+            "not worth it yet",
+            ["complete collapse of the features", "temperature"],
+        ),
+    ],
+)
+def test_without_labels_training_can_be_seen_to_fail_only(given, answer, words):
+    found = judge_without_labels(given, 200)
+    assert found.answer == answer
+    assert found.sentence.lower().startswith(answer)
+    assert "effective rank 31.0 of 64" in found.sentence
+    assert all(text in found.sentence for text in words)
+
+
+def test_a_view_is_found_if_it_is_closer_than_all_others():
+    first = F.normalize(torch.randn(1500, 4, generator=torch.Generator().manual_seed(0)))
+    second = F.normalize(first + 0.05 * torch.randn(1500, 4, generator=torch.Generator().manual_seed(1)))
+    expected = [bool((a @ second.T).argmax() == at) for at, a in enumerate(first)]
+    assert found_again(first, second).tolist() == expected
+    assert 0 < sum(expected) < 1500
+    same = torch.ones(3, 4) / 2
+    assert not found_again(same, same).any()  # collapsed
+
+
+def test_a_network_gets_its_own_normalisation():
+    images = torch.rand(2, 3, 8, 8)
+    ours, its = (torch.rand(2, 3, 1, 1) + 0.2 for _ in range(2))
+    found = Renormalised(torch.nn.Flatten(), ours, its)((images - ours[0]) / ours[1])
+    torch.testing.assert_close(found, ((images - its[0]) / its[1]).flatten(1))
+
+
+def test_its_numbers_are_those_of_the_protocols_it_runs(clusters):
+    config = WorthEvaluation("x", seeds=3)
+    lines = {line.name: line for line in score(clusters, config).lines}
+    few = LowshotEvaluation("x", seeds=3, lowshot=LowshotConfig([1, 5, 10], []))
+    expected = [
+        linear_probe.score(clusters, LinearEvaluation("x")).lines[0],
+        knn.score(clusters, KnnEvaluation("x", knn=KnnConfig([20]))).lines[0],
+        *lowshot.score(clusters, few).lines,
+    ]
+    names = ["linear probe", "kNN k=20", "1 label a class", "5 labels a class", "10 labels a class"]
+    assert [*lines] == names
+    for name, line in zip(names, expected, strict=True):
+        assert (lines[name].value, lines[name].low, lines[name].high) == (line.value, line.low, line.high)
+
+
+def test_labels_that_a_class_does_not_have_are_left_out(clusters):
+    keep = torch.cat([(clusters.train.labels == label).nonzero()[: 4 + 20 * label, 0] for label in range(6)])
+    small = type(clusters)(clusters.train.take(keep), clusters.test, clusters.classes)
+    found = score(small, WorthEvaluation("x"))
+    assert [line.name for line in found.lines] == ["linear probe", "kNN k=20", "1 label a class"]
+    (told,) = [text for text in found.warnings if "labels_per_class" in text]
+    assert told == "worth.labels_per_class=[5, 10]: left out, class 'a' has 4 training images"
+
+
+def started_from(run, weights):
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("weights: null", f"weights: {weights}"))
+
+
+def test_one_table_and_one_sentence_with_labels(new_run, capsys):
+    run = new_run()
+    started_from(run, run / "encoder.safetensors")
+    given = [f"checkpoint={run}", "device=cpu", "progress=false", "seeds=2", "worth.labels_per_class=[1]"]
+    assert main(["worth", *given, "worth.against=[torchvision:resnet18:random]"]) == 0
+    told = capsys.readouterr()
+    short = json.loads(told.out.splitlines()[-1])
+    result = json.loads((run / "eval" / "worth.json").read_text())
+    networks = ["encoder", "raw_pixels", "random_encoder", "starting_weights", "torchvision:resnet18:random"]
+    assert [*short["scores"]["linear probe"]] == networks
+    assert short["answer"] == result["answer"] == "not worth it yet"  # nobody trained it
+    assert short["sentence"] == result["sentence"]
+    lines = told.err.splitlines()
+    assert lines[0].split("  ")[-1].strip() == "1 label a class"
+    titles = [
+        "raw pixels",
+        "the random encoder",
+        "the weights it started from",
+        "torchvision:resnet18:random",
+    ]
+    assert [line.strip().startswith(name) for line, name in zip(lines[1:], titles, strict=False)] == [
+        True
+    ] * 4
+    assert lines[5].strip().startswith("ours ")
+    assert result["sentence"] in lines
+    for number in result["scores"]:
+        assert number["starting_weights"]["gain"] == {"value": 0.0, "low": 0.0, "high": 0.0}  # the same file
+        assert number["torchvision:resnet18:random"]["value"] != number["random_encoder"]["value"]
+
+    shown = read_run(run, "own")  # by the report
+    assert shown.answer.sentence == result["sentence"]
+    assert [line[0] for line in shown.answer.table] == ["", *titles, "ours"]
+    assert shown.results["worth"].scores[0].value == result["scores"][0]["encoder"]["value"]
+    assert main(["report", str(run), "device=cpu", "progress=false"]) == 0
+    page = (run / "report.html").read_text()
+    assert "Was it worth it?" in page.partition("How good are the features?")[0]
+    assert result["sentence"] in page
+
+
+def test_without_labels_it_says_what_can_be_said(new_run, tmp_path, capsys):
+    from PIL import Image
+
+    noise = torch.Generator().manual_seed(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        pixels = torch.randint(0, 255, (20, 20, 3), dtype=torch.uint8, generator=noise)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / f"{number:02}.png")
+    run = new_run(name="images", root=str(tmp_path / "photos"))
+    started_from(run, "default")
+    assert main(["worth", f"checkpoint={run}", "device=cpu", "progress=false"]) == 0
+    told = capsys.readouterr()
+    short = json.loads(told.out.splitlines()[-1])
+    result = json.loads((run / "eval" / "worth.json").read_text())
+    assert short["answer"] in ("not known", "not worth it yet")
+    assert short["sentence"] in told.err
+    assert "among 12 images (raw pixels " in short["sentence"]
+    (warning,) = result["warnings"]
+    assert "the run started from encoder.weights=default, which is no file here" in warning
+    assert [name for name, each in result["scores"].items() if "verdict" in each] == ["encoder"]
+
+    saved = load_saved(PretrainConfig, run / "config.yaml")
+    images, (encoder, _) = open_dataset(saved.data).train, load_encoder(run / "encoder.safetensors")
+    pixels = torch.stack([images.read(number) for number in range(12)])
+    with torch.no_grad():
+        first, second = (
+            F.normalize(encoder(view))
+            for view in Views(saved.augment, saved.data, 0)(pixels, torch.arange(12), 0)
+        )
+        center = encoder(center_view(pixels, saved.data))
+    ours = result["scores"]["encoder"]
+    assert ours["retrieval"] == pytest.approx(found_again(first, second).float().mean().item(), abs=1e-6)
+    assert ours["dimensions"] == center.shape[1]
+    assert ours["retrieval"] - result["scores"]["raw_pixels"]["retrieval"] == pytest.approx(
+        result["scores"]["raw_pixels"]["gain"], abs=1e-6
+    )
+    shown = read_run(run, "own")
+    assert shown.answer.sentence == result["sentence"]
+    assert "worth" not in shown.results  # no accuracies
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "worth.against=[torchvision:resnet18:random,torchvision:resnet18:random]",
+            "resnet18:random is compared with already",
+        ),
+        ("worth.against=[/nowhere]", "checkpoint=/nowhere: does not exist"),
+        ("worth.labels_per_class=[5,1]", "labels_per_class=[5, 1]: give ascending numbers"),
+        ("worth.k=0", "worth.k=0: allowed is 1 or more"),
+        ("worth.rows=1", "worth.rows=1: allowed is 2 or more"),
+    ],
+)
+def test_wrong_settings_are_refused(setting, message, shared_run, capsys):
+    assert main(["worth", f"checkpoint={shared_run}", "device=cpu", "progress=false", setting]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_network_for_another_size_is_refused(shared_run, new_run, capsys):
+    other = new_run(image_size=32)
+    given = [f"checkpoint={shared_run}", "device=cpu", f"worth.against=[{other}]"]
+    assert main(["worth", *given]) == 2
+    assert "takes images of 32 px, the encoder 16 px" in capsys.readouterr().err
