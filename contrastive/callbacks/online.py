@@ -118,14 +118,8 @@ class OnlineScores(StepCallback):
             self.untrained = dict(self.scores)
 
     def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
-        """Compute the scores that are due after this epoch.
-
-        A time budget must know early how long that takes: where only the end would be scored, this epoch is.
-        """
-        plan, budget = module.plan, module.config.schedule.minutes
+        """Compute the scores that are due after this epoch."""
         wanted = [name for name, every in self._every.items() if every and not epochs % every]
-        if budget is not None and plan.epochs is not None and max(self._scored_step.values()) < 0:
-            wanted = wanted or [name for name, every in self._every.items() if every >= plan.epochs]
         self._score(trainer, module, wanted)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

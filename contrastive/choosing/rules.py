@@ -27,6 +27,7 @@ class Device:
         large_encoder: ``encoder.name`` above it, if the device has ``large_memory`` GiB.
         large_memory: See ``large_encoder``.
         width: ``encoder.width``.
+        short_width: The same for a run of up to ``SHORT`` processor minutes.
         cells: Cells of the matrix (batch, rows) up to which ``mining.method`` is ``all_rows``.
         images_per_second: Rough speed of training at 32 px, which only decides how often to score.
         log_steps: Optimizer steps between rows of metrics.csv.
@@ -40,6 +41,7 @@ class Device:
     large_encoder: str
     large_memory: float
     width: int
+    short_width: int
     cells: int
     images_per_second: float
     log_steps: int
@@ -49,13 +51,14 @@ class Device:
 CPU = Device(
     name="CPU",
     sizes=((0, 16), (24, 32), (128, 64)),
-    batch=256,
+    batch=128,
     encoder="resnet10",
     large_encoder="resnet10",
     large_memory=math.inf,
     width=32,
+    short_width=16,
     cells=32_000_000,
-    images_per_second=100.0,
+    images_per_second=300.0,
     log_steps=10,
     save_steps=100,
 )
@@ -68,6 +71,7 @@ GPU = Device(
     large_encoder="resnet50",
     large_memory=15.0,
     width=64,
+    short_width=64,
     cells=512_000_000,
     images_per_second=5000.0,
     log_steps=50,
@@ -76,6 +80,9 @@ GPU = Device(
 
 MINUTES = 30.0
 """Length of a run, unless it is stated."""
+
+SHORT = 30.0
+"""Minutes times processors up to which a narrow network gets further: it sees four times the images."""
 
 LEAST_BATCH, BATCHES_AN_EPOCH = 32, 4
 """A batch is as large as leaves so many in an epoch; tiny folders have two of the least batch."""
@@ -202,9 +209,14 @@ def _encoder(known: Known) -> Choice:
 def _width(known: Known) -> Choice | None:
     if known["encoder.name"] not in ("resnet10", "resnet18", "resnet34") or known.published:
         return None
-    device = _device(known)
+    device, minutes = _device(known), known["schedule.minutes"]
+    short = minutes is not None and minutes * known.machine.cores <= SHORT
+    length = f" in {minutes:g} minutes" if short else ""
     return Choice(
-        device.width, f"to train on a {device.name}", "64 is torchvision's; 32 takes a quarter of it"
+        device.short_width if short else device.width,
+        f"to train on a {device.name}{length}",
+        "64 is torchvision's; half of it takes a quarter of the time. On a CPU a narrow one gets further in "
+        f"up to {SHORT:g} minutes of a processor",
     )
 
 
@@ -231,8 +243,18 @@ def _warmup_epochs(known: Known) -> Choice:
     return Choice(round(epochs, 2), f"{WARMUP_SHARE:.0%} of the run, at most {MOST_WARMUP:g} epochs")
 
 
+def _method(known: Known) -> Choice:
+    more = (
+        "simclr learns more in the same time where it was measured, and has no negatives to choose; with any "
+        "mining.* or bank.* stated, moco, which takes its negatives from the bank"
+    )
+    if any(key.startswith(("mining.", "bank.")) for key in known.stated):
+        return Choice("moco", "settings of mining or bank are stated", more)
+    return Choice("simclr", "the other images of the batch are the negatives: nothing to guess", more)
+
+
 def _mining(known: Known) -> Choice | None:
-    if _ranked_is_set_up(known):
+    if known["method"] == "simclr" or _ranked_is_set_up(known):
         return None
     batch, rows = known["data.global_batch"], known.folder.num_images
     cells = min(_device(known).cells, int(known.machine.memory * SHARE_OF_MEMORY / BYTES_A_CELL))
@@ -261,7 +283,7 @@ def _num_uniform(known: Known) -> Choice | None:
 def _samples(known: Known) -> bool:
     """Return whether the choice of ``mining.method`` fell on a uniform sample."""
     chosen = "mining.method" not in known.stated and not _ranked_is_set_up(known)
-    return chosen and known["mining.method"] == "ranked"
+    return chosen and known["method"] != "simclr" and known["mining.method"] == "ranked"
 
 
 def _ranked_is_set_up(known: Known) -> bool:
@@ -326,11 +348,12 @@ RULES: dict[str, Rule] = {
     "data.std": _std,
     "augment.view_1.blur": _blur,
     "augment.view_2.blur": _blur,
+    "schedule.minutes": _minutes,
     "encoder.name": _encoder,
     "encoder.width": _width,
     "optimizer.base_lr": _base_lr,
-    "schedule.minutes": _minutes,
     "schedule.warmup_epochs": _warmup_epochs,
+    "method": _method,
     "mining.method": _mining,
     "mining.num_hard": _num_hard,
     "mining.num_uniform": _num_uniform,

@@ -77,7 +77,7 @@ def test_a_folder_is_trained_on_and_each_choice_is_said_with_its_reason(own, tmp
     assert all(": " in line for line in said)
     saved = load_saved(PretrainConfig, tmp_path / "runs/photos/config.yaml")
     assert saved.choose is False
-    assert (saved.data.name, saved.data.image_size, saved.mining.method) == ("imagefolder", 16, "all_rows")
+    assert (saved.data.name, saved.data.image_size, saved.method) == ("imagefolder", 16, "simclr")
     assert (saved.encoder.name, saved.encoder.width) == ("resnet10", 8)
     assert saved.data.mean != PretrainConfig().data.mean
 

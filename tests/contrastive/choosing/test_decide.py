@@ -77,12 +77,12 @@ def test_images_are_not_decoded_to_more_pixels_than_they_have():
         (255, 32),
         (256, 64),
         (1023, 128),
-        (1024, 256),
-        (10**7, 256),
+        (10**7, 128),
     ],
 )
 def test_the_batch_leaves_several_in_an_epoch(images, batch):
     assert value("data.global_batch", num_images=images) == batch
+    assert value("data.global_batch", num_images=4 * 256, machine=H200) == 256
 
 
 def test_too_few_images_are_refused_with_the_least_number():
@@ -146,13 +146,22 @@ def test_warm_up_is_a_share_of_the_run():
 
 
 def test_every_row_is_a_negative_while_that_is_affordable():
-    assert value("mining.method", num_images=125_000) == "all_rows"
-    assert "mining.num_hard" not in decided(num_images=125_000)
-    assert value("mining.method", num_images=1_281_167, machine=H200) == "all_rows"
-    for machine, images in ((LAPTOP, 126_000), (OLD_GPU, 400_000), (H200, 2_100_000)):
-        made = decided(num_images=images, machine=machine)
+    assert value("mining.method", "method=moco", num_images=250_000) == "all_rows"
+    assert "mining.num_hard" not in decided("method=moco", num_images=250_000)
+    assert value("mining.method", "method=moco", num_images=1_281_167, machine=H200) == "all_rows"
+    for machine, images in ((LAPTOP, 251_000), (OLD_GPU, 400_000), (H200, 2_100_000)):
+        made = decided("method=moco", num_images=images, machine=machine)
         assert made["mining.method"].value == "ranked"
         assert (made["mining.num_hard"].value, made["mining.num_uniform"].value) == (0, SAMPLED_ROWS)
+
+
+@pytest.mark.parametrize("stated", ["mining.class_prior=0.1", "mining=band", "bank.max_age=4"])
+def test_the_batch_has_the_negatives_unless_settings_of_the_bank_are_stated(stated):
+    made = decided()
+    assert made["method"].value == "simclr"
+    assert not {key for key in made if key.startswith("mining.")}
+    assert decided(stated)["method"].value == "moco"
+    assert "method" not in decided("method=nnclr")
 
 
 @pytest.mark.parametrize("stated", ["mining=band", "mining.query=stored", "mining.num_hard=8"])
@@ -163,6 +172,14 @@ def test_settings_of_ranked_keep_ranked(stated):
 
 def test_a_stated_method_is_not_turned_into_a_sample():
     assert not {key for key in decided("mining.method=ranked") if key.startswith("mining.")}
+
+
+def test_a_network_is_narrow_for_a_short_run_on_a_cpu():
+    assert value("encoder.width", "schedule.minutes=15") == 16
+    assert value("encoder.width", "schedule.minutes=16") == 32
+    assert value("encoder.width", "schedule.minutes=16", machine=replace(LAPTOP, cores=1)) == 16
+    assert value("encoder.width", "schedule.epochs=2") == 32
+    assert value("encoder.width", "schedule.minutes=1", machine=H200, side=32) == 64
 
 
 def test_bfloat16_where_the_gpu_has_it():
@@ -195,11 +212,12 @@ def test_a_blur_of_pixels_is_for_images_that_have_them():
 
 
 def test_what_is_stated_is_never_decided():
-    gpus, settings = replace(H200, devices=2), flat(asdict(PretrainConfig()))
+    gpus, settings = replace(H200, devices=2), flat(asdict(PretrainConfig())) | {"method": "moco"}
     large, small = (
         replace(FOLDER, num_images=images, side=side) for images, side in ((10**7, 96), (5000, 32))
     )
-    everything = {made.key for each in (large, small) for made in decide(each, gpus, settings, ())}
+    cases = ((large, ()), (small, ()), (large, {"method"}))
+    everything = {made.key for folder, stated in cases for made in decide(folder, gpus, settings, stated)}
     assert everything == RULES.keys()
     for key in everything:
         for folder in (large, small):
