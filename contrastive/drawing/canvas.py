@@ -1,5 +1,7 @@
 """Render a drawing of simple shapes as SVG for a page, or as pixels for a PNG file and W&B."""
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -81,7 +83,18 @@ class Label(NamedTuple):
     upright: bool = False
 
 
-Shape = Dot | Box | Line | Label
+class Picture(NamedTuple):
+    """An image, enlarged without smoothing to ``width`` and ``height``."""
+
+    x: Number
+    y: Number
+    width: Number
+    height: Number
+    pixels: UInt8[Tensor, "3 h w"]
+    title: str = ""
+
+
+Shape = Dot | Box | Line | Label | Picture
 """y counts downwards; a colour is a name of ``COLOURS`` or ``#rrggbb``."""
 
 
@@ -127,6 +140,9 @@ def _svg(shape: Shape) -> str:
         case Line(points, colour, width, title):
             path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
             inner = f'path d="M{path}" fill="none" stroke="{css(colour)}" stroke-width="{width}"'
+        case Picture(x, y, width, height, pixels, title):
+            inner = f'image x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+            inner += f'href="{data_uri(png(pixels))}" preserveAspectRatio="none" image-rendering="pixelated"'
         case Label(x, y, text, anchor, colour, upright):
             turned = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if upright else ""
             position = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}'
@@ -149,6 +165,10 @@ def _paint(shape: Shape, image: Image.Image, scale: int) -> None:
         case Line(points, colour, width):
             corners = [(scale * x, scale * y) for x, y in points]
             pen.line(corners, fill=rgb(colour), width=max(1, round(scale * width)), joint="curve")
+        case Picture(x, y, width, height, pixels):
+            size = (round(scale * width), round(scale * height))
+            pasted = _to_pil(pixels).resize(size, Image.Resampling.NEAREST)
+            image.paste(pasted, (round(scale * x), round(scale * y)))
         case Label(x, y, upright=True):  # draw it horizontally on the image rotated by 90 degrees
             turned = image.transpose(Image.Transpose.ROTATE_270)
             across, down = (image.height - 1) / scale - y, x
@@ -157,6 +177,22 @@ def _paint(shape: Shape, image: Image.Image, scale: int) -> None:
         case Label(x, y, text, anchor, colour):
             font, start = ImageFont.load_default(_FONT_PX * scale), (scale * x, scale * y)
             pen.text(start, text, fill=rgb(colour), font=font, anchor=_ANCHORS[anchor])
+
+
+def png(image: UInt8[Tensor, "3 h w"]) -> bytes:
+    """Return the content of a PNG file of an image."""
+    buffer = io.BytesIO()
+    _to_pil(image).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(content: bytes) -> str:
+    """Return the bytes of a PNG file as a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def _to_pil(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
 def css(colour: str) -> str:

@@ -1,14 +1,8 @@
 """Build the HTML of the report: page, sections, cards, tables; one file without network access or scripts."""
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
-
-from jaxtyping import UInt8
-from PIL import Image
-from torch import Tensor
 
 from contrastive.drawing.canvas import COLOURS, css
 
@@ -85,15 +79,3 @@ def key(colour: str) -> str:
 def legend(entries: Iterable[tuple[str, str]]) -> str:
     """Return names beside squares in their colors."""
     return "".join(f'<span class="entry">{key(colour)}{escape(name)}</span> ' for name, colour in entries)
-
-
-def png(image: UInt8[Tensor, "3 h w"]) -> str:
-    """Return an image as a data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG", optimize=True)
-    return data_uri(buffer.getvalue())
-
-
-def data_uri(content: bytes) -> str:
-    """Return the bytes of a PNG file as a data URI."""
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

@@ -6,11 +6,12 @@ from itertools import groupby
 
 from contrastive.config import UserError
 from contrastive.data.images import Images
+from contrastive.drawing.canvas import data_uri, png
 from contrastive.drawing.figures import class_colour, confusion, scatter
 from contrastive.drawing.images import scaled
 from contrastive.logging.hard_negatives import HardNegative, read_or_none
 from eval.report.context import Map, Report
-from eval.report.page import card, data_uri, grid, legend, png, section, table
+from eval.report.page import card, grid, legend, section, table
 from eval.report.read import read_csv, read_mined
 
 _CONFUSIONS = {"linear": "Linear probe", "worth": "Linear probe", "knn": "Nearest neighbours"}
@@ -71,7 +72,7 @@ def _thumbnail(images: Images | None, row: int, key: str, text: str, *, framed: 
     name, frame = escape(key, quote=True), ' class="same"' if framed else ""
     picture = '<div class="none"></div>'
     if image is not None:
-        source = png(scaled(image, min(_THUMBNAIL, image.shape[-1])))
+        source = data_uri(png(scaled(image, min(_THUMBNAIL, image.shape[-1]))))
         picture = f'<img{frame} alt="{name}" src="{source}">'
     # Right to left, so that a long path is cut at its beginning; <bdi> keeps the order of its characters.
     caption = f"<b>{escape(text)}</b><br><bdi>{name}</bdi>"

@@ -1,9 +1,13 @@
 """Test that SVG and pixels are drawn at the same places; test_browser.py asks a browser."""
 
+import base64
+import io
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 
 @pytest.fixture
@@ -46,6 +50,20 @@ def test_an_opaque_box_covers_and_a_faint_one_is_near_white(canvas):
     boxes = [canvas.Box(0, 0, 9, 9, "same", opacity) for opacity in (1.0, 0.25)]
     full, faint = (canvas.Drawing(9, 9, "", [box]).pixels(1)[:, 4, 4].float() for box in boxes)
     torch.testing.assert_close(255 - faint, (255 - full) / 4, rtol=0, atol=0.51)
+
+
+def test_a_picture_is_enlarged_by_whole_pixels_where_it_is(canvas):
+    pixels = torch.tensor([[[10, 200]], [[20, 100]], [[30, 50]]], dtype=torch.uint8)
+    drawing = canvas.Drawing(60, 50, "", [canvas.Picture(10, 20, 8, 4, pixels, "a <b>")])
+    assert dark(drawing) == [80, 95, 40, 71]
+    drawn = drawing.pixels(scale=4)[:, 80:96, 40:72]
+    assert torch.equal(drawn, pixels.repeat_interleave(16, 1).repeat_interleave(16, 2))
+    svg = ElementTree.fromstring(drawing.svg())
+    assert [svg[0].get(name) for name in ("x", "y", "width", "height")] == ["10.0", "20.0", "8.0", "4.0"]
+    assert svg[0].findtext("title") == "a <b>"
+    content = base64.b64decode(svg[0].get("href").removeprefix("data:image/png;base64,"))
+    shown = torch.from_numpy(np.array(Image.open(io.BytesIO(content)))).permute(2, 0, 1)
+    assert torch.equal(shown, pixels)
 
 
 def test_svg_takes_colours_from_the_page_and_text_as_text(canvas):
