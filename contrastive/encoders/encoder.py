@@ -22,13 +22,15 @@ class Encoded:
             networks with a layer after the pooling.
         grid: Rows and columns of the positions or patches; None if they form no rectangle. There are
             ``n - rows * columns`` class tokens.
-        attention: Attention weights, if the encoder computes them.
+        attention: Softmax weights of each block, the first one first, over the m tokens inside the network:
+            ``n``, and registers between class token and patches. Filled by ``encode_with_attention`` alone;
+            None too if the network has no such blocks, or some that do not attend to all tokens.
     """
 
     pooled: Float[Tensor, "b d"]
     tokens: Float[Tensor, "b n c"]
     grid: tuple[int, int] | None
-    attention: Tensor | None = None
+    attention: tuple[Float[Tensor, "b _ m m"], ...] | None = None
 
 
 class Encoder(nn.Module, ABC):
