@@ -11,6 +11,7 @@ PROTOCOLS = {
     "lowshot": "eval.lowshot:PROTOCOL",
     "finetune": "eval.finetune:PROTOCOL",
     "stats": "eval.stats_protocol:PROTOCOL",
+    "attention": "eval.attention:PROTOCOL",
     "report": "eval.report.write:PROTOCOL",
 }
 """Name on the command line -> its ``eval.protocol.Protocol``, as "module:attribute"."""

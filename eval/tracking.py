@@ -23,6 +23,7 @@ _PREFIXES = {
     "finetune": "probe/finetune_",
     "linear-sgd_augmented": "probe/sgd_augmented_",
     "stats": "stats/features_",
+    "attention": "stats/attention_",
 }
 """Prefix of the names on W&B, if it is not ``PROTOCOL/``."""
 

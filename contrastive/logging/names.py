@@ -56,6 +56,7 @@ METRICS = {
     "stats/rankme": "effective rank of the bank's keys (RankMe)",
     "stats/uniformity": "log mean Gaussian potential of the keys: 0 all equal, -4 spread over the sphere",
     "stats/std": "mean standard deviation of a key's dimensions times sqrt(d): 1 spread, 0 collapsed",
+    "stats/attention_*": "attention protocol: share of a map on the masked thing, over the thing's area",
     "stats/*": "other statistics of features",
     "perf/images_per_s": "images (not views) a second, over all ranks",
     "perf/step_ms": "milliseconds of an optimizer step",

@@ -1,5 +1,6 @@
-"""Build the picture sections of one run: views, hard negatives, mistakes and map, unreadable files."""
+"""Build the picture sections of one run: views, hard negatives, attention, mistakes, unreadable files."""
 
+import math
 from collections.abc import Sequence
 from html import escape
 from itertools import groupby
@@ -22,6 +23,7 @@ _MOST_CLASSES = 40  # in a readable confusion matrix
 _MOST_NAMES = 12  # classes in the legend of the map
 _MOST_UNREADABLE = 10  # files listed
 _THUMBNAIL = 96
+_MOST_SHEETS = 4  # pictures of attention
 
 
 def views(report: Report) -> str:
@@ -77,6 +79,22 @@ def _thumbnail(images: Images | None, row: int, key: str, text: str, *, framed: 
     # Right to left, so that a long path is cut at its beginning; <bdi> keeps the order of its characters.
     caption = f"<b>{escape(text)}</b><br><bdi>{name}</bdi>"
     return f'<figure title="{name}">{picture}<figcaption>{caption}</figcaption></figure>'
+
+
+def attention(report: Report) -> str:
+    """Show the numbers and some of the pictures of the attention protocol."""
+    run = report.runs[0]
+    files = sorted((run.folder / "eval" / "attention").glob("*.png"), key=lambda file: (len(file.name), file))
+    if not report.alone or not files:
+        return ""
+    scores = table(run.attention[0], run.attention[1:]) if run.attention else ""
+    shown = files[:: math.ceil(len(files) / _MOST_SHEETS)]
+    body = "".join(
+        f'<div class="views"><img alt="attention in an image" src="{data_uri(file.read_bytes())}"></div>'
+        for file in shown
+    )
+    note = f"{len(shown)} of {len(files)} pictures; eval/attention.html has all, and says what they show."
+    return section("What does it attend to?", note, scores + body)
 
 
 def mistakes(report: Report) -> str:

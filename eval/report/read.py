@@ -80,6 +80,7 @@ class Run:
     statistics: Statistics | None
     answer: Answer | None
     warnings: list[str]  # of training, that held at its end
+    attention: list[Row]  # table of the attention protocol; empty without masks
     metrics: list[dict[str, str]]  # rows of metrics.csv
 
 
@@ -99,6 +100,7 @@ def read_run(folder: Path, name: str) -> Run:
         _read(found / "stats.json", _statistics),
         _read(found / "worth.json", _answer),
         list(map(str, read_json(folder / "summary.json").get("warnings", []))),
+        _read(found / "attention.json", find_protocol("attention").table) or [],
         read_csv(folder / "metrics.csv"),
     )
 

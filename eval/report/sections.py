@@ -306,6 +306,7 @@ SECTIONS: tuple[Section, ...] = (
     health,
     pictures.views,
     pictures.gallery,
+    pictures.attention,
     pictures.mistakes,
     pictures.unreadable,
     differences,
