@@ -442,6 +442,7 @@ class LoggingConfig:
         knn_every_epochs: Epochs between online kNN scores on held-out rows; 0 turns them off.
         probe_every_epochs: Epochs between scores of an online linear probe; 0 turns them off.
         mined_rows: Number of anchors in mined.csv and the report's gallery.
+        attention_every_epochs: Epochs between pictures of attention on W&B; 0 turns them off.
         progress: Show progress bars (on stderr).
         wandb: See WandbConfig.
     """
@@ -450,6 +451,7 @@ class LoggingConfig:
     knn_every_epochs: int = 5
     probe_every_epochs: int = 5
     mined_rows: int = 16
+    attention_every_epochs: int = 0
     progress: bool = True
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
@@ -458,6 +460,7 @@ class LoggingConfig:
         check_range("logging.knn_every_epochs", self.knn_every_epochs, 0)
         check_range("logging.probe_every_epochs", self.probe_every_epochs, 0)
         check_range("logging.mined_rows", self.mined_rows, 0)
+        check_range("logging.attention_every_epochs", self.attention_every_epochs, 0)
 
 
 @dataclass

@@ -85,7 +85,7 @@ MEDIA = {
     "Probe over time": ["probe/confusion", "knn/confusion"],
     "Mining": ["mining/gallery", "mining/hardest"],
     "Collapse": ["bank/map"],
-    "Data health": ["views/grid"],
+    "Data health": ["views/grid", "views/attention"],
 }
 """Pictures and tables of the workspace: section -> names."""
 

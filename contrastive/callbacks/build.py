@@ -5,6 +5,7 @@ from typing import cast
 
 import pytorch_lightning as pl
 
+from contrastive.callbacks.attention import AttentionPictures
 from contrastive.callbacks.gallery import Gallery
 from contrastive.callbacks.metrics import LogMetrics
 from contrastive.callbacks.online import OnlineScores
@@ -63,6 +64,8 @@ def build_monitors(
     callbacks.append(WatchLearning(health, online))
     if logging.mined_rows:
         callbacks.append(Gallery(dataset.train, run_dir, logging.mined_rows))
+    if logging.attention_every_epochs:
+        callbacks.append(AttentionPictures(dataset.train, logging.attention_every_epochs))
     if (bar := progress_bar(config.logging.progress)) is not None:
         callbacks.append(bar)
     return callbacks

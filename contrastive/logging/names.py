@@ -70,6 +70,7 @@ METRICS = {
 
 MEDIA = {
     "views/grid": "images above the two views that the network sees",
+    "views/attention": "what the encoder attends to in some images (logging.attention_every_epochs)",
     "mining/gallery": "query -> the hardest of its negatives, with similarities; a red frame: the same label",
     "mining/hardest": "the same as a table of files",
     "bank/map": "the bank's keys along their first two principal components, by class where labels exist",

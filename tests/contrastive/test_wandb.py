@@ -42,7 +42,8 @@ def command(photos, tmp_path, capsys, monkeypatch):
     )
     short = "schedule.epochs=3 schedule.warmup_epochs=1 logging.every_n_steps=2 logging.knn_every_epochs=1"
     mining = "mining.num_hard=4 mining.num_uniform=4 mining.min_fill=0.2 logging.mined_rows=3"
-    fixed = f"{small} {short} {mining} trainer.accelerator=cpu logging.progress=false run.checkpoint_every=5"
+    pictures = "logging.attention_every_epochs=2 logging.progress=false"
+    fixed = f"{small} {short} {mining} {pictures} trainer.accelerator=cpu run.checkpoint_every=5"
 
     def call(*overrides):
         data = ["data.name=imagefolder", f"data.root={photos}"]
@@ -130,7 +131,8 @@ def test_a_preempted_resumed_and_evaluated_run_read_back(command, tmp_path, monk
 
     # Pictures: the views at the start, gallery and map at the end of each epoch, the table at the very end.
     assert media(first) == {"views/grid": [0], "mining/gallery": [5], "bank/map": [5]}
-    assert media(second) == {"mining/gallery": [10, 15], "bank/map": [10, 15], "mining/hardest": [15]}
+    drawn = {"mining/gallery": [10, 15], "bank/map": [10, 15], "mining/hardest": [15]}
+    assert media(second) == drawn | {"views/attention": [10]}
     assert {*media(first), *media(second)} | {"probe/confusion", "knn/confusion"} == MEDIA.keys()
     last = next(row for row in history(second) if "mining/hardest._type" in row)
     mined = read(run_dir / "mined.csv")
