@@ -100,7 +100,7 @@ def warn_of_settings(config: PretrainConfig, plan: Plan, miner: Miner, mines: bo
     """Warn of settings that others overrule, or that the run, if its length is known, is too short for."""
     slots = config.bank.capacity or plan.rows
     young = (config.bank.max_age or slots) * config.data.global_batch
-    lines = overruled(config.mining, min(slots, young))
+    lines = overruled(config.mining, min(slots, young)) if mines else []
     if plan.has_end:
         lines += too_short_for(config, plan, mines=mines, approximate=miner.retrieval.approximate)
     for line in lines if is_first_rank() else ():

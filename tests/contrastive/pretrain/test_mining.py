@@ -27,6 +27,12 @@ def test_a_band_that_is_widened_is_said_at_the_start(run):
     assert "mining.num_hard=20 widens it" in line
 
 
+def test_a_method_that_does_not_mine_is_not_warned_of_a_band(run):
+    code, _, err = run("mining.num_hard=20", "method=simclr", "trainer.max_steps=2")
+    assert code == 0
+    assert "widens it" not in err
+
+
 def test_looking_ahead_on_a_thread_changes_no_bit_of_a_run(run, tmp_path):
     """Symmetric loss and accumulation included; the overlapped run is stopped and resumed as well."""
     settings = ["mining.query=stored", "mining.lag=2", "objective.symmetric=true"]
