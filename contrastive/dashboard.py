@@ -51,7 +51,10 @@ LINES = {
         "Mined negatives with their query's label": ["mining/same_label_rate"],
         "Share that each filter drops": [
             "mining/drop_false_negative",
+            "mining/drop_max_similarity",
+            "mining/drop_absolute_margin",
             "mining/drop_relative_margin",
+            "mining/drop_min_similarity",
             "mining/drop_skip_top",
             "mining/drop_band",
         ],

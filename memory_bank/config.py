@@ -83,9 +83,10 @@ class MiningConfig:
     """Settings of the miner: which rows of the bank become a query's negatives.
 
     Fractions are of the rows admissible for that query (valid, not its own, not too old), rounded up.
-    Order: own row and age -> ``false_negative`` -> ``relative_margin`` -> ``skip_top`` -> ``band`` -> draw.
+    Order: own row and age -> ``false_negative`` -> bounds on similarity -> ``skip_top`` -> ``band`` -> draw.
     The first two filters may leave a query fewer rows than asked for, or none. Training logs that no query
-    has a negative, and stops (exit code 3) after many such steps in a row.
+    has a negative, and stops (exit code 3) after many such steps in a row. The bounds have the names of
+    sentence-transformers' ``mine_hard_negatives``; the closest of the upper ones counts.
 
     Attributes:
         method: ``ranked`` draws ``num_hard`` per query from the band and ``num_uniform`` shared by the
@@ -100,11 +101,18 @@ class MiningConfig:
             ``num_hard`` rows, it widens to as many, upwards from ``low`` first.
         band_end: Band after ``band_steps`` (linearly; Ring, arXiv:2010.02037); None keeps ``band``.
         band_steps: Optimizer steps until ``band_end`` is reached.
+        refill: ``true`` replaces rows that filters remove by the next in rank, and widens the band to
+            ``num_hard`` rows; ``false`` counts ranks before the filters and does neither, so that a query has
+            fewer negatives instead of easier or closer ones.
         class_prior: Expected share of images that show the same thing (0.1 for CIFAR-10, 0.001 for ImageNet).
         false_negative: ``off``, ``drop`` or ``attract`` rows that are likely the same thing: within the first
             ``false_negative_rank`` *and* above ``false_negative_threshold`` (FNC, arXiv:2011.11765).
-        relative_margin: Drop rows with similarity > s_pos - margin * |s_pos|, where s_pos is the similarity
-            of the query and its own key; None is off.
+        min_similarity: Drop hard negatives with a lower similarity (cosine, -1 to 1); uniform ones stay:
+            they stand for all rows. None is off.
+        max_similarity: Drop rows with a higher similarity, uniform ones too; None is off.
+        absolute_margin: Drop rows with similarity > s_pos - margin, where s_pos is the similarity of the
+            query and its own key; uniform ones too. 0 to 2; None is off.
+        relative_margin: Drop rows with similarity > s_pos - margin * |s_pos|, uniform ones too; None is off.
         min_fill: Share of the bank that must be filled before it is mined; until then, the other keys of
             the batch are the negatives.
         query: ``fresh`` looks up with the current query, in line; ``stored`` looks up with the image's
@@ -127,10 +135,14 @@ class MiningConfig:
     band: list[float] = field(default_factory=lambda: [0.0, 0.05])
     band_end: list[float] | None = None
     band_steps: int = 0
+    refill: bool = True
     class_prior: float = 0.0
     false_negative: str = "off"
     false_negative_rank: int = 10
     false_negative_threshold: float = 0.7
+    min_similarity: float | None = None
+    max_similarity: float | None = None
+    absolute_margin: float | None = None
     relative_margin: float | None = None
     min_fill: float = 0.5
     query: str = "fresh"
@@ -151,6 +163,15 @@ class MiningConfig:
         for name in ("num_hard", "num_uniform", "band_steps", "recall_every"):
             check_range(f"mining.{name}", getattr(self, name), 0)
         check_range("mining.relative_margin", self.relative_margin, 0)
+        check_range("mining.absolute_margin", self.absolute_margin, 0, 2)
+        for name in ("min_similarity", "max_similarity"):
+            check_range(f"mining.{name}", getattr(self, name), -1, 1)
+        low, high = self.min_similarity, self.max_similarity
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"mining.min_similarity={low:g}, mining.max_similarity={high:g}: nothing is between them; "
+                "set min_similarity below max_similarity"
+            )
         for name in ("nprobe", "lag", "false_negative_rank", "sample"):
             check_range(f"mining.{name}", getattr(self, name), 1)
         check_range("mining.false_negative_threshold", self.false_negative_threshold, -1, 1)

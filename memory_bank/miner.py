@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from memory_bank import policy
 from memory_bank.bank import Bank
 from memory_bank.choose import choose
 from memory_bank.config import BankConfig, MiningConfig
@@ -62,9 +63,10 @@ class Miner:
         self._ahead = None if upcoming is None else LookAhead(bank, self._search_stored, upcoming)
         self._worker = Worker(bank.device) if config.overlap else Inline()
         depth = self.method.depth(config, retrieval.size or bank.capacity)
-        # Where the margin is applied after the search, the look-up must return what it drops as well.
+        # Where an upper bound is applied after the search, the look-up must return what it drops as well.
         late = self._ahead is not None or not retrieval.hides_above or config.false_negative == "attract"
-        self._depth = 2 * depth if late and config.relative_margin is not None else depth
+        refills = config.refill and policy.is_bounded_above(config)
+        self._depth = 2 * depth if late and refills else depth
 
     def negatives(
         self,

@@ -1,8 +1,8 @@
 """Select negatives among candidates: pure functions of candidates, config, step and seed.
 
-Order: own row and age (the retrieval's) -> false_negative -> relative_margin -> skip_top -> band -> draw.
+Order: own row, age (the retrieval's) -> false_negative -> bounds of similarity -> skip_top -> band -> draw.
 Fractions are of the rows admissible for that query, rounded up, and never leave fewer than ``num_hard``
-if there are as many. Filters on similarity (false_negative, relative_margin) may leave fewer.
+if there are as many, unless ``refill=false``. Filters on similarity may leave fewer.
 """
 
 import math
@@ -16,6 +16,9 @@ from memory_bank.config import MiningConfig
 from memory_bank.draw import noise
 from memory_bank.retrieval.base import Candidates
 from memory_bank.top import count, largest
+
+UPPER_BOUNDS = ("max_similarity", "absolute_margin", "relative_margin")
+"""Settings that bound the similarity of a negative from above."""
 
 
 @dataclass
@@ -54,7 +57,8 @@ def skip_top(config: MiningConfig) -> float:
 def depth(config: MiningConfig, rows: int) -> int:
     """Return how many of the closest of ``rows`` rows ``select`` may need, at any step."""
     bands = [config.band] if config.band_end is None else [config.band, config.band_end]
-    deepest = max(max(_ceil(high * rows), _ceil(low * rows) + config.num_hard) for low, high in bands)
+    least = config.num_hard if config.refill else 0
+    deepest = max(max(_ceil(high * rows), _ceil(low * rows) + least) for low, high in bands)
     alike = config.false_negative_rank if config.false_negative != "off" else 0
     return min(rows, alike + _ceil(skip_top(config) * rows) + deepest)
 
@@ -68,7 +72,7 @@ def overruled(config: MiningConfig, rows: int) -> list[str]:
         return []
     lines = []
     skip, most = _ceil(skip_top(config) * rows), max(0, rows - config.num_hard)
-    if skip > most:
+    if skip > most and config.refill:
         given = "class_prior" if config.skip_top is None else "skip_top"
         lines.append(
             f"mining.{given}={skip_top(config):g} leaves out the closest {skip} of {rows} rows, "
@@ -77,12 +81,14 @@ def overruled(config: MiningConfig, rows: int) -> list[str]:
     for name in ("band", "band_end"):
         low, high = getattr(config, name) or (0.0, 1.0)
         first, last = _ceil(low * rows), _ceil(high * rows)
-        if last - first < config.num_hard and high * rows >= 1:
-            share = min(config.num_hard, rows) / rows
-            lines.append(
-                f"mining.{name}={[low, high]} has {last - first} of {rows} rows, mining.num_hard="
-                f"{config.num_hard} widens it to {share:.1%} of them; lower num_hard, or widen the band"
-            )
+        if last - first >= config.num_hard or (high * rows < 1 and config.refill):
+            continue
+        share = min(config.num_hard, rows) / rows
+        effect = f"widens it to {share:.1%} of them" if config.refill else "cannot be had (refill=false)"
+        lines.append(
+            f"mining.{name}={[low, high]} has {last - first} of {rows} rows, mining.num_hard="
+            f"{config.num_hard} {effect}; lower num_hard, or widen the band"
+        )
     if config.band_end is not None and not config.band_steps:
         lines.append(
             f"mining.band={config.band} is unused: band_steps=0 moves to band_end={config.band_end} at once; "
@@ -91,11 +97,27 @@ def overruled(config: MiningConfig, rows: int) -> list[str]:
     return lines
 
 
+def is_bounded_above(config: MiningConfig) -> bool:
+    """Return whether rows above some similarity are dropped."""
+    return any(getattr(config, name) is not None for name in UPPER_BOUNDS)
+
+
+def upper_bounds(config: MiningConfig, positive: Float[Tensor, " b"]) -> dict[str, Float[Tensor, " b"]]:
+    """Return the similarities above which a row is dropped, by setting; only of those that are on."""
+    bounds = {}
+    if config.max_similarity is not None:
+        bounds["max_similarity"] = torch.full_like(positive, config.max_similarity)
+    if config.absolute_margin is not None:
+        bounds["absolute_margin"] = positive - config.absolute_margin
+    if config.relative_margin is not None:
+        bounds["relative_margin"] = positive - config.relative_margin * positive.abs()
+    return bounds
+
+
 def ceiling(config: MiningConfig, positive: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
-    """Return the similarity above which ``relative_margin`` drops a row; None is off."""
-    if config.relative_margin is None:
-        return None
-    return positive - config.relative_margin * positive.abs()
+    """Return the lowest of the upper bounds; None if all are off."""
+    bounds = list(upper_bounds(config, positive).values())
+    return torch.stack(bounds).amin(0) if bounds else None
 
 
 def select(
@@ -117,36 +139,28 @@ def select(
         step: For the annealed band.
         key: draw.mix of seed and step.
     """
-    present = candidates.slots >= 0
-    alike = _alike(candidates, config)
-    limit = ceiling(config, positive)
-    over = (
-        torch.zeros_like(present)
-        if limit is None
-        else present & ~alike & (candidates.similarity > limit[:, None])
-    )
-    present = present & ~alike & ~over
-
+    alike, over, under = _filtered(candidates, positive, config)
+    kept = (candidates.slots >= 0) & ~alike & ~over & ~under
     num_alike, num_over = count(alike), candidates.above + count(over)
     gone = num_alike + num_over
-    # Candidates may be missing: an index missed some, or the margin is deeper than the look-up. Then
+    # Candidates may be missing: an index missed some, or the bound is deeper than the look-up. Then
     # those found count as all there are.
-    left = torch.minimum(candidates.rows - gone, count(present))
-    skip = torch.minimum(_fraction(skip_top(config), candidates.rows), (left - config.num_hard).clamp_min(0))
-    first, last = _window(band_at(config, step), candidates.rows, left - skip, config.num_hard)
-
-    rank = present.cumsum(1) - 1
-    window = present & (rank >= (skip + first)[:, None]) & (rank < (skip + last)[:, None])
+    left = torch.minimum(candidates.rows - gone, count(kept))
+    window, num_skipped = _window(candidates, kept, left, config, step)
     slots, similarity = _draw(candidates, window, ids, config.num_hard, key)
     alike_slots, floor = _alike_slots(candidates, alike, config)
-    rows = candidates.rows.clamp_min(1)
+    # After a row that is too far, so is every other, also those that the look-up did not reach.
+    num_under = torch.where(under.any(1), candidates.rows - gone - left, 0)
     dropped = {
-        "false_negative": (num_alike / rows).mean(),
-        "relative_margin": (num_over / rows).mean(),
-        "skip_top": (skip / rows).mean(),
-        "band": ((candidates.rows - gone - skip - (last - first)).clamp_min(0) / rows).mean(),
+        "false_negative": num_alike,
+        **_by_bound(num_over, positive, config),
+        "min_similarity": num_under,
+        "skip_top": num_skipped,
+        "band": (candidates.rows - gone - num_under - num_skipped - count(window)).clamp_min(0),
     }
-    return Selection(slots, similarity, alike_slots, floor, dropped)
+    rows = candidates.rows.clamp_min(1)
+    shares = {name: (number / rows).mean() for name, number in dropped.items()}
+    return Selection(slots, similarity, alike_slots, floor, shares)
 
 
 def attract_weight(alike: Int[Tensor, "b p"]) -> Float[Tensor, "b p"]:
@@ -181,6 +195,30 @@ def _fraction(share: float, rows: Tensor) -> Tensor:
     return (rows.double() * share - 1e-9).ceil().long().clamp_min(0)
 
 
+def _filtered(
+    candidates: Candidates, positive: Tensor, config: MiningConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mark the candidates that are likely the same thing, those above the ceiling, and those too far."""
+    present, similarity = candidates.slots >= 0, candidates.similarity
+    over = under = torch.zeros_like(present)
+    alike, limit = _alike(candidates, config), ceiling(config, positive)
+    if limit is not None:
+        over = present & ~alike & (similarity > limit[:, None])
+    if config.min_similarity is not None:
+        under = present & ~alike & ~over & (similarity < config.min_similarity)
+    return alike, over, under
+
+
+def _by_bound(num_over: Tensor, positive: Tensor, config: MiningConfig) -> dict[str, Tensor]:
+    """Assign the rows above the ceiling of each query to the bound that is lowest for it."""
+    numbers = dict.fromkeys(UPPER_BOUNDS, torch.zeros_like(num_over))
+    bounds = upper_bounds(config, positive)
+    if bounds:
+        lowest = torch.stack(list(bounds.values())).argmin(0)
+        numbers |= {name: torch.where(lowest == at, num_over, 0) for at, name in enumerate(bounds)}
+    return numbers
+
+
 def _alike(candidates: Candidates, config: MiningConfig) -> Tensor:
     """Mark candidates by rank *and* threshold; in a sample, rank r is about rank r / share of the bank."""
     if config.false_negative == "off":
@@ -203,11 +241,35 @@ def _alike_slots(candidates: Candidates, alike: Tensor, config: MiningConfig) ->
     return slots, floor
 
 
-def _window(band: tuple[float, float], rows: Tensor, left: Tensor, num_hard: int) -> tuple[Tensor, Tensor]:
-    """Return first and last rank (after skip_top) to draw from; widened to ``num_hard``."""
-    first, last = _fraction(band[0], rows), _fraction(band[1], rows)
-    last = torch.minimum(torch.maximum(last, first + num_hard), left)
-    return torch.minimum(first, (left - num_hard).clamp_min(0)), last
+def _window(
+    candidates: Candidates,
+    kept: Bool[Tensor, "b c"],
+    left: Int[Tensor, " b"],
+    config: MiningConfig,
+    step: int,
+) -> tuple[Bool[Tensor, "b c"], Int[Tensor, " b"]]:
+    """Mark the candidates to draw from, and count those kept that ``skip_top`` leaves out.
+
+    Args:
+        candidates: Closest first.
+        kept: Candidates that no filter on similarity removed.
+        left: How many rows these filters left.
+        config: Fields of the policy.
+        step: For the annealed band.
+    """
+    low, high = band_at(config, step)
+    skip, first, last = (_fraction(share, candidates.rows) for share in (skip_top(config), low, high))
+    if config.refill:
+        skip = torch.minimum(skip, (left - config.num_hard).clamp_min(0))
+        last = torch.minimum(torch.maximum(last, first + config.num_hard), left - skip)
+        first = torch.minimum(first, (left - skip - config.num_hard).clamp_min(0))
+        rank = kept.cumsum(1) - 1
+    else:  # ranks of all rows, also of those that were left out for being above the ceiling
+        place = torch.arange(kept.shape[1], device=kept.device)
+        rank = candidates.above[:, None] + place
+    skipped = kept & (rank < skip[:, None])
+    window = kept & (rank >= (skip + first)[:, None]) & (rank < (skip + last)[:, None])
+    return window, count(skipped)
 
 
 def _draw(

@@ -23,6 +23,10 @@ POLICIES = st.fixed_dictionaries(
         "skip_top": st.sampled_from([None, 0.02]),
         "false_negative": st.sampled_from(["off", "drop", "attract"]),
         "false_negative_threshold": st.sampled_from([0.3, 0.8]),
+        "refill": st.booleans(),
+        "min_similarity": st.sampled_from([None, -0.2]),
+        "max_similarity": st.sampled_from([None, 0.8]),
+        "absolute_margin": st.sampled_from([None, 0.1]),
         "relative_margin": st.sampled_from([None, 0.0, 0.3]),
         "min_fill": st.sampled_from([0.0, 0.25, 1.0]),
         "query": st.sampled_from(["fresh", "stored"]),
@@ -192,16 +196,30 @@ def test_attract_hands_out_capped_positives_and_takes_them_from_the_negatives():
 
 
 @pytest.mark.parametrize(
-    "extra", [{}, {"backend": "faiss"}, {"query": "stored"}, {"false_negative": "attract"}]
+    ("name", "value"), [("relative_margin", 0.3), ("absolute_margin", 0.2), ("max_similarity", 0.6)]
 )
-def test_no_negative_is_closer_than_the_relative_margin(extra):
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"backend": "faiss"},
+        {"query": "stored"},
+        {"false_negative": "attract"},
+        {"refill": False, "band": [0.0, 0.5]},
+    ],
+)
+def test_no_negative_is_closer_than_an_upper_bound(name, value, extra):
     world, subject = World(), None
-    subject = miner(world, relative_margin=0.3, num_uniform=90, **extra)
+    subject = miner(world, **{name: value}, num_uniform=90, **extra)
     run(subject, world, 9)
     ids, query, key = world.step(9)
     found = subject.negatives(query, key, ids, 9)
     positive = (query * key).sum(1)
-    limit = positive - 0.3 * positive.abs()
+    limit = {
+        "relative_margin": positive - value * positive.abs(),
+        "absolute_margin": positive - value,
+        "max_similarity": torch.full_like(positive, value),
+    }[name]
     hard = (
         (found.hard[found.hard_index] * query[:, None])
         .sum(2)
@@ -211,7 +229,24 @@ def test_no_negative_is_closer_than_the_relative_margin(extra):
     assert (hard <= limit[:, None] + 1e-6).all()
     assert (shared <= limit[:, None] + 1e-6).all()
     assert (found.hard_log_weight > -torch.inf).any()
-    assert float(subject.metrics()["mining/drop_relative_margin"]) > 0
+    assert float(subject.metrics()[f"mining/drop_{name}"]) > 0
+
+
+@pytest.mark.parametrize("extra", [{}, {"backend": "faiss"}, {"query": "stored"}])
+def test_no_hard_negative_is_farther_than_the_least_similarity(extra):
+    """Uniform ones may be."""
+    world = World()
+    subject = miner(world, min_similarity=0.3, band=[0.0, 1.0], num_hard=40, num_uniform=90, **extra)
+    run(subject, world, 9)
+    ids, query, key = world.step(9)
+    found = subject.negatives(query, key, ids, 9)
+    hard = (found.hard[found.hard_index] * query[:, None]).sum(2)
+    used = found.hard_log_weight > -torch.inf
+    assert used.any(1).all()
+    assert not used.all()
+    assert (hard[used] >= 0.3).all()
+    assert (query @ found.shared.T)[found.shared_log_weight > -torch.inf].min() < 0
+    assert float(subject.metrics()["mining/drop_min_similarity"]) > 0
 
 
 @pytest.mark.parametrize("policy", [{}, {"method": "full_bank"}, {"backend": "subsample", "sample": 30}])
@@ -321,7 +356,10 @@ def test_metrics_say_what_was_mined():
         "mining/drop_band": 89 / 95,
         "mining/drop_skip_top": 0.0,
         "mining/drop_false_negative": 0.0,
+        "mining/drop_max_similarity": 0.0,
+        "mining/drop_absolute_margin": 0.0,
         "mining/drop_relative_margin": 0.0,
+        "mining/drop_min_similarity": 0.0,
     }
     assert metrics == pytest.approx({name: float(value) for name, value in expected.items()}, abs=1e-5)
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from memory_bank import policy
 from memory_bank.config import MiningConfig
 from memory_bank.policy import overruled
 from memory_bank.retrieval.base import Candidates
-from tests.reference.bank import policy_window
+from tests.reference.bank import policy_window, upper_limits
 
 FRACTION = st.floats(0, 1).map(lambda value: round(value, 3))
 
@@ -35,6 +37,10 @@ CONFIGS = st.fixed_dictionaries(
         "false_negative": st.sampled_from(["off", "drop", "attract"]),
         "false_negative_rank": st.integers(1, 8),
         "false_negative_threshold": st.floats(-1, 1),
+        "refill": st.booleans(),
+        "min_similarity": st.none() | st.floats(-1, -0.01),
+        "max_similarity": st.none() | st.floats(0, 1),
+        "absolute_margin": st.none() | st.floats(0, 2),
         "relative_margin": st.none() | st.floats(0, 1),
     }
 )
@@ -46,11 +52,12 @@ def test_select_agrees_with_loops(keywords, total, positive, seed):
     config = MiningConfig(**keywords)
     similarity = np.sort(np.random.default_rng(seed).uniform(-1, 1, total).astype(np.float32))[::-1]
     positive = float(np.float32(positive))
-    limit_margin = config.relative_margin
     skip = config.class_prior if config.skip_top is None else config.skip_top
-    if limit_margin is not None:  # the product is float32 in the library: keep clear of a tie
-        limit = positive - limit_margin * abs(positive)
-        if total and np.abs(similarity - limit).min() < 1e-5:
+    limits = upper_limits(positive, config)
+    if config.min_similarity is not None:
+        limits.append(config.min_similarity)
+    for limit in limits if total else ():  # they are float32 in the library: keep clear of a tie
+        if np.abs(similarity - limit).min() < 1e-5:
             return
     window, alike = policy_window(similarity.tolist(), positive, config, skip, config.band)
     chosen = select(candidates(similarity.copy()), config, positive)
@@ -118,7 +125,10 @@ def test_rows_hidden_above_a_ceiling_count_as_the_same_rows_in_the_list():
     whole = candidates(similarity.copy())
     cut = candidates(similarity[hidden:].copy())
     cut = Candidates(cut.slots + hidden, cut.similarity, whole.rows, torch.tensor([hidden]), 1.0)
-    assert select(whole, config).slots.tolist() == select(cut, config).slots.tolist()
+    for refill in (True, False):
+        config = replace(config, refill=refill)
+        assert (select(whole, config).slots >= 0).any()
+        assert select(whole, config).slots.tolist() == select(cut, config).slots.tolist()
 
 
 def test_in_a_sample_the_rank_of_a_false_negative_is_scaled():
@@ -178,8 +188,62 @@ def test_drop_rates_are_shares_of_the_admissible_rows():
     }
     # 2 alike, 2 above the margin, 1 skipped, then ranks 1 and 2 of the five left: 3 outside the band.
     assert dropped == pytest.approx(
-        {"false_negative": 0.2, "relative_margin": 0.2, "skip_top": 0.1, "band": 0.3}
+        {
+            "false_negative": 0.2,
+            "max_similarity": 0.0,
+            "absolute_margin": 0.0,
+            "relative_margin": 0.2,
+            "min_similarity": 0.0,
+            "skip_top": 0.1,
+            "band": 0.3,
+        }
     )
+
+
+def test_rows_above_several_bounds_count_for_the_lowest_and_those_too_far_for_their_own():
+    config = MiningConfig(
+        num_hard=2, band=[0.0, 0.1], max_similarity=0.55, absolute_margin=0.15, relative_margin=0.9,
+        min_similarity=0.15,
+    )  # fmt: skip
+    similarity = [0.9, 0.8, 0.7, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0, -0.1]
+    found = select(candidates(similarity), config, positive=2.0)  # limits 0.55, 1.85 and 0.2
+    assert [slot - 10 for slot in found.slots[0].tolist()] == [6, -11]  # one is left
+    dropped = {name: float(share) for name, share in found.dropped.items() if share}
+    assert dropped == pytest.approx({"relative_margin": 0.6, "min_similarity": 0.3})
+    low = select(candidates(similarity), config, positive=0.5).dropped  # limits 0.55, 0.35 and 0.05
+    assert float(low["relative_margin"]) == pytest.approx(0.8)
+    assert float(low["max_similarity"]) == float(low["absolute_margin"]) == 0
+
+
+def test_rows_below_the_least_similarity_are_counted_also_where_the_look_up_ends():
+    config = MiningConfig(num_hard=2, band=[0.0, 0.2], min_similarity=0.5)
+    found = select(candidates([0.9, 0.6, 0.4], total=10), config).dropped
+    assert float(found["min_similarity"]) == pytest.approx(0.8)
+    assert float(found["band"]) == 0
+    out_of_reach = select(candidates([0.9, 0.8, 0.6], total=10), config).dropped
+    assert float(out_of_reach["min_similarity"]) == 0
+    assert float(out_of_reach["band"]) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranks", "refilled"),
+    [
+        ({"band": [0.0, 0.2]}, [0, 1], [0, 1, 2, 3]),  # two rows for four
+        ({"band": [0.0, 0.4], "max_similarity": 0.75}, [2, 3], [2, 3, 4, 5]),
+        ({"band": [0.1, 0.5], "skip_top": 0.2, "absolute_margin": 0.45}, [5, 6], [8, 9, 6, 7]),
+        ({"band": [0.0, 0.4], "min_similarity": 0.65}, [0, 1, 2], [0, 1, 2]),
+        ({"band": [0.8, 1.0], "skip_top": 0.1}, [9], [6, 7, 8, 9]),
+    ],
+)
+def test_without_refill_ranks_are_those_of_all_rows_and_fewer_come_back(settings, ranks, refilled):
+    similarity = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
+
+    def chosen(refill):
+        config = MiningConfig(num_hard=4, refill=refill, **settings)
+        return [slot - 10 for slot in select(candidates(similarity), config).slots[0].tolist() if slot >= 0]
+
+    assert chosen(refill=False) == ranks
+    assert chosen(refill=True) == sorted(refilled)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +251,11 @@ def test_drop_rates_are_shares_of_the_admissible_rows():
     [
         ({"band": [0.5, 0.51], "num_hard": 200}, 1335, ["has 13 of 1335 rows, mining.num_hard=200 widens"]),
         ({"band": [0.5, 0.51], "num_hard": 13}, 1335, []),
+        (
+            {"band": [0.5, 0.51], "num_hard": 200, "refill": False},
+            1335,
+            ["has 13 of 1335 rows, mining.num_hard=200 cannot be had (refill=false)"],
+        ),
         ({"band": [0.0, 0.000001], "num_hard": 200}, 1335, []),
         ({"band": [0.5, 0.51], "num_hard": 0}, 1335, []),
         ({"band": [0.5, 0.51], "num_hard": 200, "method": "full_bank"}, 1335, []),

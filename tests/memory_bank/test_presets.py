@@ -21,6 +21,7 @@ def test_the_vocabulary_is_complete():
         "band.yaml",
         "full_bank.yaml",
         "hardest.yaml",
+        "mix.yaml",
         "ring.yaml",
         "uniform.yaml",
     ]
@@ -45,3 +46,9 @@ def test_hardest_is_the_closest_rows_and_uniform_has_none_of_its_own():
     nearest, _ = subject.nearest(query, ids, 10, 5)
     assert torch.equal(found.hard_ids, nearest)
     assert run(miner(**keys_of("uniform.yaml")), world, 10)[-1].hard_index.shape[1] == 0
+
+
+def test_mix_is_half_hardest_and_half_uniform():
+    preset = keys_of("mix.yaml")
+    assert preset["num_hard"] == preset["num_uniform"] > 0
+    assert {**preset, "num_uniform": 0} == keys_of("hardest.yaml")

@@ -55,24 +55,36 @@ def policy_window(similarities, positive, config, skip, band):
 
     ``similarities``: of the admissible rows, closest first.
     """
-    total = len(similarities)
+    total, most = len(similarities), min(upper_limits(positive, config), default=2)
+    least = -2 if config.min_similarity is None else config.min_similarity
     alike, rest = [], []
     for rank, similarity in enumerate(similarities):
         likely = rank < config.false_negative_rank and similarity > config.false_negative_threshold
         if config.false_negative != "off" and likely:
             alike.append(rank)
-        elif config.relative_margin is not None and similarity > positive - config.relative_margin * abs(
-            positive
-        ):
-            pass
-        else:
+        elif least <= similarity <= most:
             rest.append(rank)
+    low, high = round_up(band[0] * total), round_up(band[1] * total)
+    if not config.refill:
+        first = round_up(skip * total)
+        return [rank for rank in rest if first + low <= rank < first + high], alike
     skipped = min(round_up(skip * total), max(0, len(rest) - config.num_hard))
     rest = rest[skipped:]
-    low, high = round_up(band[0] * total), round_up(band[1] * total)
     high = min(max(high, low + config.num_hard), len(rest))
     low = min(low, max(0, len(rest) - config.num_hard))
     return rest[low:high], alike
+
+
+def upper_limits(positive, config):
+    """Return the similarities above which a row is dropped."""
+    limits = []
+    if config.max_similarity is not None:
+        limits.append(config.max_similarity)
+    if config.absolute_margin is not None:
+        limits.append(positive - config.absolute_margin)
+    if config.relative_margin is not None:
+        limits.append(positive - config.relative_margin * abs(positive))
+    return limits
 
 
 def round_up(value):
