@@ -41,7 +41,16 @@ class WatchHealth(Watcher):
         log_row(trainer, {f"stats/{name}": value for name, value in row.items()} | module.progress())
         text = (
             f"{stats.verdict} of the embeddings after epoch {epochs}: effective rank {stats.rankme:.1f} "
-            f"of {min(len(slots), bank.dim)}, spread {stats.std:.2f} of 1. Lower optimizer.base_lr, "
-            "raise objective.temperature, or give the loss more negatives"
+            f"of {min(len(slots), bank.dim)}, spread {stats.std:.2f} of 1. {_remedy(module)}"
         )
         self.judge(trainer, "collapse", None if stats.verdict == "healthy" else text)
+
+
+def _remedy(module: ContrastiveModule) -> str:
+    """Say what to change; where all negatives are the closest rows, first that."""
+    mining = module.config.mining
+    remedy = "Lower optimizer.base_lr, raise objective.temperature, or give the loss more negatives"
+    if module.method.mines and mining.method == "ranked" and not mining.num_uniform:
+        mixed = f"set mining.num_uniform={mining.num_hard} (mining.num_hard)"
+        remedy = f"All negatives are hard ones: {mixed} or mining=mix first. {remedy}"
+    return remedy
