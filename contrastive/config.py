@@ -342,6 +342,8 @@ class ObjectiveConfig:
         """Name of the loss function, also if ``name`` is named after a method."""
         return NAMED_AFTER_METHOD.get(self.name, ("", self.name))[1]
 
+        gamma: For ``method=sogclr``: weight of the batch in an image's running denominator, in (0, 1]; 1
+            keeps nothing of earlier batches. The authors' code has 0.9.
 
 @dataclass
 class OptimizerConfig:
@@ -353,6 +355,7 @@ class OptimizerConfig:
         sgd_momentum: Momentum of SGD and LARS.
         weight_decay: Weight decay; not applied to biases and normalisation layers.
     """
+    gamma: float = 0.9
 
     name: str = "sgd"
     base_lr: float = 0.06
@@ -361,6 +364,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_choice("optimizer.name", self.name, ("sgd", "adamw", "lars"))
+        check_above_zero("objective.gamma", self.gamma)
+        check_range("objective.gamma", self.gamma, 0, 1)
         check_above_zero("optimizer.base_lr", self.base_lr)
         check_range("optimizer.sgd_momentum", self.sgd_momentum, 0, 1)
         check_range("optimizer.weight_decay", self.weight_decay, 0)
@@ -469,8 +474,9 @@ class PretrainConfig:
 
     Attributes:
         method: Training method: ``moco`` (negatives mined from the bank), ``simclr`` (negatives are the other
-            images of the batch), ``nnclr`` (a neighbour from the bank against the batch), ``neighbour``
-            (mined negatives, and a neighbour from the bank as the positive). ``auto`` is ``moco``, unless
+            images of the batch), ``sogclr`` (the same, weighed by what each image met in earlier batches),
+            ``nnclr`` (a neighbour from the bank against the batch), ``neighbour`` (mined negatives, and a
+            neighbour from the bank as the positive). ``auto`` is ``moco``, unless
             ``objective.name`` is a method's own loss: ``nt_xent`` is ``simclr`` with ``info_nce``.
         choose: Settings that neither the recipe nor the command line states are chosen by looking at the
             images and the machine (contrastive/choosing/rules.py lists them). A run's config.yaml has them,

@@ -213,3 +213,8 @@ class ContrastiveModule(pl.LightningModule):
         named = {name if name in own else f"networks.{name}": value for name, value in saved.items()}
         unused = {name for name in named if name.startswith("networks.key_") and name not in own}
         return {name: value for name, value in named.items() if name not in unused}
+            checkpoint["state_dict"] |= self._row_buffers()
+    def _row_buffers(self) -> dict[str, Tensor]:
+        """Return what the method keeps for each row, by the names of the state dict."""
+        return {f"method.{name}": getattr(self.method, name) for name in self.method.row_buffers}
+

@@ -3,6 +3,7 @@
 METHODS = {
     "moco": "contrastive.methods.moco:Moco",
     "simclr": "contrastive.methods.simclr:SimClr",
+    "sogclr": "contrastive.methods.sogclr:SogClr",
     "nnclr": "contrastive.methods.nnclr:Nnclr",
     "neighbour": "contrastive.methods.neighbour:Neighbour",
 }

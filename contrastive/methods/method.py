@@ -70,6 +70,10 @@ class Method(nn.Module, ABC):
     needs_predictor: ClassVar[bool] = False
     """Whether it collapses without one; ``encoder.predictor_hidden=0`` is then refused."""
 
+    row_buffers: ClassVar[tuple[str, ...]] = ()
+    """Names of its buffers that hold one value for each data set row: where files were added or removed, a
+    resume leaves them as they were built, since rows are then other images."""
+
     def __init__(self, parts: Parts) -> None:
         super().__init__()
         self.parts = parts

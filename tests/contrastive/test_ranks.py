@@ -18,6 +18,7 @@ CASES = {
     "NNCLR": ["objective.name=nnclr", "objective.symmetric=true"],
     "DCLW": ["objective.name=dclw", "mining=band", "mining.num_hard=4"],
     "sharded": ["mining=band", "mining.num_hard=4", "mining.num_uniform=4", "bank.placement=sharded"],
+    "SogCLR": ["method=sogclr", "objective.gamma=0.6"],
 }
 SHARES = ((0, 4, 8), (0, 3, 8))
 """Where each rank's images begin and end; they differ in number where some could not be read."""

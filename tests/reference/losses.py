@@ -176,3 +176,40 @@ def lars(weights, gradients, rates, momentum, weight_decay, trust, adapt=True):
         weight = weight - velocity
         trace.append(weight.copy())
     return trace
+
+
+def sogclr_denominators(views, rows, denominators, temperature, gamma):
+    """SogCLR, algorithm 1, lines 5 and 6: return the running denominators after a batch.
+
+    ``views``: two lists of the batch's embeddings; ``denominators``: dict of row -> u, without unseen rows.
+    """
+    after = dict(denominators)
+    for i, row in enumerate(rows):
+        estimate = sum(_sogclr_mean(view[i], views, i, temperature) for view in views) / 2
+        after[row] = (1 - gamma) * after[row] + gamma * estimate if row in after else estimate
+    return after
+
+
+def sogclr_gradients(views, rows, denominators, temperature):
+    """SogCLR, algorithm 1, line 8, over temperature: the gradient for each embedding of both views.
+
+    ``denominators``: those after the batch. The derivative of ``-s_i / T + g_i / u_i``, pair by pair.
+    """
+    count = len(rows)
+    gradients = np.zeros((2, count, len(views[0][0])))
+    for i, row in enumerate(rows):
+        gradients[0, i] -= views[1][i] / temperature / count
+        gradients[1, i] -= views[0][i] / temperature / count
+        for side in (0, 1):
+            for j in range(count):
+                for other in (0, 1) if j != i else ():
+                    (similarity,) = similarities(views[side][i], [views[other][j]], temperature)
+                    weight = math.exp(similarity) / (2 * (count - 1)) / (2 * denominators[row])
+                    gradients[side, i] += weight * views[other][j] / temperature / count
+                    gradients[other, j] += weight * views[side][i] / temperature / count
+    return gradients
+
+
+def _sogclr_mean(query, views, own, temperature):
+    others = [view[j] for j in range(len(views[0])) if j != own for view in views]
+    return float(np.mean([math.exp(s) for s in similarities(query, others, temperature)]))
