@@ -76,6 +76,31 @@ class RunConfig:
 
 
 @dataclass
+class NeighboursConfig:
+    """Settings of ``data.order=neighbours`` (contrastive/data/order/neighbours.py).
+
+    Attributes:
+        kind: ``greedy``: groups of a row and rows of its neighbourhood; ``random_walk``: groups of rows met
+            on a walk from neighbour to neighbour.
+        group: Images of a group; data.global_batch must be a multiple.
+        skip_top: Share of the closest rows that are not in a row's neighbourhood; None takes
+            ``mining.skip_top``, or ``mining.class_prior``.
+        width: Rows of a neighbourhood, the next in rank.
+    """
+
+    kind: str = "greedy"
+    group: int = 8
+    skip_top: float | None = None
+    width: int = 100
+
+    def __post_init__(self) -> None:
+        check_choice("data.neighbours.kind", self.kind, ("greedy", "random_walk"))
+        check_range("data.neighbours.group", self.group, 2)
+        check_range("data.neighbours.skip_top", self.skip_top, 0, 1)
+        check_range("data.neighbours.width", self.width, 1)
+
+
+@dataclass
 class DataConfig:
     """Settings of the images: source, decoding, batches.
 
@@ -88,7 +113,9 @@ class DataConfig:
             takes ``image_size`` up to 64 px and 8/7 of it above (256 for 224).
         global_batch: Images of one optimizer step, over all ranks and accumulated micro-batches.
         order: Order in which an epoch visits the images, see ORDERS in contrastive/registry.py:
-            ``global`` is a fresh permutation of all of them.
+            ``global`` is a fresh permutation of all of them; ``neighbours`` makes batches of groups of images
+            that are near each other, for methods whose negatives are the batch's other images.
+        neighbours: See NeighboursConfig.
         num_workers: Number of decoding processes; None chooses it by the processors.
         resident: ``auto`` keeps decoded sets of up to 1 GiB on the training device; ``true``, ``false``.
         cache: Folder for decoded training images: the first run decodes them, all runs read them as one
@@ -108,6 +135,7 @@ class DataConfig:
     decode_size: int | None = None
     global_batch: int = 256
     order: str = "global"
+    neighbours: NeighboursConfig = field(default_factory=NeighboursConfig)
     num_workers: int | None = None
     resident: str = "auto"
     cache: str | None = None
@@ -126,6 +154,11 @@ class DataConfig:
         check_range("data.image_size", self.image_size, 8, 4096)
         check_range("data.decode_size", self.decode_size, 8, 4096)
         check_range("data.global_batch", self.global_batch, 2)
+        if self.order == "neighbours" and self.global_batch % self.neighbours.group:
+            raise ValueError(
+                f"data.neighbours.group={self.neighbours.group}: data.global_batch={self.global_batch} is no "
+                "multiple of it, so a group would fall into two batches; change one of them"
+            )
         check_range("data.num_workers", self.num_workers, 0)
         check_range("data.max_corrupt", self.max_corrupt, 0, 1)
         for name in ("mean", "std"):
@@ -309,6 +342,8 @@ class ObjectiveConfig:
         symmetric: Also match view 2's query with view 1's key, as ``nt_xent`` always does.
         tau_plus: For ``debiased`` and ``hcl``: share of images that are of the query's class; None takes
             ``mining.class_prior``.
+        gamma: For ``method=sogclr``: weight of the batch in an image's running denominator, in (0, 1]; 1
+            keeps nothing of earlier batches. The authors' code has 0.9.
         beta: For ``hcl``: weight of hard negatives; 0 weights all negatives equally.
         sigma: For ``dclw``: width of the weights on the positives.
         mix_hardest: For ``mixing``: number of closest negatives that synthetic ones are mixed from.
@@ -320,6 +355,7 @@ class ObjectiveConfig:
     temperature: float = 0.2
     symmetric: bool = False
     tau_plus: float | None = None
+    gamma: float = 0.9
     beta: float = 1.0
     sigma: float = 0.5
     mix_hardest: int = 256
@@ -328,6 +364,8 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         check_choice("objective.name", self.name, (*OBJECTIVES, *NAMED_AFTER_METHOD))
+        check_above_zero("objective.gamma", self.gamma)
+        check_range("objective.gamma", self.gamma, 0, 1)
         check_range("objective.beta", self.beta, 0)
         check_range("objective.mix_hardest", self.mix_hardest, 1)
         check_range("objective.mix_pairs", self.mix_pairs, 0)
@@ -342,8 +380,6 @@ class ObjectiveConfig:
         """Name of the loss function, also if ``name`` is named after a method."""
         return NAMED_AFTER_METHOD.get(self.name, ("", self.name))[1]
 
-        gamma: For ``method=sogclr``: weight of the batch in an image's running denominator, in (0, 1]; 1
-            keeps nothing of earlier batches. The authors' code has 0.9.
 
 @dataclass
 class OptimizerConfig:
@@ -355,7 +391,6 @@ class OptimizerConfig:
         sgd_momentum: Momentum of SGD and LARS.
         weight_decay: Weight decay; not applied to biases and normalisation layers.
     """
-    gamma: float = 0.9
 
     name: str = "sgd"
     base_lr: float = 0.06
@@ -364,8 +399,6 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_choice("optimizer.name", self.name, ("sgd", "adamw", "lars"))
-        check_above_zero("objective.gamma", self.gamma)
-        check_range("objective.gamma", self.gamma, 0, 1)
         check_above_zero("optimizer.base_lr", self.base_lr)
         check_range("optimizer.sgd_momentum", self.sgd_momentum, 0, 1)
         check_range("optimizer.weight_decay", self.weight_decay, 0)

@@ -65,6 +65,17 @@ def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     return _gather(rows.detach(), sizes or gather_sizes(len(rows), rows.device))
 
 
+@torch.no_grad()
+def rows_of_first_rank(rows: Tensor) -> Tensor:
+    """Return rank 0's ``rows`` on every rank; elsewhere only dtype, shape and device of ``rows`` count."""
+    if world_size() == 1:
+        return rows
+    note_entry()
+    sent = _on_backend_device(rows).clone()
+    dist.broadcast(sent, src=0)
+    return sent.to(rows.device)
+
+
 def mean_weight(sizes: Sequence[int]) -> float:
     """Return the factor for this rank's mean loss that makes the mean over ranks the mean over all rows.
 

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.decode import Unreadable
 from contrastive.data.images import Images
+from contrastive.data.order.base import BankOrder
 from contrastive.data.plan import Plan
 from contrastive.run_dir import is_first_rank
 from contrastive.short_run import too_short_for
@@ -93,6 +94,26 @@ def check_method(config: PretrainConfig, method: Callable[..., Any], name: str) 
     if getattr(method, "needs_predictor", False) and not config.encoder.predictor_hidden:
         raise UserError(
             f"method={name} collapses without a predictor; set encoder.predictor_hidden, e.g. to 4096"
+        )
+
+
+def check_order(config: PretrainConfig, plan: Plan) -> None:
+    """Refuse a bank or a look-up that an order composed from the bank cannot work with.
+
+    Raises:
+        UserError: the bank has no key of each row on each rank, or coming steps would be looked up.
+    """
+    if not isinstance(plan.order, BankOrder):
+        return
+    given = f"data.order={config.data.order} composes each epoch from the bank at the end of the one before"
+    if config.bank.kind != "dataset" or config.bank.placement != "replicated":
+        raise UserError(
+            f"{given}: with bank.kind={config.bank.kind} and bank.placement={config.bank.placement} "
+            "no process has the keys of all rows; use bank.kind=dataset and bank.placement=replicated"
+        )
+    if config.mining.query == "stored":
+        raise UserError(
+            f"{given}: mining.query=stored cannot look the next epoch up ahead; use mining.query=fresh"
         )
 
 

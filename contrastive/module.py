@@ -16,8 +16,9 @@ from contrastive.augment.views import Views
 from contrastive.compiling import compiler
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.batch import Batch
+from contrastive.data.order.base import BankOrder
 from contrastive.data.plan import Plan
-from contrastive.distributed import Rows, gather_rows, mean_weight, rank
+from contrastive.distributed import Rows, gather_rows, mean_weight, rank, rows_of_first_rank
 from contrastive.encoders.encoder import Encoder
 from contrastive.lightning_glue import continue_after, loss_scaler
 from contrastive.methods.method import Method
@@ -153,13 +154,23 @@ class ContrastiveModule(pl.LightningModule):
         self.scheduled = {"lr": self.trainer.optimizers[0].param_groups[0]["lr"], "momentum": momentum}
         super().optimizer_step(*args, **kwargs)
         unwritten, self._unwritten = self._unwritten, []
-        if not self.guard.after_step(step):
-            return
-        self.networks.follow(momentum)
-        if unwritten:
-            keys, ids = (torch.cat(parts) for parts in zip(*unwritten, strict=True))
-            self.miner.write(keys, ids, step)
-        self.guard.keep_buffers()
+        if self.guard.after_step(step):
+            self.networks.follow(momentum)
+            if unwritten:
+                keys, ids = (torch.cat(parts) for parts in zip(*unwritten, strict=True))
+                self.miner.write(keys, ids, step)
+            self.guard.keep_buffers()
+        self._compose_epoch(step + 1)
+
+    def _compose_epoch(self, step: int) -> None:
+        """Compose the epoch that begins with ``step`` from the bank, on rank 0 for all ranks."""
+        plan, bank = self.plan, self.miner.bank
+        is_over = step == plan.total_steps and self.config.schedule.minutes is None
+        if isinstance(plan.order, BankOrder) and step % plan.steps_per_epoch == 0 and not is_over:
+            ids, epoch = torch.empty(plan.rows, dtype=torch.int64), plan.epoch_of(step)
+            if rank() == 0:
+                ids = plan.order.compose(epoch, bank.key, bank.id >= 0)
+            plan.order.adopt(epoch, rows_of_first_rank(ids))
 
     def on_train_epoch_end(self) -> None:
         """Check the weights at the end of the plan."""
@@ -195,6 +206,8 @@ class ContrastiveModule(pl.LightningModule):
         checkpoint["numbering"] = self._row_identity  # the file format's name of the row identity
         checkpoint["objective"] = self.config.objective.name
         checkpoint["skipped"] = self.guard.state_dict()
+        if isinstance(self.plan.order, BankOrder):
+            checkpoint["order"] = self.plan.order.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore bank, position, weights and guard counts."""
@@ -203,9 +216,16 @@ class ContrastiveModule(pl.LightningModule):
         checkpoint["state_dict"] = self.named_weights(checkpoint["state_dict"])
         if checkpoint["numbering"] == self._row_identity:
             self.miner.load_state_dict(checkpoint["miner"])
+            if isinstance(self.plan.order, BankOrder):
+                self.plan.order.load_state_dict(checkpoint["order"])
         else:
             logger.warning("files were added or removed, so rows are numbered anew: the bank starts empty")
+            checkpoint["state_dict"] |= self._row_buffers()
         self.guard.load_state_dict(checkpoint["skipped"], checkpoint["global_step"])
+
+    def _row_buffers(self) -> dict[str, Tensor]:
+        """Return what the method keeps for each row, by the names of the state dict."""
+        return {f"method.{name}": getattr(self.method, name) for name in self.method.row_buffers}
 
     def named_weights(self, saved: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename a checkpoint's weights to this module's names; drop the key network if it has none."""
@@ -213,8 +233,3 @@ class ContrastiveModule(pl.LightningModule):
         named = {name if name in own else f"networks.{name}": value for name, value in saved.items()}
         unused = {name for name in named if name.startswith("networks.key_") and name not in own}
         return {name: value for name, value in named.items() if name not in unused}
-            checkpoint["state_dict"] |= self._row_buffers()
-    def _row_buffers(self) -> dict[str, Tensor]:
-        """Return what the method keeps for each row, by the names of the state dict."""
-        return {f"method.{name}": getattr(self.method, name) for name in self.method.row_buffers}
-

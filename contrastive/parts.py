@@ -15,7 +15,7 @@ from contrastive.distributed import Collectives
 from contrastive.encoders.build import build_encoder, check_encoder
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.weights import load_weights
-from contrastive.fit_checks import check_fit, check_method, is_out_of_memory, warn_of_settings
+from contrastive.fit_checks import check_fit, check_method, check_order, is_out_of_memory, warn_of_settings
 from contrastive.methods.build import find_method
 from contrastive.methods.method import BuildMethod, Method, Parts
 from contrastive.module import ContrastiveModule
@@ -101,6 +101,7 @@ def build_module(
     method = given.method or find_method(config)
     name = config.method_name if given.method is None else getattr(method, "__name__", "given")
     check_method(config, method, name)
+    check_order(config, plan)
     networks = _build_networks(config, given.encoder, resumed, getattr(method, "averages_keys", True))
     miner = _build_miner(config, given.miner, plan, trainer)
     warn_of_settings(config, plan, miner, getattr(method, "mines", True))

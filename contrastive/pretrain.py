@@ -128,12 +128,12 @@ def pretrain(
 
 def _open(config: PretrainConfig, given: Given) -> tuple[Dataset, Plan]:
     check_trainer(config.trainer, config.profile)
-    data, seed = config.data, config.run.seed
+    data = config.data
     dataset = open_dataset(data) if given.images is None else as_dataset(given.images, data.stored_size)
     check_readable(dataset.train)
-    order = build_order(data.order, dataset.train, seed)
+    order = build_order(config, dataset.train)
     epochs = config.schedule.epochs if config.schedule.minutes is None else None
-    return dataset, Plan(len(dataset.train), seed, data.global_batch, epochs, order)
+    return dataset, Plan(len(dataset.train), config.run.seed, data.global_batch, epochs, order)
 
 
 def _build_wandb(config: PretrainConfig, run_dir: Path) -> list[Logger]:

@@ -41,8 +41,9 @@ DATASETS = {
 
 ORDERS = {
     "global": "contrastive.data.order.global_:build",
+    "neighbours": "contrastive.data.order.neighbours:build",
 }
-"""``data.order``: functions from (``Images``, seed) to a ``contrastive.data.order.base.Order``."""
+"""``data.order``: functions from ``(Images, PretrainConfig)`` to a ``contrastive.data.order.base.Order``."""
 
 ENCODERS = {
     "resnet10": "contrastive.encoders.resnet:build",

@@ -133,7 +133,8 @@ class ResidentLoader(Loader):
 class DecodingLoader(Loader):
     """Decodes images in worker processes, ahead of their use, also across the end of an epoch.
 
-    Batches are in host memory, pinned for a GPU.
+    Where the next epoch's rows are not known yet (``Plan.known_until``), it stops at the end of one, and each
+    epoch starts new workers. Batches are in host memory, pinned for a GPU.
 
     Args:
         images: The data set.
@@ -169,7 +170,7 @@ class DecodingLoader(Loader):
 
     def _next(self) -> Batch:
         decoded = None if self._stream is None else next(self._stream, None)
-        if decoded is None:  # the first batch, or a run that became longer after its end was decoded ahead
+        if decoded is None:  # the first batch, or rows that were not known when the last ones were decoded
             self._stream = decode_ahead(self._images, self._todo(), self._num_workers, self._device)
             decoded = next(self._stream)
         self._tally.report(decoded.bad)
@@ -178,9 +179,10 @@ class DecodingLoader(Loader):
         return decoded.batch
 
     def _todo(self) -> Iterator[list[int]]:
-        """Yield the rows of the coming micro-batches, up to what is then the end of the plan."""
+        """Yield the rows of the coming micro-batches, as far as the plan knows them by then."""
+        accumulate = self._share.accumulate
         for position in count(self._delivered):
-            if position >= len(self):
+            if position >= self._plan.known_until(self._delivered // accumulate) * accumulate:
                 return
             yield self._ids(position).tolist()
 

@@ -6,7 +6,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from contrastive.config import UserError
-from contrastive.data.order.base import Order
+from contrastive.data.order.base import BankOrder, Order
 from contrastive.data.order.global_ import GlobalOrder
 
 
@@ -106,6 +106,15 @@ class Plan:
     def epoch_of(self, step: int) -> int:
         """Return the epoch of optimizer step ``step``, both from 0."""
         return step // self.steps_per_epoch
+
+    def known_until(self, step: int) -> int:
+        """Return the step up to which, exclusive, the rows are decided once ``step`` is reached.
+
+        That is the end of the run, or of the step's epoch if the next one is composed from the bank.
+        """
+        if isinstance(self.order, BankOrder):
+            return min(self.total_steps, (self.epoch_of(step) + 1) * self.steps_per_epoch)
+        return self.total_steps
 
     def epoch_ids(self, epoch: int) -> Int[Tensor, " n"]:
         """Return the rows of all steps of ``epoch``, int64."""

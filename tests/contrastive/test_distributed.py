@@ -8,6 +8,7 @@ from contrastive.distributed import (
     gather_rows,
     gather_sizes,
     gather_with_grad,
+    rows_of_first_rank,
     world_size,
 )
 from contrastive.distributed import rank as own_rank
@@ -36,6 +37,7 @@ def collect(rank):
         results[f"{label} gradient"] = rows.grad
     results |= exchange(rank)
     results["first"] = from_first_rank(10**12 + rank, torch.device("cpu"))
+    results["from first"] = rows_of_first_rank(torch.arange(3) + 10 * rank)
     results["both"] = all_true(torch.tensor(True))
     results["one"] = all_true(torch.tensor(rank == 0))
     results["gathered grad"] = results["unequal rows"].requires_grad
@@ -115,6 +117,10 @@ def test_a_flag_holds_only_if_it_holds_everywhere(ranks):
 def test_the_number_of_the_first_rank_is_everybodys(ranks):
     assert [result["first"] for result in ranks] == [10**12] * 2
     assert from_first_rank(7, torch.device("cpu")) == 7
+
+
+def test_the_rows_of_the_first_rank_reach_all(ranks):
+    assert [result["from first"].tolist() for result in ranks] == [[0, 1, 2]] * 2
 
 
 def test_one_process_is_the_identity():

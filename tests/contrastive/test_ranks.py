@@ -1,9 +1,13 @@
 """Two ranks with a share of a batch each against one process with all of it: loss, gradients, keys, bank."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from contrastive.config import NeighboursConfig
 from contrastive.data.batch import Batch
+from contrastive.data.order.neighbours import NeighbourOrder
 from tests import tiny
 from tests.contrastive.ranks import run_ranks
 
@@ -14,11 +18,11 @@ CASES = {
     "all rows": ["mining=all_rows"],
     "in the batch": ["mining=band", "mining.min_fill=1.0"],
     "SimCLR": ["objective.name=nt_xent"],
+    "SogCLR": ["method=sogclr", "objective.gamma=0.6"],
     "neighbours": ["objective.name=neighbour_info_nce", "mining=band", "mining.num_hard=4"],
     "NNCLR": ["objective.name=nnclr", "objective.symmetric=true"],
     "DCLW": ["objective.name=dclw", "mining=band", "mining.num_hard=4"],
     "sharded": ["mining=band", "mining.num_hard=4", "mining.num_uniform=4", "bank.placement=sharded"],
-    "SogCLR": ["method=sogclr", "objective.gamma=0.6"],
 }
 SHARES = ((0, 4, 8), (0, 3, 8))
 """Where each rank's images begin and end; they differ in number where some could not be read."""
@@ -42,6 +46,7 @@ def step(rank, bounds, overrides):
     for value in found.values() if len(bounds) > 2 else ():
         dist.all_reduce(value)
         value /= len(bounds) - 1
+    found |= {f"each row's {name}": getattr(module.method, name) for name in module.method.row_buffers}
     keys, ids = module._unwritten[0]
     module.miner.write(keys, ids, 1)
     bank = module.miner.state_dict()["bank"]
@@ -49,8 +54,19 @@ def step(rank, bounds, overrides):
     return found | {"keys": keys, "ids": ids} | {f"bank {name}": value for name, value in kept.items()}
 
 
+def composed(rank):
+    """The order of the second epoch, from banks that differ between the ranks, as roundings may."""
+    module = tiny.module("method=simclr", rows=ROWS, fill=False)
+    order = NeighbourOrder(ROWS, 0, NeighboursConfig(group=4, width=5), 0.0)
+    module.plan = replace(module.plan, order=order)
+    noise = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(rank))
+    module.miner.write(torch.nn.functional.normalize(noise, dim=1), torch.arange(ROWS), 0)
+    module._compose_epoch(module.plan.steps_per_epoch)
+    return {"order": order.ids(1, 0, ROWS)}
+
+
 def all_cases(rank):
-    return {
+    return {"composed": composed(rank)} | {
         f"{name} {bounds}": step(rank, bounds, overrides)
         for name, overrides in CASES.items()
         for bounds in SHARES
@@ -78,6 +94,12 @@ def test_two_ranks_step_as_one_process_on_the_joined_batch(ranks, name, bounds):
             torch.testing.assert_close(
                 value, one[key], rtol=1e-4, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}"
             )
+
+
+def test_all_ranks_visit_an_epoch_in_the_order_that_the_first_composed(ranks):
+    expected = composed(0)["order"].tolist()
+    assert [rank["composed"]["order"].tolist() for rank in ranks] == [expected] * 2
+    assert composed(1)["order"].tolist() != expected
 
 
 def test_the_bank_is_nothing_that_ddp_would_broadcast():

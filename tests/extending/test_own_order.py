@@ -35,8 +35,8 @@ class ByClass(Order):
         return rows[self.labels[rows].argsort(stable=True)][start:stop]
 
 
-def by_class(images, seed):
-    return ByClass(images.labels, GlobalOrder(len(images), seed))
+def by_class(images, config):
+    return ByClass(images.labels, GlobalOrder(len(images), config.run.seed))
 
 
 class NoteIds(StepCallback):
@@ -64,7 +64,7 @@ def test_batches_come_in_the_order_that_the_config_names(settings):
     code, _ = pretrain(config, callbacks=[note])
     assert code == 0
     images = open_dataset(config.data).train
-    expected = by_class(images, config.run.seed)
+    expected = by_class(images, config)
     assert [ids.tolist() for ids in note.seen] == [
         expected.ids(0, 64 * step, 64 * (step + 1)).tolist() for step in range(4)
     ]

@@ -2,7 +2,7 @@
 
 import torch
 
-from contrastive.config import UserError
+from contrastive.config import PretrainConfig, UserError
 from contrastive.data.images import Images
 from contrastive.data.order.base import Order
 from contrastive.find_part import find_part
@@ -11,18 +11,18 @@ from contrastive.registry import ORDERS
 _CHECKED_ROWS = 2**20  # the check takes memory and time proportional to the rows
 
 
-def build_order(name: str, images: Images, seed: int) -> Order:
+def build_order(config: PretrainConfig, images: Images) -> Order:
     """Build an order, and check that its first epoch holds each row once.
 
     Args:
-        name: Name in the registry.
+        config: The run; ``data.order`` is a name in the registry.
         images: The training set.
-        seed: As run.seed.
 
     Raises:
         UserError: unknown name, or rows that are missing, repeated or out of range.
     """
-    order: Order = find_part("data.order", ORDERS, name)(images, seed)
+    name = config.data.order
+    order: Order = find_part("data.order", ORDERS, name)(images, config)
     rows = len(images)
     if rows <= _CHECKED_ROWS:
         ids = order.ids(0, 0, rows)

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from typing_extensions import override
 
+from contrastive.config import PretrainConfig
 from contrastive.data.images import Images
 from contrastive.data.order.base import Order
 
@@ -30,9 +31,9 @@ class GlobalOrder(Order):
         return torch.from_numpy(_permutation(self.rows, self.seed, epoch)[start:stop].copy())
 
 
-def build(images: Images, seed: int) -> GlobalOrder:
-    """Build the order of a data set."""
-    return GlobalOrder(len(images), seed)
+def build(images: Images, config: PretrainConfig) -> GlobalOrder:
+    """Build the order of a run."""
+    return GlobalOrder(len(images), config.run.seed)
 
 
 # Several epochs are kept: decoding and the miner look ahead into the next epoch.

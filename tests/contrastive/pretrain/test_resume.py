@@ -18,14 +18,27 @@ def test_a_finished_run_is_not_repeated(run, tmp_path):
     assert (tmp_path / "runs/tiny/encoder.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, tmp_path):
-    run("run.name=whole")
+NEIGHBOURS = ["method=simclr", "data.order=neighbours", "data.neighbours.group=4", "data.neighbours.width=5"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "step"),
+    [
+        ([], 5),
+        (["method=sogclr"], 5),
+        (NEIGHBOURS, 5),
+        ([*NEIGHBOURS, "data.neighbours.kind=random_walk", "data.resident=false", "data.num_workers=1"], 4),
+    ],
+    ids=["moco", "sogclr", "greedy", "walk at the end of an epoch"],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, tmp_path, settings, step):
+    run("run.name=whole", *settings)
     whole = tmp_path / "runs" / "whole"
-    run("run.name=parts", "trainer.max_steps=5", "run.checkpoint_every=2")
+    run("run.name=parts", f"trainer.max_steps={step}", "run.checkpoint_every=2", *settings)
     parts = tmp_path / "runs" / "parts"
-    code, _, err = run("run.name=parts", "run.checkpoint_every=2")
+    code, _, err = run("run.name=parts", "run.checkpoint_every=2", *settings)
     assert code == 0
-    assert "parts: continuing from step 5 of 12" in err
+    assert f"parts: continuing from step {step} of 12" in err
     assert same(weights(whole), weights(parts))
     assert same(bank(whole), bank(parts))
     losses = [{row["step"]: row["train/loss"] for row in metrics(path)} for path in (whole, parts)]
@@ -143,10 +156,13 @@ def test_changed_data_behind_a_run_names_the_files(run, folder, tmp_path):
     assert run("run.checkpoint_every=1", "data.allow_changed=true")[0] == 0
 
 
-@pytest.mark.parametrize("kind", ["dataset", "queue"])
-def test_files_added_or_removed_are_gone_on_with_without_the_old_bank(run, folder, tmp_path, kind):
+@pytest.mark.parametrize(
+    "bank",
+    [[], ["bank.kind=queue", "bank.capacity=20"], ["method=sogclr"], NEIGHBOURS],
+    ids=["dataset", "queue", "sogclr", "neighbours"],
+)
+def test_files_added_or_removed_are_gone_on_with_without_the_old_bank(run, folder, tmp_path, bank):
     """From then on they are the run's: it resumes without the flag."""
-    bank = ["bank.kind=queue", "bank.capacity=20"] if kind == "queue" else []
     every = ["run.checkpoint_every=1", *bank]
     run("trainer.max_steps=4", *every)
     sorted((folder / "red").iterdir())[0].unlink()
