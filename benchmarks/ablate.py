@@ -121,7 +121,8 @@ def arms(rows: int, batch: int, epochs: int) -> dict[str, tuple[str, ...]]:
     """Return each arm's overrides for a data set of ``rows``; the core arms come first.
 
     Bands, hcl and debiased use the prior that a tenth of the images is of one class. ``hcl``: beta acts on
-    logits; 0.5 is about the tilt that the paper's 1 is at its temperature of 0.5.
+    logits; 0.5 is about the tilt that the paper's 1 is at its temperature of 0.5. ``batch``, ``sogclr`` and
+    ``neighbours`` take both views as queries, so that a step costs more; they mine nothing.
     """
     an_epoch = rows // batch
     every = ("bank.max_age=null", "mining=all_rows")
@@ -146,6 +147,10 @@ def arms(rows: int, batch: int, epochs: int) -> dict[str, tuple[str, ...]]:
             "mining.num_hard=256",
             "mining.num_uniform=1024",
         ),
+        "mix": ("bank.max_age=null", "mining=mix"),
+        "batch": (*every, "method=simclr"),
+        "sogclr": (*every, "method=sogclr"),
+        "neighbours": (*every, "method=simclr", "data.order=neighbours", "mining.class_prior=0.1"),
         "queue": (*every, "bank.kind=queue", f"bank.capacity={rows // 2}"),
         "ring": ("mining=ring", *near, f"mining.band_steps={an_epoch * epochs * 2 // 3}"),
         "debiased": (*every, "objective.name=debiased", "objective.tau_plus=0.1"),

@@ -90,7 +90,7 @@ def test_arms_differ_from_each_other_alone(ablation: Any) -> None:
     assert all(shared[arm][length:] == ablation.arms[arm] for arm in shared)
 
 
-def test_arms_are_valid_configs_that_differ_in_loss_bank_and_mining_alone(load: Any) -> None:
+def test_arms_are_valid_configs_that_differ_in_method_loss_order_bank_and_mining_alone(load: Any) -> None:
     ablate = load("ablate")
     for preset in ablate.PRESETS.values():
         configs = {
@@ -99,7 +99,8 @@ def test_arms_are_valid_configs_that_differ_in_loss_bank_and_mining_alone(load: 
         }
         for arm, config in configs.items():
             changed = set(differences(configs["all_rows"], config))
-            assert all(name.startswith(("objective.", "bank.", "mining.")) for name in changed), arm
+            parts = ("method", "objective.", "data.order", "bank.", "mining.")
+            assert all(name.startswith(parts) for name in changed), arm
             assert changed or arm == "all_rows"
             assert not changed & {"objective.symmetric", "objective.temperature"}
 
