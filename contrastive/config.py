@@ -1,5 +1,6 @@
 """Define the settings of a pretraining run; the yaml files under configs/pretrain are merged into them."""
 
+import difflib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -280,15 +281,19 @@ class EncoderConfig:
     """Settings of the network.
 
     Attributes:
-        name: ``resnet10`` (one block a stage), ``resnet18``, ``resnet34`` or ``resnet50``; ``timm:MODEL`` or
-            ``torchvision:MODEL``: any network of these libraries.
-        args: Further arguments of the network, e.g. ``{patch_size: 4}`` for a transformer of timm.
+        name: ``resnet10`` (one block a stage), ``resnet18``, ``resnet34`` or ``resnet50``; ``vit_tiny``,
+            ``vit_small`` or ``vit_base`` (patches by image size); ``convnext_tiny``; ``hybrid_resnet18``
+            (three stages of a ResNet, then Transformer blocks); ``timm:MODEL`` or ``torchvision:MODEL``: any
+            network of these libraries.
+        args: Further arguments of the network (contrastive/encoders/vit.py, convnext.py, hybrid.py), e.g.
+            ``{patch_size: 4}``, ``{positions: sincos}`` or ``{drop_path_rate: 0.1}`` for a transformer.
         width: Channels of the first stage of a residual network; 64 is torchvision's.
         stem: First layers of a residual network: ``imagenet`` (7x7 stride 2, max-pool), ``small`` (3x3 stride
             1) or ``auto`` (small up to 64 px).
         weights: Initial weights. A file: torchvision's or timm's state dict, a checkpoint that contains one,
             or an ``encoder.safetensors``. ``default``, or a name that torchvision gives: published weights of
-            ``timm:MODEL`` and ``torchvision:MODEL``. None: random. Not read when a run is resumed.
+            ``vit_*``, ``convnext_tiny``, ``timm:MODEL`` and ``torchvision:MODEL``. None: random. Not read
+            when a run is resumed.
         projector_hidden: Width of the projector's hidden layers.
         projector_layers: Number of linear layers of the projector.
         projector_dim: Dimension d of the embeddings and of the bank.
@@ -318,7 +323,9 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if encoder_key(self.name) not in ENCODERS:
             names = [f"{key}MODEL" if key.endswith(":") else key for key in ENCODERS]
-            check_choice("encoder.name", self.name, tuple(names))
+            close = difflib.get_close_matches(self.name, names, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ValueError(f"encoder.name={self.name!r}: {hint}allowed are {', '.join(names)}")
         check_choice("encoder.stem", self.stem, ("auto", "small", "imagenet"))
         if self.weights is not None:
             self.weights = check_path("encoder.weights", self.weights)

@@ -50,6 +50,11 @@ ENCODERS = {
     "resnet18": "contrastive.encoders.resnet:build",
     "resnet34": "contrastive.encoders.resnet:build",
     "resnet50": "contrastive.encoders.resnet:build",
+    "vit_tiny": "contrastive.encoders.vit:build",
+    "vit_small": "contrastive.encoders.vit:build",
+    "vit_base": "contrastive.encoders.vit:build",
+    "convnext_tiny": "contrastive.encoders.convnext:build",
+    "hybrid_resnet18": "contrastive.encoders.hybrid:build",
     "timm:": "contrastive.encoders.timm_model:build",
     "torchvision:": "contrastive.encoders.torchvision_model:build",
 }

@@ -25,16 +25,19 @@ class LibraryEncoder(Encoder):
         network: Network without its classifier: (b, 3, s, s) to (b, d).
         name: The ``encoder.name``, for messages.
         image_size: Side s of its input.
+        args: The ``encoder.args`` it was built with, for messages.
         heads: Names of its classifier in weight files.
 
     Raises:
         UserError: the network does not accept images of this size.
     """
 
-    def __init__(self, network: nn.Module, name: str, image_size: int, heads: Sequence[str]) -> None:
+    def __init__(
+        self, network: nn.Module, name: str, image_size: int, args: dict[str, Any], heads: Sequence[str]
+    ) -> None:
         super().__init__()
         self.network, self.name, self.heads = network, name, tuple(heads)
-        self.dim = _pooled_dim(network, name, image_size)
+        self.dim = _pooled_dim(network, name, image_size, args)
         self.register_state_dict_post_hook(_strip_prefix)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
 
@@ -58,11 +61,11 @@ def _add_prefix(module: nn.Module, tensors: dict[str, Any], prefix: str, *_: Any
 
 
 @torch.no_grad()
-def _pooled_dim(network: nn.Module, name: str, image_size: int) -> int:
+def _pooled_dim(network: nn.Module, name: str, image_size: int, args: dict[str, Any]) -> int:
     """Measure the size of the pooled features with one image of zeros."""
     device = next(network.parameters()).device
     network.eval()
-    with explain_refusal(name, {}, image_size):
+    with explain_refusal(name, args, image_size):
         features = network(torch.zeros(1, 3, image_size, image_size, device=device))
     network.train()
     if not isinstance(features, Tensor) or features.ndim != 2:
@@ -85,8 +88,9 @@ def explain_refusal(name: str, args: dict[str, Any], image_size: int) -> Iterato
             raise
         if args:
             raise UserError(
-                f"{name} with encoder.args={args}: cannot be built for images of {image_size} px "
-                f"({type(error).__name__}: {first_line(error)}); change or leave out the argument"
+                f"{name} with encoder.args={args}: does not work for images of {image_size} px "
+                f"({type(error).__name__}: {first_line(error)}); change or leave out the argument, or choose "
+                "another data.image_size"
             ) from error
         raise UserError(
             f"{name}: does not take images of {image_size} px ({first_line(error)}); leave data.image_size "
@@ -121,10 +125,16 @@ def check_model(library: str, model: str, names: Sequence[str]) -> None:
 
 
 def download(name: str, fetch: Callable[[], Any]) -> Any:
-    """Run ``fetch``; turn any download error into a UserError."""
+    """Run ``fetch``; turn any download error, and weights that do not fit, into a UserError."""
     try:
         return fetch()
     except Exception as error:
+        if "loading state_dict" in str(error):
+            raise UserError(
+                f"{name}: its published weights do not fit data.image_size and encoder.args "
+                f"({str(error).splitlines()[-1].strip()}); leave out what changes the network, or "
+                "encoder.weights"
+            ) from error
         raise UserError(
             f"{name}: its weights could not be downloaded ({first_line(error)}); to train, give a file "
             f"(encoder.weights=FILE) or leave encoder.weights out; to evaluate, give {name}:FILE "

@@ -30,7 +30,7 @@ _RESERVED = (
 """Arguments that ``encoder.args`` must not set: they may come from a file that is not trusted."""
 
 
-def build(model: str, image_size: int, **args: Any) -> LibraryEncoder:
+def build(model: str, image_size: int, /, **args: Any) -> LibraryEncoder:
     """Build ``timm:MODEL`` with random weights.
 
     Args:
@@ -48,6 +48,9 @@ class TimmEncoder(LibraryEncoder):
         model: Its name.
         image_size: Side in pixels of its input.
         args: Further arguments of its class.
+
+    Attributes:
+        made_of: The three arguments, from which ``create`` builds timm's own network.
     """
 
     weight_names = (DEFAULT,)
@@ -55,8 +58,9 @@ class TimmEncoder(LibraryEncoder):
     def __init__(self, model: str, image_size: int, args: dict[str, Any]) -> None:
         network = create(model, image_size, args)
         heads = network.pretrained_cfg["classifier"]
-        super().__init__(network, f"timm:{model}", image_size, (heads,) if isinstance(heads, str) else heads)
-        self._create = (model, image_size, args)
+        heads = (heads,) if isinstance(heads, str) else heads
+        super().__init__(network, f"timm:{model}", image_size, args, heads)
+        self.made_of = (model, image_size, args)
 
     @override
     def encode(self, x: Float[Tensor, "b 3 h w"]) -> Encoded:
@@ -77,18 +81,18 @@ class TimmEncoder(LibraryEncoder):
     @override
     def published_weights(self, name: str) -> Mapping[str, Tensor]:
         """Download timm's weights of the model, fitted to the image size as timm does it."""
-        network: nn.Module = download(self.name, lambda: create(*self._create, pretrained=True))
+        options = {"num_classes": 0, "pretrained": True, **arguments(*self.made_of)}
+        network: nn.Module = download(self.name, lambda: timm.create_model(self.made_of[0], **options))
         return network.state_dict()
 
 
-def create(model: str, image_size: int, args: dict[str, Any], **options: Any) -> Any:
+def create(model: str, image_size: int, args: dict[str, Any]) -> Any:
     """Build timm's own network, without its classifier.
 
     Args:
         model: Its name.
         image_size: Side in pixels.
         args: Further arguments of its class.
-        options: Options of ``timm.create_model``, for callers in this project.
 
     Raises:
         UserError: no such model, or arguments that it does not have or accept.
@@ -98,7 +102,7 @@ def create(model: str, image_size: int, args: dict[str, Any], **options: Any) ->
     open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     check_arguments(name, args, [*allowed, *(each for each in args if open_ended and each not in _RESERVED)])
     with explain_refusal(name, args, image_size):
-        return timm.create_model(model, num_classes=0, **arguments(model, image_size, args), **options)
+        return timm.create_model(model, num_classes=0, **arguments(model, image_size, args))
 
 
 def arguments(model: str, image_size: int, args: dict[str, Any]) -> dict[str, Any]:

@@ -23,13 +23,15 @@ from contrastive.encoders.library import (
 )
 from contrastive.encoders.spec import InputSpec
 
-_RESERVED = ("weights", "num_classes", "self", "kwargs", "block", "norm_layer")
-"""Arguments that ``encoder.args`` must not set."""
+_FIXED = {"aux_logits": False, "init_weights": True}
+"""Arguments with a fixed value in the networks that have them."""
+_RESERVED = ("weights", "num_classes", "image_size", "self", "kwargs", "block", "norm_layer", *_FIXED)
+"""Arguments that ``encoder.args`` must not set: fixed ones, and those that a config cannot express."""
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")
 """Auxiliary classifiers, which are not built."""
 
 
-def build(model: str, image_size: int, **args: Any) -> LibraryEncoder:
+def build(model: str, image_size: int, /, **args: Any) -> LibraryEncoder:
     """Build ``torchvision:MODEL`` with random weights.
 
     Args:
@@ -47,12 +49,15 @@ class TorchvisionEncoder(LibraryEncoder):
         model: Its name.
         image_size: Side in pixels of its input.
         args: Further arguments of its class.
+
+    Attributes:
+        made_of: The three arguments, from which ``create`` builds torchvision's own network.
     """
 
     def __init__(self, model: str, image_size: int, args: dict[str, Any]) -> None:
         network, head = create(model, image_size, args)
-        super().__init__(network, f"torchvision:{model}", image_size, (head, *_AUXILIARY))
-        self._model = model
+        super().__init__(network, f"torchvision:{model}", image_size, args, (head, *_AUXILIARY))
+        self.made_of = (model, image_size, args)
         self.weight_names = (DEFAULT, *(item.name for item in models.get_model_weights(model)))
 
     @override
@@ -71,7 +76,7 @@ class TorchvisionEncoder(LibraryEncoder):
     @override
     def published_weights(self, name: str) -> Mapping[str, Tensor]:
         """Download torchvision's default weights of the model, or those of a name (``IMAGENET1K_V2``)."""
-        chosen = _published(self._model, name)
+        chosen = _published(self.made_of[0], name)
         tensors: Mapping[str, Tensor] = download(
             self.name, lambda: chosen.get_state_dict(check_hash=True, weights_only=True)
         )
@@ -101,7 +106,7 @@ def create(model: str, image_size: int, args: dict[str, Any]) -> tuple[nn.Module
 def arguments(model: str, image_size: int, args: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``torchvision.models.get_model`` besides the name."""
     parameters = inspect.signature(type(_outline(model))).parameters
-    fixed = {"image_size": image_size, "aux_logits": False, "init_weights": True}
+    fixed = {"image_size": image_size, **_FIXED}
     return {name: value for name, value in fixed.items() if name in parameters} | args
 
 

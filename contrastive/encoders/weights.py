@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -146,11 +147,41 @@ def load_weights(encoder: Encoder, weights: str) -> None:
             f"{encoder.spec.name}: weights {weights!r} are neither a name nor a file; allowed are "
             f"{', '.join([*names, 'a file of tensors'])}" + ("" if names else _WITH_WEIGHTS)
         )
-    remedy = _library_remedy if names else _remedy
+    settings = _library_remedy if ":" in encoder.spec.name else _remedy
+
+    def remedy(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+        return _name_closest(encoder, wanted, tensors) + settings(wanted, tensors)
+
     encoder.load_state_dict(fit_names(wanted, tensors, encoder.heads, weights, remedy))
 
 
-_WITH_WEIGHTS = "; published weights are those of encoder.name=torchvision:MODEL and timm:MODEL"
+_WITH_WEIGHTS = (
+    "; published weights are those of vit_tiny, vit_small, vit_base, convnext_tiny, torchvision:MODEL and "
+    "timm:MODEL"
+)
+
+
+def _name_closest(encoder: Encoder, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """Name the network of the registry that a file mostly fits, if it fits ``encoder`` less; else ""."""
+    shares = {encoder.spec.name: _fitting_share(wanted, tensors)}
+    for name in ENCODERS:
+        if not name.endswith(":") and name != encoder.spec.name:
+            outline = without_memory(partial(build_arch, ArchSpec(name), _USUAL_SIZE))
+            shares[name] = _fitting_share(outline.state_dict(), tensors)
+    closest = max(shares, key=lambda name: shares[name])
+    if closest == encoder.spec.name or shares[closest] < 0.5:
+        return ""
+    return f"the file is closest to encoder.name={closest}; "
+
+
+_USUAL_SIZE = 224
+"""Image size of most published weights."""
+
+
+def _fitting_share(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> float:
+    """Return the share of the names of either side that both have in the same shape."""
+    fitting = sum(wanted[name].shape == tensors[name].shape for name in wanted.keys() & tensors.keys())
+    return fitting / len(wanted.keys() | tensors.keys())
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -305,7 +336,8 @@ def _require_fit(encoder: Encoder, tensors: Mapping[str, Tensor], path: Path) ->
 
 def _remedy(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
     return _stem_remedy(wanted, tensors) or (
-        "encoder.name, encoder.width and encoder.args must be those the file was made with"
+        "encoder.name, encoder.width and encoder.args (of a transformer data.image_size too) must be those "
+        "the file was made with"
     )
 
 

@@ -1,6 +1,5 @@
 """Export state dicts for torchvision and timm, with the Python code that loads them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,9 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from contrastive.config import UserError
 from contrastive.encoders import timm_model, torchvision_model
+from contrastive.encoders.resnet import ResNetEncoder
+from contrastive.encoders.timm_model import TimmEncoder
+from contrastive.encoders.torchvision_model import TorchvisionEncoder
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import ExportedEncoder
 from eval.results import write_file
@@ -20,12 +22,13 @@ from memory_bank import sealed
 
 def write_torchvision(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict[str, Any]:
     """Write a state dict with torchvision's names, without the classifier."""
-    name, args = source.arch.name, source.arch.args
-    if name.startswith("torchvision:"):
-        model: Any
-        model, head = torchvision_model.create(name.partition(":")[2], source.input.size, args)
+    name, encoder = source.arch.name, source.encoder
+    model: Any
+    if isinstance(encoder, TorchvisionEncoder):
+        model, head = torchvision_model.create(*encoder.made_of)
+        call = _call(encoder.made_of[0], torchvision_model.arguments(*encoder.made_of))
         lines = [
-            f"model = torchvision.models.get_model({_call(name, source, torchvision_model.arguments, args)})",
+            f"model = torchvision.models.get_model({call})",
             f'model.set_submodule("{head}", torch.nn.Identity())',
         ]
     else:
@@ -43,12 +46,11 @@ def write_torchvision(config: ExportConfig, source: ExportedEncoder, out: Path) 
 
 def write_timm(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict[str, Any]:
     """Write a state dict with timm's names, which are torchvision's for residual networks."""
-    name, args = source.arch.name, source.arch.args
-    if name.startswith("timm:"):
-        model = timm_model.create(name.partition(":")[2], source.input.size, args)
-        lines = [
-            f"model = timm.create_model({_call(name, source, timm_model.arguments, args)}, num_classes=0)"
-        ]
+    name, encoder = source.arch.name, source.encoder
+    if isinstance(encoder, TimmEncoder):
+        model = timm_model.create(*encoder.made_of)
+        call = _call(encoder.made_of[0], timm_model.arguments(*encoder.made_of))
+        lines = [f"model = timm.create_model({call}, num_classes=0)"]
     else:
         _check_residual(source, "timm")
         if name == "resnet10":
@@ -62,22 +64,20 @@ def write_timm(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict
     return _write(source, out, model, ["import timm", "import torch", "", *lines])
 
 
-def _call(
-    name: str, source: ExportedEncoder, arguments: Callable[..., dict[str, Any]], args: dict[str, Any]
-) -> str:
+def _call(model: str, given: dict[str, Any]) -> str:
     """Return the arguments of a library's function as Python code."""
-    model = name.partition(":")[2]
-    given = arguments(model, source.input.size, args)
     return ", ".join([f'"{model}"', *(f"{name}={value!r}" for name, value in given.items())])
 
 
 def _check_residual(source: ExportedEncoder, library: str) -> None:
     """Refuse networks that the library does not have."""
-    name, _, model = source.arch.name.partition(":")
-    use = f"format={name}, " if model and name in ("timm", "torchvision") else ""
+    name = source.arch.name
+    use = ""
+    if isinstance(source.encoder, TimmEncoder | TorchvisionEncoder):
+        use = f"format={'timm' if isinstance(source.encoder, TimmEncoder) else 'torchvision'}, "
     other = f"use {use}format=onnx, or contrastive.encoders.weights.load_encoder in Python"
-    if model or "width" not in source.arch.args:
-        raise UserError(f"{source.file}: is a {source.arch.name}, which {library} does not have; {other}")
+    if not isinstance(source.encoder, ResNetEncoder):
+        raise UserError(f"{source.file}: is a {name}, which {library} does not have; {other}")
     if (width := source.arch.args["width"]) != 64:
         raise UserError(
             f"{source.file}: is a {name} of width {width}, torchvision and timm have width 64 only; {other}"

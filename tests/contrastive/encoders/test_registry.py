@@ -18,6 +18,11 @@ CASES = {
     "resnet18": ({"width": 8}, (32, 4, 4), 64),
     "resnet34": ({"width": 8}, (32, 4, 4), 64),
     "resnet50": ({"stem": "imagenet"}, (32, 1, 1), 2048),
+    "vit_tiny": ({"embed_dim": 24, "depth": 2, "num_heads": 3}, (32, 8, 8), 24),
+    "vit_small": ({"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}, (32, 4, 4), 16),
+    "vit_base": ({"embed_dim": 16, "depth": 2, "num_heads": 1, "init_values": 0.1}, (32, 8, 8), 16),
+    "convnext_tiny": ({"depths": [1, 1, 2, 1], "dims": [8, 16, 24, 32]}, (32, 4, 4), 32),
+    "hybrid_resnet18": ({"width": 8, "depth": 2}, (32, 8, 8), 32),
     "timm:test_vit": ({"patch_size": 4}, (32, 8, 8), 64),
     "timm:test_vit2": ({"patch_size": 8}, (32, 4, 4), 64),
     "timm:test_resnet": ({"zero_init_last": False}, (32, 1, 1), 96),
@@ -27,7 +32,7 @@ CASES = {
     "torchvision:mobilenet_v3_small": ({}, (32, 1, 1), 1024),
 }
 """Name: arguments, (image size, rows, columns), size of the pooled features."""
-CLASS_TOKENS = {"timm:test_vit": 1}
+CLASS_TOKENS = dict.fromkeys(("vit_tiny", "vit_small", "vit_base", "timm:test_vit"), 1)
 TOKEN_WIDTH = {"torchvision:mobilenet_v3_small": 576}  # it has a layer behind the pooling
 
 
@@ -149,14 +154,42 @@ def test_an_encoder_inside_a_module_keeps_its_names_in_checkpoints():
         ({"name": "torchvision:resnet19"}, "no classifier 'resnet19'; did you mean resnet1"),
         ({"name": "timm:hf-hub:timm/test_vit.r160_in1k"}, "has no classifier"),
         ({"name": "timm:test_vit", "args": {"patch_sise": 4}}, "args.patch_sise: .*did you mean patch_size"),
-        ({"name": "timm:test_vit", "args": {"patch_size": "a"}}, "cannot be built"),
+        (
+            {"name": "timm:test_vit", "args": {"patch_size": "a"}},
+            "encoder.args={'patch_size': 'a'}: does not work",
+        ),
         (
             {"name": "timm:test_vit", "args": {"img_size": 64, "dynamic_img_size": False}},
-            "does not take images of 32 px",
+            r"img_size.*does not work for images of 32 px \(.*choose another data\.image_size",
         ),
+        (
+            {"name": "timm:test_efficientnet", "args": {"stem_size": -3}},
+            r"encoder\.args={'stem_size': -3}: does not work .*change or leave out the argument",
+        ),
+        (
+            {"name": "vit_tiny", "args": {"patch_size": 5}},
+            r"no multiple of the patch's 5 px; choose .*30 or 35",
+        ),
+        ({"name": "vit_tiny", "args": {"positions": "rope"}}, "args.positions='rope': allowed are learned"),
+        ({"name": "vit_tiny", "args": {"dept": 2}}, "args.dept: .*did you mean depth"),
+        (
+            {"name": "vit_tiny", "args": {"positions": "sincos", "embed_dim": 6}},
+            "positions.*divisible by 4",
+        ),
+        ({"name": "hybrid_resnet18", "args": {"heads": 3}}, "heads=3: the tokens have 256 channels"),
+        ({"name": "hybrid_resnet18", "args": {"stages": 5}}, "args.stages=5: allowed is 1 to 4"),
+        ({"name": "convnext_tiny", "args": {"patch_size": 64}}, "args.patch_size=64: allowed is 1 to 32"),
         ({"name": "timm:test_resnet", "args": {"global_pool": ""}}, "no vector for each image; leave"),
         ({"name": "timm:test_resnet", "args": {"pretrained": True}}, "args.pretrained: .*no such argument"),
         ({"name": "torchvision:resnet18", "args": {"weights": "x"}}, "args.weights: .*no such argument"),
+        (
+            {"name": "torchvision:googlenet", "args": {"aux_logits": True}},
+            r"args.aux_logits: .*allowed are transform_input, blocks, dropout, dropout_aux$",
+        ),
+        (
+            {"name": "torchvision:vit_b_16", "args": {"image_size": 64}},
+            "args.image_size: .*allowed are patch_size",
+        ),
         (
             {"name": "resnet18", "args": {"depth": 3}},
             "args.depth: .*no such argument; .*allowed are width, stem",
@@ -184,11 +217,14 @@ def test_a_width_that_a_network_does_not_have_is_named(monkeypatch):
 
 def test_names_of_libraries_are_allowed_in_a_config():
     with pytest.raises(
-        ValueError, match=r"encoder\.name='timmm:x': allowed are resnet10, .*, timm:MODEL, torch"
+        ValueError,
+        match=r"encoder\.name='timmm:x': did you mean timm:MODEL\? allowed are resnet10, .*, torchvision",
     ):
         EncoderConfig(name="timmm:x")
-    with pytest.raises(ValueError, match=r"encoder\.name='timm': allowed are"):
+    with pytest.raises(ValueError, match=r"encoder\.name='timm': .*allowed are"):
         EncoderConfig(name="timm")
+    with pytest.raises(ValueError, match=r"'vit_tiny_patch16_224': did you mean vit_tiny\? allowed are"):
+        EncoderConfig(name="vit_tiny_patch16_224")
 
 
 def test_published_weights_are_named(monkeypatch):
