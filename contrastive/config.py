@@ -294,10 +294,18 @@ class EncoderConfig:
             or an ``encoder.safetensors``. ``default``, or a name that torchvision gives: published weights of
             ``vit_*``, ``convnext_tiny``, ``timm:MODEL`` and ``torchvision:MODEL``. None: random. Not read
             when a run is resumed.
+        freeze_epochs: Epochs at the start in which only projector and predictor are trained, and the encoder
+            keeps its weights and batch statistics, so that fresh heads do not spoil published weights; may be
+            a fraction. They count as epochs also where ``schedule.minutes`` decides the length.
+        freeze_patch_projection: Keep the patch projection of a transformer at its initial weights (MoCo v3,
+            arXiv:2104.02057), which makes its training stable.
+        grad_checkpointing: Recompute the blocks' activations in the backward pass: less memory, about a third
+            more time. For transformers and other networks of timm without batch norm.
         projector_hidden: Width of the projector's hidden layers.
         projector_layers: Number of linear layers of the projector.
         projector_dim: Dimension d of the embeddings and of the bank.
         predictor_hidden: Width of the predictor's hidden layer (MoCo v3, BYOL); 0 means no predictor.
+        last_norm: End projector and predictor with a batch norm without scale and shift (MoCo v3).
         batch_norm: Images that share statistics (contrastive/batch_norm.py). ``plain``: each device's batch;
             ``split``: groups of it, keys in other groups than their queries; ``shuffle``: each device's
             batch, keys on other devices than their queries; ``sync``: the batch of all devices (GPUs).
@@ -311,10 +319,14 @@ class EncoderConfig:
     width: int = 64
     stem: str = "auto"
     weights: str | None = None
+    freeze_epochs: float = 0.0
+    freeze_patch_projection: bool = False
+    grad_checkpointing: bool = False
     projector_hidden: int = 2048
     projector_layers: int = 2
     projector_dim: int = 128
     predictor_hidden: int = 0
+    last_norm: bool = False
     batch_norm: str = "plain"
     batch_norm_splits: int = 8
     momentum: float = 0.99
@@ -335,6 +347,7 @@ class EncoderConfig:
             check_range(f"encoder.{name}", getattr(self, name), 1, 65_536)
         check_range("encoder.projector_layers", self.projector_layers, 1, 16)
         check_range("encoder.predictor_hidden", self.predictor_hidden, 0, 65_536)
+        check_range("encoder.freeze_epochs", self.freeze_epochs, 0)
         check_range("encoder.momentum", self.momentum, 0, 1)
         check_range("encoder.momentum_end", self.momentum_end, 0, 1)
 
@@ -396,19 +409,25 @@ class OptimizerConfig:
         name: ``sgd``, ``adamw``, or ``lars`` (arXiv:1708.03888) for batches of thousands.
         base_lr: Peak learning rate per 256 images; the rate used is base_lr * data.global_batch / 256.
         sgd_momentum: Momentum of SGD and LARS.
-        weight_decay: Weight decay; not applied to biases and normalisation layers.
+        weight_decay: Weight decay; not applied to biases, normalisation layers, positions and class tokens.
+        layer_decay: Learning rate of each block of the encoder over that of the next block; projector and
+            predictor have the full rate, the last block ``layer_decay`` times it (BEiT, arXiv:2106.08254).
+            For continued pretraining 0.65 to 0.9 is usual; 1 gives all blocks the same rate.
     """
 
     name: str = "sgd"
     base_lr: float = 0.06
     sgd_momentum: float = 0.9
     weight_decay: float = 5e-4
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         check_choice("optimizer.name", self.name, ("sgd", "adamw", "lars"))
         check_above_zero("optimizer.base_lr", self.base_lr)
         check_range("optimizer.sgd_momentum", self.sgd_momentum, 0, 1)
         check_range("optimizer.weight_decay", self.weight_decay, 0)
+        check_above_zero("optimizer.layer_decay", self.layer_decay)
+        check_range("optimizer.layer_decay", self.layer_decay, 0, 1)
 
 
 @dataclass
@@ -541,6 +560,12 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, ("auto", *METHODS))
+        frozen, schedule = self.encoder.freeze_epochs, self.schedule
+        if frozen and frozen >= schedule.epochs and schedule.minutes is None:
+            raise ValueError(
+                f"encoder.freeze_epochs={frozen:g}: the encoder would never be trained, schedule.epochs is "
+                f"{schedule.epochs}; lower encoder.freeze_epochs"
+            )
         if self.objective.name in NAMED_AFTER_METHOD and self.method_name != self._named_method:
             raise ValueError(
                 f"objective.name={self.objective.name} is the loss of method={self._named_method}, and "

@@ -6,7 +6,7 @@ All functions are collective: every rank must call them, in the same order.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,12 @@ def gather_sizes(rows: int, device: torch.device) -> list[int]:
     sizes = torch.empty(world_size(), dtype=torch.int64, device=device)
     _gather_single(sizes, torch.tensor([rows], dtype=torch.int64, device=device))
     return [int(size) for size in sizes.tolist()]
+
+
+def zero_of(weights: Iterable[Tensor]) -> Float[Tensor, ""]:
+    """Return 0 with a gradient of 0 for each weight, for which DDP waits if nothing else depends on it."""
+    # Sums over no element: 0 times a weight would not be 0 for a weight that is not finite.
+    return torch.stack([weight[:0].sum() for weight in weights]).sum()
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from contrastive.data.order.base import BankOrder
 from contrastive.data.plan import Plan
 from contrastive.distributed import Rows, gather_rows, mean_weight, rank, rows_of_first_rank
 from contrastive.encoders.encoder import Encoder
+from contrastive.encoders.training import depths
 from contrastive.lightning_glue import continue_after, loss_scaler
 from contrastive.methods.method import Method
 from contrastive.momentum import momentum_at
@@ -132,6 +133,7 @@ class ContrastiveModule(pl.LightningModule):
             self._loader.check_corrupt_share(rows.all_ids)
         if min(rows.sizes) < 2:
             return self.guard.note_left_out(step)
+        self.networks.freeze(step < round(self.config.encoder.freeze_epochs * self.plan.steps_per_epoch))
         views = self.views(batch.images, batch.ids, self.plan.epoch_of(step))
         outcome = self.method.step(views, rows, step)
         if outcome.keys is not None:
@@ -143,8 +145,9 @@ class ContrastiveModule(pl.LightningModule):
         return outcome.loss * mean_weight(rows.sizes)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Drop the gradients if the step must not be taken, see ``StepGuard``."""
+        """Drop the gradients if the step must not be taken (``StepGuard``), and a frozen encoder's."""
         self.guard.before_step(optimizer)
+        self.networks.drop_frozen_gradients()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimizer, then move the key network, then write the bank."""
@@ -178,10 +181,15 @@ class ContrastiveModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimizer, and the learning rate as a function of the optimizer step."""
+        encoder_depths = depths(self.encoder) if self.config.optimizer.layer_decay < 1 else {}
         # A fused step leaves no moment at which gradients are unscaled and not applied yet.
         reads_gradients = loss_scaler(self) is not None or bool(self.trainer.gradient_clip_val)
         optimizer = build_optimizer(
-            self, self.config.optimizer, self.config.data.global_batch, fuse=not reads_gradients
+            self,
+            self.config.optimizer,
+            self.config.data.global_batch,
+            fuse=not reads_gradients,
+            depths={f"networks.encoder.{name}": depth for name, depth in encoder_depths.items()},
         )
 
         def factor(step: int) -> float:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from contrastive.batch_norm import convert, shuffled
 from contrastive.config import EncoderConfig
-from contrastive.distributed import Rows, gather_rows
+from contrastive.distributed import Rows, gather_rows, zero_of
 from contrastive.encoders.encoder import Encoder
 from contrastive.heads import predictor, projector
 from contrastive.momentum import Ema
@@ -36,11 +36,17 @@ class Networks(nn.Module):
         self.config, self.seed = config, seed
         self.encoder = encoder
         self.projector = projector(
-            encoder.dim, config.projector_hidden, config.projector_layers, config.projector_dim
+            encoder.dim,
+            config.projector_hidden,
+            config.projector_layers,
+            config.projector_dim,
+            last_norm=config.last_norm,
         )
         self.predictor: nn.Module = nn.Identity()
         if config.predictor_hidden:
-            self.predictor = predictor(config.projector_dim, config.predictor_hidden)
+            self.predictor = predictor(
+                config.projector_dim, config.predictor_hidden, last_norm=config.last_norm
+            )
         for part in (self.encoder, self.projector, self.predictor):
             convert(part, config.batch_norm, config.batch_norm_splits)
         self.key_encoder, self.key_projector = None, None
@@ -50,7 +56,8 @@ class Networks(nn.Module):
         # Views are channels last; weights that are not would be converted in every step.
         self._apply(_channels_last)  # type: ignore[no-untyped-call]
         self._averages: list[Ema] = []
-        self._query = _unit_rows(self.encoder, self.projector, self.predictor)
+        self._frozen = False
+        self._query = _unit_rows(self._features, self.projector, self.predictor)
         self._key = _unit_rows(self.key_encoder, self.key_projector)
 
     def prepare(self, compile: str | None) -> None:
@@ -64,6 +71,31 @@ class Networks(nn.Module):
         if compile is not None:
             self._query, self._key = (torch.compile(f, backend=compile) for f in (self._query, self._key))
 
+    def freeze(self, frozen: bool) -> None:
+        """Freeze or thaw the encoder: its weights and, in evaluation mode, its batch statistics.
+
+        Call it before each step's views. Its parameters stay in the optimizer, so before each optimizer step
+        of a frozen encoder call ``drop_frozen_gradients``.
+        """
+        self._frozen = frozen
+        for encoder in (self.encoder, self.key_encoder):
+            if encoder is not None and encoder.training == frozen:
+                encoder.train(not frozen)
+
+    def drop_frozen_gradients(self) -> None:
+        """Drop the gradients of a frozen encoder: at 0, momentum and weight decay would still move it."""
+        for weight in self.encoder.parameters() if self._frozen else ():
+            weight.grad = None
+
+    def _features(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Compute the encoder's features, without gradient if it is frozen."""
+        if not self._frozen:
+            features: Tensor = self.encoder(view)
+            return features
+        with torch.no_grad():
+            features = self.encoder(view)
+        return features + zero_of(weight for weight in self.encoder.parameters() if weight.requires_grad)
+
     def embed(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Compute unit-norm queries by encoder, projector and predictor; float32, with gradient."""
         return self._query(view)
@@ -72,7 +104,7 @@ class Networks(nn.Module):
         self, view: Float[Tensor, "b 3 h w"]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
         """Compute unit-norm outputs of projector and predictor in one pass, float32, with gradient."""
-        projection = self.projector(self.encoder(view))
+        projection = self.projector(self._features(view))
         return F.normalize(projection.float(), dim=1), F.normalize(self.predictor(projection).float(), dim=1)
 
     @torch.no_grad()
@@ -109,7 +141,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def _unit_rows(*parts: nn.Module | None) -> Callable[[Tensor], Tensor]:
+def _unit_rows(*parts: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
     """Return the function from images through ``parts`` to unit-norm rows in float32."""
 
     def forward(view: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,12 @@ LARS_TRUST = 0.001
 
 
 def build_optimizer(
-    module: nn.Module, config: OptimizerConfig, global_batch: int, *, fuse: bool = True
+    module: nn.Module,
+    config: OptimizerConfig,
+    global_batch: int,
+    *,
+    fuse: bool = True,
+    depths: Mapping[str, int] | None = None,
 ) -> Optimizer:
     """Build the optimizer of ``config`` over the trainable parameters of ``module``.
 
@@ -29,9 +34,13 @@ def build_optimizer(
         global_batch: Images of one step.
         fuse: Must be False if gradients are read between the backward pass and the step: with a loss scale
             (16-mixed) a fused kernel unscales them itself, and they cannot be clipped.
+        depths: Depth of the encoder's parameters in blocks, by name in ``module``, for ``layer_decay``.
     """
-    groups = parameter_groups(module, config.weight_decay)
+    shares = layer_shares(depths or {}, config.layer_decay)
+    groups = parameter_groups(module, config.weight_decay, shares)
     peak = config.base_lr * global_batch / 256
+    for group in groups:
+        group["lr"] = peak * group.pop("share")
     # With None torch chooses; on CUDA it would choose foreach, which accesses memory more often.
     fused = True if fuse and _on_cuda(groups) else None
     if config.name == "sgd":
@@ -41,26 +50,52 @@ def build_optimizer(
     return LARS(groups, lr=peak, momentum=config.sgd_momentum)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters into two groups: with weight decay, and without.
+def layer_shares(depths: Mapping[str, int], layer_decay: float) -> dict[str, float]:
+    """Compute the share of the learning rate for each parameter of the encoder: BEiT (arXiv:2106.08254).
 
-    The latter are biases and normalisation layers (fewer than two axes), positions, class tokens and layer
+    ``layer_decay ** (top - depth)``, where ``top`` is one more than the largest depth: that of the heads.
+
+    Args:
+        depths: Depth in blocks by name, 0 for what comes before the first block.
+        layer_decay: Above 0, up to 1.
+    """
+    top = max(depths.values(), default=0) + 1
+    return {name: layer_decay ** (top - depth) for name, depth in depths.items()}
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, shares: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Split trainable parameters into groups: with weight decay and without, for each share of the rate.
+
+    Without decay are biases and normalisation layers (fewer than two axes), positions, class tokens and layer
     scales (by name), and those that a network's own ``no_weight_decay()`` names, as in timm's networks.
+
+    Args:
+        module: Its trainable parameters are taken.
+        weight_decay: That of the groups with decay.
+        shares: Shares of the learning rate by parameter name; 1 for those without.
+
+    Returns:
+        Groups with the entry ``share``, the largest first.
     """
     trainable = {name: value for name, value in module.named_parameters() if value.requires_grad}
     if not trainable:
         raise ValueError("the module has no trainable parameter; nothing to optimise")
     exempt = _named_by_networks(module)
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
+    members: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in trainable.items():
         decays = parameter.ndim > 1 and name not in exempt and not _UNDECAYED.search(name)
-        (decayed if decays else plain).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay, "adapt": True},
-        {"params": plain, "weight_decay": 0.0, "adapt": False},
+        members.setdefault(((shares or {}).get(name, 1.0), decays), []).append(parameter)
+    return [
+        {
+            "params": members[share, decays],
+            "weight_decay": weight_decay if decays else 0.0,
+            "adapt": decays,
+            "share": share,
+        }
+        for share, decays in sorted(members, reverse=True)
     ]
-    return [group for group in groups if group["params"]]
 
 
 _UNDECAYED = re.compile(

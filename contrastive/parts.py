@@ -14,6 +14,7 @@ from contrastive.data.plan import Plan, Share
 from contrastive.distributed import Collectives
 from contrastive.encoders.build import build_encoder, check_encoder
 from contrastive.encoders.encoder import Encoder
+from contrastive.encoders.training import freeze_patch_projection, recompute_activations
 from contrastive.encoders.weights import load_weights
 from contrastive.fit_checks import check_fit, check_method, check_order, is_out_of_memory, warn_of_settings
 from contrastive.methods.build import find_method
@@ -129,6 +130,10 @@ def _build_networks(
             load_weights(encoder, config.encoder.weights)
         local = [config.augment.local_side(config.data.image_size)] if config.augment.num_local else []
         check_encoder(encoder, config.data.image_size, *local)
+        if config.encoder.freeze_patch_projection:
+            freeze_patch_projection(encoder)
+        if config.encoder.grad_checkpointing:
+            recompute_activations(encoder)
         return Networks(encoder, config.encoder, seed=config.run.seed, averaged=averaged)
     except RuntimeError as error:  # torch raises it for too little memory, and for sizes that overflow
         raise UserError(

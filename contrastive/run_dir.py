@@ -41,6 +41,7 @@ MAY_CHANGE = (
     "data.allow_changed",
     "data.max_corrupt",
     "mining.overlap",
+    "encoder.grad_checkpointing",
     "profile",
 )
 """Settings that may differ when a run is resumed; a change of any other makes it another run."""

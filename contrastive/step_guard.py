@@ -11,7 +11,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from contrastive.batch_norm import BufferSnapshot
-from contrastive.distributed import all_true, rank
+from contrastive.distributed import all_true, rank, zero_of
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +105,7 @@ class StepGuard:
                 "the micro-batch is left out; a step without any other counts in train/skipped_steps",
                 step,
             )
-        # Sums over no element: 0 times a weight would not be 0 for a weight that is not finite.
-        return torch.stack([weight[:0].sum() for weight in weights]).sum()
+        return zero_of(weights)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Drop all gradients if any rank's loss is not finite or the step has no image, so no weight changes.
