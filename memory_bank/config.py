@@ -91,8 +91,9 @@ class MiningConfig:
     Attributes:
         method: ``ranked`` draws ``num_hard`` per query from the band and ``num_uniform`` shared by the
             batch; ``all_rows`` uses every admissible row, exactly; ``full_bank`` estimates ``all_rows``
-            from the ``num_hard`` nearest and ``num_uniform`` uniform rows; or the name of a method of
-            your own (memory_bank/registry.py).
+            from the ``num_hard`` nearest and ``num_uniform`` uniform rows; ``in_batch`` uses the other keys
+            of the batch alone (MoCo v3, arXiv:2104.02057); or the name of a method of your own
+            (memory_bank/registry.py).
         num_hard: Hard negatives per query.
         num_uniform: Uniformly drawn negatives, shared by the batch.
         skip_top: Fraction of the closest rows to leave out; None takes ``class_prior``, since the closest
@@ -186,9 +187,9 @@ class MiningConfig:
                 "mining.num_hard=0 and mining.num_uniform=0: nothing would be pushed away from; "
                 "set one of them, or mining.method=all_rows"
             )
-        if self.query == "stored" and self.method == "all_rows":
+        if self.query == "stored" and self.method in ("all_rows", "in_batch"):
             raise ValueError(
-                "mining.query=stored: mining.method=all_rows looks nothing up; use mining.query=fresh"
+                f"mining.query=stored: mining.method={self.method} looks nothing up; use mining.query=fresh"
             )
         if self.false_negative == "attract" and self.backend == "subsample":
             raise ValueError(

@@ -19,5 +19,6 @@ METHODS: dict[str, Callable[[], Any]] = {
     "ranked": partial(_shipped, "ranked", "Ranked"),
     "all_rows": partial(_shipped, "all_rows", "AllRows"),
     "full_bank": partial(_shipped, "full_bank", "FullBank"),
+    "in_batch": partial(_shipped, "in_batch", "InBatch"),
 }
 """Name -> class of the method, or any other callable without arguments that returns one."""

@@ -1,4 +1,4 @@
-"""Use only the batch's keys as negatives, until the bank is filled to ``mining.min_fill``."""
+"""Use only the batch's keys as negatives: MoCo v3; all others until the bank is filled to ``min_fill``."""
 
 from typing_extensions import override
 
