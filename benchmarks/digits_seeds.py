@@ -1,8 +1,10 @@
 """Measure the demo's numbers over seeds: pretrain on digits, probe, kNN, few labels; mean and 95% t-interval.
 
     python benchmarks/digits_seeds.py --seeds 0 1 2 3 4
+    python benchmarks/digits_seeds.py --encoder vit_tiny    (or hybrid_resnet18; the same images and epochs)
 
-Writes benchmarks/results/digits_seeds.json and prints the README's table. Finished runs are not repeated.
+Writes benchmarks/results/digits_seeds.json (of another encoder digits_seeds_NAME.json) and prints the table
+of the README. Finished runs are not repeated.
 """
 
 import argparse
@@ -24,6 +26,14 @@ ROWS = {
     "linear probe, 1 label a class": ("lowshot", "top1 at 1 a class"),
     "kNN, k=20": ("knn", "top1 k=20"),
 }
+_ADAMW = ["optimizer.name=adamw", "optimizer.base_lr=1e-3", "optimizer.weight_decay=0.05"]
+_SMALL_VIT = "{embed_dim: 96, depth: 4, num_heads: 3, positions: sincos, global_pool: avg}"
+ENCODERS = {
+    "resnet10": [],
+    "vit_tiny": ["encoder.name=vit_tiny", f"encoder.args={_SMALL_VIT}", *_ADAMW],
+    "hybrid_resnet18": ["encoder.name=hybrid_resnet18", "encoder.args={depth: 2}", *_ADAMW],
+}
+"""Settings that differ from the recipe's, by encoder."""
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262}  # by number of seeds
 
 
@@ -34,12 +44,12 @@ def command(*arguments: str) -> dict[str, Any]:
     return found
 
 
-def run(seed: int, root: str, overrides: list[str]) -> dict[str, Any]:
+def run(seed: int, encoder: str, root: str, overrides: list[str]) -> dict[str, Any]:
     """Train and score one seed."""
     started = time.monotonic()
-    name = f"digits-seed-{seed}"
+    name = f"digits-seed-{seed}" if encoder == "resnet10" else f"digits-{encoder}-seed-{seed}"
     place = [f"run.root={root}", f"run.name={name}", f"run.seed={seed}", "logging.wandb.mode=disabled"]
-    trained = command("contrastive", *place, *overrides)
+    trained = command("contrastive", *place, *ENCODERS[encoder], *overrides)
     protocols = ("linear", "lowshot", "knn")
     scores = {name_: command("eval", name_, f"checkpoint={root}/{name}")["scores"] for name_ in protocols}
     seconds = time.monotonic() - started
@@ -67,16 +77,21 @@ def tabulate(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--encoder", choices=ENCODERS, default="resnet10")
     parser.add_argument("--root", default="runs")
-    parser.add_argument("--out", type=Path, default=RESULTS / "digits_seeds.json")
+    parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("overrides", nargs="*", help="key=value for contrastive-pretrain")
     asked = parser.parse_args()
-    runs = [run(seed, asked.root, asked.overrides) for seed in asked.seeds]
+    runs = [run(seed, asked.encoder, asked.root, asked.overrides) for seed in asked.seeds]
     table = tabulate(runs)
+    suffix = "" if asked.encoder == "resnet10" else f"_{asked.encoder}"
+    out = asked.out or RESULTS / f"digits_seeds{suffix}.json"
     packages = ("torch", "kornia", "faiss-cpu", "pytorch-lightning")
-    document = context("digits_seeds", torch.device("cpu"), packages, overrides=asked.overrides)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps({**document, "table": table, "runs": runs}, indent=1) + "\n")
+    document = context(
+        "digits_seeds", torch.device("cpu"), packages, encoder=asked.encoder, overrides=asked.overrides
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({**document, "table": table, "runs": runs}, indent=1) + "\n")
     print(f"| top-1 %, mean of {len(runs)} seeds | encoder | raw pixels | random encoder |")
     print("|---|---|---|---|")
     for title, arms in table.items():

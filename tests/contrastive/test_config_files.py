@@ -18,11 +18,15 @@ def test_every_shipped_recipe_loads_and_survives_a_round_trip(tmp_path):
         "cifar10",
         "cifar10_fast",
         "digits",
+        "hybrid_cifar10",
         "imagefolder",
         "imagenet_resnet50",
+        "imagenet_vit_small",
         "own",
         "simclr_cifar10",
         "stl10",
+        "vit_cifar10",
+        "vit_imagefolder",
     }
     assert set(names) == shipped
     for name in names:

@@ -6,12 +6,14 @@ from importlib import resources
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from contrastive.__main__ import main
 from contrastive.config import PretrainConfig
 from contrastive.config_files import load_config
 from contrastive.data.plan import Plan
+from memory_bank.miner import build_miner
 
 FOLDER = resources.files("configs") / "pretrain"
 RECIPES = sorted(path.name.removesuffix(".yaml") for path in FOLDER.iterdir() if path.name.endswith(".yaml"))
@@ -64,6 +66,19 @@ def test_queues_hold_as_many_keys_as_published():
     assert load("imagenet_resnet50").bank.capacity == 65_536  # MoCo v2
 
 
+def test_the_published_negatives_of_moco_v3_are_the_keys_of_the_batch():
+    config = load("imagenet_vit_small")
+    keys = torch.nn.functional.normalize(torch.eye(4) + 0.1, dim=1)
+    miner = build_miner(
+        config.bank, config.mining, rows=8, dim=4, seed=0, device=torch.device("cpu"), upcoming=None
+    )
+    miner.write(torch.nn.functional.normalize(torch.randn(4096, 4), dim=1), torch.arange(4096) % 8, 0)
+    found = miner.negatives(keys, keys, torch.arange(4), 1)
+    assert torch.equal(found.shared, keys)
+    assert torch.equal(found.shared_log_weight == -torch.inf, torch.eye(4, dtype=torch.bool))
+    assert found.hard_index.numel() == 0
+
+
 def test_the_fast_recipe_stops_for_nothing_within_an_epoch():
     config = load("cifar10_fast")
     plan = Plan(50_000, 0, config.data.global_batch, config.schedule.epochs)
@@ -86,6 +101,10 @@ def small(name, folder):
         given.append(f"schedule.epochs={config.schedule.epochs}")
     if config.encoder.name != "resnet50":  # which has one width
         given.append("encoder.width=8")
+    if config.encoder.name.startswith("vit"):
+        given.append("encoder.args.depth=1")
+    if config.encoder.weights is not None:  # which would be downloaded
+        given.append("encoder.weights=null")
     if config.encoder.batch_norm == "shuffle":  # which needs a second device
         given += ["encoder.batch_norm=split", "encoder.batch_norm_splits=2"]
     if config.bank.kind == "queue":
