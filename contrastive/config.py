@@ -296,7 +296,7 @@ class EncoderConfig:
             when a run is resumed.
         freeze_epochs: Epochs at the start in which only projector and predictor are trained, and the encoder
             keeps its weights and batch statistics, so that fresh heads do not spoil published weights; may be
-            a fraction. They count as epochs also where ``schedule.minutes`` decides the length.
+            a fraction. With ``schedule.minutes``, at most a quarter of the run.
         freeze_patch_projection: Keep the patch projection of a transformer at its initial weights (MoCo v3,
             arXiv:2104.02057), which makes its training stable.
         grad_checkpointing: Recompute the blocks' activations in the backward pass: less memory, about a third

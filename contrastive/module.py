@@ -133,7 +133,7 @@ class ContrastiveModule(pl.LightningModule):
             self._loader.check_corrupt_share(rows.all_ids)
         if min(rows.sizes) < 2:
             return self.guard.note_left_out(step)
-        self.networks.freeze(step < round(self.config.encoder.freeze_epochs * self.plan.steps_per_epoch))
+        self.networks.freeze(step < self._frozen_steps())
         views = self.views(batch.images, batch.ids, self.plan.epoch_of(step))
         outcome = self.method.step(views, rows, step)
         if outcome.keys is not None:
@@ -143,6 +143,11 @@ class ContrastiveModule(pl.LightningModule):
         self.diagnostics = {"loss": outcome.loss.detach(), **outcome.diagnostics}
         self.guard.note(outcome.loss, outcome.diagnostics)
         return outcome.loss * mean_weight(rows.sizes)
+
+    def _frozen_steps(self) -> int:
+        """Return the optimizer steps in which the encoder is frozen."""
+        steps = round(self.config.encoder.freeze_epochs * self.plan.steps_per_epoch)
+        return steps if self.config.schedule.minutes is None else min(steps, self.plan.total_steps // 4)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Drop the gradients if the step must not be taken (``StepGuard``), and a frozen encoder's."""

@@ -124,6 +124,14 @@ def test_a_slower_machine_means_fewer_steps_and_a_faster_one_more(run, tmp_path,
     assert fast["spent_minutes"] == pytest.approx(0.5, rel=0.1)
 
 
+def test_a_frozen_encoder_thaws_after_a_quarter_of_the_budget(run, tmp_path, clock):
+    code, result, err = run(HALF, "encoder.freeze_epochs=100", "run.checkpoint_every=1", "run.keep_last=99")
+    assert (code, result["steps"]) == (0, 29), err
+    saved = [weights(tmp_path / f"runs/tiny/checkpoints/step-{step}") for step in (6, 7, 8)]
+    assert same(saved[0], saved[1])
+    assert not same(saved[1], saved[2])
+
+
 def test_the_time_before_the_first_step_counts(run, clock, monkeypatch):
     opened = ContrastiveModule.train_dataloader
 
