@@ -73,19 +73,28 @@ class WorthEvaluation(EvalConfig):
 
 
 def score(features: Features, config: WorthEvaluation) -> Scored:
-    """Return the top-1 of the linear probe at all labels, of kNN, and of probes from few labels."""
+    """Return the top-1 of the linear probe at all labels, of kNN, and of probes from few labels.
+
+    With one label a class at most, the probe cannot choose its settings, and is left out with a warning.
+    """
     own, checkpoint = config.worth, config.checkpoint
-    k = min(own.k, len(features.train))
-    probed = linear_probe.score(features, LinearEvaluation(checkpoint))
-    voted = knn.score(features, KnnEvaluation(checkpoint, knn=KnnConfig([k])))
-    lines = [replace(probed.lines[0], name="linear probe"), replace(voted.lines[0], name=f"kNN k={k}")]
     counts, warnings = _affordable(features, own.labels_per_class)
+    lines, details = [], {}
+    if int(torch.bincount(features.train.labels).max()) > 1:
+        probed = linear_probe.score(features, LinearEvaluation(checkpoint))
+        lines.append(replace(probed.lines[0], name="linear probe"))
+        details, warnings = probed.details, [*probed.warnings, *warnings]
+    else:
+        warnings.append("no linear probe at all labels: no class has 2, which choosing its settings needs")
+    k = min(own.k, len(features.train))
+    voted = knn.score(features, KnnEvaluation(checkpoint, knn=KnnConfig([k])))
+    lines.append(replace(voted.lines[0], name=f"kNN k={k}"))
     if counts:
         few = LowshotEvaluation(checkpoint, seeds=config.seeds, lowshot=LowshotConfig(counts, []))
         names = [f"{count} label{'s' if count > 1 else ''} a class" for count in counts]
         drawn = lowshot.score(features, few).lines
         lines += [replace(line, name=name) for line, name in zip(drawn, names, strict=True)]
-    return Scored(lines, probed.details, [*probed.warnings, *warnings])
+    return Scored(lines, details, warnings)
 
 
 def _affordable(features: Features, counts: list[int]) -> tuple[list[int], list[str]]:

@@ -167,6 +167,14 @@ def started_from(run, weights):
     (run / "config.yaml").write_text(config.replace("weights: null", f"weights: {weights}"))
 
 
+def test_with_one_label_a_class_the_probe_at_all_labels_is_left_out(clusters):
+    first = torch.stack([(clusters.train.labels == label).nonzero()[0, 0] for label in range(6)])
+    single = type(clusters)(clusters.train.take(first), clusters.test, clusters.classes)
+    found = score(single, WorthEvaluation("x"))
+    assert [line.name for line in found.lines] == ["kNN k=6", "1 label a class"]
+    assert any("no class has 2" in text for text in found.warnings)
+
+
 def test_one_table_and_one_sentence_with_labels(new_run, capsys):
     run = new_run()
     started_from(run, run / "encoder.safetensors")
