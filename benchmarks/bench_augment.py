@@ -24,6 +24,7 @@ from torchvision.transforms import v2
 from contrastive.augment.noise import uniforms
 from contrastive.augment.views import Chain
 from contrastive.config import DataConfig, ViewConfig
+from contrastive.logging.memory import peak_memory
 
 BATCH = {"cpu": {32: 256, 96: 64, 224: 32}, "cuda": {32: 1024, 96: 512, 224: 256}}
 PER_SAMPLE = {32: 64, 96: 32, 224: 8}  # images a repeat of the arms that go image by image
@@ -168,7 +169,7 @@ def main() -> None:
             )
             rows.append(made)
     packages = ("torch", "torchvision", "kornia", "pillow")
-    about = context("augment", device, packages, repeats=options.repeats)
+    about = context("augment", device, packages, repeats=options.repeats, peak_memory_mib=peak_memory(device))
     write(options.out or RESULTS / f"augment-{options.device}.json", about | {"rows": rows})
 
 

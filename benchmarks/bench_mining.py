@@ -31,6 +31,7 @@ from contrastive.augment.views import Views
 from contrastive.config import AugmentConfig, DataConfig, EncoderConfig
 from contrastive.encoders.build import build_encoder
 from contrastive.heads import projector
+from contrastive.logging.memory import peak_memory
 from contrastive.momentum import Ema
 from contrastive.objectives.info_nce import info_nce
 from memory_bank.config import BankConfig, MiningConfig
@@ -280,6 +281,7 @@ def main() -> None:
         lag=LAG,
         hard=NUM_HARD,
         uniform=NUM_UNIFORM,
+        peak_memory_mib=peak_memory(device),
     )
     out = options.out or RESULTS / f"bench_mining-{options.device}.json"
     write(out, about | {"rows": found, "best": best(found)})

@@ -39,6 +39,7 @@ from contrastive.config import PretrainConfig
 from contrastive.config_files import load_config
 from contrastive.data.files import list_images
 from contrastive.encoders.build import build_encoder
+from contrastive.logging.memory import peak_memory
 from contrastive.module import ContrastiveModule
 from contrastive.networks import Networks
 from contrastive.optim import build_optimizer
@@ -353,7 +354,7 @@ def main() -> None:
     device = torch.device(options.device)
     write(
         options.out or RESULTS / f"step-{options.device}.json",
-        context("step", device, packages) | {"rows": rows},
+        context("step", device, packages, peak_memory_mib=peak_memory(device)) | {"rows": rows},
     )
 
 
