@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PACKAGES := contrastive memory_bank eval configs
 CODE := $(PACKAGES) tests benchmarks scripts
 
-.PHONY: help demo test test-faults check versions quick clean
+.PHONY: help demo test test-faults check versions quick gpu-table clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test-faults  kill, damage and starve runs for half an hour (the README's fault table)"
 	@echo "make check  every check, without the install"
 	@echo "make quick  a tiny run, to see that things work after a change"
+	@echo "make gpu-table    measure on a GPU what is missing in the README (SLICE=SECONDS DATA=CIFAR-10)"
 	@echo "make clean  remove the virtual environment and the caches"
 
 # The stamp holds the extras asked for; a changed setup.cfg installs again.
@@ -57,6 +58,11 @@ versions:
 
 quick: $(VENV)/.installed
 	$(BIN)/python -m contrastive run.name=quick schedule.epochs=2 schedule.warmup_epochs=1 run.resume=auto
+
+# Without the installation: a machine with a GPU may have a Python of its own, and no network.
+gpu-table:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_table.py \
+		$(if $(SLICE),--slice $(SLICE)) $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
