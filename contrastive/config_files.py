@@ -264,6 +264,7 @@ def _compose(schema: type, folder: str, recipe: str, within: tuple[Path, ...] = 
         raise UserError(f"{path}: includes itself through defaults; take it out of the list")
     body = _read(schema, path)
     merged = OmegaConf.create()
+    body.pop("provenance", None)  # a run's config.yaml is a recipe too
     defaults = body.pop("defaults", None)
     if not isinstance(defaults, ListConfig | None):
         raise UserError(

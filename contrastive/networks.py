@@ -77,10 +77,11 @@ class Networks(nn.Module):
         Call it before each step's views. Its parameters stay in the optimizer, so before each optimizer step
         of a frozen encoder call ``drop_frozen_gradients``.
         """
+        if frozen or self._frozen:
+            for encoder in (self.encoder, self.key_encoder):
+                if encoder is not None:
+                    encoder.train(not frozen)
         self._frozen = frozen
-        for encoder in (self.encoder, self.key_encoder):
-            if encoder is not None and encoder.training == frozen:
-                encoder.train(not frozen)
 
     def drop_frozen_gradients(self) -> None:
         """Drop the gradients of a frozen encoder: at 0, momentum and weight decay would still move it."""

@@ -105,7 +105,7 @@ def build_module(
     check_order(config, plan)
     networks = _build_networks(config, given.encoder, resumed, getattr(method, "averages_keys", True))
     miner = _build_miner(config, given.miner, plan, trainer)
-    warn_of_settings(config, plan, miner, getattr(method, "mines", True))
+    warn_of_settings(config, plan, miner, getattr(method, "mines", True) and miner.method.uses_bank)
     labels = images.labels if config.objective.name == "supcon" else None
     if config.objective.name == "supcon" and labels is None:
         raise UserError(

@@ -44,7 +44,7 @@ def too_short_for(config: PretrainConfig, plan: Plan, *, mines: bool, approximat
         mines: Whether the objective takes its negatives from the bank.
         approximate: Whether the bank is searched by an approximate index.
     """
-    lines = [_warm_up(config, plan)]
+    lines = [_warm_up(config, plan), _freeze(config, plan)]
     if mines:
         lines += [_fill(config, plan), _lag(config), _ring(config, plan)]
         lines += [_recall(config, plan)] if approximate else []
@@ -97,6 +97,16 @@ def _warm_up(config: PretrainConfig, plan: Plan) -> str:
     return (
         f"the learning rate never falls: schedule.warmup_epochs={config.schedule.warmup_epochs:g} takes all "
         f"{plan.total_steps} steps of the run; lower it, or raise schedule.epochs"
+    )
+
+
+def _freeze(config: PretrainConfig, plan: Plan) -> str:
+    epochs = config.encoder.freeze_epochs
+    if config.schedule.minutes is not None or round(epochs * plan.steps_per_epoch) < plan.total_steps:
+        return ""
+    return (
+        f"the encoder is never trained: encoder.freeze_epochs={epochs:g} takes all {plan.total_steps} steps "
+        "of the run; lower it, or raise schedule.epochs"
     )
 
 

@@ -63,12 +63,18 @@ def depth(config: MiningConfig, rows: int) -> int:
     return min(rows, alike + _ceil(skip_top(config) * rows) + deepest)
 
 
+_FILTERS = ("min_similarity", "max_similarity", "absolute_margin", "relative_margin", "skip_top")
+
+
 def overruled(config: MiningConfig, rows: int) -> list[str]:
     """Return a line for each setting that others overrule once a query has ``rows`` admissible rows.
 
     A band of less than one row (mining=hardest) asks for the closest rows and is not among them.
     """
-    if config.method != "ranked" or not config.num_hard:
+    if config.method != "ranked":
+        stated = [name for name in _FILTERS if getattr(config, name) is not None]
+        return [f"mining.{name} is unused by mining.method={config.method}; use ranked" for name in stated]
+    if not config.num_hard:
         return []
     lines = []
     skip, most = _ceil(skip_top(config) * rows), max(0, rows - config.num_hard)
@@ -78,8 +84,11 @@ def overruled(config: MiningConfig, rows: int) -> list[str]:
             f"mining.{given}={skip_top(config):g} leaves out the closest {skip} of {rows} rows, "
             f"mining.num_hard={config.num_hard} lowers that to {most}; lower one of them"
         )
-    for name in ("band", "band_end"):
-        low, high = getattr(config, name) or (0.0, 1.0)
+    bands = {"band": config.band, "band_end": config.band_end}
+    for name, band in bands.items():
+        if band is None:
+            continue
+        low, high = band
         first, last = _ceil(low * rows), _ceil(high * rows)
         if last - first >= config.num_hard or (high * rows < 1 and config.refill):
             continue

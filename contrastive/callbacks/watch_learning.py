@@ -134,7 +134,7 @@ def falling_rank(ranks: Sequence[tuple[int, float]], dim: int) -> str | None:
 
 def settled_after(config: PretrainConfig, plan: Plan) -> int:
     """Return the optimizer steps after which warm-up is over and the band of negatives has stopped moving."""
-    warmup = round(config.schedule.warmup_epochs * plan.steps_per_epoch)
+    warmup = config.schedule.warmup_steps(plan.steps_per_epoch, plan.total_steps)
     return max(warmup, config.mining.band_steps if config.mining.band_end is not None else 0)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from contrastive.choosing.known import Choice, Known, Rule
 from contrastive.config import UserError
 from contrastive.encoders.resnet import SMALL_IMAGE
+from contrastive.registry import NAMED_AFTER_METHOD
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,9 @@ def _warmup_epochs(known: Known) -> Choice:
     return Choice(round(epochs, 2), f"{WARMUP_SHARE:.0%} of the run, at most {MOST_WARMUP:g} epochs")
 
 
-def _method(known: Known) -> Choice:
+def _method(known: Known) -> Choice | None:
+    if known["objective.name"] in NAMED_AFTER_METHOD:  # which says the method
+        return None
     more = (
         "simclr learns more in the same time where it was measured, and has no negatives to choose; with any "
         "mining.* or bank.* stated, moco, which takes its negatives from the bank"
@@ -254,7 +257,7 @@ def _method(known: Known) -> Choice:
 
 
 def _mining(known: Known) -> Choice | None:
-    if known["method"] == "simclr" or _ranked_is_set_up(known):
+    if not _takes_from_the_bank(known) or _ranked_is_set_up(known):
         return None
     batch, rows = known["data.global_batch"], known.folder.num_images
     cells = min(_device(known).cells, int(known.machine.memory * SHARE_OF_MEMORY / BYTES_A_CELL))
@@ -283,12 +286,19 @@ def _num_uniform(known: Known) -> Choice | None:
 def _samples(known: Known) -> bool:
     """Return whether the choice of ``mining.method`` fell on a uniform sample."""
     chosen = "mining.method" not in known.stated and not _ranked_is_set_up(known)
-    return chosen and known["method"] != "simclr" and known["mining.method"] == "ranked"
+    return chosen and _takes_from_the_bank(known) and known["mining.method"] == "ranked"
+
+
+def _takes_from_the_bank(known: Known) -> bool:
+    """Return whether negatives come from the bank."""
+    if known["objective.name"] in NAMED_AFTER_METHOD:
+        return NAMED_AFTER_METHOD[known["objective.name"]][0] == "neighbour"
+    return known["method"] in ("auto", "moco", "neighbour")
 
 
 def _ranked_is_set_up(known: Known) -> bool:
     """Return whether settings of ``ranked`` are stated, the default: then it is what the user wants."""
-    shared = {"mining.method", "mining.min_fill", "mining.class_prior"}
+    shared = {"mining.method", "mining.min_fill"}
     return any(key.startswith("mining.") and key not in shared for key in known.stated)
 
 

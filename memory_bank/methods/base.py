@@ -88,10 +88,12 @@ class MiningMethod(ABC):
     Attributes:
         looks_up: Whether ``negatives`` calls ``look_up``. If not, nothing is looked up ahead of a step, and
             the search backend only serves galleries.
+        uses_bank: Whether negatives come from the bank. If not, an empty bank is no fault.
         reads_every_row: Whether it reads ``bank.key`` of all slots, which no rank of a sharded bank has.
     """
 
     looks_up = True
+    uses_bank = True
     reads_every_row = False
 
     @abstractmethod

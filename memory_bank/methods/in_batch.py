@@ -12,6 +12,7 @@ class InBatch(MiningMethod):
     """Use the other keys of the batch as negatives of every query."""
 
     looks_up = False
+    uses_bank = False
 
     @override
     def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:

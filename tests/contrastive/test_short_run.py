@@ -98,6 +98,15 @@ def test_a_recall_that_is_never_measured_is_named():
     assert lines(config, plan, approximate=True) == []
 
 
+def test_an_encoder_that_stays_frozen_is_named():
+    config, plan = make()
+    config.encoder.freeze_epochs = plan.total_steps / plan.steps_per_epoch - 0.001
+    (line,) = lines(config, plan)
+    assert f"takes all {plan.total_steps} steps of the run" in line
+    config.encoder.freeze_epochs -= 1
+    assert lines(config, plan) == []
+
+
 @pytest.mark.parametrize("rows", [1335, 50_000, 1_281_167])
 def test_shipped_recipes_are_long_enough(rows):
     for recipe in recipes("pretrain"):

@@ -70,5 +70,5 @@ def test_a_method_in_the_registry_is_chosen_by_name(monkeypatch):
     _, negatives, _, _ = mined(MiningConfig(method="below_limit", num_hard=4))
     _, expected, _, _ = mined(MiningConfig(num_hard=4), BelowLimit())
     assert torch.equal(negatives.hard_ids, expected.hard_ids)
-    with pytest.raises(ValueError, match="ranked, all_rows, full_bank, below_limit"):
+    with pytest.raises(ValueError, match="ranked, all_rows, full_bank, in_batch, below_limit"):
         MiningConfig(method="below")

@@ -162,9 +162,13 @@ def test_the_batch_has_the_negatives_unless_settings_of_the_bank_are_stated(stat
     assert not {key for key in made if key.startswith("mining.")}
     assert decided(stated)["method"].value == "moco"
     assert "method" not in decided("method=nnclr")
+    assert not {"method", "mining.method"} & decided("objective.name=nnclr").keys()
+    assert decided("method=sogclr").keys().isdisjoint({"method", "mining.method"})
 
 
-@pytest.mark.parametrize("stated", ["mining=band", "mining.query=stored", "mining.num_hard=8"])
+@pytest.mark.parametrize(
+    "stated", ["mining=band", "mining.query=stored", "mining.num_hard=8", "mining.class_prior=0.1"]
+)
 def test_settings_of_ranked_keep_ranked(stated):
     made = decided(stated, num_images=10**7)
     assert not {key for key in made if key.startswith("mining.")}

@@ -33,6 +33,13 @@ def test_a_method_that_does_not_mine_is_not_warned_of_a_band(run):
     assert "widens it" not in err
 
 
+def test_a_bank_that_is_not_to_be_mined_is_no_fault(run):
+    code, _, err = run("mining.method=in_batch")
+    assert code == 0
+    assert "mined" not in err
+    assert "row of the bank" not in err
+
+
 def test_looking_ahead_on_a_thread_changes_no_bit_of_a_run(run, tmp_path):
     """Symmetric loss and accumulation included; the overlapped run is stopped and resumed as well."""
     settings = ["mining.query=stored", "mining.lag=2", "objective.symmetric=true"]
