@@ -3,8 +3,9 @@
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from contrastive.config import PretrainConfig, UserError
+from contrastive.config import PretrainConfig, UserError, check_path
 from contrastive.config_files import read_stated, recipes, to_yaml
 from contrastive.console import answer, log_to_stderr
 from contrastive.signals import Stopped, stopping
@@ -97,6 +98,8 @@ def _run(arguments: Sequence[str]) -> int:
             requeue()
         raise
     if result is not None:
+        if code == 0 and "--dry-run" not in flags:
+            print(f"next: contrastive-eval worth checkpoint={result['run']}", file=sys.stderr)
         answer(json.dumps(result))
     return code
 
@@ -105,9 +108,18 @@ def _config(recipe: str, overrides: Sequence[str], *, explain: bool) -> Pretrain
     stated = read_stated(PretrainConfig, "pretrain", recipe, overrides)
     if not stated["choose"]:
         return stated.config()
+    if "data.name" not in stated.keys and (root := stated["data.root"]):
+        _check_folder(Path(check_path("data.root", str(root))))
     from contrastive.choosing.choose import choose
 
     return choose(stated, explain=explain)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse what is no folder at once, before torch is imported."""
+    if not folder.is_dir():
+        what = "is a file, a folder is needed" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {what}; set data.root to where the images are")
 
 
 if __name__ == "__main__":

@@ -217,9 +217,9 @@ class TimeBudget(StepCallback, Clock):
         }
 
     def _tell(self, module: ContrastiveModule, step: int) -> None:
-        """Log the length if it is the first, or differs by more than a twentieth from the last one logged."""
+        """Log the length if it is the first, or differs by more than a fifth from the last one logged."""
         total, told = self._plan.total_steps, self._told
-        if abs(total - told) <= told / 20:
+        if abs(total - told) <= told / 5:
             return
         self._told = total
         images_s = self._plan.global_batch / self.pace.step_s

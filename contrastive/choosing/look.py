@@ -75,7 +75,11 @@ class Folder:
     std: list[float]
 
     def __str__(self) -> str:
-        shares = {"grey": self.grey, "two-valued": self.two_valued, "16-bit": self.deep}
+        shares = {
+            "grey": self.grey,
+            "with two brightnesses, as writing": self.two_valued,
+            "16-bit": self.deep,
+        }
         shares |= {"with transparency": self.alpha}
         kinds = [f"{share:.0%} {kind}" for kind, share in shares.items() if share]
         kinds += [f"{self.unreadable} of {self.looked_at + self.unreadable} cannot be read"] * bool(
@@ -160,7 +164,11 @@ def find_source(root: Path) -> tuple[str, str]:
         )
     if len(inside) < SMALLEST_SPLIT:
         return "images", f"{len(inside)} images are too few to hold some out for scores"
-    return "imagefolder", f"{len(counts)} class folders; one image in five is held out for scores"
+    return (
+        "imagefolder",
+        f"{len(counts)} class folders; one image in five is held out for scores (if they are no classes, "
+        "state data.name=images)",
+    )
 
 
 def _look_at(images: FileImages) -> tuple[list[_Glance], list[str]]:

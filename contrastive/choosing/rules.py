@@ -213,9 +213,10 @@ def _width(known: Known) -> Choice | None:
     device, minutes = _device(known), known["schedule.minutes"]
     short = minutes is not None and minutes * known.machine.cores <= SHORT
     length = f" in {minutes:g} minutes" if short else ""
+    width = device.short_width if short else device.width
     return Choice(
-        device.short_width if short else device.width,
-        f"to train on a {device.name}{length}",
+        width,
+        f"to train on a {device.name}{length}" + "; torchvision and timm load 64 only" * (width != 64),
         "64 is torchvision's; half of it takes a quarter of the time. On a CPU a narrow one gets further in "
         f"up to {SHORT:g} minutes of a processor",
     )
