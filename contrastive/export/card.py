@@ -11,6 +11,9 @@ from contrastive.config_files import load_saved
 from contrastive.data.image_list import read_image_list
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import ExportedEncoder
+from contrastive.find_part import find_part
+from contrastive.registry import METHODS
+from eval.protocol import accuracy_titles
 from eval.report.read import describe_epochs, read_json
 from eval.results import write_file
 
@@ -31,22 +34,23 @@ def write_card(config: ExportConfig, source: ExportedEncoder, out: Path, facts: 
 
 
 def _lines(config: ExportConfig, source: ExportedEncoder, out: Path, facts: dict[str, Any]) -> list[str]:
+    saved = load_saved(PretrainConfig, source.run / "config.yaml") if source.run else None
     about = {
         "file": f"`{out.name}`, format {config.format}",
         "network": str(source.arch),
         "features": f"{source.encoder.dim} numbers an image, pooled, without the projector",
         "input": f"RGB, {source.input.size} x {source.input.size} px, float32 in [0, 1]"
         + _fed(config, source),
-        "trained by": "contrastive pretraining without labels, negatives mined from a memory bank",
+        "trained by": "contrastive pretraining" + (f", {_described(saved)}" if saved else ""),
         "encoder.safetensors": f"SHA-256 `{source.sha256}`",
     }
     lines = [f"# {source.run.name if source.run else out.stem}", "", *_table(about), "", "## Load it", ""]
     lines += ["```python", *facts["load"], "```", ""]
     if config.format == "embeddings":
         lines += ["## Rows", "", *_table(_rows(facts)), ""]
-    if source.run is None:
+    if source.run is None or saved is None:
         return [*lines, "The run that made it is not known: it was exported from the file alone."]
-    return [*lines, *_recipe(source.run), *_scores(source, source.run)]
+    return [*lines, *_recipe(source.run, saved), *_scores(source, source.run)]
 
 
 def _fed(config: ExportConfig, source: ExportedEncoder) -> str:
@@ -67,10 +71,34 @@ def _place(name: str, root: str | None) -> str:
     return f"`{name}`" + (f" at `{root}`" if root else "")
 
 
-def _recipe(run: Path) -> list[str]:
+def _described(saved: PretrainConfig) -> str:
+    labels = "with labels" if saved.objective.loss == "supcon" else "without labels"
+    source = "mined from a memory bank" if _mines(saved) else "are the other images of the batch"
+    return f"{labels}, negatives {source}"
+
+
+def _mines(saved: PretrainConfig) -> bool:
+    """Return whether the negatives come from the bank."""
+    method = find_part("method", METHODS, saved.method_name)
+    return bool(method.mines) and saved.mining.method != "in_batch"
+
+
+def _negatives(saved: PretrainConfig) -> str:
+    """Describe the negatives by the settings that chose them."""
+    mining = saved.mining
+    if not _mines(saved):
+        return "the other images of the batch"
+    if mining.method != "ranked":
+        return f"mined from a memory bank: {mining.method}"
+    return (
+        f"mined from a memory bank: ranked, {mining.num_hard} hard and {mining.num_uniform} uniform, band "
+        f"{list(mining.band)}, class prior {mining.class_prior}, false negatives: {mining.false_negative}"
+    )
+
+
+def _recipe(run: Path, saved: PretrainConfig) -> list[str]:
     """Describe data, settings and versions, from config.yaml."""
-    saved = load_saved(PretrainConfig, run / "config.yaml")
-    data, objective, mining = saved.data, saved.objective, saved.mining
+    data, objective = saved.data, saved.objective
     images = ""
     if (run / "manifest.csv").is_file():
         manifest = read_image_list(run / "manifest.csv")
@@ -80,9 +108,9 @@ def _recipe(run: Path) -> list[str]:
         "starting weights": f"`{saved.encoder.weights}`" if saved.encoder.weights else "random",
         "length": f"{describe_epochs(run, saved.schedule)}, batches of {data.global_batch}, "
         f"seed {saved.run.seed}",
+        "method": saved.method_name,
         "loss": f"{objective.name}, temperature {objective.temperature}",
-        "negatives": f"{mining.method}, {mining.num_hard} hard and {mining.num_uniform} uniform, band "
-        f"{list(mining.band)}, class prior {mining.class_prior}, false negatives: {mining.false_negative}",
+        "negatives": _negatives(saved),
         "optimizer": f"{saved.optimizer.name}, base_lr {saved.optimizer.base_lr}, "
         f"weight decay {saved.optimizer.weight_decay}",
     }
@@ -94,17 +122,17 @@ def _recipe(run: Path) -> list[str]:
 
 
 def _scores(source: ExportedEncoder, run: Path) -> list[str]:
-    """Tabulate the scores of exactly these weights by contrastive-eval, with their baselines."""
-    lines = []
+    """Tabulate the accuracies of exactly these weights by contrastive-eval, with their baselines."""
+    lines, accuracies = [], accuracy_titles()
     for file in sorted((run / "eval").rglob("*.json")):
         try:
             result = read_json(file)
-            if result.get("encoder_sha256") == source.sha256:
+            if result.get("encoder_sha256") == source.sha256 and result["protocol"] in accuracies:
                 lines += [_score(result["protocol"], row) for row in result["scores"]]
         except UserError as error:
             log.warning("left out of the card: %s", error)
         except (KeyError, TypeError, ValueError):
-            continue  # no accuracies: a result of the stats protocol, or another program's file
+            continue  # no accuracies: ``worth`` without labels, or another program's file
     if not lines:
         return ["## Scores", "", "None yet: `contrastive-eval linear checkpoint=RUN` makes some."]
     head = ["| protocol | number | % | 95% interval | beside it |", "|---|---|---|---|---|"]

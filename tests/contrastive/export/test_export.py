@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 
 from contrastive.config import DataConfig, EncoderConfig, PretrainConfig
-from contrastive.config_files import to_yaml
+from contrastive.config_files import load_saved, to_yaml
 from contrastive.data.dataset import open_dataset
 from contrastive.encoders.build import build_encoder
 from contrastive.encoders.spec import InputSpec
 from contrastive.encoders.weights import load_encoder, save_encoder
 from contrastive.export import embeddings, export, graph, networks
 from contrastive.export.__main__ import main
+from memory_bank.config import MiningConfig
 
 
 def make_run(folder, *, name="resnet10", width=64, size=16, **data):
@@ -196,6 +198,28 @@ def test_a_parquet_file_is_refused_without_pyarrow_and_holds_the_same_with_it(co
     assert len(written["embedding"][0]) == result["dim"] == 64
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "mined from a memory bank: ranked, 256 hard and 256 uniform, band [0.0, 0.05], class prior 0.0"),
+        ({"mining": MiningConfig(method="full_bank")}, "mined from a memory bank: full_bank |"),
+        ({"mining": MiningConfig(method="in_batch")}, "the other images of the batch |"),
+        ({"method": "simclr"}, "the other images of the batch |"),
+        ({"method": "nnclr"}, "the other images of the batch |"),
+    ],
+)
+def test_the_card_describes_the_negatives_of_the_method(command, tmp_path, changes, told):
+    run = make_run(tmp_path / "run")
+    config = load_saved(PretrainConfig, run / "config.yaml")
+    (run / "config.yaml").write_text(to_yaml(replace(config, **changes)))
+    assert command(f"checkpoint={run}", "format=torchvision", f"out={tmp_path / 'e.pth'}")[0] == 0
+    card = (tmp_path / "e.pth.md").read_text()
+    assert f"| method | {changes.get('method', 'moco')} |" in card
+    assert f"| negatives | {told}" in card
+    bank = "negatives mined from a memory bank |" in card
+    assert bank == ("memory bank" in told)
+
+
 def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
     run = make_run(tmp_path / "my-run")
     rows = [f"{row},{row}.png,100\n" for row in range(7)]
@@ -204,7 +228,7 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
     number = {"value": 0.984, "low": 0.97, "high": 0.991}
     row = {"name": "top1", "encoder": number, "raw_pixels": {"value": 0.961}, "interval": "seeds"}
     sha256 = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
-    for protocol, made_of in (("linear", sha256), ("knn", "of other weights")):
+    for protocol, made_of in (("linear", sha256), ("knn", "of other weights"), ("attention", sha256)):
         result = {"protocol": protocol, "scores": [row], "encoder_sha256": made_of}
         (run / "eval" / f"{protocol}.json").write_text(json.dumps(result))
     for name, text in (("odd", "[1]"), ("torn", "{"), ("other", json.dumps({"encoder_sha256": sha256}))):
@@ -228,6 +252,7 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
         assert part in card, part
     assert "wandb_id" not in card
     assert "knn" not in card
+    assert "attention" not in card  # its ratios are no accuracies
 
     lone = tmp_path / "lone" / "encoder.safetensors"
     lone.parent.mkdir()
