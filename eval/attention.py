@@ -52,7 +52,8 @@ class AttentionConfig:
     Attributes:
         images: Number of images drawn, spread evenly over the test part, or over the training part if there
             is no test part.
-        masks: Folder of masks: PNG files with the images' relative names, nonzero where the thing is.
+        masks: Folder of masks: PNG files with the images' relative names and proportions, nonzero where the
+            thing is.
         scored: Number of images, spread evenly, that are scored if they have a mask.
     """
 
@@ -172,9 +173,15 @@ def _score(
     networks: dict[str, Encoder], extractor: Extractor, folder: Path, count: int
 ) -> tuple[dict[str, list[Line]], list[str]]:
     """Score the maps of images that have a mask; return the numbers of each network, and warnings."""
+    if not folder.is_dir():
+        raise UserError(f"attention.masks={folder}: no such folder; give the folder of the images' masks")
     pixels, images = _read_some(extractor, count)
     files = [mask_file(folder, images.key(row)) for row in range(len(images))]
-    masks = {row: read_mask(file, extractor.data) for row, file in enumerate(files) if file.is_file()}
+    masks = {
+        row: read_mask(file, extractor.data, images.dimensions(row))
+        for row, file in enumerate(files)
+        if file.is_file()
+    }
     masks = {row: mask for row, mask in masks.items() if mask.any()}
     if len(masks) < 2:
         raise UserError(

@@ -81,6 +81,10 @@ class CachedImages(Images):
         """Return the source's version."""
         return self._source.version(row)
 
+    def dimensions(self, row: int) -> tuple[int, int] | None:
+        """Return the source's dimensions."""
+        return self._source.dimensions(row)
+
 
 def cached(images: Images, folder: Path, *, progress: bool = False) -> CachedImages:
     """Read ``images`` from a decoded array below ``folder``; if it is missing, decode them into it first.

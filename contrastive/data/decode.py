@@ -55,6 +55,20 @@ def read_file(path: str | bytes | Path, size: int) -> UInt8[Tensor, "3 s s"]:
     return to_tensor(square if turn is None else square.transpose(turn))
 
 
+def read_dimensions(path: str | bytes | Path) -> tuple[int, int]:
+    """Return width and height of an image file, upright, without decoding it.
+
+    Raises:
+        Unreadable: not an image, or no permission to read.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = _orientation(image) >= 5  # by 90 degrees
+            return (image.height, image.width) if turned else image.size
+    except Exception as error:  # as in read_file
+        raise Unreadable(why_unreadable(error)) from error
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any PIL image to 8-bit RGB; transparency on white, 16 bits scaled to 8.
 

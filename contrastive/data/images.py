@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from contrastive.config import UserError
-from contrastive.data.decode import Unreadable, read_file, to_rgb, to_square, to_tensor
+from contrastive.data.decode import Unreadable, read_dimensions, read_file, to_rgb, to_square, to_tensor
 
 
 class Images(ABC):
@@ -73,6 +73,14 @@ class Images(ABC):
     def version(self, row: int) -> str:
         """Return a string that differs once the pixels *may* have changed, for caches of decoded images."""
         return self.content(row)
+
+    def dimensions(self, row: int) -> tuple[int, int] | None:
+        """Return width and height of the image before it was cut to a square; None if not known.
+
+        Raises:
+            Unreadable: its file cannot be read.
+        """
+        return None
 
     def manifest(self) -> Iterator[tuple[int, str, str]]:
         """Yield row, key and stamp of every image, in order: the content of a run's manifest.csv."""
@@ -170,6 +178,10 @@ class FileImages(Images):
             return "unreadable"
         return f"{status.st_size} {status.st_mtime_ns}"
 
+    def dimensions(self, row: int) -> tuple[int, int]:
+        """Return width and height by the file's header."""
+        return read_dimensions(self.path(row))
+
     def _raw(self, row: int) -> bytes:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row}: there are {len(self)} images")
@@ -218,6 +230,11 @@ class ArrayImages(Images):
     def stamp(self, row: int) -> str:
         """Hash the pixels, to 64 bits in hex."""
         return _hash(np.ascontiguousarray(self._pixels(row)))
+
+    def dimensions(self, row: int) -> tuple[int, int]:
+        """Return width and height of the stored array."""
+        height, width = self._pixels(row).shape[:2]
+        return width, height
 
     def _pixels(self, row: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         source = self._rows[row]
@@ -343,6 +360,10 @@ class SomeImages(Images):
     def version(self, row: int) -> str:
         """Return the other set's version."""
         return self.images.version(int(self.rows[row]))
+
+    def dimensions(self, row: int) -> tuple[int, int] | None:
+        """Return the other set's dimensions."""
+        return self.images.dimensions(int(self.rows[row]))
 
 
 def _square(pixels: np.ndarray[Any, np.dtype[np.uint8]], size: int) -> UInt8[Tensor, "3 s s"]:

@@ -12,6 +12,7 @@ from contrastive.augment.views import center_view
 from contrastive.config import DataConfig, EncoderConfig, PretrainConfig, UserError
 from contrastive.config_files import to_yaml
 from contrastive.data.files import open_tree
+from contrastive.data.images import SomeImages
 from contrastive.encoders.attention import ROLLOUT, attention_maps, encode_with_attention
 from contrastive.encoders.build import build_encoder
 from contrastive.encoders.spec import InputSpec
@@ -163,12 +164,37 @@ def test_masks_are_cut_as_their_images_are(tmp_path, mode):
     assert read_mask(tmp_path / "mask.png", larger).mean() == pytest.approx(0.25 * (8 / 7) ** 2, abs=0.01)
 
 
+def test_masks_of_another_scale_may_differ_by_a_pixel_of_rounding(tmp_path):
+    data = DataConfig(image_size=40)
+    Image.new("L", (1000, 750)).save(tmp_path / "mask.png")
+    for fitting in ((1000, 750), (2000, 1500), (33, 25), (4, 3)):
+        read_mask(tmp_path / "mask.png", data, fitting)
+    for other in ((750, 1000), (1000, 752), (33, 27), (100, 100)):
+        with pytest.raises(UserError, match=f"1000 x 750 px, its image {other[0]} x {other[1]} px"):
+            read_mask(tmp_path / "mask.png", data, other)
+
+
+def test_the_dimensions_of_a_photo_are_those_of_it_upright(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=turned)
+    Image.new("RGB", (40, 30)).save(tmp_path / "upright.jpg")
+    images = SomeImages(open_tree(tmp_path, 32), torch.tensor([1, 0]))
+    assert [images.dimensions(row) for row in range(2)] == [(40, 30), (30, 40)]
+
+
 def test_what_cannot_be_scored_is_refused(transformer_run, things, tmp_path, capsys):
+    assert attention(transformer_run, f"attention.masks={tmp_path}/none") == 2
+    assert f"attention.masks={tmp_path}/none: no such folder" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
     assert attention(transformer_run, f"attention.masks={tmp_path}/none") == 2
     told = capsys.readouterr().err
     assert "holds masks of a thing for 0 of 12 images, 2 or more are needed" in told
     assert f"the mask of album/00.png would be {tmp_path}/none/album/00.png" in told
     assert not (transformer_run / "eval" / "attention").exists()
+    Image.new("L", (32, 30)).save(things[1] / "album" / "01.png")
+    assert attention(transformer_run, f"attention.masks={things[1]}") == 2
+    assert "01.png: the mask is 32 x 30 px, its image 32 x 32 px" in capsys.readouterr().err
     (things[1] / "album" / "01.png").write_bytes(b"no picture")
     assert attention(transformer_run, f"attention.masks={things[1]}") == 2
     assert "01.png: the mask cannot be read" in capsys.readouterr().err
