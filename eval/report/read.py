@@ -1,6 +1,7 @@
 """Read a run directory for the report: results, statistics, tables, settings."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ class Run:
     warnings: list[str]  # of training, that held at its end
     attention: list[Row]  # table of the attention protocol; empty without masks
     metrics: list[dict[str, str]]  # rows of metrics.csv
+    outdated: list[str]  # protocols whose results are of other weights than the run's encoder now has
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -102,7 +104,20 @@ def read_run(folder: Path, name: str) -> Run:
         list(map(str, read_json(folder / "summary.json").get("warnings", []))),
         _read(found / "attention.json", find_protocol("attention").table) or [],
         read_csv(folder / "metrics.csv"),
+        _outdated(folder),
     )
+
+
+def _outdated(folder: Path) -> list[str]:
+    """Name the protocols whose results are not of the encoder that is in the folder, if one is."""
+    encoder = folder / "encoder.safetensors"
+    if not encoder.is_file():
+        return []
+    with encoder.open("rb") as file:
+        current = hashlib.file_digest(file, "sha256").hexdigest()
+    names = [*accuracy_titles(), "stats", "attention"]
+    measured = {name: read_json(folder / "eval" / f"{name}.json").get("encoder_sha256") for name in names}
+    return [name for name, made_of in measured.items() if made_of not in (None, current)]
 
 
 def describe_epochs(folder: Path, schedule: ScheduleConfig) -> str:

@@ -72,7 +72,7 @@ def _one(report: Report, run: Run) -> str:
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(report, run)
     )
     intro = f'<h1>{escape(run.name)}</h1><p class="muted">{escape(summary)}</p>'
-    warnings = "".join(map(warning, run.warnings))
+    warnings = "".join(map(warning, [*_outdated(run), *run.warnings]))
     return f'<header>{intro}<dl class="facts">{cells}</dl></header>{warnings}'
 
 
@@ -83,7 +83,13 @@ def worth(report: Report) -> str:
         return ""
     head, *rows = answer.table
     notes = "".join(f'<p class="note">{escape(line)}</p>' for line in answer.notes)
-    return section("Was it worth it?", answer.sentence, table(head, rows) + notes)
+    earlier = "Of an earlier encoder, evaluate again. " if "worth" in report.runs[0].outdated else ""
+    return section("Was it worth it?", earlier + answer.sentence, table(head, rows) + notes)
+
+
+def _outdated(run: Run) -> list[str]:
+    """Warn of results of other weights than the run's."""
+    return [f"Of an earlier encoder: {', '.join(run.outdated)}; evaluate again."] if run.outdated else []
 
 
 def _network(run: Run, settings: PretrainConfig) -> ArchSpec:
@@ -118,6 +124,7 @@ def _several(runs: list[Run]) -> str:
         warnings.append(f"Not all runs trained on the same data, so their curves do not compare: {listed}.")
     if bare := [run.name for run in runs if not run.results]:
         warnings.append(f"Not evaluated yet, so without scores: {', '.join(bare)}.")
+    warnings += [f"{run.name}: {text}" for run in runs for text in _outdated(run)]
     lines = "".join(map(warning, warnings))
     return f'<header><h1>{len(runs)} runs compared</h1><ul class="runs">{items}</ul></header>{lines}'
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -39,6 +40,10 @@ def add_scores(run, value, protocol="knn", fingerprint="same"):
     (run / "eval" / f"{protocol}.json").write_text(json.dumps(result))
 
 
+def sha256_of(run):
+    return hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
+
+
 @pytest.fixture
 def compared(tmp_path, capsys):
     """Writes the page by the command line; returns its JSON, its HTML and its text."""
@@ -62,6 +67,27 @@ def runs(tmp_path):
         add_pictures(run)
         add_scores(run, value)
     return made
+
+
+def test_results_of_an_earlier_encoder_are_marked(runs, compared):
+    assert "one: Of an earlier encoder: knn; evaluate again." in " ".join(compared(*runs)[2].text)
+    for run in runs:
+        file = run / "eval" / "knn.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"encoder_sha256": sha256_of(run)}))
+    assert "earlier encoder" not in " ".join(compared(*runs)[2].text)
+
+    number = {"value": 0.9, "low": 0.8, "high": 1.0}
+    row = {"name": "kNN", "interval": "Wilson", "encoder": number}
+    row |= {name: number | {"gain": number} for name in ("raw_pixels", "random_encoder")}
+    add_scores(runs[0], 0.9, protocol="worth")
+    file = runs[0] / "eval" / "worth.json"
+    answer = json.loads(file.read_text()) | {"scores": [row], "sentence": "Worth it: it is."}
+    for made_of, told in (("earlier", True), (sha256_of(runs[0]), False)):
+        file.write_text(json.dumps(answer | {"encoder_sha256": made_of}))
+        words = " ".join(compared(runs[0])[2].text)
+        assert "Worth it: it is." in words
+        assert ("Of an earlier encoder, evaluate again. Worth it: it is." in words) is told
+        assert ("Of an earlier encoder: worth; evaluate again." in words) is told
 
 
 def test_a_path_may_hold_any_character(runs, compared, tmp_path):
