@@ -15,11 +15,12 @@ _NAMES = {
 
 _ADVICE = {
     "raw_pixels": "If the two views of an image in views.png do not show the same thing, soften "
-    "augment.view_1 and view_2 (crop_scale, jitter); otherwise train longer (schedule.epochs)",
-    "random_encoder": "Train longer (schedule.epochs); if the report warns of a rising loss or a collapse, "
-    "lower optimizer.base_lr first",
-    "starting_weights": "Training loses what these weights know: lower optimizer.base_lr, or train for fewer "
-    "schedule.epochs",
+    "augment.view_1 and view_2 (crop_scale, jitter); otherwise train longer (schedule.minutes or "
+    "schedule.epochs)",
+    "random_encoder": "Train longer (schedule.minutes or schedule.epochs); if the report warns of a rising "
+    "loss or a collapse, lower optimizer.base_lr first",
+    "starting_weights": "Training loses what these weights know: lower optimizer.base_lr, or train for less "
+    "(schedule.minutes or schedule.epochs)",
 }
 _ADVICE_OTHERS = "Start from such weights (encoder.weights); if the run did, lower optimizer.base_lr"
 """What to change if a baseline is not beaten, by its name."""
@@ -48,23 +49,31 @@ def judge(rows: list[dict[str, Any]]) -> Verdict:
 
     It is ahead if it gains over every baseline, with a 95% interval above 0; behind if the interval of one
     of its gains is below 0; otherwise level. Worth it: ahead somewhere and behind nowhere; in part: both.
+    Where a baseline has 100%, nothing can be gained, and if that is so everywhere, the answer is not known.
     """
-    groups: dict[str, list[str]] = {"ahead": [], "level": [], "behind": []}
+    groups: dict[str, list[str]] = {"ahead": [], "level": [], "behind": [], "full": []}
     for row in rows:
-        gains = {name: each["gain"] for name, each in _baselines(row).items()}
-        ahead = all(gain["low"] > 0 for gain in gains.values())
-        behind = any(gain["high"] < 0 for gain in gains.values())
-        rival = _toughest(row, "high" if behind else "value")
-        against = f" against {title(rival)}" if behind else ""
-        group = "ahead" if ahead else "behind" if behind else "level"
-        groups[group].append(f"{row['name']} ({100 * gains[rival]['value']:+.1f}{against})")
+        group = _group(row)
+        rival = _toughest(row, "high" if group == "behind" else "value")
+        against = f" against {title(rival)}" if group in ("behind", "full") else ""
+        groups[group].append(f"{row['name']} ({100 * row[rival]['gain']['value']:+.1f}{against})")
     everything = _listed([title(name) for name in _baselines(rows[0])])
-    starts = {"ahead": f"ahead of {everything}", "level": "level with the best of them", "behind": "behind"}
+    starts = {
+        "ahead": f"ahead of {everything}",
+        "level": "level with the best of them",
+        "behind": "behind",
+        "full": "a baseline at 100% leaves nothing to gain",
+    }
     if not groups["ahead"]:
         starts["level"] = f"level with the best of {everything}"
     parts = [f"{starts[group]} on {_listed(names)}" for group, names in groups.items() if names]
-    answer = NOT_YET if not groups["ahead"] else IN_PART if groups["behind"] else WORTH
-    advice = f" {_ADVICE.get(_toughest(rows[0], 'value'), _ADVICE_OTHERS)}." if answer == NOT_YET else ""
+    beatable = [row for row in rows if _group(row) != "full"]
+    if groups["ahead"]:
+        answer, advice = IN_PART if any(map(_is_behind, rows)) else WORTH, ""
+    elif beatable:
+        answer, advice = NOT_YET, f" {_ADVICE.get(_toughest(beatable[0], 'value'), _ADVICE_OTHERS)}."
+    else:
+        answer, advice = UNKNOWN, " Compare on images where the baselines err."
     numbers = "Numbers are points of accuracy that ours gains over the best baseline."
     return Verdict(answer, f"{answer.capitalize()}: {'; '.join(parts)}. {numbers}{advice}")
 
@@ -89,16 +98,20 @@ def judge_without_labels(scores: dict[str, dict[str, Any]], images: int) -> Verd
             "optimizer.base_lr, raise objective.temperature, or give the loss more negatives.",
         )
     worst = min(others, key=lambda name: others[name]["gain"])
-    if others[worst]["gain_low"] <= 0:
+    full = others[worst]["retrieval"] >= 1
+    if others[worst]["gain_low"] <= 0 and not full:
         return Verdict(
             NOT_YET,
             f"{NOT_YET.capitalize()}: {found}, so the network recognises an image no better than "
             f"{title(worst)}; the features are healthy, {rank}. {_ADVICE['random_encoder']}.",
         )
+    trained = (
+        f"nothing is left to gain over {title(worst)}" if full else "training did what it is meant to do"
+    )
     return Verdict(
         UNKNOWN,
-        f"{UNKNOWN.capitalize()} without labels: {found} and the features are healthy, {rank}. So training "
-        "did what it is meant to do; whether the features tell your classes apart, it cannot say. For that, "
+        f"{UNKNOWN.capitalize()} without labels: {found} and the features are healthy, {rank}. So "
+        f"{trained}; whether the features tell your classes apart, it cannot say. For that, "
         "sort a few images into one folder a class and run this with data.name=imagefolder data.root=DIR.",
     )
 
@@ -110,6 +123,20 @@ def _listed(names: list[str]) -> str:
 
 def _baselines(row: dict[str, Any]) -> dict[str, Any]:
     return {name: each for name, each in row.items() if isinstance(each, dict) and name != "encoder"}
+
+
+def _group(row: dict[str, Any]) -> str:
+    """Return how the encoder stands: ``full`` if a baseline has 100%, ``ahead``, ``behind`` or ``level``."""
+    baselines = _baselines(row).values()
+    if any(each["value"] >= 1 for each in baselines):
+        return "full"
+    if all(each["gain"]["low"] > 0 for each in baselines):
+        return "ahead"
+    return "behind" if _is_behind(row) else "level"
+
+
+def _is_behind(row: dict[str, Any]) -> bool:
+    return any(each["gain"]["high"] < 0 for each in _baselines(row).values())
 
 
 def _toughest(row: dict[str, Any], by: str) -> str:

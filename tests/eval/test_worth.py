@@ -91,6 +91,29 @@ def test_ahead_nowhere_is_not_worth_it_yet_and_names_a_setting(gains, words, adv
     assert advice in found.sentence
 
 
+def test_a_baseline_at_100_percent_leaves_nothing_to_gain():
+    full = row("kNN k=20", raw_pixels=LOSS, random_encoder=WIN)
+    full["raw_pixels"]["value"] = 1.0
+    found = judge([full])
+    assert found.answer == "not known"
+    assert "100% leaves nothing to gain on kNN k=20 (-2.0 against raw pixels)" in found.sentence
+    assert "longer" not in found.sentence
+
+    beatable = row("linear probe", raw_pixels=WIN, random_encoder=LEVEL)
+    found = judge([full, beatable])
+    assert found.answer == "not worth it yet"
+    assert (
+        "Train longer (schedule.minutes or schedule.epochs)" in found.sentence
+    )  # of the row that can be won
+    assert judge([full, row("linear probe", raw_pixels=WIN)]).answer == "worth it in part"
+
+    given = signals(gain_low=-0.1, gain=0.0)
+    given["random_encoder"]["retrieval"] = 1.0
+    found = judge_without_labels(given, 200)
+    assert found.answer == "not known"
+    assert "nothing is left to gain over the random encoder" in found.sentence
+
+
 def signals(verdict="healthy", gain_low=0.1, gain=0.5):
     ours = {"retrieval": 0.9, "rankme": 31.0, "dimensions": 64, "verdict": verdict}
     other = {"retrieval": 0.9 - gain, "gain": gain, "gain_low": gain_low, "rankme": 9.0, "dimensions": 64}
