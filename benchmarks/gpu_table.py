@@ -253,9 +253,6 @@ def main() -> int:
         missing = table.missing(chosen)
         print("\n".join(f"{'missing' if row in missing else 'done':8} {row.name}" for row in chosen))
         return 0
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(MISSING)
-    )  # so that a command in progress is stopped too
     if asked.data is None:
         say("without --data, lines that score on CIFAR-10 are left out unless torchvision's copy is in .data")
     missing = table.fill(chosen, asked.slice)
@@ -267,4 +264,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(MISSING)
+    )  # so that a command in progress is stopped too
     sys.exit(main())
