@@ -32,7 +32,7 @@ _TextLoader.yaml_implicit_resolvers = {
 
 
 class Stated(Generic[Schema]):
-    """What a recipe and its overrides state, with the types of the schema; everything else is a default.
+    """Hold what a recipe and its overrides state, with the types of the schema; everything else is a default.
 
     Args:
         schema: The dataclass of all settings.

@@ -23,7 +23,7 @@ _ADVICE = {
     "(schedule.minutes or schedule.epochs)",
 }
 _ADVICE_OTHERS = "Start from such weights (encoder.weights); if the run did, lower optimizer.base_lr"
-"""What to change if a baseline is not beaten, by its name."""
+"""Advice for each baseline that is not beaten, by its name."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a rule may look at, and what it returns."""
+"""Define what a rule may look at, and what it returns."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Known:
-    """What a rule may look at; ``known["data.image_size"]`` is a setting's value.
+    """Hold what a rule may look at; ``known["data.image_size"]`` is a setting's value.
 
     Attributes:
         folder: The images.

@@ -40,7 +40,7 @@ _TWO_VALUED = 0.8  # Otsu's criterion: 0.87 for scanned digits (median), 0.93 fo
 
 @dataclass(frozen=True)
 class Folder:
-    """What the choice of settings depends on; shares are of the images that were looked at.
+    """Describe the images, as far as settings depend on them; shares are of the images that were looked at.
 
     Attributes:
         root: The folder.
@@ -96,7 +96,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class _Glance:
-    """What one image shows: its header, and, if it was decoded, single pixels and a resized square."""
+    """Describe one image: its header, and, if it was decoded, single pixels and a resized square."""
 
     side: int
     alpha: bool

@@ -11,7 +11,7 @@ from contrastive.data.reading import usable_cpus
 
 @dataclass(frozen=True)
 class Machine:
-    """What the choice of settings depends on.
+    """Describe the machine, as far as settings depend on it.
 
     Attributes:
         device: ``cpu``, ``cuda`` or ``mps``: what Lightning will train on.

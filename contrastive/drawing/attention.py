@@ -53,7 +53,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Panels:
-    """What is drawn of one network beside an image.
+    """Hold the maps of one network that are drawn beside an image.
 
     Attributes:
         maps: Maps by title.
