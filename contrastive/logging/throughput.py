@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,12 +14,12 @@ _FETCH = "[_TrainingEpochLoop].train_dataloader_next"
 """Name of the profiler action in which Lightning waits for the loader."""
 
 
-class Clock:
+class Clock(ABC):
     """A callback that measures training, and needs to know of other work, such as saving and scoring."""
 
+    @abstractmethod
     def leave_out(self, work: str, every: int | None, seconds: float) -> None:
         """Note ``seconds`` spent on ``work`` since the last optimizer step; see ``off_the_clock``."""
-        raise NotImplementedError
 
 
 class Throughput(Callback, Clock):

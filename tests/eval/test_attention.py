@@ -144,7 +144,7 @@ def test_an_even_map_scores_one_and_a_map_of_the_thing_the_inverse_of_its_area()
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
 def test_masks_are_cut_as_their_images_are(tmp_path, mode):
-    """Of a mask twice as wide as high, the central square; above 64 px 7/8 of that, see ``center_view``."""
+    """Take the central square of a wide mask; above 64 px 7/8 of that, see ``center_view``."""
     thing = np.zeros((40, 80), np.uint8)
     thing[10:30, 30:50] = 1
     palette = Image.fromarray(thing).convert("P") if mode == "P" else None

@@ -1,4 +1,4 @@
-"""What the warning of a collapse says; when it comes is tested on whole runs."""
+"""Test the text of the warning of a collapse; whole runs test when it comes."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""What is said of a run that does not learn, and that a healthy one is left in peace."""
+"""Test the warnings of a run that does not learn, and that a healthy run has none."""
 
 import math
 import re

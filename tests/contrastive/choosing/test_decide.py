@@ -1,4 +1,4 @@
-"""What is decided for many kinds of folders and machines; nothing is read from a disk."""
+"""Test the decisions for many kinds of folders and machines, without reading a disk."""
 
 from dataclasses import asdict, replace
 

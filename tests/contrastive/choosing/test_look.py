@@ -1,4 +1,4 @@
-"""What is seen of real folders: sizes, kinds, and how they are read."""
+"""Test the facts found in real folders: sizes, kinds of images, and how the folder is read."""
 
 from pathlib import Path
 
