@@ -18,7 +18,16 @@ from eval.subject import Extractor
 from eval.two_views import ViewSampler
 from memory_bank.config import check_range
 
-_NUMBERS = ("rankme", "dimensions", "alignment", "uniformity", "std", "dead", "verdict")
+_TITLES = {
+    "verdict": "verdict",
+    "rankme": "effective rank (RankMe)",
+    "dimensions": "of dimensions",
+    "alignment": "alignment of two views, 0 is best",
+    "uniformity": "uniformity, -4 is best",
+    "std": "spread, 1 is isotropic",
+    "dead": "share of dead dimensions",
+}
+"""Titles of the numbers of ``Health``, of the alignment and of the number of dimensions."""
 
 
 @dataclass
@@ -92,10 +101,16 @@ class Stats(Protocol):
     def table(self, result: Result) -> list[Row]:
         scores = result["scores"]
         rows: list[Row] = [("", *(name.replace("_", " ") for name in scores))]
-        for number in _NUMBERS:
-            values = [of_one.get(number, "") for of_one in scores.values()]
-            rows.append((number, *(value if isinstance(value, str) else f"{value:.4g}" for value in values)))
+        for number, title in _TITLES.items():
+            rows.append((title, *(_text(of_one.get(number, "")) for of_one in scores.values())))
         return rows
+
+
+def _text(value: int | float | str | None) -> str:
+    """Format a statistic; null in JSON is a value that is not finite."""
+    if value is None:
+        return "not finite"
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 PROTOCOL = Stats(StatsEvaluation)

@@ -16,15 +16,6 @@ from eval.protocol import Row, accuracy_titles, find_protocol
 T = TypeVar("T")
 
 BASELINES = {"raw_pixels": "raw pixels", "random_encoder": "random encoder"}
-STATISTICS = {
-    "verdict": "verdict",
-    "rankme": "effective rank (RankMe)",
-    "dimensions": "of dimensions",
-    "alignment": "alignment of two views, 0 is best",
-    "uniformity": "uniformity, -4 is best",
-    "std": "spread, 1 is isotropic",
-}
-"""Titles of the numbers of the stats protocol."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +46,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Results of the stats protocol: texts by encoder or baseline, then by name, and near-duplicates."""
+    """Results of the stats protocol: its table, the encoder's column first, and near-duplicates."""
 
-    numbers: dict[str, dict[str, str]]
+    table: list[Row]
     near_duplicates: str
 
 
@@ -177,29 +168,15 @@ def _score(row: dict[str, Any]) -> Score:
 
 
 def _statistics(raw: dict[str, Any]) -> Statistics:
-    scores, pairs = raw["scores"], raw["near_duplicates"]
-    numbers = {
-        which: {
-            name: _text(scores[which].get(name, "") if name == "verdict" else scores[which][name])
-            for name in STATISTICS
-        }
-        for which in ("encoder", *BASELINES)
-    }
+    pairs = raw["near_duplicates"]
     duplicates = f"Pairs of near-duplicates: {pairs['pairs']}, {pairs['listed']} listed in {pairs['file']}."
-    return Statistics(numbers, duplicates)
+    return Statistics(find_protocol("stats").table(raw), duplicates)
 
 
 def _answer(raw: dict[str, Any]) -> Answer:
     protocol = find_protocol("worth")
     notes = [line for line in protocol.notes(raw) if line != raw["sentence"]]
     return Answer(str(raw["sentence"]), protocol.table(raw), notes)
-
-
-def _text(value: int | float | str | None) -> str:
-    """Format a statistic; null in JSON is a value that is not finite."""
-    if value is None:
-        return "not finite"
-    return value if isinstance(value, str) else f"{value:.3g}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

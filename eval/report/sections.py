@@ -18,7 +18,7 @@ from eval.protocol import accuracy_titles
 from eval.report import pictures
 from eval.report.context import Report
 from eval.report.page import card, details, grid, key, legend, section, table, warning
-from eval.report.read import BASELINES, STATISTICS, Run, Score, describe_epochs, read_json
+from eval.report.read import BASELINES, Run, Score, describe_epochs, read_json
 
 _MOST_POINTS = 400  # in a curve
 _COLOURS = {"raw_pixels": "s1", "random_encoder": "s2"}  # of the baselines' marks
@@ -28,9 +28,10 @@ _CHARTS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], str], ...] = 
         "Similarity to the query",
         (
             ("positive", ("mining/positive_similarity", "train/positive_similarity")),
-            ("mined negatives", ("mining/similarity_mean",)),
+            ("negatives", ("mining/similarity_mean", "train/negative_similarity")),
             ("their top tenth", ("mining/similarity_q90",)),
         ),
+        "negatives: the mined ones, or where none are mined all that the loss saw; "
         "the gap is what the network has learned",
     ),
     (
@@ -100,6 +101,8 @@ def _network(run: Run, settings: PretrainConfig) -> ArchSpec:
 
 def _facts(report: Report, run: Run) -> Iterator[tuple[str, str]]:
     for protocol, result in run.results.items():
+        if protocol == "worth" and "linear" in run.results:
+            continue  # the same probe
         # Lowshot shows its score at 10% if there is one; every other protocol its first score.
         tenth = [score for score in result.scores if protocol == "lowshot" and score.name.endswith(" 10%")]
         for score in (tenth or result.scores)[:1]:
@@ -257,15 +260,15 @@ def health(report: Report) -> str:
     known = {run.name: run.statistics for run in report.runs if run.statistics is not None}
     if not known:
         return ""
-    columns, duplicates = {name: found.numbers["encoder"] for name, found in known.items()}, ""
     if report.alone:
         (found,) = known.values()
-        columns = {BASELINES.get(which, which): numbers for which, numbers in found.numbers.items()}
-        duplicates = f'<p class="note">{escape(found.near_duplicates)}</p>'
-    rows = [[title, *(numbers[name] for numbers in columns.values())] for name, title in STATISTICS.items()]
-    note = "Features of training images, before the projector."
-    kind = "" if report.alone else "set"
-    return section("Are the features healthy?", note, table(["", *columns], rows, kind) + duplicates)
+        head, *rows = found.table
+        body = table(head, rows) + f'<p class="note">{escape(found.near_duplicates)}</p>'
+    else:
+        lines = zip(*(found.table[1:] for found in known.values()), strict=True)
+        rows = [(line[0][0], *(row[1] for row in line)) for line in lines]
+        body = table(["", *known], rows, "set")
+    return section("Are the features healthy?", "Features of training images, before the projector.", body)
 
 
 def differences(report: Report) -> str:

@@ -20,11 +20,12 @@ def strokes(page):
 def add_scores(run, value, protocol="knn", fingerprint="same"):
     """A result as the command writes it, as far as the page reads it."""
     number = {"value": value, "low": value - 0.02, "high": value + 0.02}
-    baseline = number | {"gain": {"value": 0.0}}
-    row = {"name": "top1 <k=5>", "encoder": number, "raw_pixels": baseline, "random_encoder": baseline}
+    baseline = number | {"gain": {"value": 0.0, "low": -0.02, "high": 0.02}}
+    row = {"name": "top1 <k=5>", "interval": "Wilson", "encoder": number}
     result = {
         "protocol": protocol,
-        "scores": [row],
+        "sentence": "Worth it: it is.",
+        "scores": [row | {"raw_pixels": baseline, "random_encoder": baseline}],
         "warnings": [],
         "details": {"encoder": {"confusion": [[3, 1], [0, 4]]}},
         "data": {
@@ -76,18 +77,24 @@ def test_results_of_an_earlier_encoder_are_marked(runs, compared):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"encoder_sha256": sha256_of(run)}))
     assert "earlier encoder" not in " ".join(compared(*runs)[2].text)
 
-    number = {"value": 0.9, "low": 0.8, "high": 1.0}
-    row = {"name": "kNN", "interval": "Wilson", "encoder": number}
-    row |= {name: number | {"gain": number} for name in ("raw_pixels", "random_encoder")}
     add_scores(runs[0], 0.9, protocol="worth")
     file = runs[0] / "eval" / "worth.json"
-    answer = json.loads(file.read_text()) | {"scores": [row], "sentence": "Worth it: it is."}
+    answer = json.loads(file.read_text())
     for made_of, told in (("earlier", True), (sha256_of(runs[0]), False)):
         file.write_text(json.dumps(answer | {"encoder_sha256": made_of}))
         words = " ".join(compared(runs[0])[2].text)
         assert "Worth it: it is." in words
         assert ("Of an earlier encoder, evaluate again. Worth it: it is." in words) is told
         assert ("Of an earlier encoder: worth; evaluate again." in words) is told
+
+
+def test_the_probe_of_worth_has_no_second_tile(runs, compared):
+    add_scores(runs[0], 0.951, protocol="worth")
+    assert "beside the baselines, top1 <k=5>" in compared(runs[0])[2].text
+    add_scores(runs[0], 0.951, protocol="linear")
+    found = compared(runs[0])[2].text
+    assert "beside the baselines, top1 <k=5>" not in found
+    assert {"linear probe, top1 <k=5>", "nearest neighbours, top1 <k=5>"} <= {*found}
 
 
 def test_a_path_may_hold_any_character(runs, compared, tmp_path):

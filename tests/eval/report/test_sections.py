@@ -151,6 +151,17 @@ def test_warnings_that_held_at_the_end_of_training_are_shown(new_run):
     assert "a collapse" in page.text
 
 
+@pytest.mark.parametrize("column", ["mining/similarity_mean", "train/negative_similarity"])
+def test_negatives_are_drawn_beside_positives_mined_or_not(new_run, column):
+    run = new_run(name="imagefolder", root="/nowhere/at/all")  # no map: quick
+    (run / "metrics.csv").write_text(f"epoch,train/positive_similarity,{column}\n1,0.5,0.3\n2,0.7,0.2\n")
+    page = report(run)[2]
+    assert {"positive", "negatives"} <= {*page.text}
+    assert "their top tenth" not in page.text
+    lines = [given["stroke"] for tag, given in page.tags if tag == "path" and given["stroke-width"] == "1.8"]
+    assert lines == ["var(--s0)", "var(--s1)"]
+
+
 def test_a_bare_run(new_run):
     result, _, page = report(new_run())
     assert result["missing"] == []
