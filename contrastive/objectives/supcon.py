@@ -26,7 +26,7 @@ def supcon(
 
     The index a runs over positives and negatives: SupCon eq. 2, the sum over p outside the log (Khosla et al.
     2020, arXiv:2004.11362). Positives are the key, the extra positives, and negatives with the query's label,
-    by their weights ``w_a``.
+    by their weights ``w_a``. Differs: the authors' code multiplies the loss by temperature / 0.07.
 
     Args:
         query: See ``info_nce``.

@@ -1,5 +1,7 @@
 """Each method's step, recomputed from its networks' outputs by plain loops."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -36,25 +38,56 @@ def test_simclr_is_nt_xent():
     assert found.diagnostics["effective_negatives"] > 1
 
 
-def test_simclr_with_dcl_leaves_the_positive_out_of_the_denominator():
-    module, batch = tiny.module("method=simclr", "objective.name=dcl"), tiny.batch()
-    (first, second), found = outcome(module, batch)
-    views = [embed(module, first), embed(module, second)]
-    terms = []
-    for own, other in (views, views[::-1]):
-        for i in range(8):
-            others = [view[j] @ own[i] / 0.2 for j in range(8) if j != i for view in views]
-            terms.append(-own[i] @ other[i] / 0.2 + torch.tensor(others).logsumexp(0).item())
-    assert found.loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+LABELS = torch.arange(40) % 3
+FROM_THE_BATCH = {
+    "info_nce": reference.info_nce,
+    "dcl": reference.dcl,
+    "dclw": partial(reference.dclw, sigma=0.5),
+    "debiased": partial(reference.hcl, tau_plus=0.1, beta=0.0),
+    "hcl": partial(reference.hcl, tau_plus=0.1, beta=1.0),
+    "supcon": partial(
+        reference.supcon,
+        same=2 * [[LABELS[i] == LABELS[j] for j in range(8) if j != i for _ in "ab"] for i in range(8)],
+    ),
+}
+
+
+def with_loss(name):
+    """Return SimCLR's module with another loss."""
+    module = tiny.module("method=simclr", "mining.class_prior=0.1")
+    config = tiny.config(f"objective.name={name}").objective
+    module.method.objective = build_objective(config, module.config.mining, in_batch=True, labels=LABELS)
+    return module
+
+
+@pytest.mark.parametrize("name", FROM_THE_BATCH)
+def test_a_loss_takes_both_views_of_all_other_images_as_negatives(name):
+    module, batch = with_loss(name), tiny.batch()
+    views, found = outcome(module, batch)
+    first, second = (embed(module, view) for view in views)
+    others = [[view[j] for j in range(8) if j != i for view in (first, second)] for i in range(8)]
+    expected = FROM_THE_BATCH[name](
+        [*first, *second],
+        [([key], [1.0]) for key in (*second, *first)],
+        2 * [(rows, [1.0] * len(rows)) for rows in others],
+        0.2,
+    )
+    assert found.loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(FROM_THE_BATCH.keys() - {"dclw"}))  # its weights are constants
+def test_its_gradient_is_that_of_its_value_in_both_views_and_all_roles(name, monkeypatch):
+    module = with_loss(name)
+    monkeypatch.setattr(module.networks, "embed", partial(normalize, dim=1))
+    views = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = Rows.of(torch.tensor([0, 3, 1]))  # the first two are of one class
+    views.requires_grad_()
+    assert torch.autograd.gradcheck(lambda pair: module.method.step([*pair], rows, 0).loss, views)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "neighbour_info_nce"])
 def test_every_loss_takes_its_negatives_from_the_batch_with_gradient_to_both_views(name):
-    module = tiny.module("method=simclr", "mining.class_prior=0.1")
-    config = tiny.config(f"objective.name={name}").objective
-    labels = torch.arange(40) % 3
-    module.method.objective = build_objective(config, module.config.mining, in_batch=True, labels=labels)
-    images = tiny.batch()
+    module, images = with_loss(name), tiny.batch()
     views = [view.clone().requires_grad_() for view in module.views(images.images, images.ids, 0)]
     module.eval()
     loss = module.method.step(views, Rows.of(images.ids), 0).loss
