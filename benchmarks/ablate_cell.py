@@ -20,7 +20,7 @@ from threading import Thread
 from typing import Any
 
 import torch
-from common import context, once
+from common import QUIET, context, once
 from torch import Tensor
 
 from contrastive.config import PretrainConfig
@@ -157,11 +157,7 @@ def _config(cell: Cell, folder: Path) -> PretrainConfig:
             "trainer.devices=1",
             "run.checkpoint_every=1000000000",  # at the end only
             "run.keep_last=1",
-            "logging.wandb.mode=disabled",
-            "logging.progress=false",
-            "logging.knn_every_epochs=0",
-            "logging.probe_every_epochs=0",
-            "logging.mined_rows=0",
+            *QUIET,
         ],
     )
 

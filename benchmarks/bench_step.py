@@ -14,6 +14,11 @@ Each of lightly's turns starts with some untimed steps, so that its workers run 
 
     python benchmarks/bench_step.py [--data DIR] [--device cuda] [--networks NAME ...] [--rounds N]
 
+With --local N it measures what multi-crop costs instead: in one run, steps with two views and steps with N
+further local views of half the side take turns, and the JSON is crops-DEVICE.json.
+
+    python benchmarks/bench_step.py --local 4 [--networks NAME ...] [--rounds N]
+
 DIR holds class folders, such as CIFAR-10 as JPEG; without it, random JPEG files are made. On a CPU: resnet18
 and a resnet10 of width 16, 32 px, batch 256, float32, 2 workers; about 6 minutes on 2 cores. On CUDA:
 resnet18 at 32 px, batch 512, and resnet50 at 224 px, batch 256, bfloat16, 16 workers.
@@ -26,14 +31,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from common import RESULTS, Clock, Spent, context, median, once, quartiles, ratios, walls, write
-from PIL import Image
+from common import (
+    RESULTS,
+    Clock,
+    Spent,
+    context,
+    make_files,
+    median,
+    once,
+    quartiles,
+    ratios,
+    walls,
+    write,
+)
 from torch import nn
 
+from contrastive.augment.views import Views
 from contrastive.compiling import compiler
 from contrastive.config import PretrainConfig
 from contrastive.config_files import load_config
@@ -91,7 +107,7 @@ SCENES = {
 }
 
 
-def load(scene: Scene, data: Path, runs: Path, device: str) -> PretrainConfig:
+def load(scene: Scene, data: Path, runs: Path, device: str, *overrides: str) -> PretrainConfig:
     """Return the shipped CIFAR-10 recipe with one direction of the loss, as in lightly's MoCo."""
     return load_config(
         PretrainConfig,
@@ -118,8 +134,16 @@ def load(scene: Scene, data: Path, runs: Path, device: str) -> PretrainConfig:
             "logging.knn_every_epochs=0",
             "logging.progress=false",
             "logging.wandb.mode=disabled",
+            *overrides,
         ],
     )
+
+
+def fill_bank(module: ContrastiveModule) -> None:
+    """Fill the bank with random keys, so that it is mined from the first step."""
+    rows, dim = module.plan.rows, module.config.encoder.projector_dim
+    keys = F.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(0)), dim=1)
+    module.miner.write(keys.to(module.device), torch.arange(rows, device=module.device), 0)
 
 
 class Turns(pl.Callback):
@@ -143,9 +167,7 @@ class Turns(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ContrastiveModule)
-        rows = pl_module.plan.rows
-        keys = F.normalize(torch.randn(rows, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
-        pl_module.miner.write(keys.to(pl_module.device), torch.arange(rows, device=pl_module.device), 0)
+        fill_bank(pl_module)
         self.others = self._make(pl_module)
         self.spent |= {name: [] for name in self.others}
         self._left = self.warmup
@@ -164,6 +186,47 @@ class Turns(pl.Callback):
             trainer.should_stop = True
         self._left = self.scene.steps
         self._clock = Clock(pl_module.device)
+
+
+class LocalTurns(pl.Callback):
+    """Let steps with different numbers of local views take turns in one run.
+
+    Args:
+        scene: The scene that is measured.
+        counts: Numbers of local views; the first turn of each is not timed.
+    """
+
+    def __init__(self, scene: Scene, counts: tuple[int, ...]) -> None:
+        self.scene, self.counts = scene, counts
+        self.spent: dict[int, list[Spent]] = {count: [] for count in counts}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ContrastiveModule)
+        fill_bank(pl_module)
+        config = pl_module.config
+        backend = compiler(config.run.compile, pl_module.device)
+        self._views = {
+            count: Views(
+                replace(config.augment, num_local=count), config.data, config.run.seed, compile=backend
+            )
+            for count in self.counts
+        }
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        turn, step = divmod(trainer.global_step, self.scene.steps)
+        if step == 0:
+            pl_module.views = self._views[self.counts[turn % len(self.counts)]]
+            self._clock = Clock(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        turn, left = divmod(trainer.global_step, self.scene.steps)
+        if left == 0 and turn > len(self.counts):
+            self.spent[self.counts[(turn - 1) % len(self.counts)]].append(self._clock.stop())
+            trainer.should_stop = len(self.spent[self.counts[-1]]) == self.scene.rounds
 
 
 class Limit:
@@ -264,24 +327,57 @@ def other_arms(scene: Scene, config: PretrainConfig, device: torch.device) -> di
 
 
 def measure(scene: Scene, data: Path, device: str) -> list[dict[str, Any]]:
+    """Measure ours, the limit and lightly."""
     with tempfile.TemporaryDirectory(prefix="bench-step-") as scratch:
-        root = Path(scratch)
-        config = load(scene, data, root / "runs", device)
+        config = load(scene, data, Path(scratch), device)
         turns = Turns(scene, lambda module: other_arms(scene, config, module.device))
-        code, _ = pretrain(config, callbacks=[turns])
+        train(config, turns)
+    return [row(scene, name, turns.spent) for name in turns.spent]
+
+
+def measure_local(scene: Scene, data: Path, device: str, count: int) -> list[dict[str, Any]]:
+    """Measure steps with two views, and with ``count`` local ones of half the side besides."""
+    with tempfile.TemporaryDirectory(prefix="bench-step-") as scratch:
+        config = load(scene, data, Path(scratch), device, f"augment.local_size={scene.side // 2}")
+        turns = LocalTurns(scene, (0, count))
+        train(config, turns)
+    slower = ratios(turns.spent[count], turns.spent[0])
+    two, more = (
+        about(scene) | {"local_views": local, "step_ms": 1e3 * median(walls(spent)) / scene.steps}
+        for local, spent in turns.spent.items()
+    )
+    area = (config.augment.local_side(scene.side) / scene.side) ** 2
+    return [
+        two,
+        more
+        | {
+            "over_two_views": median(slower),
+            "over_two_views_quartiles": quartiles(slower),
+            "over_two_views_by_area": 1 + count * area / 2,
+        },
+    ]
+
+
+def train(config: PretrainConfig, callback: pl.Callback) -> None:
+    code, _ = pretrain(config, callbacks=[callback])
     if code:
         raise SystemExit(f"the run ended with exit code {code}")
-    return [row(scene, name, turns.spent) for name in turns.spent]
+
+
+def about(scene: Scene) -> dict[str, Any]:
+    """Return the columns that say what was measured."""
+    return {
+        "network": f"{scene.name} width {scene.width}",
+        "side": scene.side,
+        "batch": scene.batch,
+        "precision": scene.precision,
+    }
 
 
 def row(scene: Scene, name: str, spent: dict[str, list[Spent]]) -> dict[str, Any]:
     images, mine = scene.batch * scene.steps, spent[name]
     low, high = quartiles(walls(mine))
-    made = {
-        "network": f"{scene.name} width {scene.width}",
-        "side": scene.side,
-        "batch": scene.batch,
-        "precision": scene.precision,
+    made = about(scene) | {
         "arm": name,
         "step_ms": 1e3 * median(walls(mine)) / scene.steps,
         "images_per_s": images / median(walls(mine)),
@@ -312,16 +408,13 @@ def show(made: dict[str, Any]) -> None:
     print(line, flush=True)
 
 
-def make_files(folder: Path, count: int, side: int) -> Path:
-    """Write random JPEG files of ten classes, as smooth and as large as photographs."""
-    noise = np.random.default_rng(0)
-    stored = 32 if side <= 32 else 320
-    for number in range(count):
-        path = folder / str(number % 10) / f"{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        coarse = Image.fromarray(noise.integers(0, 256, (stored // 4, stored // 4, 3), dtype=np.uint8))
-        coarse.resize((stored, stored), Image.Resampling.BICUBIC).save(path, quality=90)
-    return folder
+def show_local(made: dict[str, Any]) -> None:
+    line = f"{made['network']:18} 2 views and {made['local_views']} local: {made['step_ms']:.1f} ms"
+    if "over_two_views" in made:
+        low, high = made["over_two_views_quartiles"]
+        line += f", {made['over_two_views']:.2f} times as long ({low:.2f} to {high:.2f}"
+        line += f"; by their area {made['over_two_views_by_area']:.2f})"
+    print(line, flush=True)
 
 
 def main() -> None:
@@ -332,29 +425,37 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=tuple(SCENES))
     parser.add_argument("--networks", nargs="+", help="default: all of the device's")
     parser.add_argument("--rounds", type=int, help="turns of each arm; default by network")
-    parser.add_argument("--out", type=Path, help="JSON; default benchmarks/results/step-DEVICE.json")
+    parser.add_argument("--local", type=int, help="local views: measure what they add to a step instead")
+    parser.add_argument("--out", type=Path, help="JSON; default benchmarks/results/(step|crops)-DEVICE.json")
     options = parser.parse_args()
     scenes = [s for s in SCENES[options.device] if not options.networks or s.name in options.networks]
     if not scenes:
         parser.error(f"--networks {options.networks}: allowed are {[s.name for s in SCENES[options.device]]}")
     if options.rounds is not None and options.rounds < 2:
         parser.error(f"--rounds {options.rounds}: a spread needs 2 or more")
-    print(
-        f"{'network':18} {'px':>4} {'b':>4} {'arm':8} {'ms':>9} {'images/s':>9} {'quartiles':>19}   ours over"
-    )
+    if options.local is not None and options.local < 1:
+        parser.error(f"--local {options.local}: 1 or more local views are needed")
+    if not options.local:
+        speeds = f"{'ms':>9} {'images/s':>9} {'quartiles':>19}"
+        print(f"{'network':18} {'px':>4} {'b':>4} {'arm':8} {speeds}   ours over")
     rows = []
     for scene in scenes:
         scene = replace(scene, rounds=options.rounds or scene.rounds)
         with tempfile.TemporaryDirectory(prefix="bench-data-") as folder:
             data = options.data or make_files(Path(folder), scene.files, scene.side)
-            for made in measure(scene, data, options.device):
+            if options.local:
+                found = measure_local(scene, data, options.device, options.local)
+            else:
+                found = measure(scene, data, options.device)
+            for made in found:
                 rows.append(made | {"images": len(list_images(data)), "rounds": scene.rounds})
-                show(made)
+                (show_local if options.local else show)(made)
     packages = ("torch", "torchvision", "kornia", "pytorch-lightning")
     device = torch.device(options.device)
+    name = "crops" if options.local else "step"
     write(
-        options.out or RESULTS / f"step-{options.device}.json",
-        context("step", device, packages, peak_memory_mib=peak_memory(device)) | {"rows": rows},
+        options.out or RESULTS / f"{name}-{options.device}.json",
+        context(name, device, packages, peak_memory_mib=peak_memory(device)) | {"rows": rows},
     )
 
 

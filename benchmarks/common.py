@@ -11,9 +11,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 
 RESULTS = Path(__file__).parent / "results"
+
+QUIET = (
+    "logging.knn_every_epochs=0",
+    "logging.probe_every_epochs=0",
+    "logging.mined_rows=0",
+    "logging.progress=false",
+    "logging.wandb.mode=disabled",
+)
+"""Overrides that turn a run's monitors, progress bar and W&B off."""
 
 
 class Spent(NamedTuple):
@@ -99,6 +110,18 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"written: {path}")
+
+
+def make_files(folder: Path, count: int, side: int) -> Path:
+    """Write random JPEG files of ten classes, as smooth and as large as photographs."""
+    noise = np.random.default_rng(0)
+    stored = 32 if side <= 32 else 320
+    for number in range(count):
+        path = folder / str(number % 10) / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(noise.integers(0, 256, (stored // 4, stored // 4, 3), dtype=np.uint8))
+        coarse.resize((stored, stored), Image.Resampling.BICUBIC).save(path, quality=90)
+    return folder
 
 
 def pyplot() -> Any:

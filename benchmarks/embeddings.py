@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import once
+from common import QUIET, once
 from torch import Tensor, nn
 
 from contrastive.augment.noise import uniforms
@@ -160,11 +160,7 @@ def _config(options: argparse.Namespace, root: Path | None, folder: Path) -> Pre
         "encoder.momentum_end=null",
         f"schedule.epochs={options.epochs}",
         f"schedule.warmup_epochs={min(1.0, options.epochs / 4)}",
-        "logging.knn_every_epochs=0",
-        "logging.probe_every_epochs=0",
-        "logging.mined_rows=0",
-        "logging.progress=false",
-        "logging.wandb.mode=disabled",
+        *QUIET,
         "trainer.accelerator=cpu",
     ]
     if root is None:

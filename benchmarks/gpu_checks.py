@@ -29,7 +29,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from bench_step import make_files
+from common import QUIET, make_files
 from torch import Tensor, nn
 
 from contrastive.batch_norm import convert
@@ -98,11 +98,7 @@ def settings(recipe: str, data: Path, runs: Path, *overrides: str) -> PretrainCo
         "schedule.minutes=null",
         "trainer.devices=1",
         "logging.every_n_steps=1",
-        "logging.knn_every_epochs=0",
-        "logging.probe_every_epochs=0",
-        "logging.mined_rows=0",
-        "logging.progress=false",
-        "logging.wandb.mode=disabled",
+        *QUIET,
     ]
     shipped = load_config(PretrainConfig, "pretrain", recipe, fixed)
     fixed += one_device(shipped.encoder)

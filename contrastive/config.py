@@ -252,7 +252,8 @@ class AugmentConfig:
         view_1: First global view.
         view_2: Second global view.
         num_local: Smaller views beside the two global ones (multi-crop, SwAV, arXiv:2006.09882): each is
-            matched with the global views, and costs about ``(local_size / image_size) ** 2`` of one.
+            matched with the global views, and costs about ``(local_size / image_size) ** 2`` of one;
+            ``benchmarks/bench_step.py --local N`` measures it.
         local: Strengths of the local views.
         local_size: Side of the local views in pixels; None takes 3/7 of ``data.image_size`` (96 for 224),
             rounded to a multiple of 8.
