@@ -8,9 +8,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+
+from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 
@@ -159,12 +159,7 @@ def test_the_wheel_holds_the_recipes_and_runs_outside_the_checkout(wheel, tmp_pa
 
 def test_training_and_probing_need_none_of_the_optional_packages(tmp_path):
     """The run that users make on a cluster whose image holds the training stack alone."""
-    noise = np.random.default_rng(0)
-    for name, grey in (("dark", 60), ("light", 190)):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for number in range(24):
-            pixels = np.clip(grey + noise.integers(-50, 50, (16, 16, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    tiny.write_classes(tmp_path / "photos", 24, names=("red", "green"), size=(16, 16))
     overrides = [
         "data.name=imagefolder",
         "data.root=photos",

@@ -14,17 +14,26 @@ SETTINGS = (
     "encoder.projector_dim=8",
     "mining.num_hard=4",
     "mining.num_uniform=4",
-    "bank.dtype=float32",
 )
 """Overrides that make the digits recipe tiny."""
 
+QUIET = (
+    "logging.every_n_steps=1",
+    "logging.knn_every_epochs=0",
+    "logging.probe_every_epochs=0",
+    "logging.mined_rows=0",
+    "logging.progress=false",
+    "logging.wandb.mode=disabled",
+)
+"""Overrides that log every step, and turn monitors, progress bar and W&B off."""
+
 
 def config(*overrides):
-    """Return the digits recipe, tiny, with ``overrides`` on top."""
+    """Return the digits recipe, tiny, its bank not rounded to float16, with ``overrides`` on top."""
     from contrastive.config import PretrainConfig
     from contrastive.config_files import load_config
 
-    return load_config(PretrainConfig, "pretrain", "digits", [*SETTINGS, *overrides])
+    return load_config(PretrainConfig, "pretrain", "digits", [*SETTINGS, "bank.dtype=float32", *overrides])
 
 
 def module(*overrides, rows=40, epochs=2, method=None, fill=True):
@@ -73,17 +82,24 @@ def batch(rows=8, size=16):
     return Batch(torch.randint(0, 256, (rows, 3, size, size), dtype=torch.uint8), torch.arange(rows))
 
 
-def write_images(folder, count, *, size=32, channel=0, suffix="png", seed=0):
-    """Write ``count`` noisy images that are bright in one channel; return their paths."""
+def write_images(folder, count, *, size=(32, 32), channel=0, seed=0):
+    """Write ``count`` noisy PNG files, (height, width) px, bright in one channel; return their paths."""
     rng = np.random.default_rng(seed)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{number}.{suffix}" for number in range(count)]
+    paths = [folder / f"{number}.png" for number in range(count)]
     for path in paths:
-        pixels = rng.integers(0, 80, (size, size, 3))
+        pixels = rng.integers(0, 80, (*size, 3))
         pixels[..., channel] += 150
         Image.fromarray(pixels.astype(np.uint8)).save(path)
     return paths
+
+
+def write_classes(folder, count, *, names=("red", "green", "blue"), size=(32, 32), seed=0):
+    """Write ``count`` images to each of up to three class folders, told apart by colour; return the root."""
+    for channel, name in enumerate(names):
+        write_images(folder / name, count, size=size, channel=channel, seed=3 * seed + channel)
+    return folder
 
 
 def run_config(folder, *overrides):
@@ -93,12 +109,7 @@ def run_config(folder, *overrides):
         "run.name=tiny",
         "schedule.epochs=2",
         "schedule.warmup_epochs=0",
-        "logging.every_n_steps=1",
-        "logging.knn_every_epochs=0",
-        "logging.probe_every_epochs=0",
-        "logging.mined_rows=0",
-        "logging.progress=false",
-        "logging.wandb.mode=disabled",
         "trainer.accelerator=cpu",
+        *QUIET,
         *overrides,
     )

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.io import write_png
 
 from memory_bank.config import BankConfig, MiningConfig
+from tests import tiny
 
 ROWS, DIM, CLASSES = 60, 8, 3
 
@@ -86,14 +86,9 @@ def folder(tmp_path: Path, per_class: int) -> Path:
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Noisy squares in three colours, which are the classes: 30 to train on and 10 to score each."""
-    root, generator = tmp_path_factory.mktemp("colours"), torch.Generator().manual_seed(0)
-    for part, count in (("train", 30), ("test", 10)):
-        for channel, name in enumerate(("red", "green", "blue")):
-            (root / part / name).mkdir(parents=True)
-            for number in range(count):
-                image = torch.randint(120, (3, 16, 16), generator=generator, dtype=torch.uint8)
-                image[channel] += 120
-                write_png(image, str(root / part / name / f"{number}.png"))
+    root = tmp_path_factory.mktemp("colours")
+    for seed, (part, count) in enumerate((("train", 30), ("test", 10))):
+        tiny.write_classes(root / part, count, size=(16, 16), seed=seed)
     return root
 
 

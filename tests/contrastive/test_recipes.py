@@ -4,16 +4,15 @@ import json
 import re
 from importlib import resources
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from contrastive.__main__ import main
 from contrastive.config import PretrainConfig
 from contrastive.config_files import load_config
 from contrastive.data.plan import Plan
 from memory_bank.miner import build_miner
+from tests import tiny
 
 FOLDER = resources.files("configs") / "pretrain"
 RECIPES = sorted(path.name.removesuffix(".yaml") for path in FOLDER.iterdir() if path.name.endswith(".yaml"))
@@ -39,14 +38,7 @@ def load(name, *overrides):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    noise = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (root / name).mkdir()
-        for number in range(12):
-            pixels = noise.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{number}.png")
-    return root
+    return tiny.write_classes(tmp_path_factory.mktemp("images"), 12, names=("a", "b"), size=(40, 40))
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -6,30 +6,23 @@ import os
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from contrastive.__main__ import main
 from contrastive.callbacks.metrics import LogMetrics
 from contrastive.callbacks.watch_ranks import WatchRanks
 from contrastive.logging.names import GROUPS, MEDIA, describe
 from eval.__main__ import main as evaluate
+from tests import tiny
 from tests.contrastive.logging.harness import read_records
 
 
 @pytest.fixture
 def photos(tmp_path):
     """60 images in three classes, told apart by colour, one of them unreadable."""
-    noise = np.random.default_rng(0)
-    for place, name in enumerate(("red", "green", "blue")):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = noise.integers(0, 120, (16, 16, 3))
-            pixels[..., place] += 100
-            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / name / f"{number}.png")
-    (tmp_path / "photos" / "red" / "torn.png").write_bytes(b"no image")
-    return tmp_path / "photos"
+    photos = tiny.write_classes(tmp_path / "photos", 20, size=(16, 16))
+    (photos / "red" / "torn.png").write_bytes(b"no image")
+    return photos
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from eval.config import BaselineConfig, EvalConfig, EvalDataConfig
 from eval.eval_data import choose_data
 from eval.frozen import open_frozen, resolve, tensor_hash
 from eval.subject import Extractor
+from tests import tiny
 from tests.eval.conftest import make_run
 
 
@@ -119,15 +120,8 @@ def test_random_encoder_leaves_the_global_generator_alone(shared_run):
 
 
 def test_unreadable_images_are_left_out_and_counted(tmp_path, caplog):
-    from PIL import Image
-
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 6), ("val", 4)):
-        for name in ("cat", "dog"):
-            (tmp_path / "data" / part / name).mkdir(parents=True)
-            for row in range(count):
-                pixels = generator.integers(0, 255, (20, 20, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "data" / part / name / f"{row}.png")
+    for seed, (part, count) in enumerate((("train", 6), ("val", 4))):
+        tiny.write_classes(tmp_path / "data" / part, count, names=("cat", "dog"), size=(20, 20), seed=seed)
     (tmp_path / "data/train/cat/3.png").write_bytes(b"no image")
     run = make_run(tmp_path / "run", name="imagefolder", root=str(tmp_path / "data"))
     at = extractor(run)

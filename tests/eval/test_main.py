@@ -14,6 +14,7 @@ from contrastive.data.image_list import write_image_list
 from eval.__main__ import main
 from eval.config import weak_view
 from eval.evaluate import headline, table
+from tests import tiny
 from eval.protocol import find_protocol
 from memory_bank import sealed
 
@@ -27,14 +28,8 @@ def run_main(capsys, *arguments):
 @pytest.fixture
 def tiny_folder(tmp_path):
     """Two classes of 3 training and 2 test images."""
-    from PIL import Image
-
-    for part, count in (("train", 3), ("val", 2)):
-        for shade, name in ((40, "dark"), (200, "light")):
-            folder = tmp_path / "tiny" / part / name
-            folder.mkdir(parents=True)
-            for row in range(count):
-                Image.new("RGB", (16, 16), (shade + row, shade, shade)).save(folder / f"{row}.png")
+    for seed, (part, count) in enumerate((("train", 3), ("val", 2))):
+        tiny.write_classes(tmp_path / "tiny" / part, count, names=("dark", "light"), size=(16, 16), seed=seed)
     return tmp_path / "tiny"
 
 

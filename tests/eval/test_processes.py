@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 import eval.subject
 from eval.__main__ import main
+from tests import tiny
 from tests.contrastive.ranks import run_ranks
 from tests.eval.conftest import make_run
 
@@ -39,15 +40,9 @@ def evaluate(rank, run, port):
 
 
 def test_two_processes_equal_one(tmp_path, capsys):
-    from PIL import Image
-
-    noise = np.random.default_rng(0)
-    for part, count in (("train", 5), ("val", 1)):  # odd shares, and in one of them nothing readable
-        for name in ("cat", "dog"):
-            (tmp_path / "data" / part / name).mkdir(parents=True)
-            for row in range(count):
-                pixels = noise.integers(0, 255, (20, 20, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "data" / part / name / f"{row}.png")
+    # Odd shares, and in one of them nothing readable.
+    for seed, (part, count) in enumerate((("train", 5), ("val", 1))):
+        tiny.write_classes(tmp_path / "data" / part, count, names=("cat", "dog"), size=(20, 20), seed=seed)
     (tmp_path / "data/val/cat/0.png").write_bytes(b"no image")
     (tmp_path / "data/train/dog/2.png").write_bytes(b"no image")
     one, two = (

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from contrastive.checkpoint.folder import read_last
 from contrastive.checkpoint.integrity import verify
 from memory_bank.state import load_state
+from tests import tiny
 from tests.reference.equal import assert_same
 
 LIMIT_S = 240
@@ -29,21 +28,10 @@ ROOT = Path(__file__).parents[2]
 TINY = [
     "data.name=images",
     "data.image_size=16",
-    "data.global_batch=8",
-    "encoder.width=8",
-    "encoder.name=resnet10",
-    "encoder.projector_hidden=16",
-    "encoder.projector_dim=8",
-    "mining.num_hard=4",
-    "mining.num_uniform=4",
+    *tiny.SETTINGS,
     "mining.min_fill=0.2",
     "schedule.warmup_epochs=1",
-    "logging.every_n_steps=1",
-    "logging.knn_every_epochs=0",
-    "logging.probe_every_epochs=0",
-    "logging.mined_rows=0",
-    "logging.progress=false",
-    "logging.wandb.mode=disabled",
+    *tiny.QUIET,
     "trainer.accelerator=cpu",
 ]
 """The digits recipe, small: a step takes a few hundredths of a second."""
@@ -148,7 +136,7 @@ class Lab:
 
     def __post_init__(self) -> None:
         if not (self.folder / "photos").exists():
-            draw_images(self.folder / "photos", 48)
+            tiny.write_images(self.folder / "photos", 48, size=(20, 24))
 
     def start(
         self, name: str, *overrides: str, ranks: int = 1, faults: Any = (), env: dict[str, str] | None = None
@@ -204,16 +192,6 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
-
-
-def draw_images(folder: Path, count: int) -> None:
-    """Write PNG files 0.png, 1.png, ... of coloured noise."""
-    noise = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for number in range(count):
-        colour = noise.integers(40, 215, 3)
-        pixels = np.clip(colour + noise.integers(-40, 40, (20, 24, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:04}.png")
 
 
 @dataclass

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.faults.harness import draw_images
+from tests import tiny
 
 
 def _bomb(path):
@@ -62,11 +62,11 @@ WAYS = {
 def damaged(lab):
     """Write 1,000 images and damage 100 of them in 10 ways; return the names of the damaged ones."""
     (lab.folder / "photos").rename(lab.folder / "other")
-    draw_images(lab.folder / "photos", 1000)
+    tiny.write_images(lab.folder / "photos", 1000, size=(20, 24))
     names = {}
     for number, (way, damage) in enumerate(WAYS.items()):
         for place in range(10):
-            path = lab.folder / "photos" / f"{100 * place + 7 * number:04}.png"
+            path = lab.folder / "photos" / f"{100 * place + 7 * number}.png"
             damage(path)
             names[path.name] = way
     assert len(names) == 100
@@ -119,11 +119,11 @@ def test_corrupt_files_are_judged_by_all_ranks_together(lab, damaged):
 
 def test_file_that_vanishes_while_training_is_skipped_and_listed(lab):
     """A file is deleted in the first epoch and missing in the second."""
-    gone = lab.folder / "photos" / "0007.png"
+    gone = lab.folder / "photos" / "7.png"
     streamed = ["data.resident=false", "data.num_workers=0", "data.max_corrupt=0.1"]
     ended = lab.run("vanishing", *streamed, faults=[["remove_at", 6, str(gone)]])
     assert ended.codes == [0], ended.err
     assert not gone.exists()
-    assert listed(lab, "vanishing") == ["0007.png"]
+    assert listed(lab, "vanishing") == ["7.png"]
     rows = (lab.folder / "runs" / "vanishing" / "corrupt.csv").read_text()
     assert "No such file or directory" in rows

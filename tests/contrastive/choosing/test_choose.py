@@ -31,9 +31,7 @@ SMALL = [
 def photos(tmp_path, monkeypatch):
     """A folder ``photos`` of three class folders, in the current one."""
     monkeypatch.chdir(tmp_path)
-    for channel, name in enumerate(("red", "green", "blue")):
-        tiny.write_images(tmp_path / "photos" / name, 20, size=20, channel=channel, seed=channel)
-    return tmp_path / "photos"
+    return tiny.write_classes(tmp_path / "photos", 20, size=(20, 20))
 
 
 @pytest.fixture

@@ -24,9 +24,7 @@ def save(folder: Path, name: str, pixels) -> None:
 @pytest.fixture
 def classes(tmp_path):
     """Three class folders of 20 images each."""
-    for channel, name in enumerate(("red", "green", "blue")):
-        tiny.write_images(tmp_path / name, 20, channel=channel, seed=channel)
-    return tmp_path
+    return tiny.write_classes(tmp_path, 20)
 
 
 def test_sides_and_channels_are_measured(tmp_path):

@@ -18,6 +18,7 @@ from contrastive.encoders.build import build_encoder
 from contrastive.encoders.spec import InputSpec
 from contrastive.encoders.weights import load_encoder, save_encoder
 from contrastive.export import embeddings, export, graph, networks
+from tests import tiny
 from contrastive.export.__main__ import main
 from memory_bank.config import MiningConfig
 
@@ -106,15 +107,8 @@ def test_a_graph_gives_equal_features_at_any_batch_size(command, tmp_path, monke
 @pytest.fixture
 def photos(tmp_path):
     """Seven images in two classes, one of them unreadable."""
-    from PIL import Image
-
-    noise = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        for part, count in (("train", 3), ("val", 1)):
-            (tmp_path / "photos" / part / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = noise.integers(0, 255, (16, 16, 3)).astype(np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "photos" / part / name / f"{number}.png")
+    for seed, (part, count) in enumerate((("train", 3), ("val", 1))):
+        tiny.write_classes(tmp_path / "photos" / part, count, names=("cat", "dog"), size=(16, 16), seed=seed)
     (tmp_path / "photos" / "train" / "cat" / "1.png").write_bytes(b"no image")
     return tmp_path / "photos"
 

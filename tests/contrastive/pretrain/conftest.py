@@ -2,23 +2,16 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+
+from tests import tiny
 
 
 @pytest.fixture
 def folder(tmp_path):
     """48 images in three classes, told apart by colour."""
-    colours = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
-    noise = np.random.default_rng(0)
-    for name, colour in colours.items():
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for number in range(16):
-            pixels = np.clip(np.array(colour) + noise.integers(-40, 40, (20, 24, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
-    return tmp_path / "photos"
+    return tiny.write_classes(tmp_path / "photos", 16, size=(20, 24))
 
 
 @pytest.fixture
@@ -33,12 +26,7 @@ def run(folder, tmp_path, capsys):
                 "data.name=imagefolder",
                 f"data.root={folder}",
                 "data.image_size=16",
-                "data.global_batch=8",
-                "encoder.width=8",
-                "encoder.projector_hidden=16",
-                "encoder.projector_dim=8",
-                "mining.num_hard=4",
-                "mining.num_uniform=4",
+                *tiny.SETTINGS,
                 "mining.min_fill=0.2",
                 "schedule.epochs=3",
                 "schedule.warmup_epochs=1",
