@@ -14,8 +14,8 @@ def run_ranks(function, tmp_path, *arguments, world=2, limit_s=90):
 
     ``function`` lives at module level, since new processes import it; what it returns comes back by rank.
     """
-    # One server imports torch, every rank of every test is forked from it: seconds saved per process.
-    mp.set_forkserver_preload(["torch.distributed"])
+    # One server imports these, every rank of every test is forked from it: seconds saved per process.
+    mp.set_forkserver_preload(["torch.distributed", "contrastive.module", "eval.evaluate"])
     context = mp.start_processes(
         _enter,
         (function, world, str(tmp_path), arguments),

@@ -1,4 +1,4 @@
-"""Every shipped recipe: what its header promises to say, what its numbers mean, and two steps of it."""
+"""Every shipped recipe: what its header promises to say, what its numbers mean, and steps of it."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from tests import tiny
 FOLDER = resources.files("configs") / "pretrain"
 RECIPES = sorted(path.name.removesuffix(".yaml") for path in FOLDER.iterdir() if path.name.endswith(".yaml"))
 
-# Two steps on 16 images, on one processor: sizes shrink, the parts stay as the recipe has them.
+# Steps on 24 images, on one processor: sizes shrink, the parts stay as the recipe has them.
 SMALL = [
     "data.global_batch=8",
     "data.decode_size=null",
@@ -104,8 +104,8 @@ def small(name, folder):
     return given, config
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_two_steps_of_it(name, folder, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["digits", "own", "imagenet_resnet50"])  # a plain one, choose=true, a queue
+def test_a_dry_run_of_it(name, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("contrastive.pretrain.STEPS", 2)
     given, config = small(name, folder)

@@ -1,8 +1,6 @@
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +16,9 @@ from contrastive.encoders.build import build_encoder
 from contrastive.encoders.spec import InputSpec
 from contrastive.encoders.weights import load_encoder, save_encoder
 from contrastive.export import embeddings, export, graph, networks
-from tests import tiny
 from contrastive.export.__main__ import main
 from memory_bank.config import MiningConfig
+from tests import tiny
 
 
 def make_run(folder, *, name="resnet10", width=64, size=16, **data):
@@ -359,16 +357,3 @@ def test_files_of_the_user_are_kept(command, tmp_path):
         code, _, err = command(*given)
         assert (code, f"{tmp_path / name} is a folder" in err) == (2, True)
         assert [path.name for path in tmp_path.glob("*notes.pth*")] == [name]  # nothing was written
-
-
-def test_help_imports_no_torch():
-    code = (
-        "import sys; from contrastive.export.__main__ import main; status = main(['--help']); "
-        "assert not {'torch', 'numpy', 'faiss', 'onnx'} & {*sys.modules}, 'heavy import'; "
-        "sys.exit(status)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    assert "usage: contrastive-export" in done.stdout

@@ -1,4 +1,4 @@
-"""Every encoder of the registry from pretraining to its exported files."""
+"""Every kind of encoder in the registry from pretraining to its exported files."""
 
 import json
 
@@ -13,8 +13,6 @@ from eval.__main__ import main as evaluate
 from tests.contrastive.encoders.test_registry import CASES, SIDE
 from tests.contrastive.pretrain.runs import bank, metrics, same, weights
 
-NAMES = [name for name in ENCODERS if not name.endswith(":")]
-NAMES += ["timm:test_vit", "torchvision:shufflenet_v2_x0_5"]
 SETTINGS = {
     "resnet50": ["encoder.width=64", "optimizer.name=sgd"],  # 24 million parameters: small checkpoints
     "vit_tiny": ["encoder.args.drop_path_rate=0.5", "encoder.grad_checkpointing=true"],
@@ -30,6 +28,11 @@ FORMATS = {
     "resnet50": "timm",
 }
 """Formats of the networks that a library has; narrow residual networks and hybrids are in none."""
+
+
+BUILDERS = {place: name for name, place in reversed(ENCODERS.items()) if not name.endswith(":")}
+NAMES = sorted({*BUILDERS.values(), *SETTINGS, "timm:test_vit", "torchvision:shufflenet_v2_x0_5"})
+"""The first network of each builder, and those with settings of their own; test_registry.py has all."""
 
 
 def last_line(capsys):
