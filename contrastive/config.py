@@ -252,8 +252,8 @@ class AugmentConfig:
         view_1: First global view.
         view_2: Second global view.
         num_local: Smaller views beside the two global ones (multi-crop, SwAV, arXiv:2006.09882): each is
-            matched with the global views, and costs about ``(local_size / image_size) ** 2`` of one;
-            ``benchmarks/bench_step.py --local N`` measures it.
+            matched with the global views, and costs about ``(local_size / image_size) ** 2`` of a query's
+            passes; ``benchmarks/bench_step.py --local N`` measures it.
         local: Strengths of the local views.
         local_size: Side of the local views in pixels; None takes 3/7 of ``data.image_size`` (96 for 224),
             rounded to a multiple of 8.
@@ -398,7 +398,7 @@ class ObjectiveConfig:
 
     @property
     def loss(self) -> str:
-        """Name of the loss function, also if ``name`` is named after a method."""
+        """Return the name of the loss function, also if ``name`` is named after a method."""
         return NAMED_AFTER_METHOD.get(self.name, ("", self.name))[1]
 
 
@@ -575,7 +575,7 @@ class PretrainConfig:
 
     @property
     def method_name(self) -> str:
-        """The method, ``auto`` resolved."""
+        """Return the method, ``auto`` resolved."""
         return self._named_method if self.method == "auto" else self.method
 
     @property
