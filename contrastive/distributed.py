@@ -168,7 +168,7 @@ class Collectives:
 
     @property
     def world(self) -> int:
-        """Number of processes."""
+        """Return the number of processes."""
         return self._world or world_size()
 
     def gather(self, rows: Tensor) -> list[Tensor]:

@@ -35,12 +35,12 @@ class StepTimer(StepCallback):
 
     @property
     def typical(self) -> float:
-        """Median duration of all steps but the first."""
+        """Return the median duration of all steps but the first."""
         return statistics.median(self.seconds[1:] or self.seconds)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """First and third quartile of the duration of the same steps."""
+        """Return the first and third quartile of the duration of the same steps."""
         measured = self.seconds[1:] or self.seconds
         low, _, high = statistics.quantiles(measured, method="inclusive") if measured[1:] else measured * 3
         return low, high

@@ -88,12 +88,12 @@ class ContrastiveModule(pl.LightningModule):
 
     @property
     def encoder(self) -> Encoder:
-        """The backbone; its weights are the result of the run."""
+        """Return the backbone; its weights are the result of the run."""
         return self.networks.encoder
 
     @property
     def miner(self) -> Miner:
-        """The bank and its search."""
+        """Return the bank and its search."""
         return self.method.miner
 
     def on_fit_start(self) -> None:

@@ -81,7 +81,7 @@ class StepGuard:
 
     @property
     def in_doubt(self) -> bool:
-        """Whether the last loss, or its gradients, were not finite: the weights may be the reason."""
+        """Return whether the last loss, or its gradients, were not finite: the weights may be the reason."""
         return self._skipped_in_a_row > 0 or self._overflowed
 
     def note(self, loss: Tensor, diagnostics: dict[str, Tensor]) -> None:

@@ -28,5 +28,5 @@ def joined(device: torch.device) -> Iterator[bool]:
 
 
 def is_first() -> bool:
-    """Whether this is the process that scores, writes and prints."""
+    """Return whether this is the process that scores, writes and prints."""
     return int(os.environ.get("RANK", 0)) == 0

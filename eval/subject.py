@@ -152,7 +152,7 @@ class Extractor:
 
     @cached_property
     def _decoded_train(self) -> Images:
-        """The training images, decoded once and kept in memory if they are few enough."""
+        """Return the training images, decoded once and kept in memory if they are few enough."""
         images = self.parts["train"]
         if not is_resident(images, self.data):
             return images

@@ -51,7 +51,7 @@ class Bank(ABC):
 
     @property
     def local(self) -> "Bank":
-        """The slots of this process as a bank of their own, to be read without the other processes."""
+        """Return the slots of this process as a bank of their own, to be read without the other processes."""
         return self
 
     @abstractmethod

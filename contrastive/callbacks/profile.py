@@ -53,7 +53,7 @@ class Stopwatch(PassThroughProfiler):
 
     @property
     def running(self) -> bool:
-        """Whether the clock runs: between begin and end."""
+        """Return whether the clock runs: between begin and end."""
         return bool(self._parts)
 
     def begin(self, device: torch.device) -> None:

@@ -81,7 +81,7 @@ class Pace:
 
     @property
     def step_s(self) -> float:
-        """Seconds of an optimizer step, without other work; NaN before two steps were measured."""
+        """Return the seconds of an optimizer step, without other work; NaN before two steps were measured."""
         if len(self._marks) < 2:
             return math.nan
         (first, began), (last, ended) = self._marks[0], self._marks[-1]
@@ -152,7 +152,7 @@ class TimeBudget(StepCallback, Clock):
 
     @property
     def spent_s(self) -> float:
-        """Seconds spent since the construction, and before the checkpoint that the run continued from."""
+        """Return the seconds since construction, and before the checkpoint that the run continued from."""
         return self._before_s + time.monotonic() - self._since
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

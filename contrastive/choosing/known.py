@@ -44,7 +44,7 @@ class Known:
 
     @property
     def published(self) -> bool:
-        """Whether training starts from the weights of a network that the user names: a library's."""
+        """Return whether training starts from the weights of a network that the user names: a library's."""
         return self["encoder.weights"] is not None and "encoder.name" in self.stated
 
     @property

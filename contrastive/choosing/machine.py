@@ -31,7 +31,7 @@ class Machine:
 
     @property
     def has_gpu(self) -> bool:
-        """Whether the device is a CUDA GPU."""
+        """Return whether the device is a CUDA GPU."""
         return self.device == "cuda"
 
     def __str__(self) -> str:

@@ -94,7 +94,7 @@ class Plan:
 
     @property
     def has_end(self) -> bool:
-        """Whether the length of the run is known."""
+        """Return whether the length of the run is known."""
         return self.epochs is not None
 
     def end_after(self, steps: int) -> None:

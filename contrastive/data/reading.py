@@ -47,12 +47,12 @@ class Decoded:
 
     @property
     def readable(self) -> Bool[Tensor, " n"]:
-        """Whether each row could be read."""
+        """Return whether each row could be read."""
         return torch.tensor([row not in self.bad for row in self.rows.tolist()], dtype=torch.bool)
 
     @property
     def batch(self) -> Batch:
-        """The rows that could be read."""
+        """Return the rows that could be read."""
         if not self.bad:
             return Batch(self.images, self.rows)
         return Batch(self.images[self.readable], self.rows[self.readable])

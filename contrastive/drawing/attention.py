@@ -40,7 +40,7 @@ class Scale:
 
     @property
     def middle(self) -> float:
-        """The value drawn grey."""
+        """Return the value drawn grey."""
         return math.sqrt(self.low * self.high) if self.logarithmic else (self.low + self.high) / 2
 
     def place(self, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -28,7 +28,7 @@ class ArchSpec:
 
     @property
     def is_own(self) -> bool:
-        """Whether only the program that defines the network can build it."""
+        """Return whether only the program that defines the network can build it."""
         return self.name.startswith(OWN)
 
     def to_json(self) -> str:

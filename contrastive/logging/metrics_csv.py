@@ -54,7 +54,7 @@ class MetricsCsv(Logger):
 
     @property
     def save_dir(self) -> str:
-        """The run directory."""
+        """Return the run directory."""
         return str(self.path.parent)
 
     @property

@@ -80,12 +80,12 @@ class Method(nn.Module, ABC):
 
     @property
     def networks(self) -> Networks:
-        """The networks of the run."""
+        """Return the networks of the run."""
         return self.parts.networks
 
     @property
     def miner(self) -> Miner:
-        """The bank and its search."""
+        """Return the bank and its search."""
         return self.parts.miner
 
     def nearest_rows(

@@ -48,12 +48,12 @@ class Report:
 
     @property
     def alone(self) -> bool:
-        """Whether there is only one run; then its pictures are shown."""
+        """Return whether there is only one run; then its pictures are shown."""
         return len(self.runs) == 1
 
     @cached_property
     def dataset(self) -> Dataset | None:
-        """The data set of the first run; None if it is not known.
+        """Return the data set of the first run; None if it is not known.
 
         Raises:
             UserError: the data set cannot be opened.
@@ -63,7 +63,7 @@ class Report:
 
     @cached_property
     def images(self) -> Images | None:
-        """Training images of the first run; None if they cannot be opened; the reason goes to ``missing``."""
+        """Return the first run's training images; if that fails None, and say why in ``missing``."""
         try:
             return self.dataset.train if self.dataset is not None else None
         except UserError as error:
@@ -72,7 +72,7 @@ class Report:
 
     @cached_property
     def map(self) -> Map | None:
-        """Test features of the first run; None if they cannot be computed; the reason goes to ``missing``."""
+        """Return the first run's test features; if that fails None, and say why in ``missing``."""
         run = self.runs[0]
         try:
             if self.dataset is None or self.dataset.test is None:

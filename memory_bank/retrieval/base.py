@@ -69,7 +69,7 @@ class Retrieval(ABC):
 
     @property
     def whole(self) -> "Retrieval":
-        """The backend that examines every row, used to find the closest rows."""
+        """Return the backend that examines every row, used to find the closest rows."""
         return self
 
     @abstractmethod
