@@ -202,11 +202,11 @@ def test_one_table_and_one_sentence_with_labels(new_run, capsys):
     run = new_run()
     started_from(run, run / "encoder.safetensors")
     given = [f"checkpoint={run}", "device=cpu", "progress=false", "seeds=2", "worth.labels_per_class=[1]"]
-    assert main(["worth", *given, "worth.against=[torchvision:resnet18:random]"]) == 0
+    assert main(["worth", *given, "worth.against=[timm:test_resnet:random]"]) == 0
     told = capsys.readouterr()
     short = json.loads(told.out.splitlines()[-1])
     result = json.loads((run / "eval" / "worth.json").read_text())
-    networks = ["encoder", "raw_pixels", "random_encoder", "starting_weights", "torchvision:resnet18:random"]
+    networks = ["encoder", "raw_pixels", "random_encoder", "starting_weights", "timm:test_resnet:random"]
     assert [*short["scores"]["linear probe"]] == networks
     assert short["answer"] == result["answer"] == "not worth it yet"  # nobody trained it
     assert short["sentence"] == result["sentence"]
@@ -216,7 +216,7 @@ def test_one_table_and_one_sentence_with_labels(new_run, capsys):
         "raw pixels",
         "the random encoder",
         "the weights it started from",
-        "torchvision:resnet18:random",
+        "timm:test_resnet:random",
     ]
     assert [line.strip().startswith(name) for line, name in zip(lines[1:], titles, strict=False)] == [
         True
@@ -225,7 +225,7 @@ def test_one_table_and_one_sentence_with_labels(new_run, capsys):
     assert result["sentence"] in lines
     for number in result["scores"]:
         assert number["starting_weights"]["gain"] == {"value": 0.0, "low": 0.0, "high": 0.0}  # the same file
-        assert number["torchvision:resnet18:random"]["value"] != number["random_encoder"]["value"]
+        assert number["timm:test_resnet:random"]["value"] != number["random_encoder"]["value"]
 
     shown = read_run(run, "own")  # by the report
     assert shown.answer.sentence == result["sentence"]

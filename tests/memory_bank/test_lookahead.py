@@ -116,13 +116,13 @@ def load():
         | {"recall_every": 7, "min_recall": 0.99},
     ],
 )
-def test_overlap_changes_no_bit_in_200_steps_under_load(monkeypatch, load, policy):
+def test_overlap_changes_no_bit_in_100_steps_under_load(monkeypatch, load, policy):
     world = World()
     monkeypatch.setattr(ivf_module, "_RETRAIN_STEPS", 30)
     expected = miner(world, query="stored", **policy)
     slow(monkeypatch, seed=1)
     overlapped = miner(world, query="stored", overlap=True, **policy)
-    for step in range(200):
+    for step in range(100):
         ids, query, key = world.step(step)
         # Two micro-batches a step, as with accumulation; the bank is written once.
         halves = [slice(0, BATCH // 2), slice(BATCH // 2, None)]

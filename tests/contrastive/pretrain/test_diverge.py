@@ -12,6 +12,7 @@ from contrastive.encoders.weights import load_encoder
 from contrastive.methods.moco import Moco
 from contrastive.module import ContrastiveModule
 from eval.frozen import resolve
+from tests import tiny
 from tests.contrastive.pretrain.runs import metrics, saved, weights
 
 
@@ -115,7 +116,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(ContrastiveModule, "optimizer_step", ruin)
-        code, result, err = run("run.checkpoint_every=1", "run.keep_last=1")
+        code, result, err = run(*tiny.QUIET, "run.checkpoint_every=1", "run.keep_last=1")
     run_dir, good = tmp_path / "runs/tiny", f"step-{ruined_by - 1}"
     assert (code, result["finished"]) == (3, False)
     assert f"{run_dir / 'checkpoints' / good} is the last good checkpoint" in err
@@ -125,7 +126,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatc
     encoder, _ = load_encoder(Path(result["encoder"]))
     assert encoder(torch.rand(2, 3, 16, 16)).isfinite().all()
     assert resolve(str(run_dir)).encoder == Path(result["encoder"])
-    code, result, _ = run("run.checkpoint_every=1")  # without the cause it continues from there
+    code, result, _ = run(*tiny.QUIET, "run.checkpoint_every=1")  # without the cause it continues from there
     assert (code, result["steps"]) == (0, 12)
     assert [int(float(row["step"])) for row in metrics(run_dir) if row["train/loss"]] == list(range(1, 13))
 

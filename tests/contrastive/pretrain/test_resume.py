@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from contrastive.logging.metrics_csv import MetricsCsv
+from tests import tiny
 from tests.contrastive.pretrain.runs import bank, metrics, same, table, weights
 
 
@@ -163,7 +164,7 @@ def test_changed_data_behind_a_run_names_the_files(run, folder, tmp_path):
 )
 def test_files_added_or_removed_are_gone_on_with_without_the_old_bank(run, folder, tmp_path, bank):
     """From then on they are the run's: it resumes without the flag."""
-    every = ["run.checkpoint_every=1", *bank]
+    every = [*tiny.QUIET, "run.checkpoint_every=1", *bank]
     run("trainer.max_steps=4", *every)
     sorted((folder / "red").iterdir())[0].unlink()
     for number in range(6):

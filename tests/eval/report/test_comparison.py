@@ -70,29 +70,37 @@ def runs(tmp_path):
     return made
 
 
-def test_results_of_an_earlier_encoder_are_marked(runs, compared):
+@pytest.fixture
+def alone(tmp_path):
+    """A run whose data is gone, so that its page has no map: quick."""
+    run = make_run(tmp_path / "alone", name="imagefolder", root="/nowhere/at/all")
+    add_scores(run, 0.9)
+    return run
+
+
+def test_results_of_an_earlier_encoder_are_marked(runs, alone, compared):
     assert "one: Of an earlier encoder: knn; evaluate again." in " ".join(compared(*runs)[2].text)
     for run in runs:
         file = run / "eval" / "knn.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"encoder_sha256": sha256_of(run)}))
     assert "earlier encoder" not in " ".join(compared(*runs)[2].text)
 
-    add_scores(runs[0], 0.9, protocol="worth")
-    file = runs[0] / "eval" / "worth.json"
+    add_scores(alone, 0.9, protocol="worth")
+    file = alone / "eval" / "worth.json"
     answer = json.loads(file.read_text())
-    for made_of, told in (("earlier", True), (sha256_of(runs[0]), False)):
+    for made_of, told in (("earlier", True), (sha256_of(alone), False)):
         file.write_text(json.dumps(answer | {"encoder_sha256": made_of}))
-        words = " ".join(compared(runs[0])[2].text)
+        words = " ".join(compared(alone)[2].text)
         assert "Worth it: it is." in words
         assert ("Of an earlier encoder, evaluate again. Worth it: it is." in words) is told
-        assert ("Of an earlier encoder: worth; evaluate again." in words) is told
+        assert ("Of an earlier encoder: worth, knn; evaluate again." in words) is told
 
 
-def test_the_probe_of_worth_has_no_second_tile(runs, compared):
-    add_scores(runs[0], 0.951, protocol="worth")
-    assert "beside the baselines, top1 <k=5>" in compared(runs[0])[2].text
-    add_scores(runs[0], 0.951, protocol="linear")
-    found = compared(runs[0])[2].text
+def test_the_probe_of_worth_has_no_second_tile(alone, compared):
+    add_scores(alone, 0.951, protocol="worth")
+    assert "beside the baselines, top1 <k=5>" in compared(alone)[2].text
+    add_scores(alone, 0.951, protocol="linear")
+    found = compared(alone)[2].text
     assert "beside the baselines, top1 <k=5>" not in found
     assert {"linear probe, top1 <k=5>", "nearest neighbours, top1 <k=5>"} <= {*found}
 
