@@ -251,6 +251,9 @@ class AugmentConfig:
     Attributes:
         view_1: First global view.
         view_2: Second global view.
+        global_size: Side of the global views in pixels; None takes ``data.image_size``. Views of 3/4 of it
+            take little more than half the time. Crops show things enlarged; in smaller views of them, things
+            have about the size that they have in whole images (FixRes, arXiv:1906.06423).
         num_local: Smaller views beside the two global ones (multi-crop, SwAV, arXiv:2006.09882): each is
             matched with the global views, and costs about ``(local_size / image_size) ** 2`` of a query's
             passes; ``benchmarks/bench_step.py --local N`` measures it.
@@ -263,18 +266,25 @@ class AugmentConfig:
 
     view_1: ViewConfig = field(default_factory=ViewConfig)
     view_2: ViewConfig = field(default_factory=ViewConfig)
+    global_size: int | None = None
     num_local: int = 0
     local: ViewConfig = field(default_factory=lambda: ViewConfig(crop_scale=[0.05, 0.4]))
     local_size: int | None = None
     disjoint: bool = False
 
     def __post_init__(self) -> None:
+        check_range("augment.global_size", self.global_size, 8, 4096)
         check_range("augment.num_local", self.num_local, 0, 64)
         check_range("augment.local_size", self.local_size, 8, 4096)
 
     def local_side(self, image_size: int) -> int:
         """Return the side of a local view in pixels, for global ones of ``image_size``."""
         return self.local_size or max(8, 8 * round(image_size * 3 / 56))
+
+    def sizes(self, image_size: int) -> set[int]:
+        """Return the sides in pixels of all views, of images of ``image_size``."""
+        local = {self.local_side(image_size)} if self.num_local else set()
+        return {self.global_size or image_size} | local
 
 
 @dataclass

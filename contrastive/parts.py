@@ -128,8 +128,7 @@ def _build_networks(
             encoder = build_encoder(config.encoder, config.data.image_size)
         if config.encoder.weights is not None and not resumed:  # a checkpoint has every weight
             load_weights(encoder, config.encoder.weights)
-        local = [config.augment.local_side(config.data.image_size)] if config.augment.num_local else []
-        check_encoder(encoder, config.data.image_size, *local)
+        check_encoder(encoder, config.data.image_size, *config.augment.sizes(config.data.image_size))
         if config.encoder.freeze_patch_projection:
             freeze_patch_projection(encoder)
         if config.encoder.grad_checkpointing:

@@ -46,8 +46,8 @@ class Views:
         self.disjoint = augment.disjoint
         local = Chain(augment.local, data, augment.local_side(data.image_size))
         self.chains = (
-            Chain(augment.view_1, data),
-            Chain(augment.view_2, data),
+            Chain(augment.view_1, data, augment.global_size),
+            Chain(augment.view_2, data, augment.global_size),
             *[local] * augment.num_local,
         )
         self._compiled = compile is not None
@@ -64,7 +64,7 @@ class Views:
             epoch: From 0.
 
         Returns:
-            Two float32 batches of ``data.image_size`` squares, then ``augment.num_local`` of
+            Two float32 batches of ``augment.global_size`` squares, then ``augment.num_local`` of
             ``augment.local_size``; normalised, channels last.
         """
         # A Python number would be a constant of the graph, which would be recompiled in every epoch.

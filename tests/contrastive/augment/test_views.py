@@ -203,6 +203,15 @@ def test_local_views_follow_the_global_ones_and_change_nothing_of_them():
         assert torch.equal(views[number], chain(stored(), uniforms(3, 2, IDS, number, chain.num_uniforms)))
 
 
+def test_global_views_of_another_size_show_the_same_boxes():
+    views = Views(AugmentConfig(FULL, MOVED, global_size=8, num_local=1), DATA, seed=3)(stored(), IDS, 2)
+    assert [view.shape[-1] for view in views] == [8, 8, 8]
+    chain = Chain(FULL, DATA, 8)
+    assert torch.equal(views[0], chain(stored(), uniforms(3, 2, IDS, 0, chain.num_uniforms)))
+    assert AugmentConfig(global_size=8, num_local=1, local_size=12).sizes(16) == {8, 12}
+    assert AugmentConfig().sizes(16) == {16}
+
+
 @pytest.mark.parametrize(("image_size", "side"), [(224, 96), (96, 40), (32, 16), (16, 8)])
 def test_local_views_have_three_sevenths_of_the_side_unless_told(image_size, side):
     assert AugmentConfig().local_side(image_size) == side
