@@ -294,10 +294,11 @@ class EncoderConfig:
     Attributes:
         name: ``resnet10`` (one block a stage), ``resnet18``, ``resnet34`` or ``resnet50``; ``vit_tiny``,
             ``vit_small`` or ``vit_base`` (patches by image size); ``convnext_tiny``; ``hybrid_resnet18``
-            (three stages of a ResNet, then Transformer blocks); ``timm:MODEL`` or ``torchvision:MODEL``: any
-            network of these libraries.
-        args: Further arguments of the network (contrastive/encoders/vit.py, convnext.py, hybrid.py), e.g.
-            ``{patch_size: 4}``, ``{positions: sincos}`` or ``{drop_path_rate: 0.1}`` for a transformer.
+            (three stages of a ResNet, then Transformer blocks); ``cpu_resnet`` (for small images on a CPU);
+            ``timm:MODEL`` or ``torchvision:MODEL``: any network of these libraries.
+        args: Further arguments of the network (contrastive/encoders/vit.py, convnext.py, hybrid.py,
+            cpu_resnet.py), e.g. ``{patch_size: 4}``, ``{positions: sincos}`` or ``{drop_path_rate: 0.1}`` for
+            a transformer.
         width: Channels of the first stage of a residual network; 64 is torchvision's.
         stem: First layers of a residual network: ``imagenet`` (7x7 stride 2, max-pool), ``small`` (3x3 stride
             1) or ``auto`` (small up to 64 px).

@@ -55,6 +55,7 @@ ENCODERS = {
     "vit_base": "contrastive.encoders.vit:build",
     "convnext_tiny": "contrastive.encoders.convnext:build",
     "hybrid_resnet18": "contrastive.encoders.hybrid:build",
+    "cpu_resnet": "contrastive.encoders.cpu_resnet:build",
     "timm:": "contrastive.encoders.timm_model:build",
     "torchvision:": "contrastive.encoders.torchvision_model:build",
 }

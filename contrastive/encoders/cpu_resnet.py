@@ -1,0 +1,87 @@
+"""``cpu_resnet``: a residual network that learns as much as it can from 32 px in an hour of a CPU."""
+
+from collections.abc import Iterator, Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+from typing_extensions import override
+
+from contrastive.encoders.encoder import Encoded, Encoder, encode_map
+from contrastive.encoders.spec import ArchSpec
+from memory_bank.config import check_range
+
+
+class CpuResNet(Encoder):
+    """Residual network with few channels where maps are large, and many features at its end.
+
+    The stem halves the side at once, because on a CPU a map of full size costs as much in batch norm and
+    memory traffic as in convolutions. A 1x1 convolution widens the last map before it is averaged: features
+    for a linear probe at a fraction of the cost of a wide stage. Shortcuts average before they project, as
+    ResNet-D's (He et al. 2018, arXiv:1812.01187).
+
+    Args:
+        widths: Channels of each stage; each after the first halves the side. Multiples of 16 suit AVX-512.
+        blocks: Residual blocks of each stage.
+        features: Size of the pooled vector.
+    """
+
+    def __init__(self, widths: Sequence[int], blocks: Sequence[int], features: int) -> None:
+        super().__init__()
+        self.dim = features
+        self.stem = nn.Sequential(*_normalised(nn.Conv2d(3, widths[0], 4, 2, 1, bias=False)))
+        self.stages = nn.Sequential(*_blocks(widths, blocks))
+        self.widen = nn.Sequential(*_normalised(nn.Conv2d(widths[-1], features, 1, bias=False)))
+
+    @override
+    def encode(self, x: Float[Tensor, "b 3 h w"]) -> Encoded:
+        features = self.widen(self.stages(self.stem(x)))
+        return encode_map(features.mean((2, 3)), features)
+
+
+def build(
+    name: str,
+    image_size: int,
+    *,
+    widths: Sequence[int] = (64, 128, 256),
+    blocks: Sequence[int] | None = None,
+    features: int = 1024,
+) -> CpuResNet:
+    """Build the network with random weights, for images of any size of 8 px or more.
+
+    Args:
+        name: ``cpu_resnet``.
+        image_size: Not used: the network is convolutional.
+        widths: See CpuResNet.
+        blocks: See CpuResNet; None is one a stage.
+        features: See CpuResNet.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+    blocks = [1] * len(widths) if blocks is None else [*blocks]
+    check_range("encoder.args.features", features, 1, 65_536)
+    if not widths or len(blocks) != len(widths):
+        raise ValueError(
+            f"encoder.args.blocks={blocks}: one number a stage is needed, as of widths={[*widths]}"
+        )
+    for width, count in zip(widths, blocks, strict=True):
+        check_range("encoder.args.widths", width, 1, 65_536)
+        check_range("encoder.args.blocks", count, 1, 64)
+    encoder = CpuResNet(widths, blocks, features)
+    encoder.arch = ArchSpec(name, {"widths": [*widths], "blocks": blocks, "features": features})
+    return encoder
+
+
+def _blocks(widths: Sequence[int], blocks: Sequence[int]) -> Iterator[nn.Module]:
+    wide = widths[0]
+    for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+        for stride in [1 if stage == 0 else 2] + [1] * (count - 1):
+            project = nn.Conv2d(wide, width, 1, bias=False)
+            shortcut = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), project, nn.BatchNorm2d(width))
+            yield BasicBlock(wide, width, stride, shortcut if stride == 2 else None)
+            wide = width
+
+
+def _normalised(convolution: nn.Conv2d) -> list[nn.Module]:
+    return [convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU(inplace=True)]
