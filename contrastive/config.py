@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +254,9 @@ class AugmentConfig:
         global_size: Side of the global views in pixels; None takes ``data.image_size``. Views of 3/4 of it
             take little more than half the time. Crops show things enlarged; in smaller views of them, things
             have about the size that they have in whole images (FixRes, arXiv:1906.06423).
+        first_size: The same for the first half of the optimizer steps, in which a smaller size is cheap
+            (progressive resizing, EfficientNetV2, arXiv:2104.00298); None takes that of the second half. With
+            ``schedule.minutes`` a shorter second half ends in time; ``--dry-run`` measures the first.
         num_local: Smaller views beside the two global ones (multi-crop, SwAV, arXiv:2006.09882): each is
             matched with the global views, and costs about ``(local_size / image_size) ** 2`` of a query's
             passes; ``benchmarks/bench_step.py --local N`` measures it.
@@ -267,6 +270,7 @@ class AugmentConfig:
     view_1: ViewConfig = field(default_factory=ViewConfig)
     view_2: ViewConfig = field(default_factory=ViewConfig)
     global_size: int | None = None
+    first_size: int | None = None
     num_local: int = 0
     local: ViewConfig = field(default_factory=lambda: ViewConfig(crop_scale=[0.05, 0.4]))
     local_size: int | None = None
@@ -274,6 +278,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         check_range("augment.global_size", self.global_size, 8, 4096)
+        check_range("augment.first_size", self.first_size, 8, 4096)
         check_range("augment.num_local", self.num_local, 0, 64)
         check_range("augment.local_size", self.local_size, 8, 4096)
 
@@ -284,7 +289,12 @@ class AugmentConfig:
     def sizes(self, image_size: int) -> set[int]:
         """Return the sides in pixels of all views, of images of ``image_size``."""
         local = {self.local_side(image_size)} if self.num_local else set()
-        return {self.global_size or image_size} | local
+        last = self.global_size or image_size
+        return {self.first_size or last, last} | local
+
+    def at_first(self) -> "AugmentConfig":
+        """Return the views of the first half of the run."""
+        return replace(self, global_size=self.first_size or self.global_size)
 
 
 @dataclass

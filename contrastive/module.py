@@ -78,7 +78,7 @@ class ContrastiveModule(pl.LightningModule):
         self.config, self.plan, self._build_loader = config, plan, build_loader
         self._row_identity = row_identity
         self.networks, self.method = method.networks, method
-        self.views = Views(config.augment, config.data, config.run.seed)
+        self._build_views(None)
         self.diagnostics: dict[str, Tensor] = {}
         self.scheduled: dict[str, float] = {}
         self.last: LastBatch | None = None
@@ -100,7 +100,7 @@ class ContrastiveModule(pl.LightningModule):
         """Compile networks and views, and pair the EMA tensors, now that all are on the training device."""
         backend = compiler(self.config.run.compile, self.device)
         if backend is not None:
-            self.views = Views(self.config.augment, self.config.data, self.config.run.seed, compile=backend)
+            self._build_views(backend)
         self.networks.prepare(backend)
         logger.info("%s", self.miner.describe())
         self.guard.attach(self, loss_scaler(self))
@@ -134,7 +134,7 @@ class ContrastiveModule(pl.LightningModule):
         if min(rows.sizes) < 2:
             return self.guard.note_left_out(step)
         self.networks.freeze(step < self._frozen_steps())
-        views = self.views(batch.images, batch.ids, self.plan.epoch_of(step))
+        views = self._views_of(step)(batch.images, batch.ids, self.plan.epoch_of(step))
         outcome = self.method.step(views, rows, step)
         if outcome.keys is not None:
             self._unwritten.append((outcome.keys, rows.all_ids))
@@ -143,6 +143,16 @@ class ContrastiveModule(pl.LightningModule):
         self.diagnostics = {"loss": outcome.loss.detach(), **outcome.diagnostics}
         self.guard.note(outcome.loss, outcome.diagnostics)
         return outcome.loss * mean_weight(rows.sizes)
+
+    def _build_views(self, backend: str | None) -> None:
+        augment, data, seed = self.config.augment, self.config.data, self.config.run.seed
+        self.views = self._first_views = Views(augment, data, seed, compile=backend)
+        if augment.first_size is not None:
+            self._first_views = Views(augment.at_first(), data, seed, compile=backend)
+
+    def _views_of(self, step: int) -> Views:
+        """Return the views of optimizer step ``step``: their size may change in the middle of the run."""
+        return self._first_views if 2 * step < self.plan.total_steps else self.views
 
     def _frozen_steps(self) -> int:
         """Return the optimizer steps in which the encoder is frozen."""

@@ -98,7 +98,7 @@ def check_encoder(encoder: Encoder, *sizes: int) -> None:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"encoder {name}: cannot encode images of {size} px ({reason}); change data.image_size, "
-                "augment.global_size, augment.local_size, or the network"
+                "augment.*_size, or the network"
             ) from error
         if not isinstance(encoded, Encoded):
             raise UserError(

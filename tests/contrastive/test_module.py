@@ -72,6 +72,22 @@ def test_the_loss_is_info_nce_of_the_queries_keys_and_mined_rows(parts):
     assert loss.double() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
 
 
+def test_views_grow_in_the_middle_of_the_run(parts, monkeypatch):
+    module, batch = parts("augment.first_size=8", "augment.global_size=12")
+    assert module.plan.total_steps == 10
+    sides = []
+    step = module.method.step
+    monkeypatch.setattr(
+        module.method, "step", lambda views, *rest: sides.append(views[0].shape[-1]) or step(views, *rest)
+    )
+    for number in (0, 4, 5, 9):
+        monkeypatch.setattr(type(module), "global_step", number)
+        loss_of(module, batch)
+    module.plan.end_after(20)  # as a time budget may: step 9 is in the first half now
+    loss_of(module, batch)
+    assert sides == [8, 8, 12, 12, 8]
+
+
 def test_the_symmetric_loss_is_the_mean_of_both_directions(parts):
     module, batch = parts("objective.symmetric=true")
     module.eval()

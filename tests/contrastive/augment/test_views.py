@@ -209,6 +209,7 @@ def test_global_views_of_another_size_show_the_same_boxes():
     chain = Chain(FULL, DATA, 8)
     assert torch.equal(views[0], chain(stored(), uniforms(3, 2, IDS, 0, chain.num_uniforms)))
     assert AugmentConfig(global_size=8, num_local=1, local_size=12).sizes(16) == {8, 12}
+    assert AugmentConfig(first_size=8).sizes(16) == {8, 16}
     assert AugmentConfig().sizes(16) == {16}
 
 
