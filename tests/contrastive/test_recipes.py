@@ -91,6 +91,8 @@ def small(name, folder):
     given = ["data.name=imagefolder", f"data.root={folder}", "data.image_size=16", *SMALL]
     if config.choose:
         given.append(f"schedule.epochs={config.schedule.epochs}")
+    if config.schedule.minutes is not None:  # whose steps are measured, not known
+        given.append("schedule.minutes=null")
     if config.encoder.name != "resnet50":  # which has one width
         given.append("encoder.width=8")
     if config.encoder.name.startswith("vit"):
