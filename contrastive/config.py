@@ -255,8 +255,8 @@ class AugmentConfig:
             take little more than half the time. Crops show things enlarged; in smaller views of them, things
             have about the size that they have in whole images (FixRes, arXiv:1906.06423).
         first_size: The same for the first half of the optimizer steps, in which a smaller size is cheap
-            (progressive resizing, EfficientNetV2, arXiv:2104.00298); None takes that of the second half. With
-            ``schedule.minutes`` a shorter second half ends in time; ``--dry-run`` measures the first.
+            (progressive resizing, EfficientNetV2, arXiv:2104.00298); None takes that of the second half.
+            ``--dry-run`` measures the first half.
         num_local: Smaller views beside the two global ones (multi-crop, SwAV, arXiv:2006.09882): each is
             matched with the global views, and costs about ``(local_size / image_size) ** 2`` of a query's
             passes; ``benchmarks/bench_step.py --local N`` measures it.
@@ -291,6 +291,12 @@ class AugmentConfig:
         local = {self.local_side(image_size)} if self.num_local else set()
         last = self.global_size or image_size
         return {self.first_size or last, last} | local
+
+    def first_cost(self, image_size: int) -> float:
+        """Estimate the cost of a step of the first half over that of one of the second half, by pixels."""
+        last = self.global_size or image_size
+        local = self.num_local * self.local_side(image_size) ** 2
+        return (2 * (self.first_size or last) ** 2 + local) / (2 * last**2 + local)
 
     def at_first(self) -> "AugmentConfig":
         """Return the views of the first half of the run."""

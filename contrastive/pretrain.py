@@ -85,7 +85,9 @@ def pretrain(
     if dry_run:
         return _dry_run(config, given, keep_precision)
     minutes, run_dir = config.schedule.minutes, Path(config.run.root) / config.run.name
-    budget = [] if minutes is None else [TimeBudget(minutes)]  # first of all, as its time begins here
+    budget = (
+        [] if minutes is None else [TimeBudget(minutes, config.augment.first_cost(config.data.image_size))]
+    )  # first of all, as its time begins here
     dataset, plan = _open(config, given)
     train_images = dataset.train
     end = last_step(config, plan)

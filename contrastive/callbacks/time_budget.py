@@ -67,16 +67,18 @@ class Pace:
 
     Args:
         budget_s: Seconds of the whole run.
+        first_cost: Estimated cost of a step of the first half of the run over that of one of the second half.
 
     Attributes:
         work: Other work by its name; kept over resumes by the caller.
     """
 
-    def __init__(self, budget_s: float) -> None:
-        self.budget_s = budget_s
+    def __init__(self, budget_s: float, first_cost: float = 1.0) -> None:
+        self.budget_s, self.first_cost = budget_s, first_cost
         self.work: dict[str, Work] = {}
         self._taken, self._spent_s, self._paused_s = 0, 0.0, 0.0
-        self._marks: deque[tuple[int, float]] = deque()  # step, seconds without other work
+        self._last, self._done = 0, 0.0  # the last step; the cost of all, in steps of the second half
+        self._marks: deque[tuple[float, float]] = deque()  # cost, seconds without other work
         self._is_measured = False
 
     @property
@@ -87,13 +89,20 @@ class Pace:
         (first, began), (last, ended) = self._marks[0], self._marks[-1]
         return (ended - began) / (last - first)
 
-    def note_step(self, step: int, spent_s: float) -> None:
-        """Note that ``step`` optimizer steps are done when ``spent_s`` seconds of the budget are spent."""
-        self._taken, self._spent_s = self._taken + 1, spent_s
+    def cost(self, step: int, total: int) -> float:
+        """Return the cost from ``step`` to the end of a run of ``total``, in steps of the second half."""
+        of_first_half = max(0, math.ceil(total / 2) - step)
+        return total - step + (self.first_cost - 1) * of_first_half
+
+    def note_step(self, step: int, spent_s: float, total: int | None = None) -> None:
+        """Note that ``step`` of ``total`` optimizer steps are done when ``spent_s`` seconds are spent."""
+        of_first_half = total is None or 2 * (step - 1) < total
+        self._done += (step - self._last) * (self.first_cost if of_first_half else 1)
+        self._taken, self._spent_s, self._last = self._taken + 1, spent_s, step
         if self._taken < _UNMEASURED:
             return
         now, window = spent_s - self._paused_s, (self.budget_s - spent_s) / 4
-        self._marks.append((step, now))
+        self._marks.append((self._done, now))
         while len(self._marks) > _FEWEST + 1 and self._marks[1][1] <= now - window:
             self._marks.popleft()
         measured_s = now - self._marks[0][1]
@@ -106,7 +115,7 @@ class Pace:
 
     def end_s(self, step: int, total: int) -> float:
         """Predict the seconds spent at the end of a run of ``total`` steps; ``step`` are just done."""
-        training_s = self.step_s * (total - step)
+        training_s = self.step_s * self.cost(step, total)
         return self._spent_s + training_s + sum(work.rest_s(step, total) for work in self.work.values())
 
     def decide(self, step: int, total: int | None) -> int | None:
@@ -130,7 +139,7 @@ class Pace:
         allowed_s = _TOLERANCE[0] * self.budget_s + _TOLERANCE[1] * left_s + self.step_s
         if total is not None and abs(self.end_s(step, total) - target_s) <= allowed_s:
             return total
-        most = soonest + math.ceil(left_s / self.step_s)
+        most = soonest + math.ceil(left_s / self.step_s / min(1, self.first_cost))
         fitting = bisect_right(range(soonest, most), target_s, key=lambda total: self.end_s(step, total))
         return soonest + fitting - 1 if fitting else at_once
 
@@ -143,10 +152,11 @@ class TimeBudget(StepCallback, Clock):
 
     Args:
         minutes: The budget, counted from the construction of this callback.
+        first_cost: Cost of a step of the first half of the run over that of one of the second half.
     """
 
-    def __init__(self, minutes: float) -> None:
-        self.minutes, self.pace = minutes, Pace(60 * minutes)
+    def __init__(self, minutes: float, first_cost: float = 1.0) -> None:
+        self.minutes, self.pace = minutes, Pace(60 * minutes, first_cost)
         self._since, self._before_s = time.monotonic(), 0.0
         self._told = 0
 
@@ -178,8 +188,8 @@ class TimeBudget(StepCallback, Clock):
 
     def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
         """Measure the step; decide on the length of the run, about 200 times in all."""
-        self.pace.note_step(step, self.spent_s)
         total = self._plan.total_steps if self._plan.has_end else None
+        self.pace.note_step(step, self.spent_s, total)
         if total is not None and (step >= total or step % max(1, total // _DECISIONS)):
             return
         decided = from_first_rank(self.pace.decide(step, total) or 0, module.device)
@@ -222,7 +232,8 @@ class TimeBudget(StepCallback, Clock):
         if abs(total - told) <= told / 5:
             return
         self._told = total
-        images_s = self._plan.global_batch / self.pace.step_s
+        step_s = self.pace.step_s * (self.pace.first_cost if 2 * step < total else 1)
+        images_s = self._plan.global_batch / step_s
         logger.info(
             "%g minutes are %senough for %d steps, %.1f epochs: %s at step %d",
             self.minutes,

@@ -112,6 +112,21 @@ def test_a_run_of_few_steps_keeps_its_last_one():
     assert pace.decide(28, 40) == 30
 
 
+@pytest.mark.parametrize(("expected", "actual"), [(0.4, 0.4), (0.5, 0.4), (1.0, 1.0)])
+def test_a_cheaper_first_half_is_foreseen(expected, actual):
+    pace, spent, step, lengths = Pace(600.0, expected), 0.0, 0, [0]
+    while step < (lengths[-1] or 10**9):
+        step += 1
+        total = lengths[-1] or None
+        spent += 0.5 * (actual if total is None or 2 * (step - 1) < total else 1)
+        pace.note_step(step, spent, total)
+        decided = pace.decide(step, total)
+        lengths += [decided] if decided != total and decided is not None else []
+    assert 0.95 * 600 < spent <= 600
+    assert max(lengths) < 1.1 * lengths[1]
+    assert min(lengths[1:]) > 0.88 * lengths[1]
+
+
 def test_the_speed_is_that_of_the_last_quarter_of_the_time_left():
     pace = Pace(100.0)
     for step in range(1, 41):
