@@ -13,13 +13,16 @@ import shutil
 import statistics
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from ablate_adaptive import build_adaptive
+from ablate_data import Classes, Outfits
 from common import QUIET, context, once
 from torch import Tensor
 
@@ -40,8 +43,8 @@ from memory_bank.negatives import Negatives
 from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.storage import Storage, build_storage
 
-SCORES = {"linear": linear_probe.score, "knn": knn.score, "lowshot": lowshot.score}
-"""Scores of a cell, computed by the project's own protocols; ``lowshot`` is 10 labels a class."""
+PROTOCOLS = {"linear": linear_probe.score, "knn": knn.score, "lowshot": lowshot.score}
+"""Protocols of the kind ``classes``; ``lowshot`` is 10 labels a class."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,11 @@ class Cell:
         part: ``validation`` (training images, for choosing a temperature) or ``test``.
         recipe: A shipped recipe.
         overrides: Overrides of the recipe: the preset's settings, then the arm's.
-        subset: Number of images of each class (see ``link_parts``), which also determines the numbers.
+        data: The images, which also determine the numbers.
+        kind: Kind of scores, a key of PROTOCOLS.
         device: ``cpu`` or ``cuda``.
-        oracle: Whether its miner knows the labels.
+        miner: A miner other than that of the settings: ``labels`` knows them, others are RULES of
+            ``ablate_adaptive``.
         baselines: Whether raw pixels and a random encoder are scored too.
     """
 
@@ -67,15 +72,18 @@ class Cell:
     part: str
     recipe: str
     overrides: tuple[str, ...]
-    subset: tuple[int | None, int]
+    data: Classes | Outfits
+    kind: str
     device: str
-    oracle: bool = False
+    miner: str = ""
     baselines: bool = False
 
     @property
     def name(self) -> str:
         """Name that is unique for the settings: a changed arm or preset is another cell."""
-        settings = json.dumps([self.recipe, self.overrides, self.subset, self.oracle, self.baselines])
+        settings = json.dumps(
+            [self.recipe, self.overrides, asdict(self.data), self.kind, self.miner, self.baselines]
+        )
         digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
         return f"{self.arm}-t{self.temperature:g}-s{self.seed}-{self.part}-{digest}"
 
@@ -104,7 +112,7 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
 
     Args:
         cell: The cell.
-        folder: Folder of the preset, with ``data`` (see ``link_parts``); runs are written to ``runs``.
+        folder: Folder of the preset, with ``data`` (see ``ablate_data``); runs are written to ``runs``.
 
     Returns:
         Scores in [0, 1] by name (None if the training diverged), seconds, and mining metrics.
@@ -113,10 +121,10 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     shutil.rmtree(
         run_dir, ignore_errors=True
     )  # of a killed cell: the seconds of half a run would be meaningless
-    config = _config(cell, folder)
+    config = configure(cell, folder)
     device = choose_device(cell.device)
     ended: list[int] = []
-    miner = label_oracle(_labels(config)) if cell.oracle else build_miner
+    miner = _miner(cell, config)
     trained = once(lambda: ended.append(pretrain(config, keep_precision=True, miner=miner)[0]), device)
     result: dict[str, Any] = {
         "arm": cell.arm,
@@ -140,7 +148,7 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _config(cell: Cell, folder: Path) -> PretrainConfig:
+def configure(cell: Cell, folder: Path) -> PretrainConfig:
     return load_config(
         PretrainConfig,
         "pretrain",
@@ -148,8 +156,8 @@ def _config(cell: Cell, folder: Path) -> PretrainConfig:
         [
             *cell.overrides,
             f"objective.temperature={cell.temperature}",
-            "data.name=imagefolder",
-            f"data.root={folder / 'data' / 'test'}",
+            f"data.name={'imagefolder' if (folder / 'data/images/train').is_dir() else 'images'}",
+            f"data.root={folder / 'data/images'}",
             f"run.root={folder / 'runs'}",
             f"run.name={cell.name}",
             f"run.seed={cell.seed}",
@@ -162,6 +170,12 @@ def _config(cell: Cell, folder: Path) -> PretrainConfig:
     )
 
 
+def _miner(cell: Cell, config: PretrainConfig) -> Callable[..., Miner]:
+    if cell.miner == "labels":
+        return label_oracle(_labels(config))
+    return build_adaptive(cell.miner, cell.temperature) if cell.miner else build_miner
+
+
 def _labels(config: PretrainConfig) -> Tensor:
     labels = open_dataset(config.data).train.labels
     assert labels is not None, "class folders have labels"
@@ -170,24 +184,48 @@ def _labels(config: PretrainConfig) -> Tensor:
 
 def _score(cell: Cell, folder: Path, run_dir: Path) -> dict[str, Any]:
     """Return ``scores`` of the encoder and, if asked for, ``baselines`` by name."""
-    given = [f"checkpoint={run_dir}", f"data.root={folder / 'data' / cell.part}", f"device={cell.device}"]
-    given.append("progress=false")
-    levels = {"knn": ["knn.k=[20]"], "lowshot": ["lowshot.labels_per_class=[10]", "lowshot.fractions=[]"]}
-    configs = {
-        name: load_config(find_protocol(name).config, "eval", name, given + levels.get(name, []))
-        for name in SCORES
-    }
-    extractor = Extractor(configs["linear"], resolve(str(run_dir)))
+    place = ("data.name=imagefolder", f"data.root={folder / 'data' / cell.part}")
+    given = (f"checkpoint={run_dir}", *place, f"device={cell.device}", "progress=false")
+    extractor = Extractor(_eval_config("linear", given), resolve(str(run_dir)))
 
-    def scores(features: Features) -> dict[str, float]:
-        ready = features.to(extractor.device)
-        return {name: score(ready, configs[name]).lines[0].value for name, score in SCORES.items()}
+    def scores(name: str) -> dict[str, float]:
+        features = extractor.features(name).to(extractor.device)
+        return retrieval(features) if cell.kind == "instances" else probes(features, given)
 
-    found: dict[str, Any] = {"scores": scores(extractor.features("encoder"))}
+    found: dict[str, Any] = {"scores": scores("encoder")}
     if cell.baselines:
-        others = [name for name in extractor.modules() if name != "encoder"]
-        found["baselines"] = {name: scores(extractor.features(name)) for name in others}
+        found["baselines"] = {name: scores(name) for name in extractor.modules() if name != "encoder"}
     return found
+
+
+def _eval_config(name: str, given: Sequence[str]) -> Any:
+    return load_config(find_protocol(name).config, "eval", name, [*given])
+
+
+def probes(features: Features, given: Sequence[str]) -> dict[str, float]:
+    """Return the accuracies of the project's own protocols, with ``given`` overrides of their settings."""
+    levels = {"knn": ["knn.k=[20]"], "lowshot": ["lowshot.labels_per_class=[10]", "lowshot.fractions=[]"]}
+    configs = {name: _eval_config(name, [*given, *levels.get(name, [])]) for name in PROTOCOLS}
+    return {name: score(features, configs[name]).lines[0].value for name, score in PROTOCOLS.items()}
+
+
+def retrieval(features: Features) -> dict[str, float]:
+    """Search the gallery (``train``, one picture an identity) for each query (``test``) by cosine similarity.
+
+    Returns:
+        map: Mean average precision; with one right picture, the mean of one over its rank.
+        r1: Share of the queries whose closest picture is right.
+        sibling: Share of the queries that are closer to the right picture than to that of the identity that
+            differs in one piece, 2i and 2i + 1; chance is a half. Classes are numbered by name, and whole
+            pairs are present, so the sibling's label differs in the last bit.
+    """
+    gallery, query = (F.normalize(part.features, dim=1) for part in (features.train, features.test))
+    similarity = query @ gallery[features.train.labels.argsort()].T
+    own = similarity.gather(1, features.test.labels[:, None])
+    rank = (similarity >= own).sum(1).double()  # of equal ones, the right picture counts as the last
+    sibling = similarity.gather(1, features.test.labels[:, None] ^ 1)
+    shares = {"map": 1 / rank, "r1": rank == 1, "sibling": own > sibling}
+    return {name: float(share.double().mean()) for name, share in shares.items()}
 
 
 def mined_summary(columns: dict[str, list[float]]) -> dict[str, float | None]:
@@ -204,43 +242,6 @@ def mined_summary(columns: dict[str, list[float]]) -> dict[str, float | None]:
         later = values[len(values) // 2 :]
         found[name.partition("/")[2]] = round(statistics.mean(later), 5) if later else None
     return found
-
-
-# The images.
-
-
-def link_parts(data: Path, folder: Path, per_class: int | None, validation_per_class: int) -> None:
-    """Create ``folder/data/test`` and ``folder/data/validation`` with links to images of ``data``.
-
-    ``test`` holds the images that are pretrained on and probed (``train``) and the data set's own test part
-    (``test``). ``validation`` has only training images, for the choice of a temperature: the last
-    ``validation_per_class`` of each class are its ``test``, the other images pretrained on are its ``train``.
-    Images of a class are ordered by a hash of their names, so ``per_class`` takes the same ones everywhere.
-    """
-    wanted = {"data": str(data.resolve()), "per_class": per_class, "validation": validation_per_class}
-    note = folder / "data" / "made_of.json"
-    if note.is_file() and json.loads(note.read_text()) == wanted:
-        return
-    shutil.rmtree(folder / "data", ignore_errors=True)
-    for place in sorted(path for path in (data / "train").iterdir() if path.is_dir()):
-        images = sorted(place.iterdir(), key=lambda path: hashlib.sha256(path.name.encode()).digest())
-        if len(images) < (per_class or 0) + validation_per_class * (per_class is not None):
-            raise SystemExit(
-                f"{place}: holds {len(images)} images, the preset takes {per_class} to train on and "
-                f"{validation_per_class} others to choose a temperature by; give --data with more"
-            )
-        kept, held = images[:per_class], images[len(images) - validation_per_class :]
-        _link(kept, folder / "data" / "test" / "train" / place.name)
-        _link([path for path in kept if path not in set(held)], folder / "data/validation/train" / place.name)
-        _link(held, folder / "data/validation/test" / place.name)
-    (folder / "data/test/test").symlink_to((data / "test").resolve(), target_is_directory=True)
-    note.write_text(json.dumps(wanted))
-
-
-def _link(images: list[Path], place: Path) -> None:
-    place.mkdir(parents=True)
-    for image in images:
-        os.symlink(image.resolve(), place / image.name)
 
 
 # The oracle: a miner that knows which rows are of the same class.

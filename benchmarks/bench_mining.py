@@ -9,6 +9,11 @@ Banks hold rows around random centers: the cost of a search depends on the lengt
 images that the rows show.
 
     python benchmarks/bench_mining.py [--device cuda] [--rows 50000,1280000] [--threads N]
+    python benchmarks/bench_mining.py --arms --rows 10000,50000,1280000 [--threads N]
+
+``--arms`` compares the arms of the regimes (``ablate_presets.py``) instead of search backends, at K = 64 and
+with the backend that ``auto`` chooses. ``batch`` has no bank and both views as queries (``sogclr`` takes as
+long); ``neighbours`` is a step of ``batch`` and its share of composing an epoch.
 
 On a CPU the network is resnet10 of width 16 at 32 px; on CUDA, under bfloat16, ResNet-18 at 32 px for banks
 of up to 200,000 rows (CIFAR) and ResNet-50 at 224 px above (ImageNet). --encoder, --width, --image-size,
@@ -24,11 +29,26 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import RESULTS, context, median, once, quartiles, ratios, take_turns, walls, whole_numbers, write
+from ablate_presets import BUDGET, at_budget, without_budget
+from common import (
+    RESULTS,
+    Spent,
+    context,
+    median,
+    once,
+    quartiles,
+    ratios,
+    take_turns,
+    walls,
+    whole_numbers,
+    write,
+)
 from torch import Tensor, nn
 
 from contrastive.augment.views import Views
-from contrastive.config import AugmentConfig, DataConfig, EncoderConfig
+from contrastive.config import AugmentConfig, DataConfig, EncoderConfig, NeighboursConfig, PretrainConfig
+from contrastive.config_files import load_config
+from contrastive.data.order.neighbours import NeighbourOrder
 from contrastive.encoders.build import build_encoder
 from contrastive.heads import projector
 from contrastive.logging.memory import peak_memory
@@ -36,7 +56,7 @@ from contrastive.momentum import Ema
 from contrastive.objectives.info_nce import info_nce
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.miner import Miner, build_miner
-from memory_bank.negatives import Negatives
+from memory_bank.negatives import Negatives, unless
 
 DIM = 128
 NUM_HARD = NUM_UNIFORM = 256
@@ -76,6 +96,21 @@ class Learner:
         size = scene.data.stored_size
         self.images = torch.randint(0, 256, (POOL, 3, size, size), dtype=torch.uint8, device=device)
 
+    def step_of_batch(self, ids: Tensor, number: int) -> None:
+        """Run one optimizer step of SimCLR: both views are queries, the batch's other views negatives."""
+        first, second = self.views(self.images[ids % POOL], ids, number)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            views = [F.normalize(self.network(view).float(), dim=1) for view in (first, second)]
+        own = torch.eye(len(ids), dtype=torch.bool, device=self.device).repeat(1, 2)
+        others = Negatives.none(views[0]).with_shared(torch.cat(views), ids.repeat(2), unless(own))
+        losses = [info_nce(*pair, others, temperature=0.2)[0] for pair in (views, views[::-1])]
+        self._descend(torch.stack(losses).mean())
+
+    def _descend(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
     def step(self, ids: Tensor, number: int, mine: Mine) -> Tensor:
         """Run one optimizer step; return the keys for the bank."""
         first, second = self.views(self.images[ids % POOL], ids, number)
@@ -84,9 +119,7 @@ class Learner:
             with torch.no_grad():
                 key = F.normalize(self.key_network(second).float(), dim=1)
         loss, _ = info_nce(query, key, mine(query.detach(), key, ids, number), temperature=0.2)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        self._descend(loss)
         self.follow(0.99)
         return key
 
@@ -124,6 +157,18 @@ class Loop:
             self.miner.metrics()
 
 
+class BatchLoop:
+    """Training steps whose negatives are the batch; see ``Loop``."""
+
+    def __init__(self, learner: Learner, plan: Plan, steps: int) -> None:
+        self.learner, self.plan, self.steps, self.number = learner, plan, steps, 0
+
+    def turn(self) -> None:
+        for _ in range(self.steps):
+            self.learner.step_of_batch(self.plan.ids(self.number), self.number)
+            self.number += 1
+
+
 def _random_negatives(batch: int, device: torch.device) -> Negatives:
     """Return random negatives of the shape that a sample returns: queries share rows."""
     rows = F.normalize(torch.randn(SAMPLE + NUM_UNIFORM, DIM, device=device), dim=1)
@@ -159,10 +204,14 @@ def mining(backend: str, overlapped: bool) -> MiningConfig:
     return MiningConfig(backend=backend, recall_every=0, **sizes, **shallow, **ahead)
 
 
-def make_miner(keys: Tensor, plan: Plan, device: torch.device, config: MiningConfig) -> Miner:
+def make_miner(
+    keys: Tensor, plan: Plan, device: torch.device, config: MiningConfig, bank: BankConfig | None = None
+) -> Miner:
     """Build a miner with a full bank, filled directly: a step's write would train an index half full."""
     rows = len(keys)
-    miner = build_miner(BankConfig(), config, rows=rows, dim=DIM, seed=0, device=device, upcoming=plan.ids)
+    miner = build_miner(
+        bank or BankConfig(), config, rows=rows, dim=DIM, seed=0, device=device, upcoming=plan.ids
+    )
     for ids in torch.arange(rows).split(PIECE):
         miner.retrieval.update(miner.bank.write(keys[ids], ids, 0))
     return miner
@@ -178,6 +227,71 @@ def make_miners(
     overlapped = make_miner(keys, plan, device, mining(backend, overlapped=True))
     overlapped.retrieval.load_state_dict(in_line.retrieval.state_dict())
     return {f"{backend}, in line": in_line, f"{backend}, overlapped": overlapped}, first.wall
+
+
+def arm_settings(rows: int) -> dict[str, PretrainConfig]:
+    """Return the settings of the arms that mine, at K = 64."""
+    arms = without_budget(1, 0.0) | at_budget(BUDGET, 0.0)
+    configs = {arm: load_config(PretrainConfig, "pretrain", "cifar10", [*arms[arm]]) for arm in arms}
+    mined = {arm: config for arm, config in configs.items() if config.method == "moco"}
+    return {arm: config for arm, config in mined.items() if arm != "all_rows" or rows <= SMALL_BANK}
+
+
+def make_arm(keys: Tensor, plan: Plan, device: torch.device, config: PretrainConfig) -> Miner:
+    """Build the miner of an arm with a full bank; recall checks are off."""
+    if config.bank.kind == "queue":
+        keys = keys[: config.bank.capacity]
+    return make_miner(keys, plan, device, replace(config.mining, recall_every=0), config.bank)
+
+
+def compose_seconds(keys: Tensor, device: torch.device) -> float:
+    """Return the seconds that ``data.order=neighbours`` takes to compose an epoch of ``keys``."""
+    order = NeighbourOrder(len(keys), 0, NeighboursConfig(), 0.0)
+    known = torch.ones(len(keys), dtype=torch.bool, device=device)
+    return once(lambda: order.compose(1, keys.to(device), known), device).wall
+
+
+def measure_arms(rows: int, options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Time a step of every arm; what it adds is over a step with as many fixed random negatives."""
+    scene = make_scene(rows, options, device)
+    learner, plan = Learner(scene, device), Plan(rows, scene.data.global_batch, device)
+    print(f"\nbank of {rows} rows, batch {learner.batch}, K = {BUDGET}", flush=True)
+    keys = make_rows(rows)
+    miners = {arm: make_arm(keys, plan, device, config) for arm, config in arm_settings(rows).items()}
+    loops = {"off": Loop(learner, plan, options.steps)}
+    loops |= {arm: Loop(learner, plan, options.steps, miner) for arm, miner in miners.items()}
+    turns = {name: loop.turn for name, loop in loops.items()}
+    turns["batch"] = BatchLoop(learner, plan, options.steps).turn
+    spent = take_turns(turns, options.repeats, device=device)
+    found = [_row(name, times, spent["off"], options.steps) for name, times in spent.items()]
+    for row in found:
+        row |= {"rows": rows, "batch": learner.batch, "backend": None}
+        if row["mining"] in miners:
+            row["backend"] = miners[row["mining"]].retrieval.describe()
+    if rows <= SMALL_BANK:
+        composed = compose_seconds(keys, device)
+        batch, a_step = found[-1], 1e3 * composed / (rows // learner.batch)
+        in_all = {
+            "step_ms": batch["step_ms"] + a_step,
+            "added": batch["added"] + a_step / found[0]["step_ms"],
+        }
+        found.append({**batch, "mining": "neighbours", **in_all, "compose_s": composed})
+    for miner in miners.values():
+        miner.close()
+    _show(found)
+    return found
+
+
+def _row(name: str, times: list[Spent], off: list[Spent], steps: int) -> dict[str, Any]:
+    step = [1e3 * wall / steps for wall in walls(times)]
+    added = [ratio - 1 for ratio in ratios(times, off)]
+    return {
+        "mining": name,
+        "step_ms": median(step),
+        "step_ms_quartiles": quartiles(step),
+        "added": median(added),
+        "added_quartiles": quartiles(added),
+    }
 
 
 def measure(rows: int, options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
@@ -196,12 +310,9 @@ def measure(rows: int, options: argparse.Namespace, device: torch.device) -> lis
     spent = take_turns(turns, options.repeats, device=device)
     found = []
     for name, times in spent.items():
-        step = [1e3 * wall / options.steps for wall in walls(times)]
-        added = [ratio - 1 for ratio in ratios(times, spent["off"])]
         found.append(
-            {"rows": rows, "mining": name, "encoder": described, "batch": learner.batch}
-            | {"step_ms": median(step), "step_ms_quartiles": quartiles(step)}
-            | {"added": median(added), "added_quartiles": quartiles(added)}
+            {"rows": rows, "encoder": described, "batch": learner.batch}
+            | _row(name, times, spent["off"], options.steps)
             | {"backend": miners[name].retrieval.describe() if name in miners else None}
         )
     for miner in miners.values():
@@ -252,6 +363,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rows", type=whole_numbers, default=[50_000, 1_280_000])
     parser.add_argument("--backends", nargs="+", default=["exact", "faiss"], choices=BACKENDS)
+    parser.add_argument("--arms", action="store_true", help="compare the arms of the regimes")
     parser.add_argument("--encoder", choices=("resnet10", "resnet18", "resnet34", "resnet50"))
     parser.add_argument("--width", type=int)
     parser.add_argument("--image-size", type=int)
@@ -271,7 +383,8 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    found = [row for rows in options.rows for row in measure(rows, options, device)]
+    measured = measure_arms if options.arms else measure
+    found = [row for rows in options.rows for row in measured(rows, options, device)]
     about = context(
         "mining",
         device,
@@ -283,7 +396,11 @@ def main() -> None:
         uniform=NUM_UNIFORM,
         peak_memory_mib=peak_memory(device),
     )
-    out = options.out or RESULTS / f"bench_mining-{options.device}.json"
+    name = "bench_mining-arms" if options.arms else "bench_mining"
+    out = options.out or RESULTS / f"{name}-{options.device}.json"
+    if options.arms:
+        write(out, about | {"rows": found, "k": BUDGET})
+        return
     write(out, about | {"rows": found, "best": best(found)})
     for row in best(found):
         asked = f" (goal: {GOAL:.0%} or less)" if on_gpu else ""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ablate_presets import PRESETS, REGIMES
+
 from contrastive.config import PretrainConfig
 from contrastive.config_files import load_config, recipes
 
@@ -43,8 +45,8 @@ def all_rows(device: str, data: Path | None, tiny: bool) -> list[Row]:
 
     Args:
         device: ``cuda`` or ``cpu``.
-        data: CIFAR-10 as image files, ``train/CLASS`` and ``test/CLASS``; None leaves out what is scored on
-            it, except what torchvision's copy in ``.data`` serves.
+        data: CIFAR-10 as image files, ``train/CLASS`` and ``test/CLASS``, and maybe ``outfits``; None leaves
+            out what is scored on them, except what torchvision's copy in ``.data`` serves.
         tiny: Replace sizes by the smallest that run everything, to check the commands.
     """
     smokes = [smoke(recipe, device, tiny) for recipe in recipes("pretrain")]
@@ -199,34 +201,32 @@ def read_ddp(results: list[Result]) -> Figures:
 
 
 def ablations(data: Path | None, tiny: bool) -> list[Row]:
-    """Return the comparison of ways to choose negatives, which shares its cells between both lines."""
+    """Return the comparisons of ways to choose negatives; ``core`` and ``all`` share their cells."""
     if data is None:
         return []
-    command = ("benchmarks/ablate.py", "--preset", "gpu", "--data", str(data.absolute()), "--no-plot")
-    place = (
-        "--slice",
-        "{left}",
-        "--cache",
-        "{work}/../ablate-cells",
-        "--out",
-        "{work}",
-        *["--report"] * tiny,
-    )
-    return [
-        Row(f"ablate-{arms}", ((*command, "--arms", arms, *place),), read_ablation, seconds, resumes=True)
-        for arms, seconds in (("core", 15_000), ("all", 12_000))
-    ]
+    regimes = [name for name in REGIMES if (data / PRESETS[name].data.source).is_dir()]
+    asked = {"ablate-core": ("gpu", "core", 15_000), "ablate-all": ("gpu", "all", 12_000)}
+    asked |= {f"ablate-{name}": (f"{name}-gpu", "all", 30_000) for name in regimes}
+    return [ablation(name, *how, data, tiny) for name, how in asked.items()]
+
+
+def ablation(name: str, preset: str, arms: str, seconds: float, data: Path, tiny: bool) -> Row:
+    command = ("benchmarks/ablate.py", "--preset", preset, "--arms", arms, "--data", str(data.absolute()))
+    kept = ("--cache", "{work}/../ablate-cells", "--cells", "{work}/../ablate-cells", "--out", "{work}")
+    how = ("--slice", "{left}", "--no-plot", *["--report"] * tiny)
+    return Row(name, ((*command, *kept, *how),), read_ablation, seconds, resumes=True)
 
 
 def read_ablation(results: list[Result]) -> Figures | None:
     (document,) = results
-    if not document.get("confirmation"):  # the last thing that it measures
+    if not document.get("confirmation") or document.get("missing"):
         return None
     winner = document["confirmation"]["winner"]
+    score = next(iter(document.get("titles", ["linear"])))
     figures: Figures = {
-        arm: _percent(found["scores"]["linear"]["mean"]) for arm, found in document["arms"].items()
+        arm: _percent(found["scores"][score]["mean"]) for arm, found in document["arms"].items()
     }
-    found = document["confirmation"]["differences"]["all_rows"]["linear"].get(winner)
+    found = document["confirmation"]["differences"]["all_rows"][score].get(winner)
     if found is not None:
         low, mean, high = (f"{100 * found[name]:+.1f}" for name in ("low", "mean", "high"))
         figures[f"{winner} over all_rows on fresh seeds"] = f"{mean} [{low}, {high}]"

@@ -223,7 +223,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--slice", type=float, default=math.inf, help="seconds until this command has ended")
-    parser.add_argument("--data", type=Path, help="CIFAR-10 as image files, train/CLASS and test/CLASS")
+    parser.add_argument(
+        "--data", type=Path, help="holds train/CLASS and test/CLASS (CIFAR-10), maybe outfits"
+    )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="smallest sizes; needs --out")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="lines to measure; default: all")

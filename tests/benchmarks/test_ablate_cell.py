@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from eval.features import Features, PartFeatures
 from memory_bank.config import BankConfig, MiningConfig
 from tests import tiny
 
@@ -73,16 +75,6 @@ def test_the_oracle_draws_no_uniform_row_of_the_query_class(cell: Any, world: An
         assert drawn == {other for other in range(ROWS) if labels[other] != labels[query]} - hard
 
 
-def folder(tmp_path: Path, per_class: int) -> Path:
-    for part in ("train", "test"):
-        for name in ("cat", "dog"):
-            place = tmp_path / "source" / part / name
-            place.mkdir(parents=True)
-            for number in range(per_class):
-                (place / f"{number}.png").write_bytes(b"x")
-    return tmp_path / "source"
-
-
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Noisy squares in three colours, which are the classes: 30 to train on and 10 to score each."""
@@ -105,18 +97,20 @@ def small(cell: Any, arm: str, *overrides: str) -> Any:
         "schedule.warmup_epochs=0",
         "logging.every_n_steps=1",
     )
-    return cell.Cell(arm, 0.2, 0, "test", "digits", (*settings, *overrides), (20, 10), "cpu")
+    return cell.Cell(
+        arm, 0.2, 0, "test", "digits", (*settings, *overrides), cell.Classes(20, 20, 10), "classes", "cpu"
+    )
 
 
 # Lightning's advice on loaders and loggers; a worker of the benchmark ignores it too.
 @pytest.mark.filterwarnings("ignore")
 def test_a_cell_gives_the_same_scores_again_and_mines_what_its_arm_says(
-    cell: Any, colours: Path, tmp_path: Path
+    load: Any, cell: Any, colours: Path, tmp_path: Path
 ) -> None:
-    cell.link_parts(colours, tmp_path, 20, 10)
     plain = small(cell, "hardest", "mining=hardest", "mining.num_hard=4")
+    load("ablate_data").prepare(plain.data, colours, tmp_path / "data")
     first, again = cell.run(plain, tmp_path), cell.run(plain, tmp_path)
-    told = cell.run(replace(plain, arm="told", oracle=True, baselines=True), tmp_path)
+    told = cell.run(replace(plain, arm="told", miner="labels", baselines=True), tmp_path)
     assert first["scores"] == again["scores"]
     assert set(first["scores"]) == {"linear", "knn", "lowshot"}
     assert first["mined"]["same_label_rate"] > 1 / 3  # the closest rows are of the same colour
@@ -125,39 +119,39 @@ def test_a_cell_gives_the_same_scores_again_and_mines_what_its_arm_says(
     assert not list((tmp_path / "runs").iterdir())
 
 
-def names(place: Path) -> set[str]:
-    return {f"{path.parent.name}/{path.name}" for path in place.glob("*/*")}
-
-
-@pytest.mark.parametrize("per_class", [6, None])
-def test_temperatures_are_chosen_on_training_images_that_are_not_fitted(
-    cell: Any, tmp_path: Path, per_class: int | None
-) -> None:
-    source, made = folder(tmp_path, 10), tmp_path / "made"
-    cell.link_parts(source, made, per_class, 3)
-    trained, fitted = names(made / "data/test/train"), names(made / "data/validation/train")
-    scored = names(made / "data/validation/test")
-    assert len(trained) == 2 * (per_class or 10)
-    assert len(scored) == 2 * 3
-    assert fitted == trained - scored
-    assert names(made / "data/test/test") == names(source / "test")
-    assert (made / "data/test/train/cat").is_dir()
-    assert all(
-        path.resolve().parent == source / "train/cat" for path in (made / "data/test/train/cat").iterdir()
+def test_retrieval_ranks_the_right_picture_as_a_plain_loop_does(cell: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    names = torch.tensor([3, 0, 5, 1, 2, 4])  # of the gallery's pictures, in any order
+    gallery, noise = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (6, 12))
+    labels = torch.arange(12) % 6
+    query = gallery[names.argsort()][labels] + noise
+    rank, first, sibling = [], [], []
+    for row, label in zip(query.tolist(), labels.tolist(), strict=True):
+        cosine = {
+            name: sum(a * b for a, b in zip(row, picture, strict=True))
+            / math.hypot(*row)
+            / math.hypot(*picture)
+            for name, picture in zip(names.tolist(), gallery.tolist(), strict=True)
+        }
+        order = sorted(cosine, key=lambda name: -cosine[name])
+        rank.append(1 / (1 + order.index(label)))
+        first.append(order[0] == label)
+        sibling.append(cosine[label] > cosine[label + 1 - 2 * (label % 2)])
+    parts = (
+        PartFeatures(gallery.float(), names, torch.arange(6)),
+        PartFeatures(query.float(), labels, torch.arange(12)),
     )
+    found = cell.retrieval(Features(*parts, classes=tuple("abcdef")))
+    assert found["map"] == pytest.approx(sum(rank) / 12)
+    assert found["r1"] == pytest.approx(sum(first) / 12)
+    assert found["sibling"] == pytest.approx(sum(sibling) / 12)
+    assert 0.2 < found["r1"] < 0.9
 
 
-def test_links_are_made_anew_when_asked_for_others(cell: Any, tmp_path: Path) -> None:
-    source, made = folder(tmp_path, 10), tmp_path / "made"
-    cell.link_parts(source, made, 4, 2)
-    few = names(made / "data/test/train")
-    cell.link_parts(source, made, 8, 2)
-    assert few < names(made / "data/test/train")  # and the smaller subset is part of the larger one
-
-
-def test_too_few_images_are_refused(cell: Any, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="holds 10 images, the preset takes 9 to train on and 2 others"):
-        cell.link_parts(folder(tmp_path, 10), tmp_path / "made", 9, 2)
+def test_a_network_without_any_difference_scores_nothing(cell: Any) -> None:
+    same = PartFeatures(torch.ones(6, 4), torch.arange(6), torch.arange(6))
+    found = cell.retrieval(Features(same, same, classes=tuple("abcdef")))
+    assert found == {"map": pytest.approx(1 / 6), "r1": 0.0, "sibling": 0.0}
 
 
 def test_mined_summary_takes_the_second_half(cell: Any) -> None:

@@ -74,7 +74,7 @@ def test_compare_corrects_over_the_arms_of_each_score(report: Any) -> None:
         "band": runs(0.50, 0.53, 0.52),
         "ring": runs(0.40, 0.45, 0.43),
     }
-    found = report.compare(arms)
+    found = report.compare(arms, report.TITLES["classes"])
     assert list(found) == ["all_rows"]  # no uniform arm to compare with
     assert set(found["all_rows"]["linear"]) == {"band", "ring"}
     p = {

@@ -68,7 +68,13 @@ def test_the_order_is_by_value(rows: Any, tmp_path: Path) -> None:
         "ddp",
         "ablate-core",
         "ablate-all",
+        "ablate-classes",
+        "ablate-falling",
+        "ablate-classes-32",
     ]
+    (tmp_path / "outfits").mkdir()
+    both = {row.name for row in rows.all_rows("cuda", tmp_path, False)}
+    assert both - set(names) == {"ablate-instances", "ablate-near-duplicates", "ablate-instances-32"}
 
 
 def test_without_data_lines_that_are_scored_are_left_out(
@@ -84,7 +90,8 @@ def test_without_data_lines_that_are_scored_are_left_out(
 
 def test_runs_and_the_ablation_resume_and_nothing_else_does(rows: Any, tmp_path: Path) -> None:
     resuming = {row.name for row in rows.all_rows("cuda", tmp_path, False) if row.resumes}
-    assert resuming == {"ablate-core", "ablate-all", *(f"cifar10_fast-{n}min" for n in rows.MINUTES)}
+    compared = {f"ablate-{name}" for name in ("core", "all", "classes", "falling", "classes-32")}
+    assert resuming == {*compared, *(f"cifar10_fast-{n}min" for n in rows.MINUTES)}
 
 
 def test_smoke(rows: Any) -> None:
