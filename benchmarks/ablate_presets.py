@@ -218,13 +218,12 @@ SMALL = (
 )
 """A narrow network, one query an image, the rate that suits it."""
 
-# An outfit is known by its colours, so views keep them, and change place, size and angle.
+# An outfit is known by its colours, so views keep them, and change place and size.
 FIGURES = (
     "augment.view_1.jitter=0",
     "augment.view_1.grayscale=0",
     "augment.view_1.blur=0",
     "augment.view_1.crop_scale=[0.1,0.6]",
-    "augment.view_1.rotate=180",
 )
 COLOURS = ("augment=cifar", "augment.view_1.hue=0.5", "augment.view_2.hue=0.5")
 
