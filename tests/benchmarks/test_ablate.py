@@ -111,7 +111,7 @@ def test_arms_are_valid_configs_that_differ_in_method_loss_order_bank_and_mining
         for arm, config in configs.items():
             changed = set(differences(configs["all_rows"], config))
             parts = ("method", "objective.", "data.order", "bank.", "mining.")
-            shorter = {"schedule.epochs"} if arm == "batch_in_time" else set()
+            shorter = {"schedule.epochs"} if arm == "batch@time" else set()
             assert all(name.startswith(parts) for name in changed - shorter), arm
             assert changed or arm == "all_rows"
             assert not changed & {"objective.symmetric", "objective.temperature"}
