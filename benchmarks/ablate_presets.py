@@ -242,9 +242,9 @@ FRAMES = Preset(
     rules=True,
 )
 OBJECTS = Preset(
-    "CIFAR-10 as JPEG files, 20,000 images to train on, ResNet-10 of width 16 at 16 px, bf16.",
+    "CIFAR-10 as JPEG files, 20,000 images to train on, ResNet-10 of width 16 at 24 px, bf16.",
     "cifar10",
-    (*SMALL, *COLOURS, "data.image_size=16"),
+    (*SMALL, *COLOURS, "data.image_size=24"),
     "cpu",
     Classes(pretrained=2000, fitted=1000, validation=500),
     "classes",
