@@ -1,10 +1,11 @@
-"""Make unlike image folders to try ``--config own`` on: of digits, CIFAR-10 (JPEG), outfits, Debian's fonts.
+"""Make unlike image folders to try ``--config own`` on: of digits, CIFAR-10 (JPEG), outfits, fonts, icons.
 
-    python benchmarks/folders.py --out DIR [--cifar DIR] [--outfits DIR] [--fonts DIR]
+    python benchmarks/folders.py --out DIR [--cifar DIR] [--outfits DIR] [--fonts DIR] [--icons DIR]
 
 Folders whose source is not given are left out. Each is ``NAME/train`` beside ``NAME/test`` with one
-folder a class, except ``outfits``: unlabelled ``frames``, scored on ``identities``. The glyphs need packages
-such as fonts-lato and fonts-roboto, the clips PyAV.
+folder a class, except ``outfits``: unlabelled ``frames``, scored on ``identities``. The glyphs need Debian's
+packages such as fonts-lato and fonts-roboto, the icons its tango-, gnome-, mate- and oxygen-icon-theme,
+the clips PyAV.
 """
 
 import argparse
@@ -20,6 +21,10 @@ from contrastive.config import DataConfig
 from contrastive.data.digits import open_digits
 
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+CONTEXTS = ("actions", "apps", "categories", "devices", "emblems", "emotes", "mimetypes", "places", "status")
+HANDS = {"train": ("Tango", "gnome", "mate"), "test": ("oxygen",)}
+SPECTRA = {"coarse": (1.0, 4.0), "middle": (3.0, 8.0), "fine": (8.0, 20.0)}
+ORIENTATIONS = (0, 45, 90, 135)
 WORD_LENGTHS = (3, 4, 5, 3, 3, 3, 4, 5, 3, 5, 4, 8, 2, 3, 7, 9)
 
 
@@ -74,9 +79,10 @@ def make_glyphs(fonts: Path, out: Path, side: int = 32) -> None:
         part = "test" if number % 5 == 4 else "train"
         for file in files[:4]:
             font = ImageFont.truetype(str(file), side * 3 // 4)
+            no_glyph = bytes(font.getmask("\U0010ffff"))  # of a code that is no character
             for character in CHARACTERS:
                 box = font.getbbox(character)
-                if box[2] <= box[0] or box[3] <= box[1]:
+                if box[2] <= box[0] or box[3] <= box[1] or bytes(font.getmask(character)) == no_glyph:
                     continue
                 image = Image.new("L", (side, side), 255)
                 place = ((side - box[2] - box[0]) // 2, (side - box[3] - box[1]) // 2)
@@ -104,6 +110,47 @@ def make_documents(out: Path, train: int = 250, test: int = 100) -> None:
         for row in range(train + test):
             part = "train" if row < train else "test"
             save(page(layout, random.Random(f"{layout}{row}")), out / part / layout / f"{row:04d}.png")
+
+
+def make_icons(icons: Path, out: Path, sizes: tuple[int, ...] = (32, 48)) -> None:
+    """Desktop icons by context, RGBA; three themes of one style are trained on, a theme of another is scored.
+
+    Themes have many icons under several names, and in two sizes, and share some: near-identical variants.
+    """
+    for part, themes in HANDS.items():
+        for file in sorted(file for theme in themes for file in (icons / theme).rglob("*.png")):
+            size, context = file.parts[-3], file.parent.name
+            known = context in CONTEXTS and size in {f"{side}x{side}" for side in sizes}
+            if known and file.exists():  # some are links to other packages' icons
+                theme = file.relative_to(icons).parts[0]
+                save(Image.open(file), out / part / context / f"{theme}-{size}-{file.name}")
+
+
+def make_textures(out: Path, train: int = 250, test: int = 100) -> None:
+    """Noise in three bands of frequency and four orientations, in random colours, 64 px.
+
+    The class is a statistic: no pixel tells it. The diagonals are each other's mirror images.
+    """
+    for band in SPECTRA:
+        for angle in ORIENTATIONS:
+            for row in range(train + test):
+                rng = np.random.default_rng(list(f"{band}{angle}-{row}".encode()))
+                part = "train" if row < train else "test"
+                save(texture(band, angle, rng), out / part / f"{band}-{angle}" / f"{row:04d}.png")
+
+
+def texture(band: str, angle: float, rng: np.random.Generator, side: int = 64) -> Image.Image:
+    """Draw white noise through a filter of a band and an orientation, from one random colour to another."""
+    y, x = np.meshgrid(np.fft.fftfreq(side, 1 / side), np.fft.fftfreq(side, 1 / side), indexing="ij")
+    low, high = SPECTRA[band]
+    radius, direction = np.hypot(x, y), np.degrees(np.arctan2(y, x))
+    off = (direction - angle - rng.normal(0, 8) + 90) % 180 - 90
+    passed = ((low <= radius) & (radius <= high)) * np.exp(-0.5 * (off / 25) ** 2)
+    values = np.fft.ifft2(np.fft.fft2(rng.normal(size=(side, side))) * passed).real
+    share = 1 / (1 + np.exp(-rng.uniform(0.7, 2) * values / values.std()))[..., None]
+    colours = rng.uniform(0, 255, (2, 3))
+    pixels = colours[0] + share * (colours[1] - colours[0]) + rng.normal(0, 8, (side, side, 1))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 LAYOUTS = ("letter", "columns", "table", "list", "form", "poem", "chart", "picture")
@@ -182,12 +229,13 @@ def main() -> None:
     """Make the folders whose sources are given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    for name in ("cifar", "outfits", "fonts"):
+    for name in ("cifar", "outfits", "fonts", "icons"):
         parser.add_argument(f"--{name}", type=Path)
     given = parser.parse_args()
     out = given.out
     make_digits(out / "digits")
     make_documents(out / "documents")
+    make_textures(out / "textures")
     if given.cifar:
         names = sorted(folder.name for folder in (given.cifar / "train").iterdir())
         make_cifar(given.cifar, out / "cifar-10000", dict.fromkeys(names, 1000))
@@ -202,6 +250,8 @@ def main() -> None:
         make_clips(given.outfits / "clips", out / "clips")
     if given.fonts:
         make_glyphs(given.fonts, out / "glyphs")
+    if given.icons:
+        make_icons(given.icons, out / "icons")
 
 
 if __name__ == "__main__":
