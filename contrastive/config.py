@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 def check_path(name: str, path: str) -> str:
-    """Return ``path`` with ``~`` expanded; applied to every setting that is a path.
+    """Return ``path`` with ``~`` expanded and without a slash at its end; for every setting that is a path.
 
     Raises:
         UserError: the user has no home folder, or the path contains a NUL.
@@ -23,12 +23,13 @@ def check_path(name: str, path: str) -> str:
     if "\0" in path:
         raise UserError(f"{name}={path!r}: no file's name can hold a NUL (\\0)")
     try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
+        path = str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError as error:
         raise UserError(
             f"{name}={path}: the home folder of {Path(path).parts[0]} is not known; write the whole path, or "
             f"./{path} for a folder of this name"
         ) from error
+    return path.rstrip("/") or path[:1]
 
 
 @dataclass
@@ -568,6 +569,7 @@ class PretrainConfig:
         choose: Settings that neither the recipe nor the command line states are chosen by looking at the
             images and the machine (contrastive/choosing/rules.py lists them). A run's config.yaml has them,
             and ``choose: false``.
+        chosen: What was chosen so, in lines ``key=value: reason``. For readers: it decides nothing.
         profile: Measure which share of a step's time each of its parts takes (``perf/share_*``).
     """
 
@@ -584,6 +586,7 @@ class PretrainConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     method: str = "auto"
     choose: bool = False
+    chosen: list[str] = field(default_factory=list)
     profile: bool = False
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ MAY_CHANGE = (
     "data.max_corrupt",
     "mining.overlap",
     "encoder.grad_checkpointing",
+    "chosen",
     "profile",
 )
 """Settings that may differ when a run is resumed; a change of any other makes it another run."""

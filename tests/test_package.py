@@ -69,6 +69,20 @@ def test_help_and_wrong_input_answer_without_the_heavy_libraries(tmp_path):
         assert "usage: contrastive-" in result.stdout
 
 
+def test_wrong_settings_of_own_are_refused_before_the_heavy_libraries(tmp_path):
+    code = (
+        "import sys\n"
+        "from contrastive.__main__ import main\n"
+        "for wrong in ('schedule.minutes=-1', 'method=none'):\n"
+        "    assert main(['--config', 'own', 'data.root=.', wrong]) == 2\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    result = python(code, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "schedule.minutes=-1" in result.stderr
+    assert "method='none'" in result.stderr
+
+
 @pytest.mark.parametrize("package", ["contrastive", "eval", "contrastive.export", "contrastive.dashboard"])
 def test_a_reader_that_has_left_is_no_error(tmp_path, package):
     reader, writer = os.pipe()

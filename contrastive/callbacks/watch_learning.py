@@ -1,6 +1,6 @@
-"""Warn of a run that does not learn: a rising loss, scores below the untrained encoder's, a falling rank."""
+"""Warn of a run that does not learn: a rising loss, scores no better than untrained, a falling rank."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import pairwise
 from statistics import median
@@ -108,6 +108,27 @@ def below_untrained(name: str, score: float, untrained: float, rows: int) -> str
     )
 
 
+def level_with_untrained(
+    scores: Mapping[str, float], untrained: Mapping[str, float], rows: int
+) -> str | None:
+    """Return a warning if no accuracy is above that of the encoder before its first step.
+
+    Args:
+        scores: Accuracies now, in [0, 1], by name; NaN is no score.
+        untrained: Accuracies before the first step.
+        rows: Images scored; above means by more than one standard error of the accuracy.
+    """
+    pairs = {name: (scores[name], untrained[name]) for name in untrained if name in scores}
+    if not pairs or any(not now <= then + (then * (1 - then) / rows) ** 0.5 for now, then in pairs.values()):
+        return None
+    each = ", ".join(f"{name} {100 * now:.1f}% ({100 * then:.1f}%)" for name, (now, then) in pairs.items())
+    return (
+        f"no score is above that of the encoder before its first step (in brackets; {rows} images): {each}. "
+        "Nothing is learnt that tells the classes apart: train longer (schedule.minutes, schedule.epochs), "
+        "or make views that keep what does (augment.view_1 and view_2, see views.png)"
+    )
+
+
 def falling_rank(ranks: Sequence[tuple[int, float]], dim: int) -> str | None:
     """Return a warning if the effective rank was below a quarter of its maximum in the last three epochs.
 
@@ -141,7 +162,8 @@ def settled_after(config: PretrainConfig, plan: Plan) -> int:
 class WatchLearning(Watcher):
     """Keeps the history of a run, which survives a resume, and warns by the functions of this file.
 
-    Scores and ranks are judged after a quarter of the run, losses once warm-up is over.
+    Scores and ranks are judged after a quarter of the run (scores that are level with the untrained encoder's
+    after half of it), losses once warm-up is over.
 
     Args:
         health: Measures the effective rank; called before this callback.
@@ -195,8 +217,12 @@ class WatchLearning(Watcher):
         score, untrained = self._online.scores.get(name), self._untrained.get(name)
         if score is None or untrained is None or not _is_under_way(trainer, module):
             return
-        text = below_untrained(name, score, untrained, len(self._online.score_rows))
-        self.judge(trainer, "below the untrained encoder", text)
+        rows = len(self._online.score_rows)
+        below = below_untrained(name, score, untrained, rows)
+        self.judge(trainer, "below the untrained encoder", below)
+        if trainer.global_step >= module.plan.total_steps / 2:
+            level = None if below else level_with_untrained(self._online.scores, self._untrained, rows)
+            self.judge(trainer, "level with the untrained encoder", level)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history."""

@@ -7,19 +7,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from contrastive.choosing import UNTIL_DECIDED
 from contrastive.choosing.decide import decide, remarks
 from contrastive.choosing.look import look_at_folder
 from contrastive.choosing.machine import look_at_machine
 from contrastive.choosing.rules import RULES, run_name
 from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import Stated, flat, load_saved, read_stated
+from contrastive.encoders.weights import described_network
 from contrastive.run_dir import is_begun
 from contrastive.slurm import is_first_task
 
 logger = logging.getLogger(__name__)
-
-_UNTIL_DECIDED = {"schedule.warmup_epochs": 0.0}
-"""Values that suit whatever is stated, where the default may not."""
 
 
 def choose_config(overrides: Sequence[str], recipe: str = "own", *, explain: bool = False) -> PretrainConfig:
@@ -54,7 +53,7 @@ def choose(stated: Stated[PretrainConfig], *, explain: bool = False) -> Pretrain
     Raises:
         UserError: see ``choose_config``.
     """
-    given = stated.config(_UNTIL_DECIDED)
+    given = stated.config(UNTIL_DECIDED)
     chosen = _chosen_before(given, stated)
     if chosen is None:
         chosen = _look_and_decide(given, stated, explain=explain)
@@ -71,7 +70,7 @@ def _chosen_before(given: PretrainConfig, stated: Stated[PretrainConfig]) -> dic
         return None
     saved = flat(asdict(load_saved(PretrainConfig, run_dir / "config.yaml")))
     _say(f"{run_dir}: has begun; what was chosen then is kept, and the images are not looked at again")
-    return {key: saved[key] for key in RULES if key in saved}
+    return {key: saved[key] for key in (*RULES, "chosen") if key in saved}
 
 
 def _look_and_decide(
@@ -80,17 +79,20 @@ def _look_and_decide(
     folder = look_at_folder(given.data, source_is_stated="data.name" in stated.keys)
     machine = look_at_machine(given.trainer.get("accelerator", "auto"))
     settings = flat(asdict(given))
-    decisions = decide(folder, machine, settings, stated.keys)
+    network = described_network(given.encoder.weights)
+    decisions = decide(folder, machine, settings, stated.keys, network)
     _say(f"{folder.root}: {folder}")
     if explain:
         _say(f"machine: {machine}")
+    chosen = []
     for (reason, more), group in groupby(decisions, lambda decision: (decision.reason, decision.more)):
-        _say(f"  {' '.join(map(str, group))}: {reason}")
+        chosen.append(f"{' '.join(map(str, group))}: {reason}")
+        _say(f"  {chosen[-1]}")
         if explain and more:
             _say(f"      {more}")
     for line in remarks(folder, settings):
         _say(line)
-    return {decision.key: decision.value for decision in decisions}
+    return {"chosen": chosen} | {decision.key: decision.value for decision in decisions}
 
 
 def _say(line: str) -> None:

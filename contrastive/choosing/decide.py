@@ -8,6 +8,7 @@ from contrastive.choosing.known import Known
 from contrastive.choosing.look import Folder
 from contrastive.choosing.machine import Machine
 from contrastive.choosing.rules import RULES
+from contrastive.encoders.spec import ArchSpec
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ class Decision:
 
 
 def decide(
-    folder: Folder, machine: Machine, settings: Mapping[str, Any], stated: Collection[str]
+    folder: Folder,
+    machine: Machine,
+    settings: Mapping[str, Any],
+    stated: Collection[str],
+    network: ArchSpec | None = None,
 ) -> list[Decision]:
     """Decide every setting of ``RULES`` that is not stated.
 
@@ -42,6 +47,7 @@ def decide(
         machine: What trains.
         settings: Every setting by dotted name: stated ones, and defaults.
         stated: Names of the stated ones; they are left alone.
+        network: What ``encoder.weights`` says of its network; None if it says nothing.
 
     Returns:
         The decisions in the order of ``RULES``; a setting whose default stays has none.
@@ -51,7 +57,7 @@ def decide(
     """
     settled, decisions = dict(settings), []
     for key, rule in RULES.items():
-        choice = None if key in stated else rule(Known(folder, machine, settled, stated))
+        choice = None if key in stated else rule(Known(folder, machine, settled, stated, network))
         if choice is not None:
             settled[key] = choice.value
             decisions.append(Decision(key, choice.value, choice.reason, choice.more))

@@ -6,6 +6,7 @@ from typing import Any
 
 from contrastive.choosing.look import Folder
 from contrastive.choosing.machine import Machine
+from contrastive.encoders.spec import ArchSpec
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Known:
         machine: The device.
         settings: Every setting by dotted name: stated, or settled by an earlier rule, or its default.
         stated: Names of those that are stated.
+        network: What ``encoder.weights`` says of its network; None if it says nothing.
     """
 
     folder: Folder
     machine: Machine
     settings: Mapping[str, Any]
     stated: Collection[str]
+    network: ArchSpec | None = None
 
     def __getitem__(self, key: str) -> Any:
         return self.settings[key]
@@ -45,7 +48,8 @@ class Known:
     @property
     def published(self) -> bool:
         """Return whether training starts from the weights of a network that the user names: a library's."""
-        return self["encoder.weights"] is not None and "encoder.name" in self.stated
+        given = self["encoder.weights"] is not None and "encoder.name" in self.stated
+        return given and self.network is None
 
     @property
     def steps_per_epoch(self) -> int:

@@ -197,6 +197,8 @@ def _blur(known: Known) -> Choice | None:
 
 
 def _encoder(known: Known) -> Choice:
+    if known.network is not None:
+        return Choice(known.network.name, "the network of encoder.weights")
     device, size, memory = _device(known), known["data.image_size"], known.machine.memory / 2**30
     large = size > SMALL_IMAGE and memory >= device.large_memory
     return Choice(
@@ -207,7 +209,25 @@ def _encoder(known: Known) -> Choice:
     )
 
 
+def _stem(known: Known) -> Choice | None:
+    return _argument(known, "stem")
+
+
+def _args(known: Known) -> Choice | None:
+    given = {} if known.network is None else known.network.args
+    further = {name: value for name, value in given.items() if name not in ("width", "stem")}
+    return Choice(further, "the network of encoder.weights") if further else None
+
+
+def _argument(known: Known, name: str) -> Choice | None:
+    if known.network is None or name not in known.network.args:
+        return None
+    return Choice(known.network.args[name], "the network of encoder.weights")
+
+
 def _width(known: Known) -> Choice | None:
+    if known.network is not None:
+        return _argument(known, "width")
     if known["encoder.name"] not in ("resnet10", "resnet18", "resnet34") or known.published:
         return None
     device, minutes = _device(known), known["schedule.minutes"]
@@ -362,6 +382,8 @@ RULES: dict[str, Rule] = {
     "schedule.minutes": _minutes,
     "encoder.name": _encoder,
     "encoder.width": _width,
+    "encoder.stem": _stem,
+    "encoder.args": _args,
     "optimizer.base_lr": _base_lr,
     "schedule.warmup_epochs": _warmup_epochs,
     "method": _method,

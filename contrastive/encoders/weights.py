@@ -101,6 +101,22 @@ def read_info(path: Path) -> EncoderInfo:
     return _parse_info(path, _read(path)[1])
 
 
+def described_network(weights: str | None) -> ArchSpec | None:
+    """Return the network that weights are of, if they are an ``encoder.safetensors``, which says it.
+
+    Args:
+        weights: A value of ``encoder.weights``.
+
+    Returns:
+        None for all others: names, files of other programs, and what cannot be read.
+    """
+    path = Path(weights or "")
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    _, metadata = _read(path)
+    return _parse_info(path, metadata).arch if metadata.get("format") == FORMAT else None
+
+
 def _build_for(info: EncoderInfo, tensors: Mapping[str, Tensor], path: Path) -> Encoder:
     """Build the network that a file describes, after checking the shapes of the file's tensors."""
     if info.arch.is_own:

@@ -229,12 +229,14 @@ PATHS = [key for key in TEXTS if key in ("data.cache", "data.root", "encoder.wei
 
 
 @pytest.mark.parametrize("key", [*PATHS, "run.root"])
-def test_every_path_setting_expands_the_home_folder(key, monkeypatch):
+def test_every_path_setting_expands_the_home_folder_and_loses_a_last_slash(key, monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     schema = TEXTS.get(key, PretrainConfig)
     assert value_of(load_text(schema, f"{key}=~/x"), key) == "/home/someone/x"
     assert value_of(load_text(schema, f"{key}=~"), key) == "/home/someone"
     assert value_of(load_text(schema, f"{key}=./~/x"), key) == "./~/x"
+    assert value_of(load_text(schema, f"{key}=x//"), key) == "x"
+    assert value_of(load_text(schema, f"{key}=/"), key) == "/"
     with pytest.raises(UserError, match=f"{key}=~nosuchuser/x: the home folder of ~nosuchuser is not known"):
         load_text(schema, f"{key}=~nosuchuser/x")
 

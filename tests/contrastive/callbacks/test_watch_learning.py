@@ -15,6 +15,7 @@ from contrastive.callbacks.watch_learning import (
     WatchLearning,
     below_untrained,
     falling_rank,
+    level_with_untrained,
     rising_loss,
     settled_after,
 )
@@ -109,6 +110,29 @@ def test_a_score_below_the_untrained_one(score, untrained, rows, bad):
         assert "optimizer.base_lr" in said
 
 
+@pytest.mark.parametrize(
+    ("probe", "knn", "rows", "bad"),
+    [
+        (0.81, 0.60, 400, True),  # both within one standard error: 2 and 2.4 points
+        (0.83, 0.60, 400, False),
+        (0.81, 0.63, 400, False),
+        (0.83, 0.60, 100, True),
+        (0.70, 0.50, 400, True),
+        (math.nan, 0.60, 400, False),
+    ],
+)
+def test_scores_level_with_the_untrained_ones(probe, knn, rows, bad):
+    untrained = {"probe/top1": 0.80, "knn/top1": 0.60}
+    said = level_with_untrained({"knn/top1": knn, "probe/top1": probe, "other": 1.0}, untrained, rows)
+    assert (said is not None) == bad
+    if bad:
+        assert f"probe/top1 {100 * probe:.1f}% (80.0%), knn/top1 {100 * knn:.1f}% (60.0%)" in said
+        assert f"{rows} images" in said
+        assert "schedule.minutes" in said
+    assert level_with_untrained({"probe/top1": 0.5}, {}, rows) is None
+    assert level_with_untrained({}, untrained, rows) is None
+
+
 def test_a_rank_that_falls_to_a_quarter_and_stays_there():
     ranks = [(40, 20.0), (41, 40.0), (42, 30.0), (43, 9.0), (44, 8.0)]
     assert falling_rank(ranks, 64) is None  # not three epochs yet
@@ -183,6 +207,21 @@ def test_each_warning_is_said_once_when_it_begins_and_at_the_end_if_it_still_hol
     run.watch.on_train_end(run.trainer, run.module)
     ends = said(caplog)[3:]
     assert [text.partition(": ")[0] for text in ends] == ["at the end of the run"] * 2
+
+
+def test_a_score_that_stays_level_is_named_after_half_of_the_run(monkeypatch, caplog):
+    run = Watched(monkeypatch)
+    run.online.untrained = {"knn/top1": 0.9, "probe/top1": 0.9}
+    run.online.score_rows = torch.arange(100)
+    for number in range(1, 6):
+        assert run.epoch(number, knn=0.9, probe=0.9) == []
+    assert run.epoch(6, knn=0.9, probe=1.0) == []
+    assert run.epoch(7, knn=0.9, probe=0.9) == ["level with the untrained encoder"]
+    assert run.epoch(8, knn=0.9, probe=0.9) == ["level with the untrained encoder"]
+    assert run.epoch(9, knn=0.9, probe=0.0) == ["below the untrained encoder"]  # which says more
+    assert run.epoch(10, knn=1.0, probe=0.9) == []
+    assert run.alerts == ["level with the untrained encoder", "below the untrained encoder"]
+    assert "probe/top1 90.0% (90.0%)" in said(caplog)[0]
 
 
 def test_a_resumed_run_remembers_its_history(monkeypatch):

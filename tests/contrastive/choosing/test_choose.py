@@ -79,6 +79,8 @@ def test_a_folder_is_trained_on_and_each_choice_is_said_with_its_reason(own, tmp
     assert (saved.data.name, saved.data.image_size, saved.method) == ("imagefolder", 16, "simclr")
     assert (saved.encoder.name, saved.encoder.width) == ("resnet10", 8)
     assert saved.data.mean != PretrainConfig().data.mean
+    assert saved.chosen == said  # the reasons are kept
+    assert saved.chosen[0] == "run.name=photos: the name of the folder"
 
 
 def test_what_is_stated_wins_in_a_file_and_on_the_command_line(own, tmp_path):
@@ -105,7 +107,8 @@ def test_explain_adds_what_was_seen_and_the_rules(own):
 
 def test_the_same_command_resumes_without_looking_again(own, photos, blind, tmp_path):
     assert own(*SMALL, "run.name=whole")[0] == 0
-    assert own(*SMALL, "trainer.max_steps=2", "run.checkpoint_every=1")[0] == 0
+    assert own(*SMALL, "trainer.max_steps=2", "run.checkpoint_every=1", "data.root=photos/")[0] == 0
+    chosen = load_saved(PretrainConfig, tmp_path / "runs/photos/config.yaml").chosen
     blind()
     code, result, err = own(*SMALL, "run.checkpoint_every=1")
     assert (code, result["finished"]) == (0, True)
@@ -117,6 +120,7 @@ def test_the_same_command_resumes_without_looking_again(own, photos, blind, tmp_
     code, again, err = own(*SMALL, "run.checkpoint_every=1")
     assert (code, again) == (0, result)
     assert "this run is finished" in err
+    assert load_saved(PretrainConfig, tmp_path / "runs/photos/config.yaml").chosen == chosen != []
     assert (tmp_path / "runs/photos/encoder.safetensors").stat().st_mtime_ns == before
 
 
@@ -142,6 +146,18 @@ def test_a_copy_of_the_config_is_the_same_run_and_chooses_nothing(own, blind, tm
     ]
     assert differences(*configs) == {"run.name": ("photos", "copy")}
     assert same(weights(tmp_path / "runs/photos"), weights(tmp_path / "runs/copy"))
+
+
+def test_a_run_continues_from_the_encoder_of_another_by_its_file_alone(own, tmp_path):
+    first = [*SMALL, "encoder.name=resnet18", "trainer.max_steps=1", "run.name=first"]
+    assert own(*first)[0] == 0
+    rest = [each for each in SMALL if not each.startswith("encoder.width")]
+    given = "encoder.weights=runs/first/encoder.safetensors"
+    code, _, err = own(*rest, given, "run.name=second", "trainer.max_steps=1")
+    assert code == 0, err
+    saved = load_saved(PretrainConfig, tmp_path / "runs/second/config.yaml")
+    assert (saved.encoder.name, saved.encoder.width) == ("resnet18", 8)
+    assert "encoder.name=resnet18 encoder.width=8 encoder.stem=small: the network of encoder.weights" in err
 
 
 def test_a_dry_run_chooses_and_keeps_nothing(own, tmp_path, monkeypatch):

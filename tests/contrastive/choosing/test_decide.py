@@ -10,6 +10,7 @@ from contrastive.choosing.machine import Machine
 from contrastive.choosing.rules import LEAST_STD, MINUTES, RULES, SAMPLED_ROWS, run_name
 from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import flat, read_stated
+from contrastive.encoders.spec import ArchSpec
 
 FOLDER = Folder(
     root="/data/photos",
@@ -33,11 +34,11 @@ OLD_GPU = Machine("cuda", "Tesla T4", 8, int(14.6 * 2**30), False)
 H200 = Machine("cuda", "NVIDIA H200", 16, 139 * 2**30, True)
 
 
-def decided(*overrides, machine=LAPTOP, **facts):
+def decided(*overrides, machine=LAPTOP, network=None, **facts):
     """Return what the recipe ``own`` decides: settings by name."""
     stated = read_stated(PretrainConfig, "pretrain", "own", overrides)
     settings = flat(asdict(stated.config({"schedule.warmup_epochs": 0.0})))
-    decisions = decide(replace(FOLDER, **facts), machine, settings, stated.keys)
+    decisions = decide(replace(FOLDER, **facts), machine, settings, stated.keys, network)
     return {decision.key: decision for decision in decisions}
 
 
@@ -126,11 +127,20 @@ def test_published_weights_see_images_as_they_were_trained_on():
     assert made["optimizer.base_lr"].value < value("optimizer.base_lr")
 
 
-def test_weights_of_another_own_run_meet_the_network_that_it_had():
-    made = decided("encoder.weights=runs/other/encoder.safetensors")
-    assert made["encoder.width"].value == 32
-    assert made["data.image_size"].value == value("data.image_size")
+def test_weights_that_name_their_network_decide_it():
+    narrow = ArchSpec("resnet18", {"width": 24, "stem": "imagenet"})
+    weights = "encoder.weights=runs/other/encoder.safetensors"
+    made = decided(weights, network=narrow, machine=H200)
+    network = {key: made[key].value for key in made if key.startswith("encoder.")}
+    assert network == {"encoder.name": "resnet18", "encoder.width": 24, "encoder.stem": "imagenet"}
+    assert made["data.image_size"].value == value("data.image_size", machine=H200)
     assert made["optimizer.base_lr"].value < value("optimizer.base_lr")
+    stated = decided(weights, "encoder.name=resnet18", "encoder.width=24", network=narrow)
+    assert not {"encoder.name", "encoder.width"} & stated.keys()
+    assert "data.mean" in stated  # they are no library's weights
+    vit = decided(weights, network=ArchSpec("vit_tiny", {"patch_size": 4}))
+    assert (vit["encoder.name"].value, vit["encoder.args"].value) == ("vit_tiny", {"patch_size": 4})
+    assert not {"encoder.width", "encoder.stem"} & vit.keys()
 
 
 def test_a_length_is_chosen_only_if_none_is_stated():
@@ -220,8 +230,13 @@ def test_what_is_stated_is_never_decided():
     large, small = (
         replace(FOLDER, num_images=images, side=side) for images, side in ((10**7, 96), (5000, 32))
     )
-    cases = ((large, ()), (small, ()), (large, {"method"}))
-    everything = {made.key for folder, stated in cases for made in decide(folder, gpus, settings, stated)}
+    network = ArchSpec("resnet18", {"width": 8, "stem": "small", "further": 1})
+    cases = ((large, (), None), (small, (), None), (large, {"method"}, None), (small, (), network))
+    everything = {
+        made.key
+        for folder, stated, network in cases
+        for made in decide(folder, gpus, settings, stated, network)
+    }
     assert everything == RULES.keys()
     for key in everything:
         for folder in (large, small):
