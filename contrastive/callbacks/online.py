@@ -96,7 +96,7 @@ class OnlineScores(StepCallback):
 
     Attributes:
         untrained: Scores before the first step, by their names (``knn/top1``); empty in a resumed run.
-        scores: The newest scores.
+        scores: The newest scores after a step.
     """
 
     def __init__(self, images: Images, knn_every: int, probe_every: int, batch_size: int = 256) -> None:
@@ -115,7 +115,7 @@ class OnlineScores(StepCallback):
         assert isinstance(pl_module, ContrastiveModule)
         if trainer.global_step == 0:
             self._score(trainer, pl_module, self._wanted())
-            self.untrained = dict(self.scores)
+            self.untrained, self.scores = self.scores, {}
 
     def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
         """Compute the scores that are due after this epoch."""

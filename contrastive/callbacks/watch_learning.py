@@ -115,11 +115,13 @@ def level_with_untrained(
 
     Args:
         scores: Accuracies now, in [0, 1], by name; NaN is no score.
-        untrained: Accuracies before the first step.
+        untrained: Accuracies before the first step; if one has no successor yet, there is no warning.
         rows: Images scored; above means by more than one standard error of the accuracy.
     """
-    pairs = {name: (scores[name], untrained[name]) for name in untrained if name in scores}
-    if not pairs or any(not now <= then + (then * (1 - then) / rows) ** 0.5 for now, then in pairs.values()):
+    if not untrained or not untrained.keys() <= scores.keys():
+        return None
+    pairs = {name: (scores[name], untrained[name]) for name in untrained}
+    if any(not now <= then + (then * (1 - then) / rows) ** 0.5 for now, then in pairs.values()):
         return None
     each = ", ".join(f"{name} {100 * now:.1f}% ({100 * then:.1f}%)" for name, (now, then) in pairs.items())
     return (

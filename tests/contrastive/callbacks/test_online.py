@@ -101,3 +101,13 @@ def test_features_are_of_readable_rows_and_leave_training_alone(monkeypatch):
         with torch.no_grad():
             expected = module.encoder(center_view(pixels, module.config.data))
         torch.testing.assert_close(part.features, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_scores_before_the_first_step_are_kept_apart_from_later_ones(monkeypatch):
+    images = DatasetImages([torch.zeros(3, 16, 16, dtype=torch.uint8)] * 20, 16, labels=torch.arange(20) % 2)
+    monkeypatch.setattr("contrastive.callbacks.online._SCORES", {"knn": lambda features: 0.25})
+    monkeypatch.setattr("contrastive.callbacks.online.log_row", lambda trainer, row: None)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    scores = OnlineScores(images, 1, 0)
+    scores.on_train_start(trainer, tiny.module())
+    assert (scores.untrained, scores.scores) == ({"knn/top1": 0.25}, {})

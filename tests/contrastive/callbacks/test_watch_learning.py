@@ -130,7 +130,7 @@ def test_scores_level_with_the_untrained_ones(probe, knn, rows, bad):
         assert f"{rows} images" in said
         assert "schedule.minutes" in said
     assert level_with_untrained({"probe/top1": 0.5}, {}, rows) is None
-    assert level_with_untrained({}, untrained, rows) is None
+    assert level_with_untrained({"probe/top1": probe}, untrained, rows) is None
 
 
 def test_a_rank_that_falls_to_a_quarter_and_stays_there():
