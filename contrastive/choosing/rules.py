@@ -346,9 +346,10 @@ def _score_every(known: Known) -> Choice | None:
     trained_on = images * known["schedule.epochs"] if minutes is None else 60 * minutes * speed
     affordable = trained_on * SHARE_FOR_SCORES * FORWARD_SPEED / min(images, SCORED_IMAGES)
     scores = max(1, min(MOST_SCORES, int(affordable)))
+    guess = "" if minutes is None else f", if {speed:.0f} images a second are trained on"
     return Choice(
         max(1, math.ceil(trained_on / images / scores)),
-        f"about {scores} score{'s' * (scores > 1)} in the run",
+        f"about {scores} score{'s' * (scores > 1)} in the run{guess}",
         f"up to {MOST_SCORES}, in about {SHARE_FOR_SCORES:.0%} of the time; 0 turns them off",
     )
 
