@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from contrastive.choosing import UNTIL_DECIDED
-from contrastive.config import PretrainConfig, UserError, check_path
+from contrastive.config import UNTIL_CHOSEN, PretrainConfig, UserError, check_path
 from contrastive.config_files import read_stated, recipes, to_yaml
 from contrastive.console import answer, log_to_stderr
 from contrastive.signals import Stopped, stopping
@@ -111,7 +110,7 @@ def _config(recipe: str, overrides: Sequence[str], *, explain: bool) -> Pretrain
         return stated.config()
     if "data.name" not in stated.keys and (root := stated["data.root"]):
         _check_folder(Path(check_path("data.root", str(root))))
-    stated.config(UNTIL_DECIDED)  # refuses wrong values before torch is imported
+    stated.config(UNTIL_CHOSEN)  # refuses wrong values before torch is imported
     from contrastive.choosing.choose import choose
 
     return choose(stated, explain=explain)

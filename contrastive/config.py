@@ -611,3 +611,7 @@ class PretrainConfig:
     @property
     def _named_method(self) -> str:
         return NAMED_AFTER_METHOD.get(self.objective.name, ("moco",))[0]
+
+
+UNTIL_CHOSEN = {"schedule.warmup_epochs": 0.0}
+"""Values that suit whatever is stated, where the default may not: to check it before the rest is chosen."""

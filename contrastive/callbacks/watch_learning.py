@@ -24,6 +24,9 @@ _PATIENCE = 3
 _LEAST_EPOCHS = 8
 """Losses that are needed to tell a rise from noise."""
 
+_LEAST_SCORED = 100
+"""Images in an accuracy from which on it can be called level with another: chance is 5 points at most."""
+
 _MOST_EPOCHS = 1000
 """Epochs that are remembered: a checkpoint holds them."""
 
@@ -116,9 +119,10 @@ def level_with_untrained(
     Args:
         scores: Accuracies now, in [0, 1], by name; NaN is no score.
         untrained: Accuracies before the first step; if one has no successor yet, there is no warning.
-        rows: Images scored; above means by more than one standard error of the accuracy.
+        rows: Images scored; above means by more than one standard error of the accuracy. Of fewer than 100
+            nothing is said.
     """
-    if not untrained or not untrained.keys() <= scores.keys():
+    if rows < _LEAST_SCORED or not untrained or not untrained.keys() <= scores.keys():
         return None
     pairs = {name: (scores[name], untrained[name]) for name in untrained}
     if any(not now <= then + (then * (1 - then) / rows) ** 0.5 for now, then in pairs.values()):

@@ -7,12 +7,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from contrastive.choosing import UNTIL_DECIDED
 from contrastive.choosing.decide import decide, remarks
 from contrastive.choosing.look import look_at_folder
 from contrastive.choosing.machine import look_at_machine
 from contrastive.choosing.rules import RULES, run_name
-from contrastive.config import PretrainConfig, UserError
+from contrastive.config import UNTIL_CHOSEN, PretrainConfig, UserError
 from contrastive.config_files import Stated, flat, load_saved, read_stated
 from contrastive.encoders.weights import described_network
 from contrastive.run_dir import is_begun
@@ -53,7 +52,7 @@ def choose(stated: Stated[PretrainConfig], *, explain: bool = False) -> Pretrain
     Raises:
         UserError: see ``choose_config``.
     """
-    given = stated.config(UNTIL_DECIDED)
+    given = stated.config(UNTIL_CHOSEN)
     chosen = _chosen_before(given, stated)
     if chosen is None:
         chosen = _look_and_decide(given, stated, explain=explain)

@@ -117,6 +117,7 @@ def test_a_score_below_the_untrained_one(score, untrained, rows, bad):
         (0.83, 0.60, 400, False),
         (0.81, 0.63, 400, False),
         (0.83, 0.60, 100, True),
+        (0.83, 0.60, 99, False),  # too few to tell
         (0.70, 0.50, 400, True),
         (math.nan, 0.60, 400, False),
     ],
