@@ -91,8 +91,9 @@ LEAST_BATCH, BATCHES_AN_EPOCH = 32, 4
 LEAST_IMAGES = 16
 """Images without which nothing is trained: two batches of 8, the fewest for which batch norm is of use."""
 
-BASE_LR, BASE_LR_FROM_WEIGHTS = 0.3, 0.03
-"""Peak rate for 256 images: solo-learn's for small images; MoCo's, from weights that should not be lost."""
+BASE_LR = {"sgd": (0.3, 0.03), "lars": (0.3, 0.03), "adamw": (0.004, 0.0004)}
+"""Peak rates for 256 images, from random weights and from given ones, by ``optimizer.name``: solo-learn's for
+small images, and MoCo's; AdamW's was measured in short runs, a tenth of it from given weights was not."""
 
 WARMUP_SHARE, MOST_WARMUP = 0.05, 10.0
 """Warm-up as a share of the run, and at most so many epochs."""
@@ -243,9 +244,10 @@ def _width(known: Known) -> Choice | None:
 
 
 def _base_lr(known: Known) -> Choice:
+    rate, from_weights = BASE_LR[known["optimizer.name"]]
     if known["encoder.weights"] is not None:
-        return Choice(BASE_LR_FROM_WEIGHTS, "the given weights should not be lost", f"else {BASE_LR}")
-    return Choice(BASE_LR, "training starts from random weights", f"{BASE_LR_FROM_WEIGHTS} from given ones")
+        return Choice(from_weights, "the given weights should not be lost", f"else {rate}")
+    return Choice(rate, "training starts from random weights", f"{from_weights} from given ones")
 
 
 def _minutes(known: Known) -> Choice | None:

@@ -143,6 +143,12 @@ def test_weights_that_name_their_network_decide_it():
     assert not {"encoder.width", "encoder.stem"} & vit.keys()
 
 
+def test_the_rate_is_that_of_the_optimizer():
+    assert value("optimizer.base_lr", "optimizer.name=sgd") == 0.3
+    assert value("optimizer.base_lr", "optimizer.name=adamw") == 0.004
+    assert value("optimizer.base_lr", "optimizer.name=adamw", "encoder.weights=a.pth") == 0.0004
+
+
 def test_a_length_is_chosen_only_if_none_is_stated():
     assert value("schedule.minutes") == MINUTES
     assert "schedule.minutes" not in decided("schedule.minutes=2")
