@@ -113,6 +113,7 @@ class DataConfig:
         image_size: Side in pixels of the square the network sees.
         decode_size: Side of the square to which each file is decoded, before views are cut from it; None
             takes ``image_size`` up to 64 px and 8/7 of it above (256 for 224).
+        frames: Frames of a clip, which is what the network sees; 1 for data sets of images.
         global_batch: Images of one optimizer step, over all ranks and accumulated micro-batches.
         order: Order in which an epoch visits the images, see ORDERS in contrastive/registry.py:
             ``global`` is a fresh permutation of all of them; ``neighbours`` makes batches of groups of images
@@ -135,6 +136,7 @@ class DataConfig:
     root: str | None = None
     image_size: int = 32
     decode_size: int | None = None
+    frames: int = 1
     global_batch: int = 256
     order: str = "global"
     neighbours: NeighboursConfig = field(default_factory=NeighboursConfig)
@@ -155,6 +157,7 @@ class DataConfig:
                 setattr(self, name, check_path(f"data.{name}", path))
         check_range("data.image_size", self.image_size, 8, 4096)
         check_range("data.decode_size", self.decode_size, 8, 4096)
+        check_range("data.frames", self.frames, 1, 1024)
         check_range("data.global_batch", self.global_batch, 2)
         if self.order == "neighbours" and self.global_batch % self.neighbours.group:
             raise ValueError(

@@ -76,13 +76,13 @@ class InputSpec:
     @classmethod
     def of(cls, data: DataConfig) -> "InputSpec":
         """Return the input of the network of a run with these settings."""
-        return cls(data.image_size, data.stored_size, [*data.mean], [*data.std])
+        return cls(data.image_size, data.stored_size, [*data.mean], [*data.std], data.frames)
 
     def at(self, size: int | None) -> "InputSpec":
         """Return the same input at another size, with the default decode size; None changes nothing."""
         if size in (None, self.size):
             return self
-        return self.of(DataConfig(image_size=size, mean=self.mean, std=self.std))
+        return self.of(DataConfig(image_size=size, mean=self.mean, std=self.std, frames=self.frames))
 
     def to_json(self) -> str:
         """Write the spec as one line of JSON."""
@@ -98,12 +98,9 @@ class InputSpec:
         values = _fields(text, cls)
         if not all(type(values[name]) is int for name in ("size", "decode_size", "frames")):
             raise ValueError(f"{text!r:.80}: size, decode_size and frames are whole numbers")
-        if values["frames"] != 1:
-            raise ValueError(f"frames={values['frames']}: this release reads encoders of single images")
-        mean, std = numbers(values["mean"]), numbers(values["std"])
-        return cls.of(
-            DataConfig(image_size=values["size"], decode_size=values["decode_size"], mean=mean, std=std)
-        )
+        normalisation = {name: numbers(values[name]) for name in ("mean", "std")}
+        sizes = {"image_size": values["size"], "decode_size": values["decode_size"]}
+        return cls.of(DataConfig(**sizes, **normalisation, frames=values["frames"]))
 
 
 def numbers(values: Any) -> list[float]:

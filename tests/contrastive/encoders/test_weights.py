@@ -60,6 +60,13 @@ def test_there_and_back(tmp_path, images):
     assert info.extra == {"step": "12"}
 
 
+def test_an_encoder_file_says_how_many_frames_it_takes():
+    data = DataConfig(image_size=32, frames=8)
+    spec = InputSpec.of(data)
+    assert spec.frames == 8 and InputSpec.from_json(spec.to_json()) == spec
+    assert spec.at(64).frames == 8
+
+
 def test_the_stem_is_written_as_built_not_as_auto(tmp_path):
     encoder, config, data = make("resnet10", 96, width=8)
     _, info = load_encoder(save(tmp_path / "encoder.safetensors", encoder, config, data))
@@ -425,7 +432,7 @@ def fed(**changed):
         ({"input": fed(std=["a", "b", "c"])}, "damaged metadata"),
         ({"input": fed(size=1)}, "damaged metadata"),
         ({"input": fed(size=32.5)}, "damaged metadata"),
-        ({"input": fed(frames=8)}, "damaged metadata .*frames=8"),
+        ({"input": fed(frames=0)}, "damaged metadata .*data.frames=0"),
     ],
 )
 def test_damaged_metadata(changed, message, tmp_path):
