@@ -6,7 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from contrastive.registry import ENCODERS, METHODS, NAMED_AFTER_METHOD, OBJECTIVES, encoder_key
+from contrastive.registry import (
+    ENCODERS,
+    METHODS,
+    NAMED_AFTER_METHOD,
+    OBJECTIVES,
+    TEMPORAL_HEADS,
+    encoder_key,
+)
 from memory_bank.config import BankConfig, MiningConfig, check_above_zero, check_choice, check_range
 
 
@@ -315,10 +322,18 @@ class EncoderConfig:
         name: ``resnet10`` (one block a stage), ``resnet18``, ``resnet34`` or ``resnet50``; ``vit_tiny``,
             ``vit_small`` or ``vit_base`` (patches by image size); ``convnext_tiny``; ``hybrid_resnet18``
             (three stages of a ResNet, then Transformer blocks); ``cpu_resnet`` (for small images on a CPU);
-            ``timm:MODEL`` or ``torchvision:MODEL``: any network of these libraries.
+            ``r3d_10`` (small, 3-D convolutions, for clips); ``timm:MODEL`` or ``torchvision:MODEL``: any network
+            of these libraries, such as ``torchvision:r3d_18``, ``r2plus1d_18``, ``s3d`` and ``mvit_v2_s`` of the
+            latter for clips.
         args: Further arguments of the network (contrastive/encoders/vit.py, convnext.py, hybrid.py,
             cpu_resnet.py), e.g. ``{patch_size: 4}``, ``{positions: sincos}`` or ``{drop_path_rate: 0.1}`` for
             a transformer.
+        temporal: Where ``data.frames`` is more than 1 and the network takes images: how the features of a
+            clip's frames become one: ``mean`` (blind to their order), ``attention`` (a small Transformer) or
+            ``nuta`` (attention chooses moments), see contrastive/encoders/temporal_heads.py. The head is a
+            part of the encoder.
+        temporal_args: Further arguments of that head, e.g. ``{dim: 128, layers: 2, heads: 4}`` of
+            ``attention`` or ``{dim: 128}`` of ``nuta``.
         width: Channels of the first stage of a residual network; 64 is torchvision's.
         stem: First layers of a residual network: ``imagenet`` (7x7 stride 2, max-pool), ``small`` (3x3 stride
             1) or ``auto`` (small up to 64 px).
@@ -348,6 +363,8 @@ class EncoderConfig:
 
     name: str = "resnet18"
     args: dict[str, Any] = field(default_factory=dict)
+    temporal: str = "mean"
+    temporal_args: dict[str, Any] = field(default_factory=dict)
     width: int = 64
     stem: str = "auto"
     weights: str | None = None
@@ -370,6 +387,7 @@ class EncoderConfig:
             close = difflib.get_close_matches(self.name, names, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}? " if close else ""
             raise ValueError(f"encoder.name={self.name!r}: {hint}allowed are {', '.join(names)}")
+        check_choice("encoder.temporal", self.temporal, tuple(TEMPORAL_HEADS))
         check_choice("encoder.stem", self.stem, ("auto", "small", "imagenet"))
         if self.weights is not None:
             self.weights = check_path("encoder.weights", self.weights)

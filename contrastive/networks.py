@@ -88,7 +88,7 @@ class Networks(nn.Module):
         for weight in self.encoder.parameters() if self._frozen else ():
             weight.grad = None
 
-    def _features(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def _features(self, view: Float[Tensor, "b *t 3 h w"]) -> Float[Tensor, "b d"]:
         """Compute the encoder's features, without gradient if it is frozen."""
         if not self._frozen:
             features: Tensor = self.encoder(view)
@@ -97,26 +97,26 @@ class Networks(nn.Module):
             features = self.encoder(view)
         return features + zero_of(weight for weight in self.encoder.parameters() if weight.requires_grad)
 
-    def embed(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def embed(self, view: Float[Tensor, "b *t 3 h w"]) -> Float[Tensor, "b d"]:
         """Compute unit-norm queries by encoder, projector and predictor; float32, with gradient."""
         return self._query(view)
 
     def project_and_predict(
-        self, view: Float[Tensor, "b 3 h w"]
+        self, view: Float[Tensor, "b *t 3 h w"]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
         """Compute unit-norm outputs of projector and predictor in one pass, float32, with gradient."""
         projection = self.projector(self._features(view))
         return F.normalize(projection.float(), dim=1), F.normalize(self.predictor(projection).float(), dim=1)
 
     @torch.no_grad()
-    def embed_key(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def embed_key(self, view: Float[Tensor, "b *t 3 h w"]) -> Float[Tensor, "b d"]:
         """Compute unit-norm keys with the key network; a method calls ``keys``, which regroups the batch.
 
         float32, without gradient.
         """
         return self._key(view)
 
-    def keys(self, view: Float[Tensor, "b 3 h w"], rows: Rows, step: int) -> Float[Tensor, "b d"]:
+    def keys(self, view: Float[Tensor, "b *t 3 h w"], rows: Rows, step: int) -> Float[Tensor, "b d"]:
         """Compute keys; with ``batch_norm=split`` or ``shuffle`` in other batch-norm groups than the queries.
 
         Args:
@@ -128,7 +128,7 @@ class Networks(nn.Module):
             return self.embed_key(view)
         order = shuffled(rows.all_ids, self.seed, step)
         # Gathered as channels last too, which is their layout in memory, so that nothing is copied.
-        views = gather_rows(view.permute(0, 2, 3, 1), rows.sizes)[rows.own(order)].permute(0, 3, 1, 2)
+        views = gather_rows(view.movedim(-3, -1), rows.sizes)[rows.own(order)].movedim(-1, -3)
         keys = gather_rows(self.embed_key(views), rows.sizes)
         return rows.own(torch.empty_like(keys).index_copy_(0, order, keys))
 

@@ -125,10 +125,11 @@ def _build_networks(
     torch.manual_seed(config.run.seed)
     try:
         if encoder is None:
-            encoder = build_encoder(config.encoder, config.data.image_size)
+            encoder = build_encoder(config.encoder, config.data.image_size, config.data.frames)
         if config.encoder.weights is not None and not resumed:  # a checkpoint has every weight
             load_weights(encoder, config.encoder.weights)
-        check_encoder(encoder, config.data.image_size, *config.augment.sizes(config.data.image_size))
+        sizes = config.augment.sizes(config.data.image_size)
+        check_encoder(encoder, config.data.image_size, *sizes, frames=config.data.frames)
         if config.encoder.freeze_patch_projection:
             freeze_patch_projection(encoder)
         if config.encoder.grad_checkpointing:

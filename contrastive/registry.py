@@ -56,13 +56,24 @@ ENCODERS = {
     "convnext_tiny": "contrastive.encoders.convnext:build",
     "hybrid_resnet18": "contrastive.encoders.hybrid:build",
     "cpu_resnet": "contrastive.encoders.cpu_resnet:build",
+    "r3d_10": "contrastive.encoders.r3d:build",
     "timm:": "contrastive.encoders.timm_model:build",
     "torchvision:": "contrastive.encoders.torchvision_model:build",
 }
 """``encoder.name``: functions from the name, the image size and ``encoder.args`` to an Encoder.
 
-For a key with a colon, the name of the library's network follows it, and the function gets only that.
+For a key with a colon, the name of the library's network follows it, and the function gets only that. A
+function with an argument ``frames`` gets the number of frames of a clip.
 """
+
+
+TEMPORAL_HEADS = {
+    "mean": "contrastive.encoders.temporal_heads:Mean",
+    "attention": "contrastive.encoders.temporal_heads:Attention",
+    "nuta": "contrastive.encoders.temporal_heads:Nuta",
+}
+"""``encoder.temporal``: functions from the size of a frame's features and ``encoder.temporal_args`` to a
+``contrastive.encoders.temporal.TemporalHead``."""
 
 
 def encoder_key(name: str) -> str:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import nn
 from contrastive.config import UserError
 from contrastive.encoders.build import build_arch
 from contrastive.encoders.encoder import Encoder
-from contrastive.encoders.foreign import Foreign, load_foreign, parse_foreign
+from contrastive.encoders.foreign import RANDOM, Foreign, load_foreign, parse_foreign
+from contrastive.encoders.library import LibraryEncoder
 from contrastive.encoders.spec import InputSpec
-from contrastive.encoders.weights import load_encoder
+from contrastive.encoders.weights import EncoderInfo, load_encoder
 
 _ENCODER_FILE = "encoder.safetensors"
 _CHECKPOINT = re.compile(r"step-\d+")
@@ -140,13 +141,19 @@ def _steps_of(summary: Path) -> int:
 
 
 def open_frozen(
-    location: EncoderLocation, *, image_size: int | None, seed: int, encoder: Encoder | None = None
+    location: EncoderLocation,
+    *,
+    image_size: int | None,
+    frames: int | None = None,
+    seed: int,
+    encoder: Encoder | None = None,
 ) -> Frozen:
     """Load the encoder.
 
     Args:
         location: Where it is.
         image_size: Side of the input if another library's network takes any size; None is its default.
+        frames: Frames of a clip if another library's network takes any number; None is its default.
         seed: Seed of the weights, if the network is a random one.
         encoder: A fresh network of your own class, if the file holds one. A copy loads the file's weights;
             the network itself is the random encoder that scores are compared with.
@@ -155,11 +162,13 @@ def open_frozen(
         UserError: the encoder cannot be used.
     """
     if isinstance(location.encoder, Foreign):
-        return _open_foreign(location.encoder, image_size, seed)
+        return _open_foreign(location.encoder, image_size, frames, seed)
     module, info = load_encoder(location.encoder, copy.deepcopy(encoder))
+    size, length = info.input.size, info.input.frames
     if encoder is None:
-        build_random: Callable[[], nn.Module] = lambda: build_arch(info.arch, info.input.size)  # noqa: E731
-        shape = " ".join(map(str, [info.arch.name, *info.arch.args.values()]))
+        build_random: Callable[[], nn.Module] = lambda: build_arch(info.arch, size, length)  # noqa: E731
+        head = [info.arch.temporal, *info.arch.temporal_args.values()] if info.arch.temporal else []
+        shape = " ".join(map(str, [info.arch.name, *info.arch.args.values(), *head]))
     else:
         build_random, shape = lambda: copy.deepcopy(encoder), f"{info.arch} {tensor_hash(encoder)}"
     return Frozen(
@@ -168,20 +177,30 @@ def open_frozen(
         shape,
         hashlib.sha256(location.encoder.read_bytes()).hexdigest(),
         info.input,
-        {"name": info.arch.name, **info.arch.args, "image_size": info.input.size, **info.extra},
+        {"name": info.arch.name, **info.arch.args, **_clips(info), "image_size": size, **info.extra},
     )
 
 
-def _open_foreign(foreign: Foreign, image_size: int | None, seed: int) -> Frozen:
+def _clips(info: EncoderInfo) -> dict[str, Any]:
+    """Describe the head and the frames of an encoder of clips."""
+    arch = info.arch
+    head = {"temporal": arch.temporal, "temporal_args": arch.temporal_args} if arch.temporal else {}
+    return head | ({"frames": info.input.frames} if info.input.frames > 1 else {})
+
+
+def _open_foreign(foreign: Foreign, image_size: int | None, frames: int | None, seed: int) -> Frozen:
     with seeded(seed):
-        module, spec = load_foreign(foreign, image_size)
+        module, spec = load_foreign(foreign, image_size, frames)
+    network = module.image_encoder
+    assert isinstance(network, LibraryEncoder)
+    clips = {"frames": spec.frames} if spec.frames > 1 else {}
     return Frozen(
         module,
-        lambda: build_arch(foreign.arch, spec.size),
-        f"{foreign.arch.name}:random {spec.size}",
-        tensor_hash(module.network),
+        lambda: load_foreign(replace(foreign, weights=RANDOM), spec.size, spec.frames)[0],
+        " ".join(map(str, [f"{foreign.arch.name}:random", spec.size, *clips.values()])),
+        tensor_hash(network.network),
         spec,
-        {"name": str(foreign), "image_size": spec.size},
+        {"name": str(foreign), **clips, "image_size": spec.size},
     )
 
 

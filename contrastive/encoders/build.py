@@ -3,8 +3,9 @@
 import inspect
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,7 +14,9 @@ from contrastive.config import EncoderConfig, UserError
 from contrastive.config_files import nearest
 from contrastive.encoders.encoder import Encoded, Encoder
 from contrastive.encoders.spec import ArchSpec
-from contrastive.registry import ENCODERS, encoder_key
+from contrastive.encoders.temporal import TemporalEncoder
+from contrastive.find_part import find_part
+from contrastive.registry import ENCODERS, TEMPORAL_HEADS, encoder_key
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +25,20 @@ Built = TypeVar("Built", bound=nn.Module)
 _SETTINGS = ("width", "stem")
 """Settings of ``EncoderConfig`` that are passed to networks with an argument of that name."""
 
+_FRAMES = "frames"
+"""Argument of networks of clips, which ``data.frames`` sets."""
 
-def build_encoder(config: EncoderConfig, image_size: int) -> Encoder:
+
+def build_encoder(config: EncoderConfig, image_size: int, frames: int = 1) -> Encoder:
     """Build the encoder of ``config`` with fresh weights, drawn from torch's global generator.
 
     ``config.weights`` is not read here: see ``contrastive.encoders.weights.load_weights``.
 
     Args:
-        config: Its ``name``, ``args``, ``width`` and ``stem`` are used.
+        config: Its ``name``, ``args``, ``width`` and ``stem`` are used, for clips ``temporal`` and
+            ``temporal_args`` too.
         image_size: Side of the images in pixels.
+        frames: Frames of a clip; 1 for images.
 
     Raises:
         UserError: arguments that the network does not have or does not accept.
@@ -44,7 +52,35 @@ def build_encoder(config: EncoderConfig, image_size: int) -> Encoder:
                 "setting, its arguments are set by encoder.args",
                 *(name, value, config.name),
             )
-    return build_arch(arch_of(config), image_size)
+    encoder = build_arch(arch_of(config), image_size, frames)
+    if frames > 1 and not encoder.takes_clips:
+        return under_head(encoder, config.temporal, config.temporal_args)
+    if config.temporal != defaults.temporal or config.temporal_args:
+        reason = f"encoder.name={config.name} takes clips itself" if frames > 1 else "data.frames is 1"
+        logger.warning("encoder.temporal=%s is not used: %s", config.temporal, reason)
+    return encoder
+
+
+def under_head(image: Encoder, temporal: str, args: dict[str, Any]) -> TemporalEncoder:
+    """Put an image encoder under the temporal head ``temporal``, its weights drawn from torch's generator.
+
+    Raises:
+        UserError: no such head, or arguments that it does not have or accept.
+    """
+    build = find_part("encoder.temporal", TEMPORAL_HEADS, temporal)
+    allowed = [*inspect.signature(build).parameters][1:]
+    if unknown := [name for name in args if name not in allowed]:
+        hint = nearest(unknown[0], allowed) if allowed else "it has none"
+        raise UserError(
+            f"encoder.temporal_args.{unknown[0]}: encoder.temporal={temporal} has no such argument; {hint}"
+        )
+    try:
+        encoder = TemporalEncoder(image, build(image.dim, **args))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"encoder.temporal={temporal} encoder.temporal_args={args}: {error}") from error
+    if image.arch is not None:
+        encoder.arch = replace(image.arch, temporal=temporal, temporal_args=dict(args))
+    return encoder
 
 
 def arch_of(config: EncoderConfig) -> ArchSpec:
@@ -54,12 +90,13 @@ def arch_of(config: EncoderConfig) -> ArchSpec:
     return ArchSpec(config.name, settings | config.args)
 
 
-def build_arch(arch: ArchSpec, image_size: int) -> Encoder:
+def build_arch(arch: ArchSpec, image_size: int, frames: int = 1) -> Encoder:
     """Build the network that ``arch`` describes, with fresh weights from torch's global generator.
 
     Args:
         arch: Description with a name of the registry.
         image_size: Side of the images in pixels.
+        frames: Frames of a clip; 1 for images.
 
     Raises:
         UserError: arguments that the network does not have or does not accept.
@@ -71,33 +108,36 @@ def build_arch(arch: ArchSpec, image_size: int) -> Encoder:
             f"encoder.args.{unknown[0]}: encoder.name={arch.name} has no such argument; "
             f"{nearest(unknown[0], allowed)}"
         )
+    clips = {"frames": frames} if _FRAMES in inspect.signature(build).parameters else {}
+    name = arch.name.removeprefix(key) if key.endswith(":") else key
     try:
-        encoder = build(arch.name.removeprefix(key) if key.endswith(":") else key, image_size, **arch.args)
+        encoder = build(name, image_size, **arch.args, **clips)
     except UserError:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"encoder.name={arch.name} encoder.args={arch.args}: {error}") from error
-    encoder.arch = encoder.arch or arch
-    return encoder
+    encoder.arch = encoder.arch or replace(arch, temporal="", temporal_args={})
+    return under_head(encoder, arch.temporal, arch.temporal_args) if arch.temporal else encoder
 
 
 @torch.no_grad()
-def check_encoder(encoder: Encoder, *sizes: int) -> None:
-    """Encode images of zeros of each size once, before anything is written.
+def check_encoder(encoder: Encoder, *sizes: int, frames: int = 1) -> None:
+    """Encode images, or clips, of zeros of each size once, before anything is written.
 
     Raises:
         UserError: it takes no images of that size, returns something else than ``Encoded``, or pooled
             features of another size than its ``dim``.
     """
     training, name = encoder.training, type(encoder).__name__
+    clip, kind = ((frames,), f"clips of {frames} frames") if frames > 1 else ((), "images")
     encoder.eval()
     for size in sizes:
         try:
-            encoded = encoder.encode(torch.zeros(2, 3, size, size))
+            encoded = encoder.encode(torch.zeros(2, *clip, 3, size, size))
         except Exception as error:  # the network's own code
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"encoder {name}: cannot encode images of {size} px ({reason}); change data.image_size, "
+                f"encoder {name}: cannot encode {kind} of {size} px ({reason}); change data.image_size, "
                 "augment.*_size, or the network"
             ) from error
         if not isinstance(encoded, Encoded):
@@ -136,4 +176,5 @@ def _builder(name: str) -> Callable[..., Encoder]:
 def _arguments(name: str) -> list[str]:
     """List the further arguments of a network's function; ``**`` if it checks them itself."""
     parameters = list(inspect.signature(_builder(name)).parameters.values())[2:]
-    return ["**" if each.kind is each.VAR_KEYWORD else each.name for each in parameters]
+    names = ["**" if each.kind is each.VAR_KEYWORD else each.name for each in parameters]
+    return [each for each in names if each != _FRAMES]

@@ -1,12 +1,13 @@
 """Load networks of torchvision and timm by name, with published weights, a file's, or random ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
 from contrastive.config import UserError, check_path
-from contrastive.encoders.build import build_arch
-from contrastive.encoders.library import DEFAULT, LibraryEncoder
+from contrastive.encoders.build import build_arch, under_head
+from contrastive.encoders.encoder import Encoder
+from contrastive.encoders.library import DEFAULT
 from contrastive.encoders.spec import ArchSpec, InputSpec
 from contrastive.encoders.weights import load_weights
 from contrastive.registry import ENCODERS, encoder_key
@@ -60,12 +61,16 @@ def parse_foreign(text: str) -> Foreign | None:
     return Foreign(library, model, weights)
 
 
-def load_foreign(foreign: Foreign, image_size: int | None) -> tuple[LibraryEncoder, InputSpec]:
+def load_foreign(
+    foreign: Foreign, image_size: int | None, frames: int | None = None
+) -> tuple[Encoder, InputSpec]:
     """Load a network without its classifier, in evaluation mode, and describe its input.
 
     Args:
         foreign: Network to load; random weights are drawn from torch's global generator.
         image_size: Side of its input; None takes the size at which its weights were trained.
+        frames: Frames of a clip; None takes that of its weights: 1 for networks of images, which are averaged
+            over the frames of a clip.
 
     Raises:
         UserError: no such model or weights, a failed download, a file that does not fit, or an image size
@@ -73,10 +78,12 @@ def load_foreign(foreign: Foreign, image_size: int | None) -> tuple[LibraryEncod
     """
     library = import_module(ENCODERS[f"{foreign.library}:"].partition(":")[0])
     published: InputSpec = library.input_spec(foreign.model, foreign.weights or DEFAULT)
-    encoder = build_arch(foreign.arch, image_size or published.size)
-    assert isinstance(encoder, LibraryEncoder)
+    length = frames or published.frames
+    encoder = build_arch(foreign.arch, image_size or published.size, length)
+    if length > 1 and not encoder.takes_clips:
+        encoder = under_head(encoder, "mean", {})
     if foreign.weights != RANDOM:
         weights = foreign.weights or DEFAULT
         load_weights(encoder, check_path(f"{foreign.arch.name}:FILE", weights))
     encoder.eval()
-    return encoder, published.at(image_size)
+    return encoder, replace(published.at(image_size), frames=length)

@@ -22,22 +22,29 @@ class LibraryEncoder(Encoder):
     The state dict has the network's own keys, so that files can be exchanged with that library.
 
     Args:
-        network: Network without its classifier: (b, 3, s, s) to (b, d).
+        network: Network without its classifier: (b, 3, s, s), of clips (b, 3, t, s, s), to (b, d).
         name: The ``encoder.name``, for messages.
         image_size: Side s of its input.
         args: The ``encoder.args`` it was built with, for messages.
         heads: Names of its classifier in weight files.
+        frames: Frames t of a clip; None for a network of images.
 
     Raises:
-        UserError: the network does not accept images of this size.
+        UserError: the network does not accept images or clips of this size.
     """
 
     def __init__(
-        self, network: nn.Module, name: str, image_size: int, args: dict[str, Any], heads: Sequence[str]
+        self,
+        network: nn.Module,
+        name: str,
+        image_size: int,
+        args: dict[str, Any],
+        heads: Sequence[str],
+        frames: int | None = None,
     ) -> None:
         super().__init__()
         self.network, self.name, self.heads = network, name, tuple(heads)
-        self.dim = _pooled_dim(network, name, image_size, args)
+        self.dim = _pooled_dim(network, name, image_size, args, frames)
         self.register_state_dict_post_hook(_strip_prefix)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
 
@@ -61,12 +68,15 @@ def _add_prefix(module: nn.Module, tensors: dict[str, Any], prefix: str, *_: Any
 
 
 @torch.no_grad()
-def _pooled_dim(network: nn.Module, name: str, image_size: int, args: dict[str, Any]) -> int:
-    """Measure the size of the pooled features with one image of zeros."""
+def _pooled_dim(
+    network: nn.Module, name: str, image_size: int, args: dict[str, Any], frames: int | None
+) -> int:
+    """Measure the size of the pooled features with one image or clip of zeros."""
     device = next(network.parameters()).device
     network.eval()
-    with explain_refusal(name, args, image_size):
-        features = network(torch.zeros(1, 3, image_size, image_size, device=device))
+    clip = () if frames is None else (frames,)
+    with explain_refusal(name, args, image_size, frames):
+        features = network(torch.zeros(1, 3, *clip, image_size, image_size, device=device))
     network.train()
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise UserError(
@@ -77,8 +87,13 @@ def _pooled_dim(network: nn.Module, name: str, image_size: int, args: dict[str, 
 
 
 @contextmanager
-def explain_refusal(name: str, args: dict[str, Any], image_size: int) -> Iterator[None]:
+def explain_refusal(
+    name: str, args: dict[str, Any], image_size: int, frames: int | None = None
+) -> Iterator[None]:
     """Turn a library's error for wrong arguments or sizes into a UserError."""
+    what, choose = f"images of {image_size} px", "data.image_size"
+    if frames is not None:
+        what, choose = f"clips of {frames} frames of {image_size} px", "data.image_size or data.frames"
     try:
         yield
     except (UserError, NotImplementedError):  # NotImplementedError: cannot be built on the meta device
@@ -88,12 +103,12 @@ def explain_refusal(name: str, args: dict[str, Any], image_size: int) -> Iterato
             raise
         if args:
             raise UserError(
-                f"{name} with encoder.args={args}: does not work for images of {image_size} px "
+                f"{name} with encoder.args={args}: does not work for {what} "
                 f"({type(error).__name__}: {first_line(error)}); change or leave out the argument, or choose "
-                "another data.image_size"
+                f"another {choose}"
             ) from error
         raise UserError(
-            f"{name}: does not take images of {image_size} px ({first_line(error)}); leave data.image_size "
+            f"{name}: does not take {what} ({first_line(error)}); leave {choose} "
             "out to take the size it was made for, choose another size, or another model"
         ) from error
 

@@ -1,6 +1,7 @@
 """Describe a network (ArchSpec) and its input (InputSpec), also in the metadata of encoder files."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,14 +18,20 @@ class ArchSpec:
     Attributes:
         name: The ``encoder.name``; ``own:CLASS`` for a network that no registry entry builds.
         args: Arguments of the registry's function, as JSON values.
+        temporal: The ``encoder.temporal`` that joins the features of a clip's frames; empty for images, and
+            for networks that take clips themselves.
+        temporal_args: Arguments of that head.
     """
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)
+    temporal: str = ""
+    temporal_args: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Describe it in words: ``resnet18, width 64, stem small``."""
-        return ", ".join([self.name, *(f"{name} {value}" for name, value in self.args.items())])
+        """Describe it in words: ``resnet18, width 64, stem small, under mean``."""
+        head = [f"under {self.temporal}", *_words(self.temporal_args)] if self.temporal else []
+        return ", ".join([self.name, *_words(self.args), *head])
 
     @property
     def is_own(self) -> bool:
@@ -37,8 +44,11 @@ class ArchSpec:
         Raises:
             ValueError: an argument that JSON cannot represent.
         """
+        values = asdict(self)
+        if not self.temporal:  # as files were before there were heads, so that releases of before read them
+            del values["temporal"], values["temporal_args"]
         try:
-            return json.dumps(asdict(self), allow_nan=False)
+            return json.dumps(values, allow_nan=False)
         except TypeError as error:
             raise ValueError(f"{self}: arguments are numbers, text, lists and mappings ({error})") from error
 
@@ -49,8 +59,11 @@ class ArchSpec:
         Raises:
             ValueError: anything else.
         """
-        values = _fields(text, cls)
-        if not isinstance(values["name"], str) or not isinstance(values["args"], dict):
+        values = _fields(text, cls, {"temporal": "", "temporal_args": {}})
+        names, args = ("name", "temporal"), ("args", "temporal_args")
+        if not all(isinstance(values[name], str) for name in names) or not all(
+            isinstance(values[name], dict) for name in args
+        ):
             raise ValueError(f"{text!r:.80}: a name and a mapping of arguments are needed")
         return cls(**values)
 
@@ -95,12 +108,17 @@ class InputSpec:
         Raises:
             ValueError: anything else, or a value that no run can have.
         """
-        values = _fields(text, cls)
+        values = _fields(text, cls, {})
         if not all(type(values[name]) is int for name in ("size", "decode_size", "frames")):
             raise ValueError(f"{text!r:.80}: size, decode_size and frames are whole numbers")
-        normalisation = {name: numbers(values[name]) for name in ("mean", "std")}
-        sizes = {"image_size": values["size"], "decode_size": values["decode_size"]}
-        return cls.of(DataConfig(**sizes, **normalisation, frames=values["frames"]))
+        data = DataConfig(
+            image_size=values["size"],
+            decode_size=values["decode_size"],
+            mean=numbers(values["mean"]),
+            std=numbers(values["std"]),
+            frames=values["frames"],
+        )
+        return cls.of(data)
 
 
 def numbers(values: Any) -> list[float]:
@@ -114,10 +132,15 @@ def numbers(values: Any) -> list[float]:
     return [float(value) for value in values]
 
 
-def _fields(text: str, kind: type) -> dict[str, Any]:
-    """Read a JSON object that has exactly the fields of a dataclass."""
+def _words(args: dict[str, Any]) -> list[str]:
+    return [f"{name} {value}" for name, value in args.items()]
+
+
+def _fields(text: str, kind: type, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a JSON object with exactly the fields of a dataclass; those that have a default may be missing."""
     values = json.loads(text)
     names = [*kind.__dataclass_fields__]  # type: ignore[attr-defined]  # of every dataclass
-    if not isinstance(values, dict) or {*values} != {*names}:
-        raise ValueError(f"{text!r:.80}: an object of {', '.join(names)} is needed")
-    return values
+    if not isinstance(values, dict) or {*values, *defaults} != {*names}:
+        needed = [name for name in names if name not in defaults]
+        raise ValueError(f"{text!r:.80}: an object of {', '.join(needed)} is needed")
+    return dict(defaults) | values

@@ -19,11 +19,16 @@ def depths(encoder: Encoder) -> dict[str, int]:
     """Number the parameters of an encoder by block: 0 before the first block, then 1, 2, ...
 
     Networks of timm number their own. In others a block is an element of a Sequential or ModuleList that has
-    parts itself; what follows a block outside any other, such as a norm, belongs to it.
+    parts itself; what follows a block outside any other, such as a norm, belongs to it. A temporal head is
+    one more block.
 
     Returns:
         Depth by the name in ``encoder.named_parameters()``.
     """
+    if (image := encoder.image_encoder) is not encoder:
+        inner = {f"image.{name}": depth for name, depth in depths(image).items()}
+        head = (name for name, _ in encoder.named_parameters() if name not in inner)
+        return inner | dict.fromkeys(head, max(inner.values()) + 1)
     network, prefix = (encoder.network, "network.") if isinstance(encoder, LibraryEncoder) else (encoder, "")
     if callable(matcher := getattr(network, "group_matcher", None)):
         # Only a network of timm has this, so timm is imported already.
@@ -52,6 +57,7 @@ def recompute_activations(encoder: Encoder) -> None:
     Raises:
         UserError: the network cannot, or has batch norms, whose statistics would move twice a step.
     """
+    encoder = encoder.image_encoder
     network: Any = encoder.network if isinstance(encoder, LibraryEncoder) else encoder
     name, remedy = encoder.spec.name, "leave it out, and raise trainer.accumulate_grad_batches to save memory"
     try:
@@ -70,6 +76,7 @@ def freeze_patch_projection(encoder: Encoder) -> None:
     Raises:
         UserError: the network has no patch projection.
     """
+    encoder = encoder.image_encoder
     parts = dict(encoder.named_modules())
     prefix = "network." if isinstance(encoder, LibraryEncoder) else ""
     found = [parts[prefix + name] for name in _PATCH_PROJECTIONS if prefix + name in parts]

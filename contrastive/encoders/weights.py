@@ -18,6 +18,7 @@ from contrastive.config import DataConfig, UserError
 from contrastive.encoders.build import build_arch, without_memory
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.spec import OWN, ArchSpec, InputSpec, numbers
+from contrastive.encoders.temporal import HEAD
 from contrastive.registry import ENCODERS, encoder_key
 from memory_bank import sealed
 
@@ -132,18 +133,21 @@ def _build_for(info: EncoderInfo, tensors: Mapping[str, Tensor], path: Path) -> 
         )
     try:
         # A file may claim any width, so build it without memory first.
-        outline = without_memory(lambda: build_arch(info.arch, info.input.size))
+        outline = without_memory(lambda: build_arch(info.arch, info.input.size, info.input.frames))
     except (RuntimeError, UserError) as error:
         raise UserError(
             f"{path}: damaged metadata ({info.arch}: {str(error).splitlines()[0]}); export the encoder again"
         ) from error
     _require_fit(outline, tensors, path)
     with torch.random.fork_rng(devices=[]):
-        return build_arch(info.arch, info.input.size)
+        return build_arch(info.arch, info.input.size, info.input.frames)
 
 
 def load_weights(encoder: Encoder, weights: str) -> None:
     """Load published weights into ``encoder``, or a file of torchvision, timm, or ``save_encoder``.
+
+    Of an encoder under a temporal head, weights without a head go into the part that encodes single frames,
+    and the head keeps its own.
 
     Args:
         encoder: Changed in place; unchanged if the tensors do not fit. The file's classifier is left out.
@@ -153,11 +157,14 @@ def load_weights(encoder: Encoder, weights: str) -> None:
     Raises:
         UserError: the weights cannot be used; the message has the first key that does not fit, and a remedy.
     """
-    names, wanted = encoder.weight_names, encoder.state_dict()
+    names = encoder.weight_names
     if weights in names:
+        encoder = encoder.image_encoder
         tensors = encoder.published_weights(weights)
     elif Path(weights).is_file() or (not names and weights != "default"):
         tensors = read_tensors(Path(weights))
+        if not any(f".{name}".find(f".{HEAD}.") >= 0 for name in tensors):
+            encoder = encoder.image_encoder
     else:
         raise UserError(
             f"{encoder.spec.name}: weights {weights!r} are neither a name nor a file; allowed are "
@@ -168,7 +175,7 @@ def load_weights(encoder: Encoder, weights: str) -> None:
     def remedy(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
         return _name_closest(encoder, wanted, tensors) + settings(wanted, tensors)
 
-    encoder.load_state_dict(fit_names(wanted, tensors, encoder.heads, weights, remedy))
+    encoder.load_state_dict(fit_names(encoder.state_dict(), tensors, encoder.heads, weights, remedy))
 
 
 _WITH_WEIGHTS = (
@@ -179,6 +186,8 @@ _WITH_WEIGHTS = (
 
 def _name_closest(encoder: Encoder, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
     """Name the network of the registry that a file mostly fits, if it fits ``encoder`` less; else ""."""
+    if encoder.image_encoder is not encoder:
+        return ""  # the file has a head, another one than is wanted
     shares = {encoder.spec.name: _fitting_share(wanted, tensors)}
     for name in ENCODERS:
         if not name.endswith(":") and name != encoder.spec.name:

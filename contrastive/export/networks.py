@@ -6,7 +6,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from contrastive.config import UserError
@@ -77,7 +77,7 @@ def _check_residual(source: ExportedEncoder, library: str) -> None:
         use = f"format={'timm' if isinstance(source.encoder, TimmEncoder) else 'torchvision'}, "
     other = f"use {use}format=onnx, or contrastive.encoders.weights.load_encoder in Python"
     if not isinstance(source.encoder, ResNetEncoder):
-        raise UserError(f"{source.file}: is a {name}, which {library} does not have; {other}")
+        raise UserError(f"{source.file}: is a {source.arch}, which {library} does not have; {other}")
     if (width := source.arch.args["width"]) != 64:
         raise UserError(
             f"{source.file}: is a {name} of width {width}, torchvision and timm have width 64 only; {other}"
@@ -107,9 +107,14 @@ def _write(source: ExportedEncoder, out: Path, model: Any, lines: list[str]) -> 
     """
     model.load_state_dict(source.encoder.state_dict())
     model.eval()
-    difference = source.compare(lambda pixels: model(source.normalize(pixels)))
+    difference = source.compare(lambda pixels: model(_ordered(source, source.normalize(pixels))))
     _save(source, out, model)
     return {"max_difference": difference, "load": [*lines, *_load(out)]}
+
+
+def _ordered(source: ExportedEncoder, x: Tensor) -> Tensor:
+    """Return clips as torchvision's networks take them: (b, 3, t, h, w); images as they are."""
+    return x.transpose(1, 2) if source.encoder.takes_clips else x
 
 
 def _save(source: ExportedEncoder, out: Path, model: nn.Module) -> None:

@@ -24,6 +24,7 @@ CASES = {
     "convnext_tiny": ({"depths": [1, 1, 2, 1], "dims": [8, 16, 24, 32]}, (32, 4, 4), 32),
     "hybrid_resnet18": ({"width": 8, "depth": 2}, (32, 8, 8), 32),
     "cpu_resnet": ({"widths": [8, 16], "features": 24}, (32, 8, 8), 24),
+    "r3d_10": ({"width": 8}, (32, 4, 4), 64),
     "timm:test_vit": ({"patch_size": 4}, (32, 8, 8), 64),
     "timm:test_vit2": ({"patch_size": 8}, (32, 4, 4), 64),
     "timm:test_resnet": ({"zero_init_last": False}, (32, 1, 1), 96),

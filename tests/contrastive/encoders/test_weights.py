@@ -63,7 +63,8 @@ def test_there_and_back(tmp_path, images):
 def test_an_encoder_file_says_how_many_frames_it_takes():
     data = DataConfig(image_size=32, frames=8)
     spec = InputSpec.of(data)
-    assert spec.frames == 8 and InputSpec.from_json(spec.to_json()) == spec
+    assert spec.frames == 8
+    assert InputSpec.from_json(spec.to_json()) == spec
     assert spec.at(64).frames == 8
 
 
