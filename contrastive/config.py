@@ -416,6 +416,14 @@ class ObjectiveConfig:
             keeps nothing of earlier batches. The authors' code has 0.9.
         beta: For ``hcl``: weight of hard negatives; 0 weights all negatives equally.
         sigma: For ``dclw``: width of the weights on the positives.
+        own_negatives: Further negative of each clip for itself alone (``method=moco``, ``neighbour`` and
+            ``simclr``; not with losses that assume negatives drawn from the data): its view of the query with
+            its frames ``shuffle``d, ``reverse``d, or all like one of them, drawn at random (``freeze``).
+            ``none``: no such negative, the only choice for images. For data whose labels are in the motion:
+            any of them makes the order of the frames count, which other videos alone need not. ``reverse`` is
+            wrong where a motion looks the same backwards (a pendulum, waves, a walk in place), or where
+            backwards is the same thing: it would be pushed away from its own like. ``shuffle`` and ``freeze``
+            are wrong only where nothing moves.
         mix_hardest: For ``mixing``: number of closest negatives that synthetic ones are mixed from.
         mix_pairs: For ``mixing``: synthetic negatives per query that are mixed from two negatives.
         mix_query: For ``mixing``: synthetic negatives per query that are mixed from the query and a negative.
@@ -428,12 +436,14 @@ class ObjectiveConfig:
     gamma: float = 0.9
     beta: float = 1.0
     sigma: float = 0.5
+    own_negatives: str = "none"
     mix_hardest: int = 256
     mix_pairs: int = 128
     mix_query: int = 32
 
     def __post_init__(self) -> None:
         check_choice("objective.name", self.name, (*OBJECTIVES, *NAMED_AFTER_METHOD))
+        check_choice("objective.own_negatives", self.own_negatives, ("none", "shuffle", "reverse", "freeze"))
         check_above_zero("objective.gamma", self.gamma)
         check_range("objective.gamma", self.gamma, 0, 1)
         check_range("objective.beta", self.beta, 0)
@@ -617,6 +627,12 @@ class PretrainConfig:
             raise ValueError(
                 f"encoder.freeze_epochs={frozen:g}: the encoder would never be trained, schedule.epochs is "
                 f"{schedule.epochs}; lower encoder.freeze_epochs"
+            )
+        if self.objective.own_negatives != "none" and self.data.frames < 2:
+            raise ValueError(
+                f"objective.own_negatives={self.objective.own_negatives} changes the order of a clip's "
+                f"frames, and data.frames={self.data.frames}; leave it out, or train on clips "
+                "(data.name=clips data.frames=8)"
             )
         if self.objective.name in NAMED_AFTER_METHOD and self.method_name != self._named_method:
             raise ValueError(

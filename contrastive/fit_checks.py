@@ -84,12 +84,18 @@ def check_method(config: PretrainConfig, method: Callable[..., Any], name: str) 
         name: Of the method, for messages.
 
     Raises:
-        UserError: look-ups ahead for negatives that it does not take, or a predictor is missing.
+        UserError: look-ups ahead or own negatives that it does not take, or a predictor is missing.
     """
     if not getattr(method, "mines", True) and config.mining.query == "stored":
         raise UserError(
             f"mining.query=stored looks up what method={name} does not use, since it takes no negatives from "
             "the bank; use mining.query=fresh"
+        )
+    own = config.objective.own_negatives
+    if own != "none" and not getattr(method, "takes_own_negatives", True):
+        raise UserError(
+            f"objective.own_negatives={own}: method={name} has no negatives of single queries; leave it "
+            "out, or use method=moco, neighbour or simclr"
         )
     if getattr(method, "needs_predictor", False) and not config.encoder.predictor_hidden:
         raise UserError(

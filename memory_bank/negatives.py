@@ -18,7 +18,7 @@ class Negatives:
         hard: Rows that are negatives of single queries.
         hard_index: Which of them are each query's own.
         hard_log_weight: 0 for a plain negative, -inf where there is none.
-        hard_ids: Their dataset rows, -1 where there is none.
+        hard_ids: Their dataset rows, -1 where there is none; -1 too of rows that are in no bank.
         shared: Negatives that all queries share.
         shared_log_weight: Per query, since a query's own row is excluded for it alone.
         shared_ids: Their dataset rows, -1 where there is none.
@@ -62,6 +62,19 @@ class Negatives:
             shared=torch.cat([self.shared, keys]),
             shared_log_weight=torch.cat([self.shared_log_weight, log_weight], 1),
             shared_ids=torch.cat([self.shared_ids, ids]),
+        )
+
+    def with_own(self, rows: Float[Tensor, "b k d"]) -> "Negatives":
+        """Append rows that are negatives of one query each, and stored nowhere: their ids are -1."""
+        b, k = rows.shape[:2]
+        index = torch.arange(b * k, device=rows.device).view(b, k)
+        plain = torch.zeros_like(index)
+        return replace(
+            self,
+            hard=torch.cat([self.hard, rows.flatten(0, 1)]),
+            hard_index=torch.cat([self.hard_index, len(self.hard) + index], 1),
+            hard_log_weight=torch.cat([self.hard_log_weight, plain.to(self.hard_log_weight)], 1),
+            hard_ids=torch.cat([self.hard_ids, plain - 1], 1),
         )
 
     def to(self, device: torch.device) -> "Negatives":

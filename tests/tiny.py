@@ -55,7 +55,7 @@ def module(*overrides, rows=40, epochs=2, method=None, fill=True):
     torch.manual_seed(0)
     plan = Plan(rows, 0, settings.data.global_batch, epochs)
     method = method or find_method(settings)
-    encoder = build_encoder(settings.encoder, 16)
+    encoder = build_encoder(settings.encoder, 16, settings.data.frames)
     networks = Networks(encoder, settings.encoder, averaged=method.averages_keys)
     miner = build_miner(
         settings.bank,

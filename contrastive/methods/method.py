@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from contrastive.config import PretrainConfig
 from contrastive.distributed import Rows
+from contrastive.methods.own_negatives import disturb
 from contrastive.networks import Networks
 from memory_bank.miner import Miner
 from memory_bank.negatives import Negatives
@@ -70,6 +71,9 @@ class Method(nn.Module, ABC):
     needs_predictor: ClassVar[bool] = False
     """Whether it collapses without one; ``encoder.predictor_hidden=0`` is then refused."""
 
+    takes_own_negatives: ClassVar[bool] = False
+    """Whether it calls ``with_own_negatives``; ``objective.own_negatives`` is refused where it does not."""
+
     row_buffers: ClassVar[tuple[str, ...]] = ()
     """Names of its buffers that hold one value for each data set row: where files were added or removed, a
     resume leaves them as they were built, since rows are then other images."""
@@ -99,6 +103,30 @@ class Method(nn.Module, ABC):
         ids = self.miner.nearest(embedding.detach(), rows.ids, step, 1)[0][:, 0]
         bank = self.miner.bank
         return ids, bank.read(bank.slots_of(ids.to(bank.device))).to(embedding.device)
+
+    def with_own_negatives(
+        self, negatives: Negatives, view: Float[Tensor, "b ..."], rows: Rows, step: int
+    ) -> Negatives:
+        """Add the negatives that ``objective.own_negatives`` makes of each query's own clip.
+
+        The key network embeds them, without gradient; if there is none, the query network with gradient, as
+        it embeds all negatives of such a method. Collective.
+
+        Args:
+            negatives: Not modified; returned as they are if the option is ``none``.
+            view: The view of the queries.
+            rows: See ``step``.
+            step: See ``step``.
+        """
+        kind = self.parts.config.objective.own_negatives
+        if kind == "none":
+            return negatives
+        disturbed = disturb(kind, view, rows.ids, self.parts.config.run.seed, step)
+        if self.averages_keys:
+            own = self.networks.keys(disturbed, rows, step)
+        else:
+            own = self.networks.embed(disturbed)
+        return negatives.with_own(own[:, None])
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Raise UserError for a checkpoint that this method cannot continue from; accepts all by default."""

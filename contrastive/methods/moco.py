@@ -1,6 +1,7 @@
 """MoCo with a bank: negatives are mined from the bank, keys come from the moving-average network."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +19,9 @@ class Moco(Method):
     He et al. 2020 (arXiv:1911.05722), algorithm 1. Differs: negatives are chosen by the miner
     instead of being the whole queue, and the loss is any objective on given negatives.
 
+    With ``objective.own_negatives`` each query also has a negative of its own: its view, disturbed in time
+    and embedded by the key network.
+
     With more than two views (multi-crop: Caron et al. 2020, arXiv:2006.09882, section 3.2) local views are
     queries only: each is matched with every key of a global view (one, or two if symmetric).
 
@@ -25,6 +29,8 @@ class Moco(Method):
         parts: See Method.
         objective: The loss; None builds the one that the config names.
     """
+
+    takes_own_negatives = True
 
     def __init__(self, parts: Parts, objective: Loss | None = None) -> None:
         super().__init__(parts)
@@ -42,12 +48,14 @@ class Moco(Method):
         negatives = self.miner.negatives(
             query.detach(), key, rows.ids, step, batch_keys=keys, batch_ids=rows.all_ids
         )
-        pairs = [(query, key)]
+        against = partial(self.with_own_negatives, negatives, rows=rows, step=step)
+        pairs = [(query, key, against(views[0]))]
         if self.symmetric:
-            pairs.append((self.networks.embed(views[1]), self.networks.keys(views[0], rows, step)))
-        local = [self.networks.embed(view) for view in views[2:]]
-        pairs += [(crop, global_key) for _, global_key in list(pairs) for crop in local]
-        compared = [self.compare(*pair, negatives, rows, step) for pair in pairs]
+            second = self.networks.embed(views[1]), self.networks.keys(views[0], rows, step)
+            pairs.append((*second, against(views[1])))
+        local = [(self.networks.embed(view), against(view)) for view in views[2:]]
+        pairs += [(crop, global_key, own) for _, global_key, _ in list(pairs) for crop, own in local]
+        compared = [self.compare(*pair, rows, step) for pair in pairs]
         return mean_outcome(compared, keys, query.detach(), negatives)
 
     def compare(

@@ -17,7 +17,8 @@ class SimClr(Method):
     SimCLR, algorithm 1 (Chen et al. 2020, arXiv:2002.05709); with ``objective.name=info_nce`` the loss is
     NT-Xent, eq. 1. Any objective on given negatives can take its place: the negatives are all views of the
     other images of all ranks, with gradient, as the authors of DCL, debiased, HCL and SupCon train. Times
-    ``distributed.mean_weight``, the mean over ranks equals one process on the joined batch.
+    ``distributed.mean_weight``, the mean over ranks equals one process on the joined batch. With
+    ``objective.own_negatives`` each query also has its own view, disturbed in time.
 
     Args:
         parts: See Method.
@@ -26,6 +27,7 @@ class SimClr(Method):
 
     averages_keys = False
     mines = False
+    takes_own_negatives = True
 
     def __init__(self, parts: Parts, objective: Loss | None = None) -> None:
         super().__init__(parts)
@@ -38,7 +40,10 @@ class SimClr(Method):
         """See Method. The bank, which only monitors read here, stores view 2."""
         first, second, *local = (self.networks.embed(view) for view in views)
         negatives, gathered = other_images((first, second), rows)
-        pairs = [(first, second), (second, first)]
-        pairs += [(crop, whole) for whole in (first, second) for crop in local]
-        compared = [self.objective(*pair, negatives, ids=rows.ids, step=step) for pair in pairs]
+        own_1, own_2, *own = (self.with_own_negatives(negatives, view, rows, step) for view in views)
+        pairs = [(first, second, own_1), (second, first, own_2)]
+        pairs += [
+            (crop, whole, each) for whole in (first, second) for crop, each in zip(local, own, strict=True)
+        ]
+        compared = [self.objective(*pair, ids=rows.ids, step=step) for pair in pairs]
         return mean_outcome(compared, gathered[:, 1].detach(), first.detach(), negatives)

@@ -151,6 +151,12 @@ def _shared_settings(settings: LossSettings) -> dict[str, Any]:
             f"mining.num_hard={mining.num_hard} picks the closest; "
             "set mining.num_hard=0, mining.method=all_rows or full_bank, or method=simclr"
         )
+    if config.own_negatives != "none":
+        raise UserError(
+            f"objective.name={config.name} assumes negatives drawn from the data, "
+            f"objective.own_negatives={config.own_negatives} makes them of the query's own clip; leave it "
+            "out, or use objective.name=info_nce"
+        )
     tau_plus = mining.class_prior if config.tau_plus is None else config.tau_plus
     if tau_plus >= 1:
         raise UserError(f"objective.tau_plus={tau_plus} (from mining.class_prior): less than 1 is needed")

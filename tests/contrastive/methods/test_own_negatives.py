@@ -1,0 +1,181 @@
+"""Negatives of a query's own clip: which frames they show, and the losses with them by plain loops."""
+
+import pytest
+import torch
+
+from contrastive.config import UserError
+from contrastive.distributed import Rows
+from contrastive.fit_checks import check_method
+from contrastive.methods.build import find_method
+from contrastive.methods.own_negatives import disturb
+from contrastive.objectives.build import build_objective
+from memory_bank.negatives import Negatives
+from tests import tiny
+from tests.contrastive.objectives.cases import NAMES, Case, all_losses, make_case, unit
+from tests.reference import losses as reference
+
+KINDS = ("shuffle", "reverse", "freeze")
+T = 4
+
+
+def numbered(b, t):
+    """Clips whose pixels are the numbers of their frames."""
+    return torch.arange(t, dtype=torch.float32)[None, :, None, None, None].expand(b, t, 3, 2, 2)
+
+
+def order(kind, b=64, t=T, *, ids=None, seed=0, step=0):
+    """The frames that each disturbed clip shows."""
+    ids = torch.arange(b) if ids is None else ids
+    disturbed = disturb(kind, numbered(len(ids), t), ids, seed, step)
+    assert (disturbed == disturbed[..., :1, :1, :1]).all()
+    return disturbed[..., 0, 0, 0].long()
+
+
+@pytest.mark.parametrize("t", [2, 3, 8])
+def test_shuffled_clips_have_all_frames_in_another_order(t):
+    found = order("shuffle", t=t)
+    uniform = torch.arange(t)
+    assert torch.equal(found.sort(1).values, uniform.expand(64, t))
+    assert not (found == uniform).all(1).any()
+    orders = {tuple(row) for row in found.tolist()}
+    assert len(orders) == {2: 1, 3: 5}.get(t, len(orders))
+    assert t < 8 or len(orders) > 60
+
+
+def test_reversed_clips_run_backwards_and_frozen_ones_show_any_one_frame():
+    assert (order("reverse") == torch.arange(T).flip(0)).all()
+    frozen = order("freeze")
+    assert (frozen == frozen[:, :1]).all()
+    assert {*frozen[:, 0].tolist()} == {*range(T)}
+
+
+@pytest.mark.parametrize("kind", ["shuffle", "freeze"])
+def test_the_order_depends_on_seed_step_and_row_alone(kind):
+    rows = torch.tensor([5, 9, 7])
+    whole = order(kind, t=8)
+    assert torch.equal(order(kind, t=8, ids=rows), whole[rows])
+    assert not torch.equal(order(kind, t=8, step=1), whole)
+    assert not torch.equal(order(kind, t=8, seed=1), whole)
+
+
+def test_own_rows_are_negatives_of_their_query_alone():
+    case = make_case()
+    rows = unit(5, 2, 7, seed=9)
+    both = case.negatives.with_own(rows)
+    assert torch.equal(both.hard[both.hard_index][:, 4:], rows)
+    assert torch.equal(both.hard[both.hard_index][:, :4], case.negatives.hard[case.negatives.hard_index])
+    assert both.hard_ids[:, 4:].eq(-1).all()
+    assert both.hard_log_weight[:, 4:].eq(0).all()
+    assert both.shared is case.negatives.shared
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("name", ["info_nce", "dcl"])
+def test_a_loss_with_own_rows_is_what_the_loops_say(name, empty):
+    case = make_case()
+    before = Negatives.none(case.query) if empty else case.negatives
+    both = Case(case.query, case.key, before.with_own(unit(5, 1, 7, seed=9)))
+    expected = getattr(reference, name)(both.queries, both.positives, both.others, 0.3)
+    loss = build_objective(tiny.config(f"objective.name={name}", "objective.temperature=0.3").objective)
+    assert loss(both.query, both.key, both.negatives)[0].item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("hcl", "debiased")])
+def test_every_loss_pushes_the_query_from_its_own_row(name):
+    case = make_case(p=0)
+    query = case.query.requires_grad_()
+    own = unit(5, 1, 7, seed=9)
+    all_losses()[name](query, case.key, Negatives.none(case.query.detach()).with_own(own))[0].backward()
+    assert ((query.grad * own[:, 0]).sum(1) > (query.grad * case.key).sum(1)).all()
+
+
+def clip_views(count=2, size=16):
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(8, T, 3, size, size, generator=generator) for _ in range(count)]
+
+
+def step(*settings, views=None):
+    """A method's step on clips: the views, the module, and the outcome."""
+    head = ("encoder.temporal=nuta", "encoder.temporal_args={dim: 8}", f"data.frames={T}")
+    module = tiny.module(*head, *settings)
+    module.eval()  # batch statistics stay, so that passes can be repeated
+    views = views or clip_views()
+    return views, module, module.method.step(views, Rows.of(torch.arange(8)), 3)
+
+
+def disturbed(module, view):
+    return disturb(module.config.objective.own_negatives, view, torch.arange(8), module.config.run.seed, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moco_embeds_the_disturbed_query_view_with_the_key_network(kind):
+    views, module, found = step(f"objective.own_negatives={kind}", "objective.symmetric=true", "mining=band")
+    assert found.negatives.hard_index.shape[1] == 4  # what monitors see is what was mined
+    pairs = []
+    with torch.no_grad():
+        for query, key in (views, views[::-1]):
+            own = module.networks.embed_key(disturbed(module, query))
+            rows = module.networks.embed(query), module.networks.embed_key(key)
+            pairs.append(Case(*rows, found.negatives.with_own(own[:, None])))
+    expected = [reference.info_nce(each.queries, each.positives, each.others, 0.2) for each in pairs]
+    assert found.loss.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
+    without = [
+        reference.info_nce(p.queries, p.positives, [(r[:4], w[:4]) for r, w in p.others], 0.2) for p in pairs
+    ]
+    assert found.loss.item() > sum(without) / 2
+
+
+def test_simclr_embeds_it_with_gradient():
+    views, module, found = step("method=simclr", "objective.own_negatives=reverse")
+    embedded = [module.networks.embed(view).detach().double() for view in views]
+    losses = []
+    for query, key, view in zip(embedded, embedded[::-1], views, strict=True):
+        own = module.networks.embed(disturbed(module, view)).detach().double()
+        for i in range(8):
+            others = [*(rows[j] for j in range(8) if j != i for rows in embedded), own[i]]
+            logits = torch.stack([key[i], *others]) @ query[i] / 0.2
+            losses.append(logits.logsumexp(0) - logits[0])
+    assert found.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    found.loss.backward()
+    assert module.networks.encoder.over_time.join.weight.grad.abs().sum() > 0
+
+
+def test_local_clips_have_negatives_of_their_own():
+    views = clip_views() + clip_views(1, 8)
+    _, module, found = step("objective.own_negatives=reverse", "augment.num_local=1", views=views)
+    losses = []
+    with torch.no_grad():
+        key = module.networks.embed_key(views[1])
+        for view in (views[0], views[2]):
+            own = module.networks.embed_key(disturbed(module, view))
+            negatives = found.negatives.with_own(own[:, None])
+            losses.append(module.method.objective(module.networks.embed(view), key, negatives)[0])
+    torch.testing.assert_close(found.loss, torch.stack(losses).mean())
+
+
+def test_without_the_option_nothing_is_embedded_twice(monkeypatch):
+    monkeypatch.setattr("contrastive.methods.method.disturb", None)
+    step("objective.own_negatives=none")
+
+
+@pytest.mark.parametrize("method", ["nnclr", "sogclr"])
+def test_a_method_without_negatives_of_single_queries_is_refused(method):
+    config = tiny.config(f"method={method}", "data.frames=4", "objective.own_negatives=shuffle")
+    with pytest.raises(UserError, match=rf"own_negatives=shuffle: method={method} .*use method=moco"):
+        check_method(config, find_method(config), method)
+    for other in ("moco", "neighbour", "simclr"):
+        check_method(config, find_method(tiny.config(f"method={other}")), other)
+
+
+@pytest.mark.parametrize("name", ["debiased", "hcl"])
+def test_a_loss_that_assumes_a_fair_sample_is_refused(name):
+    config = tiny.config(f"objective.name={name}", "data.frames=4", "objective.own_negatives=freeze")
+    with pytest.raises(UserError, match="own_negatives=freeze makes them of the query's own clip"):
+        build_objective(config.objective, config.mining, in_batch=True)
+
+
+def test_images_are_refused():
+    with pytest.raises(UserError, match=r"own_negatives=reverse changes the order .*data\.frames=1; leave"):
+        tiny.config("objective.own_negatives=reverse")
+    with pytest.raises(UserError, match="own_negatives='backwards': allowed are none, shuffle"):
+        tiny.config("data.frames=4", "objective.own_negatives=backwards")
