@@ -4,12 +4,15 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
 from PIL import features
+from torch import Tensor
 
 from contrastive.config import DataConfig, UserError
 from contrastive.data.dataset import Dataset, root_of
@@ -28,10 +31,60 @@ EXTENSIONS = (
 """Extensions of still images that this Pillow decodes; no documents, films or float pixels."""
 
 HELD_OUT_SHARE = 0.2
-_ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 _TRAIN_FOLDERS = ("train", "training")
 _TEST_FOLDERS = ("val", "validation", "valid", "dev", "test", "testing", "eval", "evaluation")
 _NAMED = 5  # names in a message
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The files that make up a data set.
+
+    Attributes:
+        name: Word for one of them, in messages.
+        endings: Their extensions, lower case.
+        remedy: Sentence on files of other endings.
+    """
+
+    name: str
+    endings: tuple[str, ...]
+    remedy: str
+
+    def holds(self, name: bytes) -> bool:
+        """Return whether a file of this name is one of them."""
+        return name.lower().endswith(self.coded)
+
+    @cached_property
+    def coded(self) -> tuple[bytes, ...]:
+        """The endings as the file system's bytes."""
+        return tuple(ending.encode() for ending in self.endings)
+
+
+IMAGE = Kind("image", EXTENSIONS, "where these are images, save them as .png or .jpg")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The items of class folders.
+
+    Attributes:
+        train: Paths of the training part, relative to the root.
+        test: Paths of the test part.
+        classes: Names of the classes, sorted.
+        depth: Which part of a path is the class.
+        held_out_by_hash: Whether the test part was held out by a hash of the path.
+    """
+
+    train: list[bytes]
+    test: list[bytes]
+    classes: list[str]
+    depth: int
+    held_out_by_hash: bool
+
+    def labels(self, keys: list[bytes]) -> Int[Tensor, " n"]:
+        """Return the class of each path."""
+        number = {name: index for index, name in enumerate(self.classes)}
+        return torch.tensor([number[printable(key.split(b"/")[self.depth])] for key in keys])
 
 
 def open_images(data: DataConfig) -> Dataset:
@@ -65,27 +118,48 @@ def open_class_folders(root: Path, size: int) -> tuple[FileImages, FileImages, b
         UserError: see ``open_tree`` and ``find_parts``; also files outside of class folders, a test class
             without a training folder, an empty part.
     """
-    train, test = find_parts(root)
-    listings = [_find_images(root / part, root) for part in (train, test) if part is not None]
-    _warn_of_left_out(root, sum((others for _, others in listings), Counter()))
+    split = split_class_folders(root)
+    train, test = (
+        FileImages(root, keys, size, split.labels(keys), split.classes) for keys in (split.train, split.test)
+    )
+    return train, test, split.held_out_by_hash
+
+
+def split_class_folders(
+    root: Path, kind: Kind = IMAGE, group: Callable[[list[bytes]], list[bytes]] = list
+) -> Split:
+    """Find the items of both parts and their classes; see ``open_class_folders``.
+
+    Args:
+        root: Folder of class folders, or of parts that hold them.
+        kind: The files to look for.
+        group: Turns the sorted paths of files into those of items, where an item is several files.
+    """
+    train, test = find_parts(root, kind)
+    listings = [find_files(root / part, root, kind) for part in (train, test) if part is not None]
+    _warn_of_left_out(root, sum((others for _, others in listings), Counter()), kind)
     depth = int(train != "")
     if test is not None:
-        train_keys, test_keys = (keys for keys, _ in listings)
+        train_keys, test_keys = (group(keys) for keys, _ in listings)
     else:
-        keys = listings[0][0]
+        keys = group(listings[0][0])
         test_keys = [key for key in keys if is_held_out(key)]
         train_keys = [key for key in keys if not is_held_out(key)]
     if not train_keys or not test_keys:
         empty = "training" if not train_keys else "test"
         raise UserError(
-            f"data.root={root}: all {len(train_keys) + len(test_keys)} images fell into one part "
-            f"by the hash of their path, none are left for the {empty} part; add images, or split them into "
-            f"train/ and val/"
+            f"data.root={root}: all {len(train_keys) + len(test_keys)} {kind.name}s fell into one part "
+            f"by the hash of their path, none are left for the {empty} part; add {kind.name}s, or split them "
+            f"into train/ and val/"
         )
     # Without a split, classes are those of all images: every image of a rare one may be held out.
-    classes = sorted({_class(key, depth, root) for key in (train_keys if test else train_keys + test_keys)})
-    parts = [_labelled(root, part, size, classes, depth) for part in (train_keys, test_keys)]
-    return parts[0], parts[1], test is None
+    known = train_keys if test else train_keys + test_keys
+    classes = sorted({_class(key, depth, root, kind) for key in known})
+    names = [[_class(key, depth, root, kind) for key in keys] for keys in (train_keys, test_keys)]
+    for part in names:
+        if untrained := describe_untrained(classes, part):
+            raise UserError(f"data.root={root}: {untrained}; both parts need the same class folders")
+    return Split(train_keys, test_keys, classes, depth, test is None)
 
 
 def is_held_out(key: bytes) -> bool:
@@ -119,7 +193,7 @@ def shorten(names: Sequence[str], most: int = _NAMED) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def find_parts(root: Path) -> tuple[str, str | None]:
+def find_parts(root: Path, kind: Kind = IMAGE) -> tuple[str, str | None]:
     """Find the folder of the training part ("" is ``root`` itself) and of the test part (None if missing).
 
     ``train`` beside ``val`` or ``test`` are parts whatever they contain (``val`` is used if both exist).
@@ -131,16 +205,16 @@ def find_parts(root: Path) -> tuple[str, str | None]:
         UserError: no such folder, a folder that cannot be listed, two parts that are the same folder, or
             folders that may be parts or classes.
     """
-    _check_root(root)
+    _check_root(root, kind)
     for name in ("val", "test"):
         if (root / "train").is_dir() and (root / name).is_dir():
             return _distinct(root, "train", name)
-    folders = _image_folders(root)
+    folders = _folders(root, kind)
     train = next((name for name in folders if name.lower() in _TRAIN_FOLDERS), None)
     if train is None:
         return "", None
-    beside = {name: _image_folders(root / name) for name in folders if name != train}
-    inner = _image_folders(root / train)
+    beside = {name: _folders(root / name, kind) for name in folders if name != train}
+    inner = _folders(root / train, kind)
     rivals = [name for name, its in beside.items() if {*its} & {*inner} or not (its or inner)]
     tests = [name for known in _TEST_FOLDERS for name in rivals if name.lower() == known]
     if tests:
@@ -173,11 +247,13 @@ def _distinct(root: Path, train: str, test: str) -> tuple[str, str]:
     return train, test
 
 
-def _image_folders(folder: Path) -> list[str]:
-    """List the visible subfolders that contain an image, at any depth."""
+def _folders(folder: Path, kind: Kind) -> list[str]:
+    """List the visible subfolders that contain a file of ``kind``, at any depth."""
     _, entries = _scan(os.fsencode(folder))
     inner = (entry for entry in entries if _kind(entry) == "folder")
-    return [os.fsdecode(entry.name) for entry in inner if any(map(_is_image, _walk(entry.path)))]
+    return [
+        os.fsdecode(entry.name) for entry in inner if any(kind.holds(file.name) for file in _walk(entry.path))
+    ]
 
 
 def list_images(folder: Path) -> list[bytes]:
@@ -190,39 +266,37 @@ def list_images(folder: Path) -> list[bytes]:
     Raises:
         UserError: no such folder, a folder that cannot be listed, no image file.
     """
-    keys, others = _find_images(folder, folder)
-    _warn_of_left_out(folder, others)
+    return list_files(folder, IMAGE)
+
+
+def list_files(folder: Path, kind: Kind) -> list[bytes]:
+    """List the files of ``kind``, as ``list_images`` does."""
+    keys, others = find_files(folder, folder, kind)
+    _warn_of_left_out(folder, others, kind)
     return keys
 
 
-def _find_images(folder: Path, root: Path) -> tuple[list[bytes], Counter[str]]:
-    """List the images below ``folder`` relative to ``root``, and count files of other endings."""
-    _check_root(folder)
+def find_files(folder: Path, root: Path, kind: Kind) -> tuple[list[bytes], Counter[str]]:
+    """List the files of ``kind`` below ``folder`` relative to ``root``, and count those of other endings."""
+    _check_root(folder, kind)
     keys, others = [], Counter[str]()
     start = len(os.path.join(os.fsencode(root), b""))
     for entry in _walk(os.fsencode(folder)):
-        if _is_image(entry):
+        if kind.holds(entry.name):
             keys.append(entry.path[start:].replace(os.sep.encode(), b"/"))
         else:
             others[printable(os.path.splitext(entry.name)[1].lower()) or "no extension"] += 1
     if not keys:
         raise UserError(
-            f"{folder}: no image file below it; looked for {' '.join(EXTENSIONS)}, found other files: "
-            f"{_count_endings(others) or 'none'}"
+            f"{folder}: no {kind.name} file below it; looked for {' '.join(kind.endings)}, found other "
+            f"files: {_count_endings(others) or 'none'}"
         )
     return sorted(keys), others
 
 
-def _is_image(entry: os.DirEntry[bytes]) -> bool:
-    return entry.name.lower().endswith(_ENDINGS)
-
-
-def _warn_of_left_out(root: Path, others: Counter[str]) -> None:
+def _warn_of_left_out(root: Path, others: Counter[str], kind: Kind) -> None:
     if others:
-        log_once(
-            f"{root}: left out: {_count_endings(others)} (endings that are not read); where these are "
-            "images, save them as .png or .jpg"
-        )
+        log_once(f"{root}: left out: {_count_endings(others)} (endings that are not read); {kind.remedy}")
 
 
 def _count_endings(others: Counter[str]) -> str:
@@ -262,10 +336,10 @@ def _kind(entry: os.DirEntry[bytes]) -> str:
     return "other"
 
 
-def _check_root(folder: Path) -> None:
+def _check_root(folder: Path, kind: Kind) -> None:
     if not folder.is_dir():
         what = "is a file, a folder is needed" if folder.exists() else "no such folder"
-        raise UserError(f"{folder}: {what}; set data.root to where the images are")
+        raise UserError(f"{folder}: {what}; set data.root to where the {kind.name}s are")
 
 
 def _scan(folder: bytes) -> tuple[tuple[int, int], list[os.DirEntry[bytes]]]:
@@ -281,19 +355,14 @@ def _scan(folder: bytes) -> tuple[tuple[int, int], list[os.DirEntry[bytes]]]:
     return (status.st_dev, status.st_ino), sorted(visible, key=lambda entry: entry.name)
 
 
-def _class(key: bytes, depth: int, root: Path) -> str:
+def _class(key: bytes, depth: int, root: Path, kind: Kind) -> str:
     parts = key.split(b"/")
     if len(parts) < depth + 2:
-        raise UserError(
-            f"data.root={root}: {os.fsdecode(key)} lies in no class folder; data.name=imagefolder needs one "
-            f"folder a class, move the file, or use data.name=images for a tree without classes"
+        other = (
+            "data.name=imagefolder needs one folder a class, move the file, or use data.name=images for a "
+            "tree without classes"
+            if kind is IMAGE
+            else "move it into the folder of its class"
         )
+        raise UserError(f"data.root={root}: {os.fsdecode(key)} lies in no class folder; {other}")
     return printable(parts[depth])
-
-
-def _labelled(root: Path, keys: list[bytes], size: int, classes: list[str], depth: int) -> FileImages:
-    names = [_class(key, depth, root) for key in keys]
-    if untrained := describe_untrained(classes, names):
-        raise UserError(f"data.root={root}: {untrained}; both parts need the same class folders")
-    number = {name: index for index, name in enumerate(classes)}
-    return FileImages(root, keys, size, torch.tensor([number[name] for name in names]), classes)
