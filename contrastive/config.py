@@ -121,6 +121,9 @@ class DataConfig:
         decode_size: Side of the square to which each file is decoded, before views are cut from it; None
             takes ``image_size`` up to 64 px and 8/7 of it above (256 for 224).
         frames: Frames of a clip, which is what the network sees; 1 for data sets of images.
+        frame_step: Distance of a clip's frames, in frames of its video.
+        fps: Frames a second of a clip, whatever its video has; None takes every ``frame_step``-th frame.
+        clips_per_video: Clips that evaluation takes of a video, evenly spaced; their features are averaged.
         global_batch: Images of one optimizer step, over all ranks and accumulated micro-batches.
         order: Order in which an epoch visits the images, see ORDERS in contrastive/registry.py:
             ``global`` is a fresh permutation of all of them; ``neighbours`` makes batches of groups of images
@@ -144,6 +147,9 @@ class DataConfig:
     image_size: int = 32
     decode_size: int | None = None
     frames: int = 1
+    frame_step: int = 1
+    fps: float | None = None
+    clips_per_video: int = 1
     global_batch: int = 256
     order: str = "global"
     neighbours: NeighboursConfig = field(default_factory=NeighboursConfig)
@@ -165,6 +171,15 @@ class DataConfig:
         check_range("data.image_size", self.image_size, 8, 4096)
         check_range("data.decode_size", self.decode_size, 8, 4096)
         check_range("data.frames", self.frames, 1, 1024)
+        check_range("data.frame_step", self.frame_step, 1)
+        check_range("data.clips_per_video", self.clips_per_video, 1, 1000)
+        if self.fps is not None:
+            check_above_zero("data.fps", self.fps)
+            if self.frame_step != 1:
+                raise ValueError(
+                    f"data.fps={self.fps:g} and data.frame_step={self.frame_step}: both set the distance of "
+                    "a clip's frames; leave one of them out"
+                )
         check_range("data.global_batch", self.global_batch, 2)
         if self.order == "neighbours" and self.global_batch % self.neighbours.group:
             raise ValueError(
@@ -256,6 +271,38 @@ class ViewConfig:
 
 
 @dataclass
+class TimeConfig:
+    """Where in its video each of the two clips is cut; images have no use for it.
+
+    Playback speed and direction are what an action is, so they are not changed unless asked for.
+
+    Attributes:
+        max_gap: Largest distance between the starts of the two clips, as a share of all that the video leaves
+            room for; 0 gives both views the same frames.
+        gap_decay: The density of a distance g, as a share of ``max_gap``, is proportional to
+            (1 - g) ** gap_decay: 0 is uniform, 1 is what two independent starts have (rho-MoCo,
+            arXiv:2104.14558), larger values prefer near clips (CVRL, arXiv:2008.03800, section 3.2).
+        speed: Playback speed of each clip, ``[low, high]``, log-uniform.
+        reverse: Probability that a clip runs backwards.
+    """
+
+    max_gap: float = 1.0
+    gap_decay: float = 1.0
+    speed: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    reverse: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("augment.time.max_gap", self.max_gap, 0, 1)
+        check_range("augment.time.gap_decay", self.gap_decay, 0, 1000)
+        check_range("augment.time.reverse", self.reverse, 0, 1)
+        if len(self.speed) != 2 or not 0.01 <= self.speed[0] <= self.speed[1] <= 100:
+            raise ValueError(
+                f"augment.time.speed={self.speed}: two numbers of 0.01 to 100 are needed, low and high, e.g. "
+                "[0.5, 2]"
+            )
+
+
+@dataclass
 class AugmentConfig:
     """The views of an image; presets let ``view_2`` follow ``view_1``.
 
@@ -276,6 +323,7 @@ class AugmentConfig:
             rounded to a multiple of 8.
         disjoint: Cut the two global views from different halves of the image (left and right, or top and
             bottom), so that they share no pixel; ``crop_scale`` is then a share of the half.
+        time: Moments of clips, see TimeConfig.
     """
 
     view_1: ViewConfig = field(default_factory=ViewConfig)
@@ -286,6 +334,7 @@ class AugmentConfig:
     local: ViewConfig = field(default_factory=lambda: ViewConfig(crop_scale=[0.05, 0.4]))
     local_size: int | None = None
     disjoint: bool = False
+    time: TimeConfig = field(default_factory=TimeConfig)
 
     def __post_init__(self) -> None:
         check_range("augment.global_size", self.global_size, 8, 4096)

@@ -7,7 +7,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from contrastive.augment.moments import DrawMoments
 from contrastive.config import PretrainConfig, UserError
+from contrastive.data.clips import draw_clips
 from contrastive.data.images import Images
 from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan, Share
@@ -89,7 +91,7 @@ def build_module(
 
     def loader(trainer: pl.Trainer) -> Any:
         return build_loader(
-            images,
+            draw_clips(images, config.data, DrawMoments(config.augment.time, config.run.seed)),
             plan,
             config.data,
             device=trainer.strategy.root_device,

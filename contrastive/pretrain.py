@@ -131,7 +131,7 @@ def pretrain(
 def _open(config: PretrainConfig, given: Given) -> tuple[Dataset, Plan]:
     check_trainer(config.trainer, config.profile)
     data = config.data
-    dataset = open_dataset(data) if given.images is None else as_dataset(given.images, data.stored_size)
+    dataset = open_dataset(data) if given.images is None else as_dataset(given.images, data)
     check_readable(dataset.train)
     order = build_order(config, dataset.train)
     epochs = config.schedule.epochs if config.schedule.minutes is None else None

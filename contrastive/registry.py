@@ -36,6 +36,8 @@ DATASETS = {
     "cifar100": "contrastive.data.cifar:open_cifar100",
     "stl10": "contrastive.data.stl10:open_stl10",
     "imagenet": "contrastive.data.imagenet:open_imagenet",
+    "moving_digits": "contrastive.data.moving_digits:open_moving_digits",
+    "clips": "contrastive.data.video:open_clips",
 }
 """``data.name``: functions from ``DataConfig`` to a ``contrastive.data.dataset.Dataset``."""
 

@@ -7,9 +7,11 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from contrastive.augment.moments import DrawMoments
 from contrastive.augment.noise import uniforms
 from contrastive.augment.views import Chain
-from contrastive.config import ViewConfig
+from contrastive.config import TimeConfig, ViewConfig
+from contrastive.data.clips import draw_clips
 from contrastive.data.images import SomeImages
 from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan
@@ -29,6 +31,8 @@ def augmented_batches(
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
     """Yield views (b, 3, s, s), their labels (b), and the share of the peak learning rate, for each step.
 
+    Of a video a view is a clip, (b, t, 3, s, s), cut at a random moment.
+
     Order and views are pure functions of the seed; the incomplete last batch of an epoch is skipped.
 
     Args:
@@ -45,7 +49,8 @@ def augmented_batches(
     labels = images.labels.to(network.device)
     plan = Plan(len(images), seed, min(batch_size, len(images)), epochs)
     chain = Chain(view, network.data)
-    loader = build_loader(images, plan, network.data, device=network.device, on_corrupt=lambda *_: None)
+    drawn = draw_clips(images, network.data, DrawMoments(TimeConfig(), seed, views=1), views=1)
+    loader = build_loader(drawn, plan, network.data, device=network.device, on_corrupt=lambda *_: None)
     bar = tqdm(
         loader,
         total=plan.total_steps,

@@ -19,6 +19,9 @@ class EvalDataConfig:
         image_size: Side in pixels of the network's input; must be what the encoder was trained at.
         num_workers: Decoding processes; None chooses by the number of images.
         download: Let torchvision fetch cifar10, cifar100 or stl10.
+        clips_per_video: Clips of a video, evenly spaced; their features or logits are averaged.
+        frame_step: Distance of a clip's frames, as ``data.frame_step`` of pretraining.
+        fps: Frames a second of a clip, as ``data.fps`` of pretraining.
     """
 
     name: str | None = None
@@ -26,12 +29,16 @@ class EvalDataConfig:
     image_size: int | None = None
     num_workers: int | None = None
     download: bool | None = None
+    clips_per_video: int | None = None
+    frame_step: int | None = None
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         if self.root is not None:
             self.root = check_path("data.root", self.root)
         check_range("data.image_size", self.image_size, 8)
         check_range("data.num_workers", self.num_workers, 0)
+        check_range("data.clips_per_video", self.clips_per_video, 1, 1000)
 
 
 @dataclass

@@ -39,11 +39,19 @@ def choose_data(config: EvalConfig, run: Path | None, spec: InputSpec) -> DataCo
         base = replace(base, name=given.name, root=None)
     chosen = {
         name: value
-        for name in ("root", "num_workers", "download")
+        for name in ("root", "num_workers", "download", "clips_per_video")
         if (value := getattr(given, name)) is not None
     }
+    if given.fps is not None or given.frame_step is not None:  # one of the two replaces the run's
+        chosen |= {"fps": given.fps, "frame_step": given.frame_step or 1}
     return replace(
-        base, image_size=side, decode_size=spec.decode_size, mean=spec.mean, std=spec.std, **chosen
+        base,
+        image_size=side,
+        decode_size=spec.decode_size,
+        mean=spec.mean,
+        std=spec.std,
+        frames=spec.frames,
+        **chosen,
     )
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from contrastive.augment.views import center_view
+from contrastive.augment.views import encode_center
 from contrastive.config import DataConfig, UserError
 from contrastive.data.images import Images
 from contrastive.data.reading import read_in_order, usable_cpus
@@ -105,10 +105,13 @@ def extract(
 ) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
     """Compute features of the center views; return them in float32 on the CPU, and the row of each.
 
+    Of a video they are the mean over its clips.
+
     No gradient is computed, and no batch statistic or global random generator is changed.
 
     Args:
-        module: Network from views (b, 3, s, s) to features (b, d), on ``device``; it is put in eval mode.
+        module: Network from views (b, 3, s, s), or (b, t, 3, s, s), to features (b, d), on ``device``; it is
+            put in eval mode.
         images: Images; unreadable ones are left out, with a warning for each.
         data: How views are cut and normalised.
         batch_size: Images of a forward pass.
@@ -132,8 +135,7 @@ def extract(
     ):
         for batch in batches:
             if len(batch.ids):
-                views = center_view(batch.images.to(device, non_blocking=True), data)
-                output = module(views)
+                output = encode_center(module, batch.images.to(device, non_blocking=True), data)
                 if output.ndim != 2:
                     raise UserError(
                         f"the network gives features of shape {list(output.shape)}, (images, dimensions) is "

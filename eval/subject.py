@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from contrastive.config import DataConfig, UserError
 from contrastive.data.dataset import Dataset, as_dataset, open_dataset
-from contrastive.data.images import ArrayImages, Images, SomeImages
+from contrastive.data.images import DecodedImages, Images, SomeImages
 from contrastive.data.loader import is_resident
 from contrastive.data.reading import decode_all
 from contrastive.distributed import all_true, gather_rows, gather_sizes, rank, world_size
 from contrastive.encoders.encoder import Encoder
+from eval.blind_to_time import ShuffledFrames, SingleFrame
 from eval.config import EvalConfig
 from eval.eval_data import check_labels, choose_data
 from eval.features import (
@@ -39,7 +40,7 @@ class Network:
     """A network with its images: the input of a protocol that needs more than features of center views.
 
     Attributes:
-        module: Network from views (b, 3, s, s) to features (b, d), in eval mode; to train it, copy it.
+        module: Network from views (b, 3, s, s), or (b, t, 3, s, s), to features (b, d); in eval mode.
         features: Features of the center views, on ``device``.
         images: The training images; ``features.train.rows`` are rows of it.
         test: The test images; ``features.test.rows`` are rows of it.
@@ -104,8 +105,7 @@ class Extractor:
         )
         self.data = choose_data(config, location.run, self.frozen.input)
         self.device = choose_device(config.device)
-        size = self.data.stored_size
-        dataset = open_dataset(self.data) if dataset is None else as_dataset(dataset, size)
+        dataset = open_dataset(self.data) if dataset is None else as_dataset(dataset, self.data)
         self.parts: dict[str, Images] = {"train": dataset.train}
         self.held_out = dataset.held_out_by_hash
         if labelled is None:
@@ -154,31 +154,40 @@ class Extractor:
     def _decoded_train(self) -> Images:
         """Return the training images, decoded once and kept in memory if they are few enough."""
         images = self.parts["train"]
-        if not is_resident(images, self.data):
+        if images.frames or not is_resident(images, self.data):  # training needs other frames of videos
             return images
         pixels = decode_all(images, progress=self.config.progress).images  # unreadable rows have no features
-        array = pixels.permute(0, 2, 3, 1).numpy()
-        return ArrayImages("train", [array], images.size, labels=images.labels, classes=images.classes)
+        return DecodedImages("train", pixels, images.labels, images.classes)
 
     def modules(self) -> dict[str, Callable[[], nn.Module]]:
         """Return a function that builds each network: ``encoder``, and the baselines it is compared with.
 
-        - ``raw_pixels``: the center view averaged down to ``baselines.raw_size``;
+        - ``raw_pixels``: the center view, or the mean of its frames, averaged down to ``baselines.raw_size``;
         - ``random_encoder``: a network of the same shape that was never trained;
+        - for clips, what time adds: ``single_frame``, the same encoder on the middle frame alone, shown all
+          the time, and ``shuffled_frames``, on the frames in an order that says nothing;
         - those that ``compare_with`` added.
         """
         side = min(self.config.baselines.raw_size, self.data.image_size)
+        clips: dict[str, Callable[[], nn.Module]] = {
+            "single_frame": lambda: SingleFrame(self.frozen.module),
+            "shuffled_frames": lambda: ShuffledFrames(self.frozen.module),
+        }
         return {
             "encoder": lambda: self.frozen.module,
             "raw_pixels": lambda: _Pixels(side),
             "random_encoder": self._build_random,
+            **(clips if self.data.frames > 1 else {}),
             **self._others,
         }
 
     def part_features(self, name: str) -> dict[str, PartFeatures]:
         """Return the features of each part under one of ``modules``."""
         build, title = self.modules()[name], name.replace("_", " ")
-        input_spec = [self.data.image_size, self.data.stored_size, *self.data.mean, *self.data.std]
+        data = self.data
+        input_spec = [data.image_size, data.stored_size, *data.mean, *data.std]
+        if data.frames > 1:
+            input_spec += [data.frames, data.frame_step, data.fps or 0, data.clips_per_video]
         features = {}
         for part, images in self.parts.items():
             text = json.dumps([_CACHE_VERSION, self._identity(name), self.fingerprints[part], *input_spec])
@@ -194,6 +203,8 @@ class Extractor:
             return f"encoder {self.frozen.sha256}"
         if name == "raw_pixels":
             return f"raw {min(self.config.baselines.raw_size, self.data.image_size)}"
+        if name in ("single_frame", "shuffled_frames"):
+            return f"{name} {self.frozen.sha256}"
         if name in self._others:
             return f"other {tensor_hash(self._others[name]())}"
         return f"random {self.config.baselines.random_seed} {self.frozen.shape} {torch.__version__}"
@@ -269,4 +280,5 @@ class _Pixels(nn.Module):
         self.side = side
 
     def forward(self, views: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(views, self.side).flatten(1)
+        images = views.mean(1) if views.ndim == 5 else views
+        return F.adaptive_avg_pool2d(images, self.side).flatten(1)

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from contrastive.augment.moments import DrawMoments
 from contrastive.augment.views import Views
 from contrastive.config import AugmentConfig, PretrainConfig, UserError
 from contrastive.config_files import load_saved
+from contrastive.data.clips import draw_clips
 from contrastive.data.images import SomeImages
 from contrastive.data.reading import decode_all
 from eval.subject import Extractor
@@ -54,7 +56,9 @@ class ViewSampler:
         if len(self._shown) < 2:
             raise UserError(f"the training part has {len(known)} readable images, statistics need 2 or more")
         self._rows = known.rows[self._shown]
-        self._pixels = decode_all(SomeImages(extractor.parts["train"], self._rows)).images
+        moments = DrawMoments(self.augment.time, seed=0)
+        images = draw_clips(SomeImages(extractor.parts["train"], self._rows), extractor.data, moments)
+        self._pixels = decode_all(images).images
         self._views = Views(self.augment, extractor.data, seed=0)
 
     def features(self, name: str) -> TwoViews:

@@ -113,3 +113,79 @@ def run_config(folder, *overrides):
         *QUIET,
         *overrides,
     )
+
+
+def numbered_frame(number, size=(32, 32), corner=False):
+    """Return RGB pixels (h, w, 3): two lines of three blocks in the middle square are bits, the lowest first.
+
+    Args:
+        corner: Make the top left quarter white instead.
+    """
+    (width, height), side = size, min(size)
+    pixels = np.full((height, width, 3), 60, dtype=np.uint8)
+    if corner:
+        pixels[: height // 2, : width // 2] = 255
+        return pixels
+    bits = np.array([number >> bit & 1 for bit in range(6)]).reshape(2, 3)
+    line, column = np.arange(side) * 2 // side, np.arange(side) * 3 // side
+    top, left = (height - side) // 2, (width - side) // 2
+    pixels[top : top + side, left : left + side] = (60 + 140 * bits[line][:, column])[..., None]
+    return pixels
+
+
+def numbers_shown(pixels):
+    """Return the numbers of frames (f, 3, s, s) by their blocks."""
+    size = pixels.shape[-1]
+    middles = pixels[:, 1][:, [size // 4, 3 * size // 4]][:, :, [size // 6, size // 2, 5 * size // 6]]
+    return [sum(1 << bit for bit, on in enumerate((frame > 130).flatten()) if on) for frame in middles]
+
+
+def write_video(
+    path,
+    count,
+    *,
+    codec="libx264",
+    options=None,
+    size=(32, 32),
+    rate=12,
+    at=None,
+    pixels=None,
+    corner=False,
+    angle=0,
+    sound=False,
+    container=None,
+):
+    """Write a video whose frames show their number (``numbered_frame``); return its path.
+
+    Args:
+        at: When each frame is shown, in frames of ``rate``; None shows one after the other.
+        corner: Make the top left quarter white.
+        angle: Rotation that the file asks players for, in degrees against the clock.
+        sound: Add a second of silence.
+    """
+    import av
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options=container or {}) as file:
+        video = None
+        if count:
+            video = file.add_stream(codec, rate=rate, options=options or {})
+            video.width, video.height, video.bit_rate = *size, 8_000_000
+            video.pix_fmt = pixels or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
+            if angle:
+                video.set_display_rotation(angle)
+        audio = file.add_stream("pcm_s16le" if path.suffix == ".mkv" else "aac", rate=8000) if sound else None
+        for number in range(count):
+            frame = av.VideoFrame.from_ndarray(numbered_frame(number, size, corner), format="rgb24")
+            frame.pts = number if at is None else at[number]
+            frame.time_base = 1 / video.average_rate
+            file.mux(video.encode(frame))
+        if video is not None:
+            file.mux(video.encode())
+        if audio is not None:
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+            silence.rate, silence.pts = 8000, 0
+            for part in (silence, None):
+                file.mux(audio.encode(part))
+    return path

@@ -82,4 +82,4 @@ class Geometric(GeometricAugmentationBase2D):
         super().__init__(p=1.0, p_batch=1.0, same_on_batch=False, keepdim=False)
 
 
-_KORNIA_OWN = ("forward_input_shape", "data_keys")
+_KORNIA_OWN = ("forward_input_shape", "data_keys", "video_batch_size")

@@ -5,7 +5,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from contrastive.augment.base import Intensity, Params
 from contrastive.augment.blur import GaussianBlur
@@ -24,11 +24,14 @@ _CACHED_VALUES = 3 * 2**18
 
 
 class Views:
-    """Random views of each image: two global ones, then the local ones of multi-crop.
+    """Random views of each image or clip: two global ones, then the local ones of multi-crop.
 
     A view is a pure function of (seed, epoch, id, view): no global random state is read or changed, and an
     image's views do not depend on the batch it is in. An op that is switched off keeps its random
     numbers reserved, so switching it on does not change the others.
+
+    The frames of a clip are all changed alike. A clip of a row was cut for each global view; local views take
+    these in turn.
 
     Args:
         augment: Strengths and number of the views.
@@ -54,12 +57,12 @@ class Views:
         self._views = torch.compile(self._all, fullgraph=True, backend=compile) if compile else self._all
 
     def __call__(
-        self, images: UInt8[Tensor, "b 3 S S"], ids: Int[Tensor, " b"], epoch: int
-    ) -> tuple[Float[Tensor, "b 3 _ _"], ...]:
+        self, images: UInt8[Tensor, "b *f 3 S S"], ids: Int[Tensor, " b"], epoch: int
+    ) -> tuple[Float[Tensor, "b *t 3 _ _"], ...]:
         """Return the views of ``images``.
 
         Args:
-            images: Stored images, at least 1 of them.
+            images: Stored images, at least 1 of them; of clips the t frames of view 1, then those of view 2.
             ids: Their data set rows, int64, on the device of ``images``.
             epoch: From 0.
 
@@ -77,9 +80,12 @@ class Views:
         view = torch.arange(count, device=ids.device).repeat_interleave(len(ids))
         numbers = uniforms(self.seed, epoch, ids.repeat(count), view, self.chains[0].num_uniforms)
         halves = self._halves(ids, epoch)
+        clips = images.chunk(2, dim=1) if images.ndim == 5 else (images, images)
         return tuple(
-            chain(images, part, half)
-            for chain, part, half in zip(self.chains, numbers.chunk(count), halves, strict=True)
+            chain(clips[number % 2], part, half)
+            for number, (chain, part, half) in enumerate(
+                zip(self.chains, numbers.chunk(count), halves, strict=True)
+            )
         )
 
     def _halves(self, ids: Tensor, epoch: int | Tensor) -> list[Tensor | None]:
@@ -125,18 +131,28 @@ class Chain:
 
     def __call__(
         self,
-        images: UInt8[Tensor, "b 3 S S"],
+        images: UInt8[Tensor, "b *t 3 S S"],
         numbers: Float[Tensor, "b u"],
         half: Int[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b 3 s s"]:
-        """Return the view of each image that ``numbers``, uniform in [0, 1), describe.
+    ) -> Float[Tensor, "b *t 3 s s"]:
+        """Return the view of each image or clip that ``numbers``, uniform in [0, 1), describe.
 
         Args:
-            images: Stored images.
-            numbers: ``num_uniforms`` for each image.
+            images: Stored images, or clips of t frames.
+            numbers: ``num_uniforms`` for each image or clip.
             half: See ``Crop.draw``.
         """
         params = self.draw(numbers, images.shape[-2], images.shape[-1], half)
+        if images.ndim == 4:
+            return self._apply(images, params)
+        frames = images.shape[1]
+        alike = [
+            {name: value.repeat_interleave(frames, 0) for name, value in drawn.items()} for drawn in params
+        ]
+        return _as_clips(self._apply(images.flatten(0, 1), alike), frames)
+
+    def _apply(self, images: Tensor, params: list[Params]) -> Tensor:
+        """Apply the operations with the parameters of each image."""
         if images.device.type != "cpu" or torch.compiler.is_compiling():
             return self._piece(images, params).contiguous(memory_format=torch.channels_last)
         size = self.size
@@ -165,8 +181,8 @@ class Chain:
         return _normalize_(view, self.data)
 
 
-def center_view(images: UInt8[Tensor, "b 3 S S"], data: DataConfig) -> Float[Tensor, "b 3 s s"]:
-    """Compute the view of an image for evaluation, without randomness.
+def center_view(images: UInt8[Tensor, "b *f 3 S S"], data: DataConfig) -> Float[Tensor, "b *f 3 s s"]:
+    """Compute the view of an image, or of each frame, for evaluation, without randomness.
 
     An image stored at ``data.image_size`` is used whole. If it is stored larger, views of more than 64 px are
     its central 7/8 (ImageNet's "resize to 256, centre crop 224" at any size; a default ``data.decode_size``
@@ -176,6 +192,8 @@ def center_view(images: UInt8[Tensor, "b 3 S S"], data: DataConfig) -> Float[Ten
     Returns:
         float32, normalised, channels last.
     """
+    if images.ndim == 5:
+        return _as_clips(center_view(images.flatten(0, 1), data), images.shape[1])
     stored, size = images.shape[-1], data.image_size
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         if stored > size > 64:
@@ -188,6 +206,30 @@ def center_view(images: UInt8[Tensor, "b 3 S S"], data: DataConfig) -> Float[Ten
                 view, size=(size, size), mode="bilinear", antialias=True, align_corners=False
             )
         return _normalize_(view, data).contiguous(memory_format=torch.channels_last)
+
+
+def encode_center(
+    module: nn.Module, images: UInt8[Tensor, "b *f 3 S S"], data: DataConfig
+) -> Float[Tensor, "b ..."]:
+    """Compute what ``module`` gives for the center view, for videos the mean over their clips.
+
+    Args:
+        module: Network from views (b, 3, s, s), or (b, t, 3, s, s), to features.
+        images: Stored images, or the frames of a video's clips, one clip of ``data.frames`` after the other.
+        data: How views are cut and normalised.
+    """
+    views = center_view(images, data)
+    if views.ndim == 4:
+        output: Tensor = module(views)
+        return output
+    num_clips = views.shape[1] // data.frames
+    output = module(_as_clips(views.flatten(0, 1), data.frames))
+    return output.reshape(-1, num_clips, *output.shape[1:]).mean(1)
+
+
+def _as_clips(frames: Float[Tensor, "_ 3 s s"], length: int) -> Float[Tensor, "b t 3 s s"]:
+    """Split frames into clips, without a copy."""
+    return frames.view(-1, length, *frames.shape[1:])
 
 
 def _normalize_(images: Float[Tensor, "b 3 h w"], data: DataConfig) -> Float[Tensor, "b 3 h w"]:

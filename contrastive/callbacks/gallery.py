@@ -11,10 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import save_image
 
+from contrastive.augment.moments import DrawMoments
 from contrastive.augment.views import Views, center_view
+from contrastive.data.clips import draw_clips
 from contrastive.data.images import Images
 from contrastive.drawing.figures import scatter
-from contrastive.drawing.images import strip
+from contrastive.drawing.images import still, strip
 from contrastive.drawing.projection import principal_components
 from contrastive.lightning_glue import StepCallback, log_row
 from contrastive.logging.hard_negatives import HardNegative, read_or_none, write_mined
@@ -31,6 +33,8 @@ _COLUMNS: list[str | int] = ["anchor", "negative", "similarity", "same label"]
 
 class Gallery(StepCallback):
     """Writes views.png (an image above its two views) at the start, mined.csv at the end of each epoch.
+
+    A clip and its views are three strips of frames, one below the other.
 
     mined.csv lists negatives that the last step really used. About twenty times in a run it also writes
     bank.png, a map of the bank's keys, logs ``views/*`` of the images in views.png, and sends the map and the
@@ -56,7 +60,7 @@ class Gallery(StepCallback):
         if trainer.is_global_zero and not file.exists():
             self._draw_views(pl_module)
         if trainer.global_step == 0 and wandb_run(trainer.loggers) is not None and file.is_file():
-            log_media(trainer, {"views/grid": _image(str(file), "images above their two views")})
+            log_media(trainer, {"views/grid": _image(str(file), _caption(self.images))})
 
     def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
         """Write mined.csv at the last step of an epoch and of the run; draw pictures when they are due."""
@@ -78,17 +82,19 @@ class Gallery(StepCallback):
         if not self._sample():
             return
         data, device = module.config.data, module.device
-        images, ids = self._batch(device)
-        views = torch.cat([center_view(images, data), *_views_of(module)(images, ids, 0)[:2]])
+        center = center_view(torch.stack(list(self._sample().values())).to(device), data)
+        drawn = [center[:, : data.frames] if self.images.frames else center, *self._views(module, 0)]
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (data.mean, data.std))
-        save_image((views * std + mean).clamp(0, 1).cpu(), self.run_dir / "views.png", nrow=len(ids))
+        pixels, columns = [(views * std + mean).clamp(0, 1).cpu() for views in drawn], len(center)
+        if self.images.frames:
+            pixels, columns = [*torch.stack(pixels, dim=1).flatten(0, 1)], data.frames
+        save_image(torch.cat(pixels), self.run_dir / "views.png", nrow=columns)
 
     def _measure_views(self, module: ContrastiveModule, step: int) -> dict[str, float | Tensor]:
         """Measure ``views/*``: the distance between two views of an image over that between images."""
         if len(self._sample()) < 2:
             return {}
-        images, ids = self._batch(module.device)
-        first, second = _views_of(module)(images, ids, module.plan.epoch_of(step - 1))[:2]
+        first, second = self._views(module, module.plan.epoch_of(step - 1))
         own = (first - second).square().mean()
         others = (first - second.roll(1, 0)).square().mean()
         return {"views/distance": own / others, "views/std": torch.cat([first, second]).std()}
@@ -101,9 +107,20 @@ class Gallery(StepCallback):
             self._shown = {row: image for row, image in read.items() if image is not None}
         return self._shown
 
-    def _batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        shown = self._sample()
-        return torch.stack(list(shown.values())).to(device), torch.tensor(list(shown)).to(device)
+    def _views(self, module: ContrastiveModule, epoch: int) -> tuple[Tensor, ...]:
+        """Return the two views of each image that is shown, as the module's, but not compiled.
+
+        torch compiles for the batch size of the first call, which must be the step's; after a second size it
+        would recompile for any size, which makes every step slower.
+        """
+        config, shown = module.config, self._sample()
+        images, ids = torch.stack(list(shown.values())), torch.tensor(list(shown))
+        if self.images.frames:  # the clips of the views are others than those of evaluation
+            moments = DrawMoments(config.augment.time, config.run.seed)
+            clips = draw_clips(self.images, config.data, moments).in_epoch(epoch)
+            images = torch.stack([clips.read(row) for row in shown])
+        views = Views(config.augment, config.data, config.run.seed)
+        return views(images.to(module.device), ids.to(module.device), epoch)[:2]
 
     def _draw_bank(self, module: ContrastiveModule, step: int) -> Tensor | None:
         bank = module.miner.bank
@@ -149,7 +166,8 @@ class Gallery(StepCallback):
     def _strip(self, found: list[HardNegative]) -> Any:
         """Draw a query and its negatives as one picture; None where the query cannot be read."""
         rows = [found[0].anchor_row, *(row.negative_row for row in found)]
-        images = [read_or_none(self.images, row) for row in rows]
+        read = [read_or_none(self.images, row) for row in rows]
+        images = [None if image is None else still(image) for image in read]
         if images[0] is None:
             return None
         nothing = torch.full_like(images[0], 128)
@@ -163,13 +181,8 @@ class Gallery(StepCallback):
         return _image(drawn.permute(1, 2, 0).numpy(), "\n".join(lines))
 
 
-def _views_of(module: ContrastiveModule) -> Views:
-    """Build views like the module's, not compiled.
-
-    torch compiles for the batch size of the first call, which must be the step's; after a second size it
-    would recompile for any size, which makes every step slower.
-    """
-    return Views(module.config.augment, module.config.data, module.config.run.seed)
+def _caption(images: Images) -> str:
+    return "clips above their two views" if images.frames else "images above their two views"
 
 
 def picture_due(trainer: pl.Trainer, module: ContrastiveModule, step: int) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contrastive.callbacks.preemption import is_preempted
 from contrastive.config import UserError
-from contrastive.data.images import ArrayImages, Images, SomeImages
+from contrastive.data.images import DecodedImages, Images, SomeImages
 from contrastive.data.reading import decode_all
 from contrastive.lightning_glue import StepCallback, log_row
 from contrastive.logging.throughput import off_the_clock
@@ -71,7 +71,7 @@ _SCORES = {"knn": knn_top1, "probe": probe_top1}
 class _Part:
     """The images to fit on or to score, decoded once, with the row of each in the training part."""
 
-    images: ArrayImages
+    images: DecodedImages
     labels: Int[Tensor, " n"]
     rows: Int[Tensor, " n"]
 
@@ -184,5 +184,5 @@ class OnlineScores(StepCallback):
     def _decode(self, rows: Tensor) -> _Part:
         """Decode some rows; leave out unreadable ones, which the training path counts."""
         decoded = decode_all(SomeImages(self.images, rows)).batch
-        array, readable = decoded.images.permute(0, 2, 3, 1).numpy(), rows[decoded.ids]
-        return _Part(ArrayImages("monitor", [array], self.images.size), self.labels[readable], readable)
+        readable = rows[decoded.ids]
+        return _Part(DecodedImages("monitor", decoded.images), self.labels[readable], readable)

@@ -15,11 +15,11 @@ class Batch:
     replaced, and the number of batches never changes.
 
     Attributes:
-        images: RGB pixels, uint8.
+        images: RGB pixels, uint8; of clips the frames of all views, one view after the other.
         ids: Data set rows, int64.
     """
 
-    images: UInt8[Tensor, "b 3 s s"]
+    images: UInt8[Tensor, "b *f 3 s s"]
     ids: Int[Tensor, " b"]
 
     def __len__(self) -> int:

@@ -143,8 +143,8 @@ def _check(path: Path, images: Images) -> dict[int, str] | None:
     return {int(row): str(reason) for row, reason in reasons.items()}
 
 
-def _shape(images: Images) -> tuple[int, int, int, int]:
-    return len(images), 3, images.size, images.size
+def _shape(images: Images) -> tuple[int, ...]:
+    return len(images), *images.shape
 
 
 def _decode_to(path: Path, images: Images, progress: bool) -> dict[int, str]:

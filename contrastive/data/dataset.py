@@ -64,20 +64,37 @@ def open_dataset(data: DataConfig) -> Dataset:
             "pretrain(config, images=...), evaluate(protocol, config, dataset=...)"
         )
     opened: Dataset = find_part("data.name", DATASETS, data.name)(data)
+    _check_frames(opened.train, data)
     return opened
 
 
-def as_dataset(images: Any, size: int) -> Dataset:
+def _check_frames(images: Images, data: DataConfig) -> None:
+    """Raise UserError unless ``data.frames`` is that of clips, or 1 for images."""
+    if not images.frames and data.frames > 1:
+        raise UserError(
+            f"data.frames={data.frames}: data.name={data.name} has images, not videos; leave data.frames "
+            "out, or use data.name=clips"
+        )
+    if images.frames and data.frames < 2:
+        raise UserError(
+            f"data.frames={data.frames}: data.name={data.name} has videos, a clip needs 2 frames or more; "
+            "pretrain with e.g. data.frames=8"
+        )
+
+
+def as_dataset(images: Any, data: DataConfig) -> Dataset:
     """Wrap the images of a Python program: a Dataset, an Images, or a map-style torch Dataset.
 
     Args:
         images: One of these.
-        size: Side of the decoded square: ``data.stored_size``.
+        data: Its ``stored_size``, the side of the decoded square, and ``frames`` are compared.
 
     Raises:
         UserError: the data set has no length, or its images have another size.
     """
+    size = data.stored_size
     dataset = images if isinstance(images, Dataset) else _wrap(images, size)
+    _check_frames(dataset.train, data)
     for part in (dataset.train, dataset.labelled, dataset.test):
         if part is not None and part.size != size:
             raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float64, Int, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from contrastive.data.decode import Unreadable, read_dimensions, read_file, to_r
 
 
 class Images(ABC):
-    """Map-style data set of square RGB images; subclass it to train on your own images.
+    """Map-style data set of square RGB images, or of clips; subclass it to train on your own images.
 
     Rows are numbered from 0, and a row is always the same image: the memory bank has one slot for each.
 
@@ -27,25 +27,49 @@ class Images(ABC):
             them; the training path does not.
         classes: Names of the classes, or None.
         thread_safe: Whether several threads may read at once.
+        frames: Frames of what ``read`` returns, an axis before the others; 0 for images, which lack the axis.
     """
 
     size: int
     labels: Int[Tensor, " n"] | None = None
     classes: list[str] | None = None
     thread_safe: bool = True
+    frames: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what ``read`` returns: (3, s, s), or (frames, 3, s, s) for clips."""
+        square = (3, self.size, self.size)
+        return (self.frames, *square) if self.frames else square
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
-        """Return the decoded image.
+    def read(self, row: int) -> UInt8[Tensor, "*f 3 s s"]:
+        """Return the decoded image, or clip.
 
         Raises:
             Unreadable: it cannot be decoded; the message says why.
         """
 
-    def read_into(self, pixels: UInt8[Tensor, "b 3 s s"], rows: Sequence[int]) -> dict[int, str]:
+    def in_epoch(self, epoch: int) -> "Images":
+        """Return what training reads in ``epoch``: images are the same in all."""
+        return self
+
+    def times(self, row: int) -> Float64[np.ndarray, " n"]:
+        """Return when each frame of a video is shown, in seconds: an image is one frame, always shown."""
+        return np.zeros(1)
+
+    def read_frames(self, row: int, indices: Int64[np.ndarray, " f"]) -> UInt8[Tensor, "f 3 s s"]:
+        """Return some frames of a video, which are all the same for an image.
+
+        Raises:
+            Unreadable: they cannot be decoded.
+        """
+        return self.read(row).expand(len(indices), -1, -1, -1)
+
+    def read_into(self, pixels: UInt8[Tensor, "b *f 3 s s"], rows: Sequence[int]) -> dict[int, str]:
         """Read ``rows`` into ``pixels``; return the reason for each unreadable row (pixels not set)."""
         bad = {}
         for index, row in enumerate(rows):
@@ -243,6 +267,42 @@ class ArrayImages(Images):
         return pixels
 
 
+class DecodedImages(Images):
+    """Images or clips that were decoded before, in memory.
+
+    Args:
+        name: Keys are ``name/row``.
+        pixels: The decoded images, in the order of the rows.
+        labels: Class of each row, or None.
+        classes: Names of the classes, or None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pixels: UInt8[Tensor, "n *f 3 s s"],
+        labels: Int[Tensor, " n"] | None = None,
+        classes: list[str] | None = None,
+    ) -> None:
+        self.name, self.pixels, self.labels, self.classes = name, pixels, labels, classes
+        self.size, self.frames = pixels.shape[-1], pixels.shape[1] if pixels.ndim == 5 else 0
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, row: int) -> UInt8[Tensor, "*f 3 s s"]:
+        """See Images; never Unreadable."""
+        return self.pixels[row]
+
+    def key(self, row: int) -> str:
+        """Return e.g. ``train/17``."""
+        return f"{self.name}/{row}"
+
+    def stamp(self, row: int) -> str:
+        """Hash the pixels, to 64 bits in hex."""
+        return _hash(self.pixels[row].numpy())
+
+
 class DatasetImages(Images):
     """A map-style Dataset of your own: ``dataset[i]`` is a PIL image or a uint8 (3, h, w) tensor.
 
@@ -336,14 +396,23 @@ class SomeImages(Images):
     def __init__(self, images: Images, rows: Int[Tensor, " n"]) -> None:
         self.images, self.rows = images, rows
         self.size, self.classes, self.thread_safe = images.size, images.classes, images.thread_safe
+        self.frames = images.frames
         self.labels = None if images.labels is None else images.labels[rows]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
+    def read(self, row: int) -> UInt8[Tensor, "*f 3 s s"]:
         """See Images."""
         return self.images.read(int(self.rows[row]))
+
+    def times(self, row: int) -> Float64[np.ndarray, " n"]:
+        """Return the other set's times."""
+        return self.images.times(int(self.rows[row]))
+
+    def read_frames(self, row: int, indices: Int64[np.ndarray, " f"]) -> UInt8[Tensor, "f 3 s s"]:
+        """Return the other set's frames."""
+        return self.images.read_frames(int(self.rows[row]), indices)
 
     def key(self, row: int) -> str:
         """Return the other set's key."""

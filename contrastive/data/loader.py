@@ -14,12 +14,14 @@ from torch import Tensor
 from contrastive.config import DataConfig
 from contrastive.data.batch import Batch
 from contrastive.data.cache import cached
+from contrastive.data.clips import AllFrames, DrawnClips, StoredFrames, fits
 from contrastive.data.images import Images
 from contrastive.data.plan import WHOLE, Plan, Share
 from contrastive.data.reading import (
     MOST_WORKERS,
     Decoded,
     Report,
+    Todo,
     decode_ahead,
     decode_all,
     num_bytes,
@@ -97,6 +99,9 @@ class Loader(ABC):
         step, micro = divmod(position, self._share.accumulate)
         return self._plan.local_ids(step, micro, self._share)
 
+    def _epoch(self, position: int) -> int:
+        return self._plan.epoch_of(position // self._share.accumulate)
+
     @abstractmethod
     def _next(self) -> Batch:
         """Return micro-batch number ``self._delivered``."""
@@ -128,6 +133,45 @@ class ResidentLoader(Loader):
         ids = self._ids(self._delivered)
         ids = send(ids[self._readable[ids]], self._pixels.device)
         return Batch(self._pixels.index_select(0, ids), ids)
+
+
+class ResidentClips(Loader):
+    """Decodes all videos once and keeps all their frames on the device; a batch is one look-up.
+
+    Args:
+        images: The clips of every video.
+        plan: See Loader.
+        share: See Loader.
+        device: Device of the batches.
+        tally: Counts unreadable videos, all at once.
+        progress: Show a bar on stderr while decoding.
+    """
+
+    def __init__(
+        self,
+        images: DrawnClips,
+        plan: Plan,
+        share: Share,
+        *,
+        device: torch.device,
+        tally: Tally,
+        progress: bool,
+    ) -> None:
+        super().__init__(plan, share)
+        index = AllFrames(images)
+        decoded = decode_all(index, progress=progress)
+        bad = index.videos(decoded.bad)
+        tally.report(bad)
+        tally.count(torch.arange(len(images)), bad)
+        self._readable = torch.tensor([row not in bad for row in range(len(images))])
+        self._clips = StoredFrames(images, index, index)
+        self._pixels = decoded.images.to(device)
+
+    def _next(self) -> Batch:
+        ids = self._ids(self._delivered)
+        ids = ids[self._readable[ids]]
+        places = send(self._clips.places(ids, self._epoch(self._delivered)), self._pixels.device)
+        return Batch(self._pixels[places], send(ids, self._pixels.device))
 
 
 class DecodingLoader(Loader):
@@ -178,13 +222,13 @@ class DecodingLoader(Loader):
             self._tally.count(decoded.rows, decoded.bad)
         return decoded.batch
 
-    def _todo(self) -> Iterator[list[int]]:
+    def _todo(self) -> Iterator[Todo]:
         """Yield the rows of the coming micro-batches, as far as the plan knows them by then."""
         accumulate = self._share.accumulate
         for position in count(self._delivered):
             if position >= self._plan.known_until(self._delivered // accumulate) * accumulate:
                 return
-            yield self._ids(position).tolist()
+            yield Todo(self._epoch(position), self._ids(position).tolist())
 
     def check_corrupt_share(self, read: Int[Tensor, " g"]) -> None:
         """See Loader."""
@@ -225,19 +269,29 @@ def build_loader(
     """
     if len(images) != plan.rows:
         raise ValueError(f"plan.rows={plan.rows}, but there are {len(images)} images")
-    if data.cache is not None:
-        images = cached(images, Path(data.cache), progress=progress)
     tally = Tally(images, data.max_corrupt, on_corrupt)
+    if data.cache is not None:
+        images = _from_cache(images, Path(data.cache), progress)
     if is_resident(images, data):
+        if isinstance(images, DrawnClips):
+            return ResidentClips(images, plan, share, device=device, tally=tally, progress=progress)
         return ResidentLoader(images, plan, share, device=device, tally=tally, progress=progress)
     workers = default_workers(share.world) if data.num_workers is None else data.num_workers
     return DecodingLoader(images, plan, share, device=device, tally=tally, num_workers=workers)
 
 
+def _from_cache(images: Images, folder: Path, progress: bool) -> Images:
+    """Return the images, or the clips of the frames, in a decoded array below ``folder``."""
+    if not isinstance(images, DrawnClips):
+        return cached(images, folder, progress=progress)
+    index = AllFrames(images.source)
+    return StoredFrames(images, index, cached(index, folder, progress=progress))
+
+
 def is_resident(images: Images, data: DataConfig) -> bool:
     """Decide whether the decoded set is kept on the device, by ``data.resident`` or its size."""
     if data.resident == "auto":
-        return num_bytes(images) <= RESIDENT_BYTES
+        return fits(images, RESIDENT_BYTES) if images.frames else num_bytes(images) <= RESIDENT_BYTES
     return data.resident == "true"
 
 

@@ -1,6 +1,7 @@
 """Decode many images: all at once in threads, or batch by batch in worker processes."""
 
 import gc
+import math
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int, UInt8
@@ -41,7 +42,7 @@ class Decoded:
         bad: Reason for each row that could not be read.
     """
 
-    images: UInt8[Tensor, "n 3 s s"]
+    images: UInt8[Tensor, "n *f 3 s s"]
     rows: Int[Tensor, " n"]
     bad: dict[int, str]
 
@@ -62,13 +63,20 @@ class Decoded:
         return Decoded(self.images.pin_memory(), self.rows.pin_memory(), self.bad)
 
 
+class Todo(NamedTuple):
+    """A batch to decode: the rows, and the epoch they are read for, which chooses the moments of clips."""
+
+    epoch: int
+    rows: list[int]
+
+
 class WorkerDied(RuntimeError):
     """A decoding process was killed from outside, most often because memory ran out."""
 
 
 def decode(images: Images, rows: Sequence[int]) -> Decoded:
     """Decode some rows, in this thread."""
-    pixels = torch.zeros(len(rows), 3, images.size, images.size, dtype=torch.uint8)
+    pixels = torch.zeros(len(rows), *images.shape, dtype=torch.uint8)
     bad = images.read_into(pixels, rows)
     return Decoded(pixels, torch.tensor(rows, dtype=torch.int64), bad)
 
@@ -80,7 +88,7 @@ def decode_all(images: Images, *, progress: bool = False) -> Decoded:
         UserError: there is not enough memory.
     """
     try:
-        pixels = torch.zeros(len(images), 3, images.size, images.size, dtype=torch.uint8)
+        pixels = torch.zeros(len(images), *images.shape, dtype=torch.uint8)
     except RuntimeError as error:
         raise UserError(
             f"{len(images)} decoded images take {num_bytes(images) / 2**30:.1f} GiB, more than can be "
@@ -122,8 +130,11 @@ def read_in_order(
 
     Batches are in host memory, pinned for a GPU.
     """
-    rows = (list(range(at, min(at + batch_size, len(images)))) for at in range(0, len(images), batch_size))
-    for decoded in decode_ahead(images, rows, num_workers, device):
+    todo = (
+        Todo(0, list(range(at, min(at + batch_size, len(images)))))
+        for at in range(0, len(images), batch_size)
+    )
+    for decoded in decode_ahead(images, todo, num_workers, device):
         for row, reason in decoded.bad.items():
             on_corrupt(row, reason)
         yield decoded.batch
@@ -144,23 +155,23 @@ class _Decoder(Dataset[Any]):
         return len(self._images)
 
     def __getitem__(self, row: int) -> Decoded:
-        return self.__getitems__([row])
+        return self.__getitems__(Todo(0, [row]))
 
-    def __getitems__(self, rows: list[int]) -> Decoded:
-        return decode(self._images, rows)
+    def __getitems__(self, todo: Todo) -> Decoded:
+        return decode(self._images.in_epoch(todo.epoch), todo.rows)
 
 
 def decode_ahead(
-    images: Images, todo: Iterable[list[int]], num_workers: int, device: torch.device
+    images: Images, todo: Iterable[Todo], num_workers: int, device: torch.device
 ) -> Iterator[Decoded]:
-    """Decode the lists of rows in order; with workers, some batches ahead.
+    """Decode batches in order; with workers, some batches ahead.
 
     Raises:
         WorkerDied: a worker process was killed.
     """
     loader: DataLoader[Any] = DataLoader(
         _Decoder(images),
-        batch_sampler=todo,
+        batch_sampler=todo,  # type: ignore[arg-type]  # it is passed on to __getitems__ as it is
         num_workers=num_workers,
         collate_fn=_as_is,
         pin_memory=device.type == "cuda",
@@ -224,4 +235,4 @@ def _as_is(batch: Any) -> Any:
 
 def num_bytes(images: Images) -> int:
     """Count the bytes of the decoded set."""
-    return len(images) * 3 * images.size**2
+    return len(images) * math.prod(images.shape)

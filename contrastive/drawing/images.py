@@ -12,6 +12,19 @@ from contrastive.drawing.canvas import rgb
 _FRAME, _GAP = 3, 2
 
 
+def film_strip(clip: UInt8[Tensor, "t 3 s s"]) -> UInt8[Tensor, "3 s w"]:
+    """Draw the frames of a clip side by side."""
+    return torch.cat(clip.unbind(), dim=2)
+
+
+def still(image: UInt8[Tensor, "*f 3 s s"]) -> UInt8[Tensor, "3 p p"]:
+    """Return an image as it is, and of a clip a square of four frames, spread over it, line by line."""
+    if image.ndim == 3:
+        return image
+    some = image[torch.linspace(0, len(image) - 1, 4).long()]
+    return torch.cat([film_strip(line) for line in (some[:2], some[2:])], dim=1)
+
+
 def strip(
     images: Sequence[UInt8[Tensor, "3 s s"]], same: Sequence[bool], side: int = 96
 ) -> UInt8[Tensor, "3 h w"]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from contrastive.config import PretrainConfig, UserError
+from contrastive.config import DataConfig, PretrainConfig, UserError
 from contrastive.config_files import load_saved
 from contrastive.data.image_list import read_image_list
 from contrastive.export.config import ExportConfig
@@ -35,12 +35,16 @@ def write_card(config: ExportConfig, source: ExportedEncoder, out: Path, facts: 
 
 def _lines(config: ExportConfig, source: ExportedEncoder, out: Path, facts: dict[str, Any]) -> list[str]:
     saved = load_saved(PretrainConfig, source.run / "config.yaml") if source.run else None
+    clips = source.input.frames > 1
     about = {
         "file": f"`{out.name}`, format {config.format}",
         "network": str(source.arch),
-        "features": f"{source.encoder.dim} numbers an image, pooled, without the projector",
-        "input": f"RGB, {source.input.size} x {source.input.size} px, float32 in [0, 1]"
-        + _fed(config, source),
+        "features": f"{source.encoder.dim} numbers {'a clip' if clips else 'an image'}, pooled, without the "
+        "projector",
+        "input": (f"{source.input.frames} frames, " if clips else "")
+        + f"RGB, {source.input.size} x {source.input.size} px, float32 in [0, 1]"
+        + _fed(config, source)
+        + (_spaced(saved.data) if clips and saved else ""),
         "trained by": "contrastive pretraining" + (f", {_described(saved)}" if saved else ""),
         "encoder.safetensors": f"SHA-256 `{source.sha256}`",
     }
@@ -57,6 +61,11 @@ def _fed(config: ExportConfig, source: ExportedEncoder) -> str:
     if config.format in ("onnx", "embeddings"):
         return "; normalised inside" if config.format == "onnx" else ""
     return f", then minus mean {source.input.mean}, over std {source.input.std}"
+
+
+def _spaced(data: DataConfig) -> str:
+    """Describe which frames of a video make a clip."""
+    return f"; {data.fps:g} frames a second" if data.fps else f"; every frame_step = {data.frame_step} frames"
 
 
 def _rows(facts: dict[str, Any]) -> dict[str, str]:

@@ -38,7 +38,7 @@ class _Graph(nn.Module):
 
 
 def write_onnx(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict[str, Any]:
-    """Write one file, weights included; input ``pixels`` (b, 3, s, s), output ``features`` (b, d), any b."""
+    """Write one file, weights included; input ``pixels`` (b, 3, s, s), or (b, t, 3, s, s); any b."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -51,19 +51,19 @@ def write_onnx(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict
     lines = [
         "import onnxruntime",
         f'session = onnxruntime.InferenceSession("{out.name}")',
-        'features = session.run(None, {"pixels": pixels})[0]  # float32 in [0, 1], (b, 3, s, s)',
+        'features = session.run(None, {"pixels": pixels})[0]  # float32 in [0, 1], '
+        f"(b, {'t, ' * (source.input.frames > 1)}3, s, s)",
     ]
     return {"max_difference": difference, "load": lines}
 
 
 def _trace(source: ExportedEncoder, path: Path) -> None:
-    side = source.input.size
     # The exporter prints to stdout, which is for results, and warns of its own use of deprecated functions.
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             _Graph(source).eval(),
-            (torch.rand(2, 3, side, side),),
+            (torch.rand(2, *source.shape),),
             str(path),
             input_names=["pixels"],
             output_names=["features"],

@@ -34,7 +34,13 @@ class ExportedEncoder:
     sha256: str
     run: Path | None
 
-    def compare(self, other: Callable[[Float[Tensor, "b 3 s s"]], Tensor]) -> float:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input: (3, s, s), or (t, 3, s, s) for clips."""
+        square = (3, self.input.size, self.input.size)
+        return (self.input.frames, *square) if self.input.frames > 1 else square
+
+    def compare(self, other: Callable[[Float[Tensor, "b *t 3 s s"]], Tensor]) -> float:
         """Compute the largest difference of ``other``'s features, relative to the encoder's largest feature.
 
         Args:
@@ -43,8 +49,7 @@ class ExportedEncoder:
         Raises:
             RuntimeError: the difference is larger than another order of summation explains.
         """
-        side = self.input.size
-        pixels = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+        pixels = torch.rand(3, *self.shape, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             ours, theirs = self.encoder(self.normalize(pixels)), other(pixels)
         difference = float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1e-12))
@@ -54,7 +59,7 @@ class ExportedEncoder:
             )
         return difference
 
-    def normalize(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
+    def normalize(self, pixels: Float[Tensor, "b *t 3 s s"]) -> Float[Tensor, "b *t 3 s s"]:
         """Normalise as for the encoder: (pixels - mean) / std."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.input.mean, self.input.std))
         return (pixels - mean) / std

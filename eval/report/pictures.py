@@ -9,7 +9,7 @@ from contrastive.config import UserError
 from contrastive.data.images import Images
 from contrastive.drawing.canvas import data_uri, png
 from contrastive.drawing.figures import class_colour, confusion, scatter
-from contrastive.drawing.images import scaled
+from contrastive.drawing.images import scaled, still
 from contrastive.logging.hard_negatives import HardNegative, read_or_none
 from eval.report.context import Map, Report
 from eval.report.page import card, grid, legend, section, table
@@ -34,6 +34,8 @@ def views(report: Report) -> str:
     source = data_uri(file.read_bytes())
     body = f'<div class="views"><img alt="images and their two views" src="{source}"></div>'
     note = "First row: images. Below each: the two random views that must embed together."
+    if report.images is not None and report.images.frames:
+        note = "In threes: a clip of a video, then the two random views that must embed together."
     return section("What does the network see?", note, body)
 
 
@@ -74,7 +76,8 @@ def _thumbnail(images: Images | None, row: int, key: str, text: str, *, framed: 
     name, frame = escape(key, quote=True), ' class="same"' if framed else ""
     picture = '<div class="none"></div>'
     if image is not None:
-        source = data_uri(png(scaled(image, min(_THUMBNAIL, image.shape[-1]))))
+        shown = still(image)
+        source = data_uri(png(scaled(shown, min(_THUMBNAIL, shown.shape[-1]))))
         picture = f'<img{frame} alt="{name}" src="{source}">'
     # Right to left, so that a long path is cut at its beginning; <bdi> keeps the order of its characters.
     caption = f"<b>{escape(text)}</b><br><bdi>{name}</bdi>"

@@ -9,6 +9,8 @@ from contrastive.data.dataset import Dataset, as_dataset, open_dataset
 from contrastive.data.images import DatasetImages
 from contrastive.registry import DATASETS
 
+EIGHT = DataConfig(image_size=8)
+
 
 def keys(images):
     return {images.key(row) for row in range(len(images))}
@@ -80,29 +82,29 @@ def test_images_of_a_program_cannot_be_opened_by_name():
 
 def test_a_torch_dataset_is_wrapped_without_labels():
     data = TensorDataset(torch.full((5, 3, 8, 8), 7, dtype=torch.uint8))
-    dataset = as_dataset(data, 12)
+    dataset = as_dataset(data, DataConfig(image_size=12))
     assert (len(dataset.train), dataset.labelled, dataset.test) == (5, None, None)
     assert torch.equal(dataset.train.read(4), torch.full((3, 12, 12), 7, dtype=torch.uint8))
 
 
 def test_monitors_get_the_rows_whose_label_is_known():
-    assert as_dataset(images(labels=[0, 1, 1, 0]), 8).labelled is not None
-    assert as_dataset(images(labels=[-1] * 4), 8).labelled is None
-    some = as_dataset(images(labels=[0, -1, 1, -1]), 8)
+    assert as_dataset(images(labels=[0, 1, 1, 0]), EIGHT).labelled is not None
+    assert as_dataset(images(labels=[-1] * 4), EIGHT).labelled is None
+    some = as_dataset(images(labels=[0, -1, 1, -1]), EIGHT)
     assert len(some.train) == 4
     assert (keys(some.labelled), some.labelled.labels.tolist()) == ({"dataset/0", "dataset/2"}, [0, 1])
 
 
 def test_parts_are_passed_on_as_they_are():
     dataset = Dataset(images(), images(2, labels=[0, 1]), images(1, labels=[0]))
-    assert as_dataset(dataset, 8) is dataset
+    assert as_dataset(dataset, EIGHT) is dataset
     with pytest.raises(UserError, match=r"squares of 9 px, the settings ask for 8 px"):
-        as_dataset(Dataset(images(), test=images(1, 9)), 8)
+        as_dataset(Dataset(images(), test=images(1, 9)), EIGHT)
 
 
 def test_a_data_set_with_labels_and_no_test_part_cannot_be_evaluated():
     with pytest.raises(UserError, match=r"data.name=mine has no test part, evaluation needs one"):
-        as_dataset(images(labels=[0, 1, 1, 0]), 8).labelled_parts("mine")
+        as_dataset(images(labels=[0, 1, 1, 0]), EIGHT).labelled_parts("mine")
 
 
 class Endless(IterableDataset):
@@ -112,4 +114,4 @@ class Endless(IterableDataset):
 
 def test_a_stream_is_refused():
     with pytest.raises(UserError, match=r"images=Endless: .*give a map-style Dataset"):
-        as_dataset(Endless(), 8)
+        as_dataset(Endless(), EIGHT)
