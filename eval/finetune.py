@@ -174,7 +174,7 @@ class _Classifier(nn.Module):
             self.head.weight.copy_(weight.T)
             self.head.bias.copy_(bias)
 
-    def forward(self, views: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c"]:
+    def forward(self, views: Float[Tensor, "b *t 3 s s"]) -> Float[Tensor, "b c"]:
         logits: Tensor = self.head((self.body(views).float() - self.mean) * self.scale)
         return logits
 

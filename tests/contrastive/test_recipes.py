@@ -41,6 +41,15 @@ def folder(tmp_path_factory):
     return tiny.write_classes(tmp_path_factory.mktemp("images"), 12, names=("a", "b"), size=(40, 40))
 
 
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("videos")
+    for name in ("a", "b"):
+        for number in range(12):
+            tiny.write_images(root / name / str(number), 4, size=20, seed=number)
+    return root
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_header_says_how_to_run_it_on_what_and_what_to_expect(name):
     header = re.match(r"(#.*\n)+", (FOLDER / f"{name}.yaml").read_text())[0]
@@ -85,10 +94,14 @@ def test_the_fast_recipe_stops_for_nothing_within_an_epoch():
     assert turnover[0] == pytest.approx(turnover[1])
 
 
-def small(name, folder):
+def small(name, folder, videos):
     """Return settings that make a recipe small, and the recipe."""
     config = load(name)
     given = ["data.name=imagefolder", f"data.root={folder}", "data.image_size=16", *SMALL]
+    if config.data.frames > 1:
+        given += ["data.name=clips", f"data.root={videos}", "data.frames=2", "data.fps=null"]
+    if config.encoder.name == "torchvision:r3d_18":  # the small one of this shape
+        given.append("encoder.name=r3d_10")
     if config.choose:
         given.append(f"schedule.epochs={config.schedule.epochs}")
     if config.schedule.minutes is not None:  # whose steps are measured, not known
@@ -106,11 +119,12 @@ def small(name, folder):
     return given, config
 
 
-@pytest.mark.parametrize("name", ["digits", "own", "imagenet_resnet50"])  # a plain one, choose=true, a queue
-def test_a_dry_run_of_it(name, folder, tmp_path, monkeypatch, capsys):
+# a plain one, choose=true, a queue, clips
+@pytest.mark.parametrize("name", ["digits", "own", "imagenet_resnet50", "moving_digits"])
+def test_a_dry_run_of_it(name, folder, videos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("contrastive.pretrain.STEPS", 2)
-    given, config = small(name, folder)
+    given, config = small(name, folder, videos)
     assert main(["--config", name, "--dry-run", *given]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["steps"] == config.schedule.epochs * (result["rows"] // 8)
@@ -119,8 +133,8 @@ def test_a_dry_run_of_it(name, folder, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_nothing_is_warned_of_in_its_first_epochs(name, folder, tmp_path, capsys):
-    given, _ = small(name, folder)
+def test_nothing_is_warned_of_in_its_first_epochs(name, folder, videos, tmp_path, capsys):
+    given, _ = small(name, folder, videos)
     length = ["schedule.epochs=100", "schedule.warmup_epochs=1", "trainer.max_steps=20"]
     rarely = ["run.checkpoint_every=1000", "logging.mined_rows=0", "logging.wandb.mode=disabled"]
     assert main(["--config", name, *given, *length, *rarely, f"run.root={tmp_path}"]) == 0
