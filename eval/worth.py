@@ -284,7 +284,7 @@ class Renormalised(nn.Module):
         self.register_buffer("scale", given[1] / wanted[1])
         self.register_buffer("shift", (given[0] - wanted[0]) / wanted[1])
 
-    def forward(self, views: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+    def forward(self, views: Float[Tensor, "b *t 3 s s"]) -> Float[Tensor, "b d"]:
         """Compute the features."""
         features: Tensor = self.module(views * self.scale + self.shift)
         return features

@@ -19,6 +19,9 @@ from contrastive.slurm import is_first_task
 
 logger = logging.getLogger(__name__)
 
+_VIDEOS = ("clips", "moving_digits")
+"""Sources that no rule knows."""
+
 
 def choose_config(overrides: Sequence[str], recipe: str = "own", *, explain: bool = False) -> PretrainConfig:
     """Load a recipe with overrides, and choose the settings that neither states.
@@ -75,6 +78,11 @@ def _chosen_before(given: PretrainConfig, stated: Stated[PretrainConfig]) -> dic
 def _look_and_decide(
     given: PretrainConfig, stated: Stated[PretrainConfig], *, explain: bool
 ) -> dict[str, Any]:
+    if given.data.name in _VIDEOS:
+        raise UserError(
+            f"choose=true looks at images, and data.name={given.data.name} has videos; use "
+            f"--config {given.data.name}, whose settings are a start, with choose=false"
+        )
     folder = look_at_folder(given.data, source_is_stated="data.name" in stated.keys)
     machine = look_at_machine(given.trainer.get("accelerator", "auto"))
     settings = flat(asdict(given))

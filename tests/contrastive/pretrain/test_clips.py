@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contrastive.choosing.choose import choose_config
+from contrastive.config import UserError
 from contrastive.export.__main__ import main as export
 from eval.__main__ import main as evaluate
 from tests.contrastive.pretrain.runs import bank, same, table, weights
@@ -46,7 +48,9 @@ def clips(run, videos):
     return lambda *overrides: run(*SETTINGS, f"data.root={videos}", *overrides)
 
 
-@pytest.mark.parametrize("first", [[], ["data.resident=false", "data.num_workers=1"]], ids=["resident", "workers"])
+@pytest.mark.parametrize(
+    "first", [[], ["data.resident=false", "data.num_workers=1"]], ids=["resident", "workers"]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_wherever_frames_come_from(clips, tmp_path, first):
     code, result, _ = clips("run.name=whole")
     assert (code, result["steps"]) == (0, 6)
@@ -62,7 +66,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_wherever_frames_come_from(cli
 def test_a_run_is_drawn_measured_and_exported(clips, tmp_path, capsys):
     run_dir = tmp_path / "runs" / "tiny"
     assert clips("logging.mined_rows=3")[0] == 0
-    assert Image.open(run_dir / "views.png").size == (4 * 18 + 2, 9 * 18 + 2)  # 3 clips, each above its 2 views
+    with Image.open(run_dir / "views.png") as picture:
+        assert picture.size == (4 * 18 + 2, 9 * 18 + 2)  # 3 clips, each above its 2 views
     assert table(run_dir / "mined.csv")[0]["anchor_key"].startswith("train/")
     common = [f"checkpoint={run_dir}", "progress=false", "device=cpu"]
     for protocol, more in (("knn", ["knn.k=[3]"]), ("finetune", FINETUNE), ("stats", [])):
@@ -72,11 +77,14 @@ def test_a_run_is_drawn_measured_and_exported(clips, tmp_path, capsys):
             compared = [*next(iter(result["scores"].values()))]
             assert compared == ["encoder", "raw_pixels", "random_encoder", "single_frame", "shuffled_frames"]
     assert evaluate(["report", *common]) == 0
-    page = (run_dir / "eval" / "report.html").read_text()
+    page = (run_dir / "report.html").read_text()
     assert "a clip of a video, then the two random views" in page
     assert page.count('<figure title="train/') > 3
     out = tmp_path / "features.npz"
-    assert export([f"checkpoint={run_dir}", "format=embeddings", f"out={out}", "progress=false", "device=cpu"]) == 0
+    assert (
+        export([f"checkpoint={run_dir}", "format=embeddings", f"out={out}", "progress=false", "device=cpu"])
+        == 0
+    )
     with np.load(out) as saved:
         assert saved["embedding"].shape == (20, 16)
         assert saved["path"][0] == "train/left/0"
@@ -86,7 +94,12 @@ def test_a_run_is_drawn_measured_and_exported(clips, tmp_path, capsys):
     assert "every frame_step = 1 frames" in card
 
 
-FINETUNE = ["finetune.learning_rates=[0.01]", "finetune.epochs=1", "finetune.batch_size=8", "finetune.held_out=0.3"]
+FINETUNE = [
+    "finetune.learning_rates=[0.01]",
+    "finetune.epochs=1",
+    "finetune.batch_size=8",
+    "finetune.held_out=0.3",
+]
 
 
 def test_unreadable_videos_are_listed_and_left_out(run, tmp_path):
@@ -113,3 +126,8 @@ def test_settings_that_do_not_fit_are_refused(run, clips, tmp_path):
     write_images(tmp_path / "flat", 3)
     code, _, err = run(*SETTINGS, f"data.root={tmp_path / 'empty'}")
     assert (code, "no such folder" in err) == (2, True)
+
+
+def test_nothing_is_chosen_for_videos():
+    with pytest.raises(UserError, match=r"choose=true looks at images, and data.name=clips has videos"):
+        choose_config(["data.root=videos", "data.name=clips"])
