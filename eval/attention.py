@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from contrastive.config import UserError, check_path
+from contrastive.config import DataConfig, UserError, check_path
 from contrastive.data.images import SomeImages
 from contrastive.data.reading import decode_all
 from contrastive.drawing.canvas import Drawing, png
 from contrastive.encoders.encoder import Encoder
 from eval.attention_maps import compute_maps, draw
+from eval.attention_over_time import compute_weights, draw_weights, middle_clip
 from eval.config import EvalConfig
 from eval.masks import mask_file, over_area, read_mask
 from eval.protocol import Protocol, Result, Row, compare
@@ -42,6 +43,12 @@ _SIMILARITY_NOTE = (
 _ROWS_NOTE = (
     "Components are the first three principal components of the tokens of all these images, so equal colours "
     "are similar tokens. The second row is a network of the same shape that was never trained."
+)
+_TIME_NOTE = (
+    "Bars are the weights of the frames of one clip of each video, as a multiple of an even spread, which is "
+    "the line. Of an attention head they are the class token's attention, followed through all blocks (Abnar "
+    "and Zuidema 2020), of a nuta head the mean attention of its moments. The second row is a network of the "
+    "same shape that was never trained."
 )
 
 
@@ -93,20 +100,20 @@ class Attention(Protocol):
         if settings.masks is not None:
             lines, warnings = _score(networks, extractor, Path(settings.masks), settings.scored)
         pixels, images = _read_some(extractor, settings.images)
-        maps = {name: compute_maps(each, pixels, extractor.data) for name, each in networks.items()}
-        drawings = draw(maps, pixels, extractor.data)
+        drawn = _draw(networks, pixels, extractor.data)
+        drawings = drawn.sheets
         files = _write_pictures(extractor.location.results / "attention", images, drawings)
         result: Result = {
             "scores": compare(lines) if lines else [],
             "warnings": warnings,
-            "details": {name: _details(found) for name, found in lines.items()},
+            "details": {name: _details(lines.get(name, [])) | drawn.details[name] for name in networks},
             "pictures": files,
             "page": str(extractor.location.results / "attention.html"),
             "seconds": {"attention": round(time.perf_counter() - started, 3)},
         }
         shown = {images.key(row): drawing for row, drawing in enumerate(drawings)}
-        header = _header(extractor, _SIMILARITY_NOTE if maps["encoder"].heads is None else _ATTENTION_NOTE)
-        write_text(Path(result["page"]), _page(header, self.table(result), shown))
+        page = _page(_header(extractor, drawn.note), self.table(result), shown)
+        write_text(Path(result["page"]), page)
         return result
 
     @override
@@ -133,6 +140,27 @@ class Attention(Protocol):
 
 
 PROTOCOL = Attention(AttentionEvaluation)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Sheets of some images or clips, what they show in words, and numbers of each network."""
+
+    sheets: list[Drawing]
+    note: str
+    details: dict[str, dict[str, Any]]
+
+
+def _draw(networks: dict[str, Encoder], pixels: Tensor, data: DataConfig) -> _Drawn:
+    """Draw maps over images, or the weights of a clip's frames."""
+    if pixels.ndim == 5:
+        clips = middle_clip(pixels, data)
+        weights = {name: compute_weights(each, clips, data) for name, each in networks.items()}
+        numbers = {name: {"frame_weights": found.tolist()} for name, found in weights.items()}
+        return _Drawn(draw_weights(weights, clips, data), _TIME_NOTE, numbers)
+    maps = {name: compute_maps(each, pixels, data) for name, each in networks.items()}
+    kind = _SIMILARITY_NOTE if maps["encoder"].heads is None else _ATTENTION_NOTE
+    return _Drawn(draw(maps, pixels, data), f"{kind} {_ROWS_NOTE}", {name: {} for name in networks})
 
 
 def _network(extractor: Extractor, name: str) -> Encoder:
@@ -175,6 +203,11 @@ def _score(
     """Score the maps of images that have a mask; return the numbers of each network, and warnings."""
     if not folder.is_dir():
         raise UserError(f"attention.masks={folder}: no such folder; give the folder of the images' masks")
+    if extractor.data.frames > 1:
+        raise UserError(
+            f"attention.masks={folder}: masks are of images, data.name={extractor.data.name} has videos; "
+            "leave attention.masks out"
+        )
     pixels, images = _read_some(extractor, count)
     files = [mask_file(folder, images.key(row)) for row in range(len(images))]
     masks = {
@@ -215,7 +248,7 @@ def _details(lines: Sequence[Line]) -> dict[str, Any]:
 def _header(extractor: Extractor, note: str) -> str:
     network, data = escape(str(extractor.frozen.about["name"])), escape(extractor.data.name)
     intro = f"<h1>What {network} attends to</h1>"
-    return f'<header>{intro}<p class="muted">{data}. {note} {_ROWS_NOTE}</p></header>'
+    return f'<header>{intro}<p class="muted">{data}. {note}</p></header>'
 
 
 def _page(header: str, rows: list[Row], drawings: Mapping[str, Drawing]) -> str:

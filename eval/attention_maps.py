@@ -53,12 +53,16 @@ def draw(found: Mapping[str, Maps], pixels: UInt8[Tensor, "b 3 S S"], data: Data
     """
     panels = {name.replace("_", " "): _panels(maps) for name, maps in found.items()}
     scale = _scale([*found.values()])
-    plain = replace(data, mean=[0.0] * 3, std=[1.0] * 3)
-    shown = (255 * center_view(pixels, plain)).round().clamp(0, 255).to(torch.uint8)
     return [
         sheet(image, {name: each[index] for name, each in panels.items()}, scale)
-        for index, image in enumerate(shown)
+        for index, image in enumerate(seen_pixels(pixels, data))
     ]
+
+
+def seen_pixels(pixels: UInt8[Tensor, "b *t 3 S S"], data: DataConfig) -> UInt8[Tensor, "b *t 3 s s"]:
+    """Return the pixels of images or frames that networks see, without normalisation."""
+    plain = replace(data, mean=[0.0] * 3, std=[1.0] * 3)
+    return (255 * center_view(pixels, plain)).round().clamp(0, 255).to(torch.uint8)
 
 
 def _panels(found: Maps) -> list[Panels]:

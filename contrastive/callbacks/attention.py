@@ -6,14 +6,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from contrastive.config import UserError
+from contrastive.config import DataConfig, UserError
 from contrastive.data.images import Images, SomeImages
 from contrastive.data.reading import decode_all
+from contrastive.drawing.canvas import Drawing
+from contrastive.encoders.encoder import Encoder
 from contrastive.lightning_glue import StepCallback
 from contrastive.logging.throughput import off_the_clock
 from contrastive.logging.wandb_logger import log_media, wandb_run
 from contrastive.module import ContrastiveModule
 from eval.attention_maps import compute_maps, draw
+from eval.attention_over_time import compute_weights, draw_weights, middle_clip
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +25,8 @@ class AttentionPictures(StepCallback):
     """Log ``views/attention``: what ``contrastive-eval attention`` draws, of images spread over the rows.
 
     The encoder is in eval mode for this: training with and without this callback gives bit-identical weights.
-    A network without maps (see ``attention_maps``) is named in a warning, and no more pictures are drawn.
+    A network without maps (see ``attention_maps``), of clips without weights (see ``compute_weights``), is
+    named in a warning, and no more pictures are drawn.
 
     Args:
         images: The training images.
@@ -64,8 +68,16 @@ class AttentionPictures(StepCallback):
         if not len(self._pixels):
             raise UserError(f"none of {min(self.count, len(self.images))} images can be read")
         encoder, data, training = module.encoder, module.config.data, module.encoder.training
+        encoder.eval()
         try:
-            maps = compute_maps(encoder.eval(), self._pixels, data)
+            drawings = _draw(encoder, self._pixels, data)
         finally:
             encoder.train(training)
-        return [drawing.pixels() for drawing in draw({"encoder": maps}, self._pixels, data)]
+        return [drawing.pixels() for drawing in drawings]
+
+
+def _draw(encoder: Encoder, pixels: Tensor, data: DataConfig) -> list[Drawing]:
+    if pixels.ndim == 5:
+        clips = middle_clip(pixels, data)
+        return draw_weights({"encoder": compute_weights(encoder, clips, data)}, clips, data)
+    return draw({"encoder": compute_maps(encoder, pixels, data)}, pixels, data)

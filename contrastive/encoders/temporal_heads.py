@@ -118,7 +118,7 @@ class _Enter(nn.Module):
         self.norm, self.project = nn.LayerNorm(dim_in), nn.Linear(dim_in, dim)
 
     def forward(self, frames: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
-        x = self.project(self.norm(frames))
+        x: Tensor = self.project(self.norm(frames))
         return x + positions(x.shape[1], x.shape[2], x)
 
 
