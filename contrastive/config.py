@@ -467,12 +467,15 @@ class ObjectiveConfig:
         sigma: For ``dclw``: width of the weights on the positives.
         own_negatives: Further negative of each clip for itself alone (``method=moco``, ``neighbour`` and
             ``simclr``; not with losses that assume negatives drawn from the data): its view of the query with
-            its frames ``shuffle``d, ``reverse``d, or all like one of them, drawn at random (``freeze``).
-            ``none``: no such negative, the only choice for images. For data whose labels are in the motion:
-            any of them makes the order of the frames count, which other videos alone need not. ``reverse`` is
-            wrong where a motion looks the same backwards (a pendulum, waves, a walk in place), or where
-            backwards is the same thing: it would be pushed away from its own like. ``shuffle`` and ``freeze``
-            are wrong only where nothing moves.
+            its frames ``shuffle``d, ``reverse``d, or all like one of them, drawn at random (``freeze``); or
+            ``clips``, another clip of the same video, half of what the video leaves room for away
+            (``augment.time.max_gap`` is at most 0.25, so positives are nearer). ``none``: no such negative,
+            the only choice for images. All but ``none`` are for data whose labels are in the motion, since
+            other videos alone need not make the order of the frames count. ``reverse`` is wrong where a
+            motion looks the same backwards (a pendulum, waves), or where backwards is the same class: it
+            would be pushed away from its own like. ``shuffle`` and ``freeze`` are wrong only where nothing
+            moves. ``clips`` is for long videos in which different things happen, and wrong where one action
+            goes on.
         mix_hardest: For ``mixing``: number of closest negatives that synthetic ones are mixed from.
         mix_pairs: For ``mixing``: synthetic negatives per query that are mixed from two negatives.
         mix_query: For ``mixing``: synthetic negatives per query that are mixed from the query and a negative.
@@ -492,7 +495,9 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         check_choice("objective.name", self.name, (*OBJECTIVES, *NAMED_AFTER_METHOD))
-        check_choice("objective.own_negatives", self.own_negatives, ("none", "shuffle", "reverse", "freeze"))
+        check_choice(
+            "objective.own_negatives", self.own_negatives, ("none", "clips", "shuffle", "reverse", "freeze")
+        )
         check_above_zero("objective.gamma", self.gamma)
         check_range("objective.gamma", self.gamma, 0, 1)
         check_range("objective.beta", self.beta, 0)
@@ -682,6 +687,12 @@ class PretrainConfig:
                 f"objective.own_negatives={self.objective.own_negatives} changes the order of a clip's "
                 f"frames, and data.frames={self.data.frames}; leave it out, or train on clips "
                 "(data.name=clips data.frames=8)"
+            )
+        if self.objective.own_negatives == "clips" and self.augment.time.max_gap > 0.25:
+            raise ValueError(
+                f"augment.time.max_gap={self.augment.time.max_gap:g}: objective.own_negatives=clips pushes a "
+                "clip away from one half of the room away, so its positive must be nearer: set "
+                "augment.time.max_gap to 0.25 or less"
             )
         if self.objective.name in NAMED_AFTER_METHOD and self.method_name != self._named_method:
             raise ValueError(

@@ -89,9 +89,11 @@ def build_module(
     def note_corrupt(row: int, reason: str) -> None:
         unreadable.add(row, images.key(row), reason)
 
+    clips = 3 if config.objective.own_negatives == "clips" else 2
+
     def loader(trainer: pl.Trainer) -> Any:
         return build_loader(
-            draw_clips(images, config.data, DrawMoments(config.augment.time, config.run.seed)),
+            draw_clips(images, config.data, DrawMoments(config.augment.time, config.run.seed, clips), clips),
             plan,
             config.data,
             device=trainer.strategy.root_device,

@@ -22,7 +22,8 @@ class DrawMoments:
     Args:
         time: Distributions.
         seed: In [0, 2**32).
-        views: Clips of a row: 2, or 1 for training on labels.
+        views: Clips of a row: 2; 1 for training on labels; 3 with one for ``own_negatives=clips``, half of
+            what the video leaves room for away from the first.
     """
 
     def __init__(self, time: TimeConfig, seed: int, views: int = 2) -> None:
@@ -40,6 +41,8 @@ class DrawMoments:
         numbers = uniforms(self.seed, epoch, rows, _STREAM, 3 + 2 * self.views).double()
         gap, early, order, rest = numbers[:, 0], numbers[:, 1], numbers[:, 2], numbers[:, 3:]
         starts = early[:, None] if self.views == 1 else self._two(gap, early, order < 0.5)
+        if self.views == 3:
+            starts = torch.cat([starts, (starts[:, :1] + 0.5) % 1], 1)
         speed, direction = rest.chunk(2, dim=1)
         low, high = (math.log(value) for value in self.time.speed)
         return starts, (low + (high - low) * speed).exp() * torch.where(direction < self.time.reverse, -1, 1)

@@ -31,7 +31,7 @@ class Views:
     numbers reserved, so switching it on does not change the others.
 
     The frames of a clip are all changed alike. A clip of a row was cut for each global view; local views take
-    these in turn.
+    these in turn. A third clip, for ``objective.own_negatives=clips``, becomes a last view, like the first.
 
     Args:
         augment: Strengths and number of the views.
@@ -76,16 +76,18 @@ class Views:
             return self._views(images, ids, when)
 
     def _all(self, images: Tensor, ids: Tensor, epoch: int | Tensor) -> tuple[Tensor, ...]:
-        count = len(self.chains)
+        clips: tuple[Tensor, ...] = (images, images)
+        if images.ndim == 5:
+            clips = images.chunk(images.shape[1] // self.data.frames, dim=1)
+        chains = [*self.chains, *self.chains[:1] * (len(clips) - 2)]
+        sources = [number % 2 for number in range(len(self.chains))] + [2] * (len(clips) - 2)
+        count = len(chains)
         view = torch.arange(count, device=ids.device).repeat_interleave(len(ids))
         numbers = uniforms(self.seed, epoch, ids.repeat(count), view, self.chains[0].num_uniforms)
-        halves = self._halves(ids, epoch)
-        clips = images.chunk(2, dim=1) if images.ndim == 5 else (images, images)
+        halves = self._halves(ids, epoch) + [None] * (count - len(self.chains))
         return tuple(
-            chain(clips[number % 2], part, half)
-            for number, (chain, part, half) in enumerate(
-                zip(self.chains, numbers.chunk(count), halves, strict=True)
-            )
+            chain(clips[source], part, half)
+            for chain, source, part, half in zip(chains, sources, numbers.chunk(count), halves, strict=True)
         )
 
     def _halves(self, ids: Tensor, epoch: int | Tensor) -> list[Tensor | None]:

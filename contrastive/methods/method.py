@@ -104,8 +104,21 @@ class Method(nn.Module, ABC):
         bank = self.miner.bank
         return ids, bank.read(bank.slots_of(ids.to(bank.device))).to(embedding.device)
 
+    def take_other(
+        self, views: Sequence[Float[Tensor, "b ..."]]
+    ) -> tuple[Sequence[Float[Tensor, "b ..."]], Float[Tensor, "b ..."] | None]:
+        """Separate the views from the clips that ``own_negatives=clips`` adds at the end; None without."""
+        if self.parts.config.objective.own_negatives == "clips":
+            return views[:-1], views[-1]
+        return views, None
+
     def with_own_negatives(
-        self, negatives: Negatives, view: Float[Tensor, "b ..."], rows: Rows, step: int
+        self,
+        negatives: Negatives,
+        view: Float[Tensor, "b ..."],
+        other: Float[Tensor, "b ..."] | None,
+        rows: Rows,
+        step: int,
     ) -> Negatives:
         """Add the negatives that ``objective.own_negatives`` makes of each query's own clip.
 
@@ -115,13 +128,16 @@ class Method(nn.Module, ABC):
         Args:
             negatives: Not modified; returned as they are if the option is ``none``.
             view: The view of the queries.
+            other: See ``take_other``.
             rows: See ``step``.
             step: See ``step``.
         """
         kind = self.parts.config.objective.own_negatives
         if kind == "none":
             return negatives
-        disturbed = disturb(kind, view, rows.ids, self.parts.config.run.seed, step)
+        disturbed = (
+            disturb(kind, view, rows.ids, self.parts.config.run.seed, step) if other is None else other
+        )
         if self.averages_keys:
             own = self.networks.keys(disturbed, rows, step)
         else:
@@ -138,7 +154,8 @@ class Method(nn.Module, ABC):
         Collective: every rank calls it, with 2 images or more.
 
         Args:
-            views: Augmented batches: two global views, then the local ones of multi-crop.
+            views: Augmented batches: two global views, then the local ones of multi-crop; for clips see
+                ``take_other``.
             rows: The images' data set rows, on this rank and on all.
             step: Optimizer step, from 0.
         """

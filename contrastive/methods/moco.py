@@ -20,7 +20,7 @@ class Moco(Method):
     instead of being the whole queue, and the loss is any objective on given negatives.
 
     With ``objective.own_negatives`` each query also has a negative of its own: its view, disturbed in time
-    and embedded by the key network.
+    or another clip of its video, embedded by the key network.
 
     With more than two views (multi-crop: Caron et al. 2020, arXiv:2006.09882, section 3.2) local views are
     queries only: each is matched with every key of a global view (one, or two if symmetric).
@@ -42,13 +42,14 @@ class Moco(Method):
 
     def step(self, views: Sequence[Float[Tensor, "b ..."]], rows: Rows, step: int) -> Outcome:
         """See Method. The bank stores the keys of view 2; one look-up per image serves all its views."""
+        views, other = self.take_other(views)
         query = self.networks.embed(views[0])
         key = self.networks.keys(views[1], rows, step)
         keys = gather_rows(key, rows.sizes)
         negatives = self.miner.negatives(
             query.detach(), key, rows.ids, step, batch_keys=keys, batch_ids=rows.all_ids
         )
-        against = partial(self.with_own_negatives, negatives, rows=rows, step=step)
+        against = partial(self.with_own_negatives, negatives, other=other, rows=rows, step=step)
         pairs = [(query, key, against(views[0]))]
         if self.symmetric:
             second = self.networks.embed(views[1]), self.networks.keys(views[0], rows, step)

@@ -18,7 +18,8 @@ class SimClr(Method):
     NT-Xent, eq. 1. Any objective on given negatives can take its place: the negatives are all views of the
     other images of all ranks, with gradient, as the authors of DCL, debiased, HCL and SupCon train. Times
     ``distributed.mean_weight``, the mean over ranks equals one process on the joined batch. With
-    ``objective.own_negatives`` each query also has its own view, disturbed in time.
+    ``objective.own_negatives`` each query also has its own view, disturbed in time, or
+    another clip of its video.
 
     Args:
         parts: See Method.
@@ -38,9 +39,10 @@ class SimClr(Method):
 
     def step(self, views: Sequence[Float[Tensor, "b ..."]], rows: Rows, step: int) -> Outcome:
         """See Method. The bank, which only monitors read here, stores view 2."""
+        views, other = self.take_other(views)
         first, second, *local = (self.networks.embed(view) for view in views)
         negatives, gathered = other_images((first, second), rows)
-        own_1, own_2, *own = (self.with_own_negatives(negatives, view, rows, step) for view in views)
+        own_1, own_2, *own = (self.with_own_negatives(negatives, view, other, rows, step) for view in views)
         pairs = [(first, second, own_1), (second, first, own_2)]
         pairs += [
             (crop, whole, each) for whole in (first, second) for crop, each in zip(local, own, strict=True)

@@ -14,9 +14,11 @@ from contrastive.augment.corrupt import Erase, GaussianNoise
 from contrastive.augment.crop import Crop
 from contrastive.augment.views import Views, center_view, encode_center
 from contrastive.config import AugmentConfig, DataConfig
-from tests.contrastive.augment.test_views import DATA, FULL, IDS, MOVED, OFF, stored
+from tests.contrastive.augment import test_views
+from tests.contrastive.augment.test_views import FULL, IDS, MOVED, OFF, stored
 
 FRAMES = 3
+DATA = replace(test_views.DATA, frames=FRAMES)
 
 
 def clips(views=2):

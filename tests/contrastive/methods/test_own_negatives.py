@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from contrastive.augment.moments import DrawMoments
+from contrastive.augment.views import Views
 from contrastive.config import UserError
 from contrastive.distributed import Rows
 from contrastive.fit_checks import check_method
@@ -177,5 +179,43 @@ def test_a_loss_that_assumes_a_fair_sample_is_refused(name):
 def test_images_are_refused():
     with pytest.raises(UserError, match=r"own_negatives=reverse changes the order .*data\.frames=1; leave"):
         tiny.config("objective.own_negatives=reverse")
-    with pytest.raises(UserError, match="own_negatives='backwards': allowed are none, shuffle"):
+    with pytest.raises(UserError, match="own_negatives='backwards': allowed are none, clips, shuffle"):
         tiny.config("data.frames=4", "objective.own_negatives=backwards")
+
+
+@pytest.mark.parametrize("method", ["moco", "simclr"])
+def test_another_clip_of_the_video_is_a_negative_and_no_view(method):
+    views = [*clip_views(), *clip_views(3)[2:]]
+    settings = ("objective.own_negatives=clips", "augment.time.max_gap=0.25", f"method={method}")
+    _, module, found = step(*settings, views=views)
+    embed = module.networks.embed_key if method == "moco" else module.networks.embed
+    with torch.no_grad():
+        first, second = (module.networks.embed(view) for view in views[:2])
+        negatives = found.negatives.with_own(embed(views[2])[:, None])
+        pairs = [(first, embed(views[1]))] if method == "moco" else [(first, second), (second, first)]
+        losses = [module.method.objective(*pair, negatives)[0] for pair in pairs]
+    torch.testing.assert_close(found.loss.detach(), torch.stack(losses).mean())
+
+
+def test_the_other_clip_is_half_of_the_room_away_and_viewed_last():
+    config = tiny.config(
+        "data.frames=2", "objective.own_negatives=clips", "augment.time.max_gap=0.2", "augment.num_local=1"
+    )
+    rows = torch.arange(200)
+    starts, speeds = DrawMoments(config.augment.time, 0, 3)(rows, 0)
+    assert torch.equal(starts[:, :2], DrawMoments(config.augment.time, 0)(rows, 0)[0])
+    assert ((starts[:, 2] - starts[:, 0]).abs() - 0.5).abs().max() < 1e-9
+    assert (starts[:, 2] - starts[:, 1]).abs().min() >= 0.3 - 1e-9
+    assert ((starts >= 0) & (starts < 1)).all()
+    assert speeds.shape == (200, 3)
+    frames = torch.zeros(4, 6, 3, 16, 16, dtype=torch.uint8)
+    frames[:, 4:] = 255
+    views = Views(config.augment, config.data, 0)(frames, rows[:4], 0)
+    assert [tuple(view.shape) for view in views] == [(4, 2, 3, 16, 16)] * 2 + [(4, 2, 3, 8, 8)] + [
+        (4, 2, 3, 16, 16)
+    ]
+    assert views[3].mean() > 1 > views[0].mean()
+    without = Views(config.augment, config.data, 0)(frames[:, :4], rows[:4], 0)
+    assert all(torch.equal(*pair) for pair in zip(views, without, strict=False))
+    with pytest.raises(UserError, match=r"max_gap=1: objective\.own_negatives=clips .*0\.25 or less"):
+        tiny.config("data.frames=2", "objective.own_negatives=clips")
