@@ -16,7 +16,7 @@ from contrastive.encoders.encoder import Encoded, Encoder
 from contrastive.encoders.spec import ArchSpec
 from contrastive.encoders.temporal import TemporalEncoder
 from contrastive.find_part import find_part
-from contrastive.registry import ENCODERS, TEMPORAL_HEADS, encoder_key
+from contrastive.registry import ENCODERS, HEADS, encoder_key
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def under_head(image: Encoder, temporal: str, args: dict[str, Any]) -> TemporalE
     Raises:
         UserError: no such head, or arguments that it does not have or accept.
     """
-    build = find_part("encoder.temporal", TEMPORAL_HEADS, temporal)
+    build = find_part("encoder.temporal", HEADS, temporal)
     allowed = [*inspect.signature(build).parameters][1:]
     if unknown := [name for name in args if name not in allowed]:
         hint = nearest(unknown[0], allowed) if allowed else "it has none"
