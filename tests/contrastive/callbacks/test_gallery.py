@@ -64,8 +64,9 @@ def test_views_are_measured_against_those_of_other_images(gallery, four_images, 
         return first, second
 
     plan = SimpleNamespace(epoch_of=lambda step: step // 10)
-    monkeypatch.setattr(gallery, "_views_of", lambda module: views)
-    module = module_with(plan=plan, device=torch.device("cpu"))
+    monkeypatch.setattr(gallery, "Views", lambda *_: views)
+    config = SimpleNamespace(augment=None, data=None, run=SimpleNamespace(seed=0))
+    module = module_with(plan=plan, device=torch.device("cpu"), config=config)
     found = gallery.Gallery(four_images, tmp_path, 16)._measure_views(module, 30)
     assert asked == [([0, 1, 2, 3], 2)]  # step 30 was the last of epoch 2, counted from 0
     own = np.mean([np.mean((first[i] - second[i]).numpy() ** 2) for i in range(4)])
