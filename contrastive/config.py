@@ -227,6 +227,10 @@ class ViewConfig:
         noise_std: Its standard deviation, in [0, 1] pixel units.
         erase: Probability of filling a rectangle with the mean.
         erase_scale: Its area as a share of the view, ``[low, high]``.
+        occlude: Probability of covering a rectangle with something else, as a thing in front would.
+        occlude_scale: Its area as a share of the view, ``[low, high]``.
+        occlude_with: ``colour``: a random one for each view; ``images``: the same place of another image of
+            the batch. Which image depends on the batch, so at another number of ranks it is another.
     """
 
     crop_scale: list[float] = field(default_factory=lambda: [0.2, 1.0])
@@ -248,9 +252,13 @@ class ViewConfig:
     noise_std: float = 0.1
     erase: float = 0.0
     erase_scale: list[float] = field(default_factory=lambda: [0.02, 0.2])
+    occlude: float = 0.0
+    occlude_scale: list[float] = field(default_factory=lambda: [0.1, 0.4])
+    occlude_with: str = "colour"
 
     def __post_init__(self) -> None:
-        shares = ("flip", "jitter", "grayscale", "blur", "solarize", "noise", "erase", "translate")
+        shares = ("flip", "jitter", "grayscale", "blur", "solarize", "noise", "erase", "occlude", "translate")
+        check_choice("augment view: occlude_with", self.occlude_with, ("colour", "images"))
         for name in (*shares, "noise_std"):  # beyond 1 no image is left under the noise
             check_range(f"augment view: {name}", getattr(self, name), 0, 1)
         for name in ("brightness", "contrast", "saturation"):
@@ -262,6 +270,7 @@ class ViewConfig:
             ("crop_ratio", 100.0),
             ("blur_sigma", 100.0),
             ("erase_scale", 1.0),
+            ("occlude_scale", 1.0),
         ):
             pair = getattr(self, name)
             if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= high:

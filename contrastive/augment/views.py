@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from contrastive.augment.base import Intensity, Params
 from contrastive.augment.blur import GaussianBlur
 from contrastive.augment.color import ColorJitter, Grayscale, Solarize
-from contrastive.augment.corrupt import Erase, GaussianNoise
+from contrastive.augment.corrupt import Erase, GaussianNoise, Occlude
 from contrastive.augment.crop import Crop
 from contrastive.augment.noise import uniforms
 from contrastive.config import AugmentConfig, DataConfig, ViewConfig
@@ -27,8 +27,8 @@ class Views:
     """Random views of each image or clip: two global ones, then the local ones of multi-crop.
 
     A view is a pure function of (seed, epoch, id, view): no global random state is read or changed, and an
-    image's views do not depend on the batch it is in. An op that is switched off keeps its random
-    numbers reserved, so switching it on does not change the others.
+    image's views do not depend on the batch it is in (except for what ``occlude_with=images`` pastes). An op
+    that is switched off keeps its random numbers reserved, so switching it on does not change the others.
 
     The frames of a clip are all changed alike. A clip of a row was cut for each global view; local views take
     these in turn. A third clip, for ``objective.own_negatives=clips``, becomes a last view, like the first.
@@ -99,7 +99,7 @@ class Views:
 
 
 class Chain:
-    """One view: crop, jitter, grey, blur, solarize, noise, erase, normalise.
+    """One view: crop, jitter, grey, blur, solarize, noise, erase, occlude, normalise.
 
     Args:
         view: Strengths.
@@ -119,6 +119,8 @@ class Chain:
             shear=view.shear,
         )
         fill = (data.mean[0], data.mean[1], data.mean[2])
+        low, high = view.occlude_scale
+        self.occlude = Occlude((low, high), pastes=view.occlude_with == "images", p=view.occlude)
         self.ops: tuple[Intensity, ...] = (
             ColorJitter(view.brightness, view.contrast, view.saturation, view.hue, p=view.jitter),
             Grayscale(p=view.grayscale),
@@ -126,6 +128,7 @@ class Chain:
             Solarize(p=view.solarize),
             GaussianNoise(view.noise_std, p=view.noise),
             Erase((view.erase_scale[0], view.erase_scale[1]), fill, p=view.erase),
+            self.occlude,  # the last, so that the random numbers of the others are those of earlier releases
         )
         counts = [self.crop.num_uniforms, *(op.num_uniforms for op in self.ops)]
         self._slots = tuple(itertools.pairwise([0, *itertools.accumulate(counts)]))
@@ -145,16 +148,18 @@ class Chain:
             half: See ``Crop.draw``.
         """
         params = self.draw(numbers, images.shape[-2], images.shape[-1], half)
+        if self.occlude.pastes and self.occlude.p > 0:
+            params[-1] |= self.occlude.pasted(images, params[-1]["other"])
         if images.ndim == 4:
             return self._apply(images, params)
         frames = images.shape[1]
-        alike = [
-            {name: value.repeat_interleave(frames, 0) for name, value in drawn.items()} for drawn in params
-        ]
+        alike = [{name: _for_frames(value, frames) for name, value in drawn.items()} for drawn in params]
         return _as_clips(self._apply(images.flatten(0, 1), alike), frames)
 
     def _apply(self, images: Tensor, params: list[Params]) -> Tensor:
         """Apply the operations with the parameters of each image."""
+        if "paint" in params[-1]:
+            params[-1]["paint"] = _resized(params[-1]["paint"], self.size)
         if images.device.type != "cpu" or torch.compiler.is_compiling():
             return self._piece(images, params).contiguous(memory_format=torch.channels_last)
         size = self.size
@@ -202,11 +207,7 @@ def center_view(images: UInt8[Tensor, "b *f 3 S S"], data: DataConfig) -> Float[
             side = max(size, stored * 7 // 8)
             start = (stored - side) // 2
             images = images[..., start : start + side, start : start + side]
-        view = images.to(torch.float32).div_(255)
-        if view.shape[-1] != size:
-            view = F.interpolate(
-                view, size=(size, size), mode="bilinear", antialias=True, align_corners=False
-            )
+        view = _resized(images, size)
         return _normalize_(view, data).contiguous(memory_format=torch.channels_last)
 
 
@@ -232,6 +233,19 @@ def encode_center(
 def _as_clips(frames: Float[Tensor, "_ 3 s s"], length: int) -> Float[Tensor, "b t 3 s s"]:
     """Split frames into clips, without a copy."""
     return frames.view(-1, length, *frames.shape[1:])
+
+
+def _for_frames(value: Tensor, frames: int) -> Tensor:
+    """Return for each frame of each clip what was drawn for the clip; clips themselves give their frames."""
+    return value.flatten(0, 1) if value.ndim == 5 else value.repeat_interleave(frames, 0)
+
+
+def _resized(images: UInt8[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b 3 s s"]:
+    """Return the whole images in [0, 1], resized with antialiasing if they are not squares of ``size``."""
+    view = images.to(torch.float32).div_(255)
+    if view.shape[-1] == size:
+        return view
+    return F.interpolate(view, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def _normalize_(images: Float[Tensor, "b 3 h w"], data: DataConfig) -> Float[Tensor, "b 3 h w"]:

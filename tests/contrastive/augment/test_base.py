@@ -6,7 +6,7 @@ from torch import Tensor
 from contrastive.augment.base import Intensity
 from contrastive.augment.blur import GaussianBlur
 from contrastive.augment.color import ColorJitter, Grayscale, Solarize
-from contrastive.augment.corrupt import Erase, GaussianNoise
+from contrastive.augment.corrupt import Erase, GaussianNoise, Occlude
 from contrastive.augment.crop import Crop
 from contrastive.augment.noise import uniforms
 
@@ -19,6 +19,7 @@ def ops(p):
         Solarize(p=p),
         GaussianNoise(0.1, p=p),
         Erase((0.02, 0.2), (0.0, 0.0, 0.0), p=p),
+        Occlude((0.1, 0.4), p=p),
     ]
 
 

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from contrastive.augment.corrupt import Erase, GaussianNoise
+from contrastive.augment.corrupt import Erase, GaussianNoise, Occlude
 from contrastive.augment.noise import normals, uniforms
 
 
@@ -53,3 +53,24 @@ def test_rectangles_have_torchvisions_areas_and_ratios():
     assert (left + width).max() <= 1 + 1e-6
     assert top.min() >= 0
     assert (top + height).max() <= 1 + 1e-6
+
+
+def test_occluded_pixels_have_the_colour_of_the_image_or_are_those_of_another():
+    images = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for pastes in (False, True):
+        op = Occlude((0.1, 0.4), pastes=pastes)
+        params = draw(op, 12)
+        views = op(images, params=params)
+        seen = set()
+        for index, (left, top, width, height) in enumerate(params["rectangle"].tolist()):
+            other = (index + 1 + int(params["other"][index] * 11)) % 12
+            seen.add(other - index)
+            for row in range(16):
+                for column in range(16):
+                    x, y = (column + 0.5) / 16, (row + 0.5) / 16
+                    hidden = left <= x < left + width and top <= y < top + height
+                    paint = images[other, :, row, column] if pastes else params["colour"][index]
+                    expected = paint if hidden else images[index, :, row, column]
+                    assert torch.equal(views[index, :, row, column], expected)
+        assert 0 not in seen
+        assert len(seen) > 4

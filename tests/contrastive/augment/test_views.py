@@ -13,7 +13,7 @@ from contrastive.config import AugmentConfig, DataConfig, PretrainConfig, ViewCo
 from contrastive.config_files import load_config
 
 OFF = ViewConfig(crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0], flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0)
-FULL = ViewConfig(solarize=0.3, noise=0.5, erase=0.5)
+FULL = ViewConfig(solarize=0.3, noise=0.5, erase=0.5, occlude=0.5)
 MOVED = replace(FULL, rotate=15.0, translate=0.1, shear=10.0)
 DATA = DataConfig(image_size=16)
 IDS = torch.arange(40) * 10**9
@@ -40,7 +40,7 @@ def test_views_do_not_depend_on_batch_or_order(view):
 
 
 def test_views_do_not_depend_on_the_size_of_the_pieces(monkeypatch):
-    views = Views(AugmentConfig(FULL, MOVED), DATA, seed=3)
+    views = Views(AugmentConfig(FULL, replace(MOVED, occlude_with="images")), DATA, seed=3)
     whole = views(stored(), IDS, 0)
     monkeypatch.setattr("contrastive.augment.views._CACHED_VALUES", 3 * 16 * 16 * 7)
     assert all(torch.equal(a, b) for a, b in zip(whole, views(stored(), IDS, 0), strict=True))
@@ -101,7 +101,15 @@ def test_values_under_autocast_are_those_of_float32():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("flip", 0.5), ("jitter", 0.8), ("grayscale", 0.3), ("blur", 0.5), ("solarize", 0.5), ("noise", 0.5)],
+    [
+        ("flip", 0.5),
+        ("jitter", 0.8),
+        ("grayscale", 0.3),
+        ("blur", 0.5),
+        ("solarize", 0.5),
+        ("noise", 0.5),
+        ("occlude", 0.5),
+    ],
 )
 def test_switching_one_op_on_leaves_the_other_images_as_they_were(name, value):
     """Each op owns its random numbers: crops, for one, stay where they were."""
@@ -113,9 +121,20 @@ def test_switching_one_op_on_leaves_the_other_images_as_they_were(name, value):
     assert 0 < kept < 1
 
 
+def test_what_is_pasted_is_the_whole_other_image_at_the_same_place():
+    view = replace(OFF, occlude=1.0, occlude_with="images", occlude_scale=[0.9, 0.9])
+    images = stored(size=16)
+    for pasted in Views(AugmentConfig(view, view), DATA, seed=0)(images, IDS, 0):
+        same = (pasted[:, None] - normalized(images)[None]).abs().amax(2) < 1e-6  # (view, image, h, w)
+        assert same.any(1).all()
+        share = same.float().mean((2, 3))
+        assert (share.diagonal() < 0.6).all()
+        assert (share.fill_diagonal_(0).amax(1) > 0.4).all()
+
+
 def test_a_chain_equals_torchvision_with_the_same_parameters():
     """Crop, flip, jitter, grey, blur and solarize, one image after the other."""
-    view = replace(FULL, noise=0.0, erase=0.0)
+    view = replace(FULL, noise=0.0, erase=0.0, occlude=0.0)
     chain, images = Chain(view, DATA), stored(24)
     numbers = uniforms(0, 0, IDS[:24], 0, chain.num_uniforms)
     ours = chain(images, numbers)
