@@ -380,9 +380,9 @@ class EncoderConfig:
         name: ``resnet10`` (one block a stage), ``resnet18``, ``resnet34`` or ``resnet50``; ``vit_tiny``,
             ``vit_small`` or ``vit_base`` (patches by image size); ``convnext_tiny``; ``hybrid_resnet18``
             (three stages of a ResNet, then Transformer blocks); ``cpu_resnet`` (for small images on a CPU);
-            ``r3d_10`` (small, 3-D convolutions, for clips); ``timm:MODEL`` or ``torchvision:MODEL``: any network
-            of these libraries, such as ``torchvision:r3d_18``, ``r2plus1d_18``, ``s3d`` and ``mvit_v2_s`` of the
-            latter for clips.
+            ``r3d_10`` (small, 3-D convolutions, for clips); ``timm:MODEL`` or ``torchvision:MODEL``: any
+            network of these libraries, such as ``torchvision:r3d_18``, ``r2plus1d_18``, ``s3d`` and
+            ``mvit_v2_s`` of the latter for clips.
         args: Further arguments of the network (contrastive/encoders/vit.py, convnext.py, hybrid.py,
             cpu_resnet.py), e.g. ``{patch_size: 4}``, ``{positions: sincos}`` or ``{drop_path_rate: 0.1}`` for
             a transformer.

@@ -50,7 +50,16 @@ def evaluate(
     chosen = find_protocol(kind)
     location = resolve(config.checkpoint, config.out)
     open_results(location.results)
-    extractor = Extractor(config, location, labelled=chosen.labelled, dataset=dataset, encoder=encoder)
+    extractor = Extractor(
+        config,
+        location,
+        labelled=chosen.labelled,
+        dataset=dataset,
+        encoder=encoder,
+        open_data=lambda data: chosen.open_data(data, config),
+    )
+    for name, images in chosen.further_parts(extractor.parts, config).items():
+        extractor.add_part(name, images)
     for name, module in chosen.others(extractor, config).items():
         extractor.compare_with(name, module)
     with joined(extractor.device) as several:

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 from torch import nn
 from typing_extensions import override
 
+from contrastive.config import DataConfig
+from contrastive.data.dataset import Dataset, open_dataset
+from contrastive.data.images import Images
 from eval.config import EvalConfig
 from eval.features import Features
 from eval.leakage import warn_of_pretrained, warn_of_untrained
@@ -36,6 +39,18 @@ class Protocol(ABC):
     labelled: ClassVar[bool | None] = True
     """Whether the protocol needs labels. If not, the training part is all images that pretraining sees; None
     uses labels if there are some."""
+
+    def open_data(self, data: DataConfig, config: Any) -> Dataset:
+        """Open the images; by default those of ``data.name``.
+
+        Raises:
+            UserError: they cannot be opened.
+        """
+        return open_dataset(data)
+
+    def further_parts(self, parts: Mapping[str, Images], config: Any) -> dict[str, Images]:
+        """Return further parts to compute features of, by the parts that are there; none by default."""
+        return {}
 
     def others(self, extractor: Extractor, config: Any) -> dict[str, nn.Module]:
         """Return further networks to compare with, see ``Extractor.compare_with``; none by default.

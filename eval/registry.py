@@ -12,6 +12,7 @@ PROTOCOLS = {
     "finetune": "eval.finetune:PROTOCOL",
     "stats": "eval.stats_protocol:PROTOCOL",
     "attention": "eval.attention:PROTOCOL",
+    "retrieval": "eval.retrieval:PROTOCOL",
     "report": "eval.report.write:PROTOCOL",
 }
 """Name on the command line -> its ``eval.protocol.Protocol``, as "module:attribute"."""

@@ -70,6 +70,7 @@ class Extractor:
             None: as if needed if there are labels and a test part, else as if not.
         dataset: The images, if they are already open; None opens those of the settings.
         encoder: See ``open_frozen``.
+        open_data: Opens the images, if they are not given.
 
     Attributes:
         location: As given.
@@ -95,6 +96,7 @@ class Extractor:
         labelled: bool | None = True,
         dataset: Dataset | None = None,
         encoder: Encoder | None = None,
+        open_data: Callable[[DataConfig], Dataset] = open_dataset,
     ) -> None:
         self.config, self.location = config, location
         self.frozen = open_frozen(
@@ -105,7 +107,7 @@ class Extractor:
         )
         self.data = choose_data(config, location.run, self.frozen.input)
         self.device = choose_device(config.device)
-        dataset = open_dataset(self.data) if dataset is None else as_dataset(dataset, self.data)
+        dataset = open_data(self.data) if dataset is None else as_dataset(dataset, self.data)
         self.parts: dict[str, Images] = {"train": dataset.train}
         self.held_out = dataset.held_out_by_hash
         if labelled is None:
@@ -132,6 +134,10 @@ class Extractor:
             raise ValueError(f"{name!r}: is compared with already; give another name")
         module.eval()
         self._others[name] = lambda: module
+
+    def add_part(self, name: str, images: Images) -> None:
+        """Add images to compute features of."""
+        self.parts[name], self.fingerprints[name] = images, images.fingerprint()
 
     def features(self, name: str) -> Features:
         """Return the features of one of ``modules``."""

@@ -22,6 +22,7 @@ _PREFIXES = {
     "lowshot": "probe/",
     "finetune": "probe/finetune_",
     "linear-sgd_augmented": "probe/sgd_augmented_",
+    "retrieval": "probe/retrieval_",
     "stats": "stats/features_",
     "attention": "stats/attention_",
 }

@@ -118,7 +118,7 @@ class Worth(Scoring):
         for text in config.worth.against:
             if text in {*found, *extractor.modules()}:
                 raise UserError(f"worth.against: {text} is compared with already; leave it out")
-            found[text] = _open(text, extractor)
+            found[text] = open_rival("worth.against", text, extractor)
         return found
 
     @override
@@ -243,8 +243,13 @@ def _missing_start(extractor: Extractor) -> list[str]:
     ]
 
 
-def _open(text: str, extractor: Extractor) -> nn.Module:
-    """Open a network that takes the encoder's views.
+def open_rival(setting: str, text: str, extractor: Extractor) -> nn.Module:
+    """Open a network to compare with, so that it takes the encoder's views.
+
+    Args:
+        setting: Name of the setting, for messages.
+        text: What ``checkpoint`` may be.
+        extractor: Has the encoder.
 
     Raises:
         UserError: it cannot be opened, or takes images of another size.
@@ -253,7 +258,7 @@ def _open(text: str, extractor: Extractor) -> nn.Module:
     other = open_frozen(resolve(text), image_size=size, seed=extractor.config.baselines.random_seed)
     if other.input.size != size:
         raise UserError(
-            f"worth.against: {text} takes images of {other.input.size} px, the encoder {size} px; compare "
+            f"{setting}: {text} takes images of {other.input.size} px, the encoder {size} px; compare "
             "networks of the same size, or name one of another library, which takes any"
         )
     return Renormalised(other.module, _normalisation(extractor.data), _normalisation(other.input))

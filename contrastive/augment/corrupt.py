@@ -90,7 +90,7 @@ class Occlude(Intensity):
         return {"rectangle": rectangle, "colour": uniforms[:, 4:], "other": uniforms[:, 4]}
 
     def pasted(self, images: Shaped[Tensor, "b ..."], other: Float[Tensor, " b"]) -> Params:
-        """Return ``paint``, the image or clip that covers each one: any other of the batch, equally likely."""
+        """Return ``paint``, what covers each image or clip: any other of the batch, equally likely."""
         count = len(images)
         steps = 1 + (other * (count - 1)).long()
         return {"paint": images[(torch.arange(count, device=images.device) + steps) % count]}

@@ -50,7 +50,7 @@ METRICS = {
     "views/distance": "mean squared distance of an image's two views, over that of different images' views",
     "views/std": "standard deviation of the views' pixels, in units of data.std",
     "probe/top1": "linear probe, top-1 accuracy",
-    "probe/*": "linear probe, other numbers: few labels, fine-tuning, baselines; worth_*: the worth protocol",
+    "probe/*": "linear probe, other numbers: few labels, fine-tuning, baselines; NAME_*: the protocol NAME",
     "knn/top1": "nearest-neighbour vote, top-1 accuracy",
     "knn/*": "nearest-neighbour vote, other numbers",
     "stats/rankme": "effective rank of the bank's keys (RankMe)",

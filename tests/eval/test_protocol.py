@@ -31,4 +31,5 @@ def test_a_setting_chooses_the_variant(way, kind, score):
 
 
 def test_accuracies_have_headings_in_the_order_of_the_registry():
-    assert [*accuracy_titles()] == ["worth", "linear", "linear-sgd_augmented", "knn", "lowshot", "finetune"]
+    probes = ["worth", "linear", "linear-sgd_augmented", "knn", "lowshot", "finetune"]
+    assert [*accuracy_titles()] == [*probes, "retrieval"]
