@@ -13,6 +13,7 @@ PROTOCOLS = {
     "stats": "eval.stats_protocol:PROTOCOL",
     "attention": "eval.attention:PROTOCOL",
     "retrieval": "eval.retrieval:PROTOCOL",
+    "segment": "eval.segment:PROTOCOL",
     "report": "eval.report.write:PROTOCOL",
 }
 """Name on the command line -> its ``eval.protocol.Protocol``, as "module:attribute"."""

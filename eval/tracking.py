@@ -23,6 +23,7 @@ _PREFIXES = {
     "finetune": "probe/finetune_",
     "linear-sgd_augmented": "probe/sgd_augmented_",
     "retrieval": "probe/retrieval_",
+    "segment": "probe/segment_",
     "stats": "stats/features_",
     "attention": "stats/attention_",
 }

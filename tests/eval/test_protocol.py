@@ -32,4 +32,4 @@ def test_a_setting_chooses_the_variant(way, kind, score):
 
 def test_accuracies_have_headings_in_the_order_of_the_registry():
     probes = ["worth", "linear", "linear-sgd_augmented", "knn", "lowshot", "finetune"]
-    assert [*accuracy_titles()] == [*probes, "retrieval"]
+    assert [*accuracy_titles()] == [*probes, "retrieval", "segment"]
