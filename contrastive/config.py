@@ -110,6 +110,23 @@ class NeighboursConfig:
 
 
 @dataclass
+class BlocksConfig:
+    """Settings of ``data.order=blocks`` (contrastive/data/order/blocks.py).
+
+    Attributes:
+        rows: Neighbouring images of a block.
+        interleave: Blocks that are read at the same time: a batch has as many neighbours of each as fill it.
+    """
+
+    rows: int = 256
+    interleave: int = 32
+
+    def __post_init__(self) -> None:
+        check_range("data.blocks.rows", self.rows, 1)
+        check_range("data.blocks.interleave", self.interleave, 1)
+
+
+@dataclass
 class DataConfig:
     """Settings of the images: source, decoding, batches.
 
@@ -126,8 +143,10 @@ class DataConfig:
         clips_per_video: Clips that evaluation takes of a video, evenly spaced; their features are averaged.
         global_batch: Images of one optimizer step, over all ranks and accumulated micro-batches.
         order: Order in which an epoch visits the images, see ORDERS in contrastive/registry.py:
-            ``global`` is a fresh permutation of all of them; ``neighbours`` makes batches of groups of images
-            that are near each other, for methods whose negatives are the batch's other images.
+            ``global`` is a fresh permutation of all of them; ``blocks`` takes images that lie side by side
+            together, for data that is slow to reach; ``neighbours`` makes batches of groups of images that
+            are near each other, for methods whose negatives are the batch's other images.
+        blocks: See BlocksConfig.
         neighbours: See NeighboursConfig.
         num_workers: Number of decoding processes; None chooses it by the processors.
         resident: ``auto`` keeps decoded sets of up to 1 GiB on the training device; ``true``, ``false``.
@@ -152,6 +171,7 @@ class DataConfig:
     clips_per_video: int = 1
     global_batch: int = 256
     order: str = "global"
+    blocks: BlocksConfig = field(default_factory=BlocksConfig)
     neighbours: NeighboursConfig = field(default_factory=NeighboursConfig)
     num_workers: int | None = None
     resident: str = "auto"

@@ -43,6 +43,7 @@ DATASETS = {
 
 ORDERS = {
     "global": "contrastive.data.order.global_:build",
+    "blocks": "contrastive.data.order.blocks:build",
     "neighbours": "contrastive.data.order.neighbours:build",
 }
 """``data.order``: functions from ``(Images, PretrainConfig)`` to a ``contrastive.data.order.base.Order``."""

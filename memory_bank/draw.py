@@ -84,6 +84,23 @@ def shuffled(position: Int[Tensor, " m"], n: int, key: int) -> Int[Tensor, " m"]
     return position
 
 
+def permuted(position: Int[Tensor, " m"], n: int, key: int) -> Int[Tensor, " m"]:
+    """Return the element at each position of a random permutation of [0, n), in constant memory.
+
+    Walks along ``shuffled``'s permutation of the larger domain until it is back below n (cycle walking, Black
+    and Rogaway 2002, doi:10.1007/3-540-45760-7_9): below 2 rounds on average where n is above 128.
+
+    Args:
+        position: int64, in [0, n).
+        n: Elements, 1 or more.
+        key: Chooses the permutation.
+    """
+    element = shuffled(position, n, key)
+    while (outside := element >= n).any():
+        element[outside] = shuffled(element[outside], n, key)
+    return element
+
+
 def _signed(value: int) -> int:
     """Return the int64 with the same bits."""
     return value - (1 << 64) if value >> 63 else value

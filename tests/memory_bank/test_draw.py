@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from memory_bank.draw import domain, draw_slots, mix, noise, shuffled
+from memory_bank.draw import domain, draw_slots, mix, noise, permuted, shuffled
 
 
 def test_noise_is_splitmix64():
@@ -65,3 +65,27 @@ def test_a_short_look_finds_what_a_look_at_all_would(every):
     order = shuffled(torch.arange(domain(1000)), 1000, 7).tolist()
     wanted = [slot for slot in order if slot < 1000 and admissible[slot]][:40]
     assert draw_slots(admissible, 40, key=7).tolist() == wanted + [-1] * (40 - len(wanted))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 255, 257, 1001, 65_537])
+def test_a_permutation_of_any_size_holds_each_element_once_and_depends_on_the_key(n):
+    orders = [permuted(torch.arange(n), n, key) for key in range(4)]
+    assert all(torch.equal(order.sort().values, torch.arange(n)) for order in orders)
+    assert n < 7 or len({tuple(order.tolist()) for order in orders}) == 4
+
+
+def test_an_element_of_a_permutation_is_computed_alone():
+    n, places = 10**9 + 7, torch.tensor([0, 1, 2, 123_456_789, 10**9 + 6])
+    together = permuted(places, n, 3)
+    assert torch.equal(together, torch.cat([permuted(place[None], n, 3) for place in places]))
+    assert ((together >= 0) & (together < n)).all()
+
+
+def test_neighbouring_places_of_a_large_permutation_get_independent_elements():
+    """Chi-square over 16 x 16 cells of (element, next element), at 2^30 less some, for several keys."""
+    n, count = 2**30 - 12_345, 2**17
+    for key in range(3):
+        cell = permuted(torch.arange(5_000_000, 5_000_000 + count), n, mix(key)) * 16 // n
+        pairs = (cell[:-1] * 16 + cell[1:]).bincount(minlength=256).double()
+        expected = (count - 1) / 256
+        assert ((pairs - expected) ** 2 / expected).sum() < 255 + 5 * (2 * 255) ** 0.5

@@ -22,3 +22,14 @@ def order(rows: int, seed: int, epoch: int) -> list[int]:
         words += philox_block((block, 0, 0, 0), (seed, epoch))
         block += 1
     return sorted(range(rows), key=lambda row: words[row])
+
+
+def blocks(rows: int, seed: int, epoch: int, block: int, interleave: int, shift: int) -> list[int]:
+    """Return whole blocks in the order above, a row of each of ``interleave`` in turn, then the rest."""
+    permuted = order(rows // block, seed, epoch)
+    found: list[int] = []
+    for start in range(0, len(permuted), interleave):
+        for row in range(block):
+            found += [number * block + row for number in permuted[start : start + interleave]]
+    found += range(rows // block * block, rows)
+    return [(row + shift) % rows for row in found]
