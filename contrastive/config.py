@@ -127,13 +127,52 @@ class BlocksConfig:
 
 
 @dataclass
+class RemoteConfig:
+    """Settings of reading shards, and of shards behind a URL above all (contrastive/data/shards/).
+
+    Attributes:
+        retry_s: Seconds for which a place that does not answer is asked again, before the run stops itself.
+        timeout_s: Seconds after which one request counts as failed.
+        cache: Folder for the bytes that were fetched, so that a second epoch reads them from this disk; None
+            fetches in every epoch, and exactly what is needed.
+        cache_gib: Most GiB in that folder; the oldest are deleted.
+    """
+
+    retry_s: float = 300.0
+    timeout_s: float = 30.0
+    cache: str | None = None
+    cache_gib: float = 16.0
+
+    def __post_init__(self) -> None:
+        check_range("data.remote.retry_s", self.retry_s, 0)
+        check_range("data.remote.timeout_s", self.timeout_s, 0.1)
+        check_range("data.remote.cache_gib", self.cache_gib, 0.125)
+        if self.cache is not None:
+            self.cache = check_path("data.remote.cache", self.cache)
+
+
+@dataclass
+class HfConfig:
+    """Settings of ``data.name=hf`` (contrastive/data/hf.py).
+
+    Attributes:
+        image: Column of the images; None takes the only one of that type.
+        label: Column of the labels, for scores; None takes the only one of classes, if there is one.
+    """
+
+    image: str | None = None
+    label: str | None = None
+
+
+@dataclass
 class DataConfig:
     """Settings of the images: source, decoding, batches.
 
     Attributes:
         name: Source, see DATASETS in contrastive/registry.py; ``dataset`` stands for images that a Python
             program gave.
-        root: Folder of the data set (``digits`` needs none).
+        root: Folder of the data set (``digits`` needs none); for ``shards`` also a URL (``s3://``, ``gs://``,
+            ``https://``).
         image_size: Side in pixels of the square the network sees.
         decode_size: Side of the square to which each file is decoded, before views are cut from it; None
             takes ``image_size`` up to 64 px and 8/7 of it above (256 for 224).
@@ -153,6 +192,8 @@ class DataConfig:
         cache: Folder for decoded training images: the first run decodes them, all runs read them as one
             memory-mapped array; None decodes in every epoch. Larger than JPEG files: 192 KiB for an image of
             256 px.
+        remote: See RemoteConfig.
+        hf: See HfConfig.
         max_corrupt: Share of unreadable images at which the run stops.
         allow_changed: Resume although files were added, removed or altered; if rows are then other files, the
             bank starts empty.
@@ -176,6 +217,8 @@ class DataConfig:
     num_workers: int | None = None
     resident: str = "auto"
     cache: str | None = None
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    hf: HfConfig = field(default_factory=HfConfig)
     max_corrupt: float = 0.05
     allow_changed: bool = False
     download: bool = True

@@ -116,6 +116,11 @@ def all_true(flag: Bool[Tensor, "..."]) -> Bool[Tensor, "..."]:
     return agreed.bool()
 
 
+def on_any_rank(flag: bool) -> bool:
+    """Return whether ``flag`` is true on any rank."""
+    return not bool(all_true(_on_backend_device(torch.tensor(not flag))))
+
+
 def from_first_rank(number: int, device: torch.device) -> int:
     """Return rank 0's ``number`` on every rank; waits for the device if there are several."""
     if world_size() == 1:

@@ -11,6 +11,7 @@ from contrastive.callbacks.preemption import Preemption
 from contrastive.callbacks.saving import SaveCheckpoint
 from contrastive.checkpoint.folder import delete_after
 from contrastive.config import UserError
+from contrastive.data.decode import SourceLost
 from contrastive.data.tally import TooManyCorrupt
 from contrastive.fit_checks import is_out_of_memory
 from contrastive.logging.wandb_logger import alert
@@ -18,6 +19,12 @@ from contrastive.module import ContrastiveModule
 from contrastive.step_guard import Diverged
 
 logger = logging.getLogger(__name__)
+
+_ALERTS: dict[type[Exception], str] = {
+    Diverged: "divergence",
+    TooManyCorrupt: "unreadable files",
+    SourceLost: "data out of reach",
+}
 
 
 def fit(
@@ -36,13 +43,13 @@ def fit(
     try:
         with explain_out_of_memory():
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-    except (Diverged, TooManyCorrupt) as error:
+    except (Diverged, TooManyCorrupt, SourceLost) as error:
         text = f"stopped: {error}"
         if isinstance(error, Diverged) and trainer.is_global_zero:
             last_good = delete_after(saving.directory, after=error.since)
             text += f". {last_good} is the last good checkpoint" if last_good else ". No checkpoint was good"
         logger.error("%s", text)
-        alert(trainer, "divergence" if isinstance(error, Diverged) else "unreadable files", text)
+        alert(trainer, _ALERTS[type(error)], text)
         code = 3
     finally:
         module.miner.close()

@@ -18,7 +18,7 @@ from contrastive.config import PretrainConfig, UserError
 from contrastive.data.batch import Batch
 from contrastive.data.order.base import BankOrder
 from contrastive.data.plan import Plan
-from contrastive.distributed import Rows, gather_rows, mean_weight, rank, rows_of_first_rank
+from contrastive.distributed import Rows, gather_rows, mean_weight, on_any_rank, rank, rows_of_first_rank
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.training import depths
 from contrastive.lightning_glue import continue_after, loss_scaler
@@ -130,7 +130,7 @@ class ContrastiveModule(pl.LightningModule):
         # resume draws the same.
         torch.manual_seed(mix(self.config.run.seed, _DROPOUT_STREAM, batch_idx, rank()))
         if self._loader is not None:
-            self._loader.check_corrupt_share(rows.all_ids)
+            self._loader.check_corrupt_share(rows.all_ids, on_any_rank)
         if min(rows.sizes) < 2:
             return self.guard.note_left_out(step)
         self.networks.freeze(step < self._frozen_steps())

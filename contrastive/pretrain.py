@@ -17,6 +17,7 @@ from contrastive.callbacks.time_budget import TimeBudget
 from contrastive.checkpoint.folder import step_of
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.dataset import GIVEN, Dataset, as_dataset, open_dataset
+from contrastive.data.decode import SourceLost
 from contrastive.data.order.build import build_order
 from contrastive.data.plan import Plan
 from contrastive.data.tally import TooManyCorrupt
@@ -164,7 +165,7 @@ def _dry_run(config: PretrainConfig, given: Given, keep_precision: bool) -> tupl
         try:
             with explain_out_of_memory():
                 trainer.fit(module)
-        except (Diverged, TooManyCorrupt) as error:
+        except (Diverged, TooManyCorrupt, SourceLost) as error:
             logger.error("stopped: %s", error)
             return 3, None
         finally:

@@ -32,6 +32,8 @@ DATASETS = {
     "digits": "contrastive.data.digits:open_digits",
     "imagefolder": "contrastive.data.files:open_imagefolder",
     "images": "contrastive.data.files:open_images",
+    "shards": "contrastive.data.shards.images:open_shards",
+    "hf": "contrastive.data.hf:open_hf",
     "cifar10": "contrastive.data.cifar:open_cifar10",
     "cifar100": "contrastive.data.cifar:open_cifar100",
     "stl10": "contrastive.data.stl10:open_stl10",

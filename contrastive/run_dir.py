@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "data.num_workers",
     "data.resident",
     "data.cache",
+    "data.remote.",
     "data.allow_changed",
     "data.max_corrupt",
     "mining.overlap",

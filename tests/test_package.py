@@ -52,7 +52,13 @@ def python(code: str, cwd: Path, path: Path = ROOT, *arguments: str) -> subproce
 
 
 def test_help_and_wrong_input_answer_without_the_heavy_libraries(tmp_path):
-    for package in ("contrastive", "contrastive.dashboard", "contrastive.export", "eval"):
+    for package in (
+        "contrastive",
+        "contrastive.dashboard",
+        "contrastive.export",
+        "contrastive.shards",
+        "eval",
+    ):
         code = (
             "import sys, runpy\n"
             f"sys.argv = ['{package}', '--help']\n"
@@ -83,7 +89,9 @@ def test_wrong_settings_of_own_are_refused_before_the_heavy_libraries(tmp_path):
     assert "method='none'" in result.stderr
 
 
-@pytest.mark.parametrize("package", ["contrastive", "eval", "contrastive.export", "contrastive.dashboard"])
+@pytest.mark.parametrize(
+    "package", ["contrastive", "eval", "contrastive.export", "contrastive.dashboard", "contrastive.shards"]
+)
 def test_a_reader_that_has_left_is_no_error(tmp_path, package):
     reader, writer = os.pipe()
     os.close(reader)

@@ -2,6 +2,9 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,8 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from contrastive.config import UserError
 
 _ORIENTATION = 0x0112  # EXIF tag
 # The transpose that undoes each EXIF orientation; 1 is upright.
@@ -23,50 +28,72 @@ _UPRIGHT = {
 }
 
 
+Encoded = BufferedReader | BytesIO
+"""An image's bytes before they are decoded, open for reading."""
+
+
 class Unreadable(Exception):
     """An image that cannot be decoded; the message is the reason, one line."""
 
 
-def read_file(path: str | bytes | Path, size: int) -> UInt8[Tensor, "3 s s"]:
-    """Decode an image file to a centred RGB square of side ``size``.
+class SourceLost(UserError):
+    """The place of the images cannot be reached, so no row can be read; a run stops with exit code 3."""
+
+
+@contextmanager
+def explain_unreadable() -> Iterator[None]:
+    """Turn whatever an image raises while it is opened and decoded into Unreadable, but for SourceLost."""
+    try:
+        yield
+    except (Unreadable, SourceLost):
+        raise
+    except Exception as error:  # decoders raise over a dozen types on damaged input; each means the same
+        raise Unreadable(why_unreadable(error)) from error
+
+
+def decode_file(file: Encoded, size: int) -> UInt8[Tensor, "3 s s"]:
+    """Decode an open image file to a centred RGB square of side ``size``.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is composited on white; the EXIF
     orientation is applied; the first frame of an animation is used.
 
     Raises:
         Unreadable: not an image, damaged, truncated, empty, without pixels, too many pixels
-            (``PIL.Image.MAX_IMAGE_PIXELS``), no agreed value range (32-bit), or no permission to read.
+            (``PIL.Image.MAX_IMAGE_PIXELS``), no agreed value range (32-bit).
     """
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise Unreadable("empty file")
-            with Image.open(file) as image:
-                _check_size(image)
-                turn = _UPRIGHT.get(_orientation(image))
-                # JPEG can decode at 1/2, 1/4 or 1/8; not below twice the target, for the final filter.
-                image.draft(None, (2 * size, 2 * size))
-                rgb = to_rgb(image)
-    except Unreadable:
-        raise
-    except Exception as error:  # decoders raise over a dozen types on damaged input; each means the same
-        raise Unreadable(why_unreadable(error)) from error
+    with explain_unreadable():
+        if not file.seek(0, os.SEEK_END):
+            raise Unreadable("empty file")
+        file.seek(0)
+        with Image.open(file) as image:
+            _check_size(image)
+            turn = _UPRIGHT.get(_orientation(image))
+            # JPEG can decode at 1/2, 1/4 or 1/8; not below twice the target, for the final filter.
+            image.draft(None, (2 * size, 2 * size))
+            rgb = to_rgb(image)
     square = to_square(rgb, size)
     return to_tensor(square if turn is None else square.transpose(turn))
 
 
-def read_dimensions(path: str | bytes | Path) -> tuple[int, int]:
-    """Return width and height of an image file, upright, without decoding it.
+def read_file(path: str | bytes | Path, size: int) -> UInt8[Tensor, "3 s s"]:
+    """Decode an image file as ``decode_file`` does.
 
     Raises:
-        Unreadable: not an image, or no permission to read.
+        Unreadable: see ``decode_file``; also no permission to read, or no such file.
     """
-    try:
-        with Image.open(path) as image:
-            turned = _orientation(image) >= 5  # by 90 degrees
-            return (image.height, image.width) if turned else image.size
-    except Exception as error:  # as in read_file
-        raise Unreadable(why_unreadable(error)) from error
+    with explain_unreadable(), open(path, "rb") as file:
+        return decode_file(file, size)
+
+
+def read_dimensions(file: Encoded) -> tuple[int, int]:
+    """Return width and height of an open image file, upright, without decoding it.
+
+    Raises:
+        Unreadable: not an image.
+    """
+    with explain_unreadable(), Image.open(file) as image:
+        turned = _orientation(image) >= 5  # by 90 degrees
+        return (image.height, image.width) if turned else image.size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -108,7 +135,7 @@ def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
 def ignore_warnings() -> None:
     """Ignore PIL's warnings about odd files, one line per file; call it once in each process.
 
-    Not in ``read_file``: warning filters are per process, and threads would undo each other's.
+    Not in ``decode_file``: warning filters are per process, and threads would undo each other's.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
 

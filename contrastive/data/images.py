@@ -13,7 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from contrastive.config import UserError
-from contrastive.data.decode import Unreadable, read_dimensions, read_file, to_rgb, to_square, to_tensor
+from contrastive.data.decode import (
+    Encoded,
+    Unreadable,
+    decode_file,
+    explain_unreadable,
+    read_dimensions,
+    to_rgb,
+    to_square,
+    to_tensor,
+)
 
 
 class Images(ABC):
@@ -142,7 +151,89 @@ def printable(name: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class FileImages(Images):
+class EncodedImages(Images):
+    """Images that are stored as files of any format, wherever these are: on a disk, in a shard, in a table.
+
+    A subclass says how a row's file is opened; decoding, and what is unreadable, is the same for all.
+    """
+
+    @abstractmethod
+    def open(self, row: int) -> Encoded:
+        """Open the encoded image; any error that this raises, but for SourceLost, makes the row unreadable.
+
+        Raises:
+            SourceLost: no row can be read any more.
+        """
+
+    def open_many(self, rows: Sequence[int]) -> Iterator[Encoded | Unreadable]:
+        """Open several rows, in order; for places where asking for many at once is faster.
+
+        Raises:
+            SourceLost: no row can be read any more.
+        """
+        for row in rows:
+            try:
+                with explain_unreadable():
+                    file: Encoded | Unreadable = self.open(row)
+            except Unreadable as error:
+                file = error
+            yield file
+
+    def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
+        """See Images."""
+        with explain_unreadable(), self.open(row) as file:
+            return decode_file(file, self.size)
+
+    def read_into(self, pixels: UInt8[Tensor, "b 3 s s"], rows: Sequence[int]) -> dict[int, str]:
+        """See Images; opens the rows together."""
+        bad = {}
+        for index, file in enumerate(self.open_many(rows)):
+            try:
+                if isinstance(file, Unreadable):
+                    raise file
+                with file:
+                    pixels[index] = decode_file(file, self.size)
+            except Unreadable as error:
+                bad[rows[index]] = str(error)
+        return bad
+
+    def dimensions(self, row: int) -> tuple[int, int]:
+        """Return width and height by the file's header."""
+        with explain_unreadable(), self.open(row) as file:
+            return read_dimensions(file)
+
+
+class Names:
+    """Names by number, held in one buffer.
+
+    Half the memory of a million strings, and forked workers share it; writing the strings' reference counts
+    would copy their pages into each worker.
+
+    Args:
+        text: All names, one after the other.
+        ends: Where each ends in ``text``.
+    """
+
+    def __init__(self, text: np.ndarray[Any, np.dtype[np.uint8]], ends: np.ndarray[Any, np.dtype[np.int64]]):
+        self.text, self.ends = text, ends
+
+    @staticmethod
+    def of(names: Sequence[bytes]) -> "Names":
+        """Pack a list."""
+        ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        return Names(np.frombuffer(b"".join(names), dtype=np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, number: int) -> bytes:
+        if not 0 <= number < len(self):
+            raise IndexError(f"row {number}: there are {len(self)} images")
+        start = self.ends[number - 1] if number else 0
+        return self.text[start : self.ends[number]].tobytes()
+
+
+class FileImages(EncodedImages):
     """Image files below one root, decoded when read.
 
     Args:
@@ -167,25 +258,22 @@ class FileImages(Images):
             labels,
             classes,
         )
-        # One buffer instead of a million strings: half the memory, and forked workers share it; writing the
-        # strings' reference counts would copy their pages into each worker.
-        self._ends = np.cumsum([len(key) for key in keys], dtype=np.int64)
-        self._text = np.frombuffer(b"".join(keys), dtype=np.uint8)
+        self._keys = Names.of(keys)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._keys)
 
     def path(self, row: int) -> bytes:
         """Return the absolute path of the file."""
-        return os.path.join(self.root, self._raw(row))
+        return os.path.join(self.root, self._keys[row])
 
-    def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
-        """See Images."""
-        return read_file(self.path(row), self.size)
+    def open(self, row: int) -> Encoded:
+        """See EncodedImages."""
+        return open(self.path(row), "rb")
 
     def key(self, row: int) -> str:
         """Return the relative path, escaped by ``printable``."""
-        return printable(self._raw(row))
+        return printable(self._keys[row])
 
     def stamp(self, row: int) -> str:
         """Return the size in bytes, or ``unreadable``."""
@@ -201,16 +289,6 @@ class FileImages(Images):
         except OSError:
             return "unreadable"
         return f"{status.st_size} {status.st_mtime_ns}"
-
-    def dimensions(self, row: int) -> tuple[int, int]:
-        """Return width and height by the file's header."""
-        return read_dimensions(self.path(row))
-
-    def _raw(self, row: int) -> bytes:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row}: there are {len(self)} images")
-        start = self._ends[row - 1] if row else 0
-        return self._text[start : self._ends[row]].tobytes()
 
 
 class ArrayImages(Images):

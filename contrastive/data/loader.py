@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -15,6 +15,7 @@ from contrastive.config import DataConfig
 from contrastive.data.batch import Batch
 from contrastive.data.cache import cached
 from contrastive.data.clips import AllFrames, DrawnClips, StoredFrames, fits
+from contrastive.data.decode import SourceLost
 from contrastive.data.images import Images
 from contrastive.data.plan import WHOLE, Plan, Share
 from contrastive.data.reading import (
@@ -22,6 +23,7 @@ from contrastive.data.reading import (
     Decoded,
     Report,
     Todo,
+    decode,
     decode_ahead,
     decode_all,
     num_bytes,
@@ -80,16 +82,18 @@ class Loader(ABC):
             )
         self._delivered = state["delivered"]
 
-    def check_corrupt_share(self, read: Int[Tensor, " g"]) -> None:  # noqa: B027  # a resident set is checked when decoded
+    def check_corrupt_share(self, read: Int[Tensor, " g"], on_any_rank: Callable[[bool], bool]) -> None:  # noqa: B027  # a resident set is checked when decoded
         """Compare the rows asked for in the last micro-batch with those read; enforce data.max_corrupt.
 
         Call it on every rank after each micro-batch.
 
         Args:
             read: Rows that all ranks could read, on any device.
+            on_any_rank: Returns whether it is called with True on any rank; a collective.
 
         Raises:
             TooManyCorrupt: raised on all ranks at once.
+            SourceLost: a rank cannot reach the images; raised on all ranks at once.
         """
 
     def close(self) -> None:  # noqa: B027  # most loaders have no worker
@@ -202,6 +206,7 @@ class DecodingLoader(Loader):
         super().__init__(plan, share)
         self._images, self._device, self._tally, self._num_workers = images, device, tally, num_workers
         self._stream: Iterator[Decoded] | None = None
+        self._lost: SourceLost | None = None
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """See Loader; batches that workers had prepared are dropped."""
@@ -213,14 +218,26 @@ class DecodingLoader(Loader):
         self._stream = None  # its workers end when the iterator is collected
 
     def _next(self) -> Batch:
-        decoded = None if self._stream is None else next(self._stream, None)
-        if decoded is None:  # the first batch, or rows that were not known when the last ones were decoded
-            self._stream = decode_ahead(self._images, self._todo(), self._num_workers, self._device)
-            decoded = next(self._stream)
+        try:
+            decoded = self._decoded()
+        except SourceLost as error:
+            if self._share.world == 1:
+                raise
+            self._lost = error  # the other ranks wait for this one in the step: see check_corrupt_share
+            return decode(self._images, []).batch
         self._tally.report(decoded.bad)
         if self._share.world == 1:  # several ranks must stop together: see check_corrupt_share
             self._tally.count(decoded.rows, decoded.bad)
         return decoded.batch
+
+    def _decoded(self) -> Decoded:
+        if self._lost is not None:
+            raise self._lost
+        decoded = None if self._stream is None else next(self._stream, None)
+        if decoded is None:  # the first batch, or rows that were not known when the last ones were decoded
+            self._stream = decode_ahead(self._images, self._todo(), self._num_workers, self._device)
+            decoded = next(self._stream)
+        return decoded
 
     def _todo(self) -> Iterator[Todo]:
         """Yield the rows of the coming micro-batches, as far as the plan knows them by then."""
@@ -230,7 +247,7 @@ class DecodingLoader(Loader):
                 return
             yield Todo(self._epoch(position), self._ids(position).tolist())
 
-    def check_corrupt_share(self, read: Int[Tensor, " g"]) -> None:
+    def check_corrupt_share(self, read: Int[Tensor, " g"], on_any_rank: Callable[[bool], bool]) -> None:
         """See Loader."""
         if self._share.world == 1:
             return
@@ -239,6 +256,8 @@ class DecodingLoader(Loader):
         asked = torch.cat([self._plan.local_ids(step, micro, share) for share in shares])
         # In the usual case that every row was read, nothing is copied from the device.
         bad = asked[:0] if len(read) == len(asked) else asked[~torch.isin(asked, read.cpu())]
+        if len(bad) and on_any_rank(self._lost is not None):
+            raise self._lost or SourceLost("another rank cannot reach the images; see its message")
         self._tally.count(asked, bad.tolist())
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from contrastive.config import UserError
 from contrastive.data.batch import Batch
-from contrastive.data.decode import ignore_warnings
+from contrastive.data.decode import SourceLost, ignore_warnings
 from contrastive.data.images import Images
 
 MOST_WORKERS = 16
@@ -168,6 +168,7 @@ def decode_ahead(
 
     Raises:
         WorkerDied: a worker process was killed.
+        SourceLost: see EncodedImages.
     """
     loader: DataLoader[Any] = DataLoader(
         _Decoder(images),
@@ -182,6 +183,9 @@ def decode_ahead(
     stream = _start(loader)
     try:
         yield from stream
+    except SourceLost as error:
+        # From a worker it comes as the text of its traceback.
+        raise SourceLost(str(error).strip().rpartition(f"{SourceLost.__name__}: ")[2]) from None
     except (RuntimeError, OSError, EOFError) as error:
         # A broken socket may be seen before the death: tensors are sent through the worker's socket.
         cut_off = isinstance(error, OSError | EOFError) and not str(error).startswith("Caught")

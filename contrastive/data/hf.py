@@ -1,0 +1,173 @@
+"""``data.name=hf``: a map-style data set of the ``datasets`` library, from a folder or its cache."""
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contrastive.config import DataConfig, HfConfig, UserError
+from contrastive.data.dataset import Dataset
+from contrastive.data.decode import Encoded, Unreadable, explain_unreadable
+from contrastive.data.files import describe_untrained
+from contrastive.data.images import EncodedImages
+
+_TRAIN = ("train", "training")
+_TESTS = ("validation", "valid", "val", "test")
+_PIECE = 1024  # rows whose lengths are looked up together
+
+
+class HfImages(EncodedImages):
+    """The images of one split, as they are encoded in its table.
+
+    Args:
+        table: A ``datasets.Dataset``.
+        split: Its name, for keys.
+        size: Side of the decoded square.
+        image: Column of the images.
+        label: Column of the labels; None without labels.
+    """
+
+    def __init__(self, table: Any, split: str, size: int, image: str, label: str | None) -> None:
+        from datasets import ClassLabel, Image
+
+        self.size, self._split, self._column = size, split, image
+        # The stored bytes, not a decoded picture.
+        self._images = table.select_columns([image]).cast_column(image, Image(decode=False))
+        if label is not None:
+            self.labels = torch.tensor([-1 if at is None else int(at) for at in table[label]])
+            names = table.features[label].names if isinstance(table.features[label], ClassLabel) else None
+            self.classes = names or [str(number) for number in range(int(self.labels.max()) + 1)]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def open(self, row: int) -> Encoded:
+        """See EncodedImages."""
+        return _open(self._images[row][self._column])
+
+    def open_many(self, rows: Sequence[int]) -> Iterator[Encoded | Unreadable]:
+        """See EncodedImages; one look-up in the table."""
+        for item in self._images[list(rows)][self._column] if rows else ():
+            try:
+                with explain_unreadable():
+                    yield _open(item)
+            except Unreadable as error:
+                yield error
+
+    def key(self, row: int) -> str:
+        """Return ``SPLIT/ROW``."""
+        return f"{self._split}/{row}"
+
+    def stamp(self, row: int) -> str:
+        """Return the bytes of the encoded image; ``path`` where the table has only the path of a file."""
+        length = self._lengths[row]
+        return "path" if length is None else str(length)
+
+    def content(self, row: int) -> str:
+        """Hash the encoded bytes, to 64 bits in hex."""
+        try:
+            with explain_unreadable(), self.open(row) as file:
+                return hashlib.sha256(file.read()).hexdigest()[:16]
+        except Unreadable:
+            return "unreadable"
+
+    def version(self, row: int) -> str:
+        """Return the table's own fingerprint, and the stamp."""
+        return f"{self._images._fingerprint} {self.stamp(row)}"
+
+    @cached_property
+    def _lengths(self) -> list[int | None]:
+        from pyarrow import compute
+
+        pieces = self._images.with_format("arrow").iter(_PIECE)
+        columns = (compute.struct_field(piece[self._column], "bytes") for piece in pieces)
+        return [length for column in columns for length in compute.binary_length(column).to_pylist()]
+
+
+def open_hf(data: DataConfig) -> Dataset:
+    """Open the data set at ``data.root``: a folder written by ``save_to_disk``, or a name in the cache.
+
+    Its split ``train`` is pretrained on; ``validation`` or ``test``, if it has labels, is for scores.
+
+    Raises:
+        UserError: ``datasets`` is not installed, no such data set, no such column.
+    """
+    splits = _load(data)
+    train = next((name for name in _TRAIN if name in splits), next(iter(splits)))
+    test = next((name for name in _TESTS if name in splits and name != train), None)
+    parts = [
+        _images(splits[name], name, data.stored_size, data.hf) for name in (train, test) if name is not None
+    ]
+    labelled = parts[0] if parts[0].labels is not None else None
+    if labelled is None or test is None or parts[1].labels is None:
+        return Dataset(parts[0], labelled)
+    names = [
+        [str(label) for label in part.labels.tolist() if label >= 0]
+        for part in parts
+        if part.labels is not None
+    ]
+    if untrained := describe_untrained(*names):
+        raise UserError(f"data.root={data.root}: {untrained}; both splits need the same classes")
+    return Dataset(parts[0], labelled, parts[1])
+
+
+def _load(data: DataConfig) -> dict[str, Any]:
+    """Return the splits by name."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            "data.name=hf: datasets is not installed; run pip install 'contrastive-pretrain[hf]'"
+        ) from error
+    if not data.root:
+        raise UserError("data.root is not set, data.name=hf needs a folder or a name; add data.root=PATH")
+    try:
+        if Path(data.root).is_dir():
+            found = datasets.load_from_disk(data.root)
+        else:
+            only_local = datasets.DownloadConfig(local_files_only=not data.download)
+            found = datasets.load_dataset(data.root, download_config=only_local)
+    except Exception as error:  # the library raises a dozen types
+        raise UserError(
+            f"data.root={data.root}: no data set that datasets can load ({error}); give a folder written by "
+            "save_to_disk, or a name of the hub"
+        ) from error
+    return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
+
+
+def _images(table: Any, split: str, size: int, columns: HfConfig) -> HfImages:
+    from datasets import ClassLabel, Image
+
+    image = columns.image or _only(table, Image, "image")
+    if image is None:
+        raise UserError(
+            f"split {split}: no column of images, or several ({_described(table)}); name one with "
+            "data.hf.image"
+        )
+    label = columns.label or _only(table, ClassLabel, "label")
+    for setting, name in (("image", image), ("label", label)):
+        if name is not None and name not in table.features:
+            raise UserError(f"data.hf.{setting}={name}: split {split} has {_described(table)}")
+    if not len(table):
+        raise UserError(f"split {split} has no rows")
+    return HfImages(table, split, size, image, label)
+
+
+def _only(table: Any, kind: type, preferred: str) -> str | None:
+    """Return the only column of this kind, or the one of the usual name among several."""
+    found = [name for name, feature in table.features.items() if isinstance(feature, kind)]
+    return found[0] if len(found) == 1 else preferred if preferred in found else None
+
+
+def _described(table: Any) -> str:
+    return ", ".join(f"{name} ({type(feature).__name__})" for name, feature in table.features.items())
+
+
+def _open(item: dict[str, Any] | None) -> Encoded:
+    if item is None or (item["bytes"] is None and item["path"] is None):
+        raise Unreadable("no image in this row")
+    return io.BytesIO(item["bytes"]) if item["bytes"] is not None else open(item["path"], "rb")

@@ -1,0 +1,99 @@
+import io
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from contrastive.config import DataConfig, HfConfig, UserError
+from contrastive.data.hf import open_hf
+
+datasets = pytest.importorskip("datasets")
+
+
+def encoded(number):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((9, 9, 3), 20 * number, dtype=np.uint8)).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def table(numbers, **columns):
+    kinds = {"image": datasets.Image()}
+    if "label" in columns:
+        kinds["label"] = datasets.ClassLabel(names=["cat", "dog"])
+    rows = {"image": [None if number is None else encoded(number) for number in numbers], **columns}
+    return datasets.Dataset.from_dict(rows, datasets.Features(kinds))
+
+
+def opened(root, **columns):
+    return open_hf(DataConfig("hf", str(root), image_size=9, download=False, hf=HfConfig(**columns)))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    parts = {"train": table(range(6), label=[0, 1] * 3), "test": table([7, 8], label=[1, 0])}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "set")
+    return tmp_path / "set"
+
+
+def test_images_labels_and_parts_are_those_of_the_table(saved):
+    train, test = opened(saved).labelled_parts("hf")
+    assert [int(train.read(row)[0, 0, 0]) for row in range(6)] == [0, 20, 40, 60, 80, 100]
+    pixels = torch.zeros(3, 3, 9, 9, dtype=torch.uint8)
+    assert train.read_into(pixels, [5, 0, 3]) == {}
+    assert pixels[:, 0, 0, 0].tolist() == [100, 0, 60]
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1] * 3, [1, 0])
+    assert train.classes == ["cat", "dog"]
+    assert [test.key(row) for row in range(2)] == ["test/0", "test/1"]
+    assert train.stamp(3) == str(len(encoded(3)["bytes"]))
+    assert train.dimensions(0) == (9, 9)
+
+
+def test_a_selection_without_labels_has_its_own_rows(tmp_path):
+    table(range(6)).select([4, 2]).save_to_disk(tmp_path / "set")
+    data = opened(tmp_path / "set")
+    assert (data.labelled, data.test) == (None, None)
+    assert [int(data.train.read(row)[0, 0, 0]) for row in range(2)] == [80, 40]
+    assert data.train.stamp(1) == str(len(encoded(2)["bytes"]))
+
+
+def test_an_empty_row_is_unreadable_and_no_other(tmp_path):
+    table([1, None, 3]).save_to_disk(tmp_path / "set")
+    images = opened(tmp_path / "set").train
+    pixels = torch.zeros(3, 3, 9, 9, dtype=torch.uint8)
+    assert images.read_into(pixels, range(3)) == {1: "no image in this row"}
+    assert pixels[:, 0, 0, 0].tolist() == [20, 0, 60]
+    assert images.stamp(1) == "path"
+
+
+def test_an_altered_image_changes_what_a_resume_compares(tmp_path):
+    for name, number in (("a", 1), ("b", 2)):
+        table([0, number]).save_to_disk(tmp_path / name)
+    a, b = (opened(tmp_path / name).train for name in "ab")
+    assert a.content(0) == b.content(0)
+    assert a.content(1) != b.content(1)
+    assert a.revision() != b.revision()
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": "photo"}, r"hf\.image=photo: split train has image \(Image\)"),
+        ({"label": "kind"}, "hf.label=kind"),
+    ],
+)
+def test_an_unknown_column_is_refused_with_those_there(saved, columns, message):
+    with pytest.raises(UserError, match=message):
+        opened(saved, **columns)
+
+
+def test_what_is_no_data_set_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no data set that datasets can load"):
+        opened(tmp_path)
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'contrastive-pretrain\[hf\]'"):
+        opened(tmp_path)
