@@ -20,8 +20,8 @@ class ObjectServer:
         sent: Bytes of all bodies.
         most_shards: Requests for tar files after which it only answers 503; None has no end.
         faults: Faults of the next requests, first come first served: None for none, a status, ``cut`` (the
-            connection is closed in the middle of the body), ``whole`` (ranges are ignored), ``slow`` (a second
-            late).
+            connection is closed in the middle of the body), ``whole`` (ranges are ignored), ``slow``
+            (a second late).
     """
 
     def __init__(self, folder: Path, delay_s: float = 0.0, port: int = 0) -> None:

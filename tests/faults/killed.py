@@ -1,4 +1,4 @@
-"""Run the command line, and kill -9 it in a step: ``[RANK STEP] -- ARGUMENTS``; for launchers."""
+"""Run the command line; if KILL is ``RANK STEP``, kill -9 that rank in that step: for launchers."""
 
 import os
 import sys
@@ -7,9 +7,7 @@ from contrastive.__main__ import main
 from tests.faults import inject
 
 if __name__ == "__main__":
-    split = sys.argv.index("--")
-    if sys.argv[1:split]:
-        rank, step = sys.argv[1:split]
-        if os.environ["RANK"] == rank:
-            inject.signal_at(int(step), "SIGKILL")
-    sys.exit(main(sys.argv[split + 1 :]))
+    rank, step = os.environ.get("KILL", "- 0").split()
+    if os.environ["RANK"] == rank:
+        inject.signal_at(int(step), "SIGKILL")
+    sys.exit(main())

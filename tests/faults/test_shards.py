@@ -127,20 +127,20 @@ def test_torchrun_over_shards_loses_a_process_and_goes_on_with_another_number(si
     lab = site[1]
     argv = [*TINY, *lab.overrides, *STREAMED[:2], f"run.root={lab.folder / 'runs'}", "run.name=torchrun"]
 
-    def torchrun(processes, *more):
+    def torchrun(processes, kill="- 0"):
         launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command = [sys.executable, "-m", *launcher, "-m", "tests.faults.killed", *more, "--", *argv]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", *launcher, "-m", "tests.faults.killed", *argv]
         return subprocess.run(
             [*command, f"trainer.devices={processes}"],
             cwd=ROOT,
-            env=environment,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "KILL": kill},
             capture_output=True,
             text=True,
             timeout=2 * LIMIT_S,
         )
 
-    assert torchrun(2, "1", "6").returncode != 0
+    assert "Signal 9 (SIGKILL)" in torchrun(2, "1 6").stderr
+    assert (lab.folder / "runs" / "torchrun" / "checkpoints" / "step-4").is_dir()
     for processes in (1, 2):  # the second finds it finished
         done = torchrun(processes)
         assert done.returncode == 0, done.stderr

@@ -28,12 +28,15 @@ class ChunkCache:
     def __init__(self, folder: str, limit: float) -> None:
         self._folder, self._limit, self._unseen, self._works = Path(folder), limit, limit, True
 
-    def get(self, name: str, number: int) -> bytes | None:
-        """Return a chunk; None if it is not there."""
+    def get(self, name: str, number: int, start: int, stop: int) -> bytes | None:
+        """Return the bytes ``start`` to ``stop`` of a chunk; None if it is not there, or cut short."""
         try:
-            return self._path(name, number).read_bytes()
+            with self._path(name, number).open("rb", buffering=0) as file:
+                file.seek(start)
+                data = file.read(stop - start)
         except OSError:
             return None
+        return data if len(data) == stop - start else None
 
     def put(self, name: str, number: int, data: bytes) -> None:
         """Keep a chunk; a folder that cannot be written is warned of once, and left alone."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from contrastive.config import RemoteConfig, UserError
 from contrastive.data.decode import SourceLost, Unreadable, why_unreadable
@@ -16,8 +16,8 @@ from contrastive.data.shards.chunk_cache import CHUNK, ChunkCache
 
 logger = logging.getLogger(__name__)
 
-# Ranges closer than this are fetched as one: less than a connection carries during its round trip.
-_GAP = 64 * 2**10
+# Ranges closer than this are fetched as one: a fraction of what a connection carries during its round trip.
+_GAP = 16 * 2**10
 # Largest request, so that a retry repeats little, and a time-out is not reached by size alone.
 _MOST = 8 * 2**20
 _AT_ONCE = 32  # requests of one process
@@ -151,9 +151,9 @@ class Ranges:
 
     def forget(self, spans: Iterable[Span]) -> None:
         """Drop what the cache holds of some spans, which turned out to be damaged."""
-        for place, chunk in {piece for span in spans for piece in _chunks(span)}:
+        for part in (part for span in spans for part in _parts(span)):
             if self._cache is not None:
-                self._cache.drop(_name(place), chunk)
+                self._cache.drop(_name(part.place), part.chunk)
 
     def _fetch_merged(self, spans: Sequence[Span]) -> list[Answer]:
         """Fetch spans that lie near each other by one request."""
@@ -166,20 +166,26 @@ class Ranges:
         return answers
 
     def _fetch_cached(self, spans: Sequence[Span]) -> list[Answer]:
-        """Fetch the chunks that the cache lacks, keep them, and cut the spans out of the chunks."""
+        """Read what the cache has, fetch the chunks that it lacks and keep them."""
         assert self._cache is not None
-        wanted = sorted({piece for span in spans for piece in _chunks(span)}, key=lambda p: (p[0].url, p[1]))
-        held: dict[tuple[Place, int], Answer] = {}
-        for place, chunk in wanted:
-            if (data := self._cache.get(_name(place), chunk)) is not None:
-                held[place, chunk] = data
-        missing = [piece for piece in wanted if piece not in held]
-        fetched = self._fetch_merged([_span_of(*piece) for piece in missing])
-        for (place, chunk), answer in zip(missing, fetched, strict=True):
-            held[place, chunk] = answer
+        parts: dict[_Part, Answer | None] = {
+            part: self._cache.get(_name(part.place), part.chunk, part.start, part.stop)
+            for span in spans
+            for part in _parts(span)
+        }
+        missing = sorted(
+            {(part.place, part.chunk) for part, data in parts.items() if data is None},
+            key=lambda chunk: (chunk[0].url, chunk[1]),
+        )
+        fetched = dict(zip(missing, self._fetch_merged([_span_of(*chunk) for chunk in missing]), strict=True))
+        for (place, chunk), answer in fetched.items():
             if isinstance(answer, bytes):
                 self._cache.put(_name(place), chunk, answer)
-        return [_join([held[piece] for piece in _chunks(span)], span) for span in spans]
+        for part, data in parts.items():
+            if data is None:
+                answer = fetched[part.place, part.chunk]
+                parts[part] = answer[part.start : part.stop] if isinstance(answer, bytes) else answer
+        return [_join([parts[part] for part in _parts(span)]) for span in spans]
 
     def _fetch(self, spans: Sequence[Span]) -> list[Answer]:
         """Fetch spans, one request each, until each has an answer."""
@@ -355,22 +361,32 @@ def _name(place: Place) -> str:
     return f"{place.url} {place.size} {place.version}"
 
 
-def _chunks(span: Span) -> list[tuple[Place, int]]:
-    last = max(span.start, span.stop - 1) // CHUNK
-    return [(span.place, chunk) for chunk in range(span.start // CHUNK, last + 1)]
+class _Part(NamedTuple):
+    """The bytes ``start`` to ``stop`` of a chunk."""
+
+    place: Place
+    chunk: int
+    start: int
+    stop: int
+
+
+def _parts(span: Span) -> list[_Part]:
+    """Cut a span into parts of chunks."""
+    return [
+        _Part(span.place, chunk, max(0, span.start - chunk * CHUNK), min(CHUNK, span.stop - chunk * CHUNK))
+        for chunk in range(span.start // CHUNK, max(span.start, span.stop - 1) // CHUNK + 1)
+    ]
 
 
 def _span_of(place: Place, chunk: int) -> Span:
     return Span(place, chunk * CHUNK, min((chunk + 1) * CHUNK, place.size))
 
 
-def _join(answers: Sequence[Answer], span: Span) -> Answer:
+def _join(answers: Sequence[Answer | None]) -> Answer:
     for answer in answers:
         if isinstance(answer, Unreadable):
             return answer
-    start = span.start % CHUNK
-    joined = b"".join(answer for answer in answers if isinstance(answer, bytes))
-    return joined[start : start + span.stop - span.start]
+    return b"".join(answer for answer in answers if isinstance(answer, bytes))
 
 
 _filesystems: dict[tuple[int, str], Any] = {}
