@@ -143,7 +143,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--set", type=Path, required=True, help="folder of a packed set with parts, or without labels")
+    parser.add_argument(
+        "--set", type=Path, required=True, help="folder of a packed set with parts, or without labels"
+    )
     parser.add_argument("--delay-ms", type=float, default=30)
     parser.add_argument("--batches", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=2)

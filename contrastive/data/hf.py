@@ -13,14 +13,14 @@ from contrastive.config import DataConfig, HfConfig, UserError
 from contrastive.data.dataset import Dataset
 from contrastive.data.decode import Encoded, Unreadable, explain_unreadable
 from contrastive.data.files import describe_untrained
-from contrastive.data.images import EncodedImages
+from contrastive.data.images import BatchedImages
 
 _TRAIN = ("train", "training")
 _TESTS = ("validation", "valid", "val", "test")
 _PIECE = 1024  # rows whose lengths are looked up together
 
 
-class HfImages(EncodedImages):
+class HfImages(BatchedImages):
     """The images of one split, as they are encoded in its table.
 
     Args:
@@ -45,12 +45,8 @@ class HfImages(EncodedImages):
     def __len__(self) -> int:
         return len(self._images)
 
-    def open(self, row: int) -> Encoded:
-        """See EncodedImages."""
-        return _open(self._images[row][self._column])
-
     def open_many(self, rows: Sequence[int]) -> Iterator[Encoded | Unreadable]:
-        """See EncodedImages; one look-up in the table."""
+        """See BatchedImages; one look-up in the table."""
         for item in self._images[list(rows)][self._column] if rows else ():
             try:
                 with explain_unreadable():

@@ -165,24 +165,34 @@ class EncodedImages(Images):
             SourceLost: no row can be read any more.
         """
 
-    def open_many(self, rows: Sequence[int]) -> Iterator[Encoded | Unreadable]:
-        """Open several rows, in order; for places where asking for many at once is faster.
-
-        Raises:
-            SourceLost: no row can be read any more.
-        """
-        for row in rows:
-            try:
-                with explain_unreadable():
-                    file: Encoded | Unreadable = self.open(row)
-            except Unreadable as error:
-                file = error
-            yield file
-
     def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
         """See Images."""
         with explain_unreadable(), self.open(row) as file:
             return decode_file(file, self.size)
+
+    def dimensions(self, row: int) -> tuple[int, int]:
+        """Return width and height by the file's header."""
+        with explain_unreadable(), self.open(row) as file:
+            return read_dimensions(file)
+
+
+class BatchedImages(EncodedImages):
+    """Encoded images in a place where asking for many rows at once is faster."""
+
+    @abstractmethod
+    def open_many(self, rows: Sequence[int]) -> Iterator[Encoded | Unreadable]:
+        """Yield the encoded image of each of several rows, in order, or why it is unreadable.
+
+        Raises:
+            SourceLost: no row can be read any more.
+        """
+
+    def open(self, row: int) -> Encoded:
+        """See EncodedImages."""
+        (file,) = self.open_many([row])
+        if isinstance(file, Unreadable):
+            raise file
+        return file
 
     def read_into(self, pixels: UInt8[Tensor, "b 3 s s"], rows: Sequence[int]) -> dict[int, str]:
         """See Images; opens the rows together."""
@@ -196,11 +206,6 @@ class EncodedImages(Images):
             except Unreadable as error:
                 bad[rows[index]] = str(error)
         return bad
-
-    def dimensions(self, row: int) -> tuple[int, int]:
-        """Return width and height by the file's header."""
-        with explain_unreadable(), self.open(row) as file:
-            return read_dimensions(file)
 
 
 class Names:

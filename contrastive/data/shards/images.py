@@ -12,7 +12,7 @@ from contrastive.config import DataConfig, UserError
 from contrastive.data.dataset import Dataset
 from contrastive.data.decode import Encoded, Unreadable
 from contrastive.data.files import describe_untrained, is_held_out, shorten
-from contrastive.data.images import EncodedImages, SomeImages, printable
+from contrastive.data.images import BatchedImages, SomeImages, printable
 from contrastive.data.shards.index import (
     SET_FILE,
     SUFFIX,
@@ -29,7 +29,7 @@ from contrastive.data.shards.ranges import Place, Ranges, Span, check_url, is_lo
 _TEST_PARTS = ("val", "test")
 
 
-class ShardImages(EncodedImages):
+class ShardImages(BatchedImages):
     """The samples of a shard set, in the order of its list.
 
     Each sample is compared with its hash when it is read, so an altered shard gives unreadable rows, never
@@ -65,15 +65,8 @@ class ShardImages(EncodedImages):
     def __len__(self) -> int:
         return len(self._index)
 
-    def open(self, row: int) -> Encoded:
-        """See EncodedImages."""
-        (file,) = self.open_many([row])
-        if isinstance(file, Unreadable):
-            raise file
-        return file
-
     def open_many(self, rows: Sequence[int]) -> Iterator[Encoded | Unreadable]:
-        """See EncodedImages; neighbouring samples are read together."""
+        """See BatchedImages; neighbouring samples are read together."""
         spans = [self._span(row) for row in rows]
         for row, span, answer in zip(rows, spans, self._ranges.read(spans), strict=True):
             if isinstance(answer, bytes) and not self._is_intact(row, answer):

@@ -1,6 +1,7 @@
 import io
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -8,8 +9,6 @@ from PIL import Image
 
 from contrastive.config import DataConfig, HfConfig, UserError
 from contrastive.data.hf import open_hf
-
-datasets = pytest.importorskip("datasets")
 
 
 def encoded(number):
