@@ -20,7 +20,7 @@ from torch import Tensor
 from contrastive.config import DataConfig, UserError
 from contrastive.data.clips import Clips, Cut, check_moves
 from contrastive.data.dataset import Dataset, root_of
-from contrastive.data.decode import Unreadable, read_dimensions, read_file, why_unreadable
+from contrastive.data.decode import Unreadable, explain_unreadable, read_dimensions, read_file, why_unreadable
 from contrastive.data.files import IMAGE, Kind, list_files, split_class_folders
 from contrastive.data.images import FileImages
 
@@ -175,7 +175,8 @@ class FrameClips(Clips, FileImages):
 
     def dimensions(self, row: int) -> tuple[int, int]:
         """Return width and height of the first frame."""
-        return read_dimensions(next(iter(self.files(row)), b""))
+        with explain_unreadable(), open(next(iter(self.files(row)), b""), "rb") as file:
+            return read_dimensions(file)
 
     def stamp(self, row: int) -> str:
         """Return the number of frames and their size in bytes, or ``unreadable``."""
