@@ -122,6 +122,10 @@ def test_a_large_gallery_is_searched_approximately_with_the_recall_that_was_aske
     quick, search = scores(gallery, asked, asking, depth=20, min_recall=0.97)
     assert "IVF" in search.about
     assert 0.97 <= search.recall < 1
+    noise = torch.randn(4000, 32, generator=torch.Generator().manual_seed(0))  # nothing is near anything
+    gallery = Gallery(noise, people, cameras=False)
+    hasty, thorough = (Search(gallery, noise[:99] + 1, depth=20, min_recall=least) for least in (0.0, 0.95))
+    assert hasty.recall < 0.95 <= thorough.recall
     assert whole.recall == 1
     assert (exact[:, 0] == quick[:, 0]).float().mean() > 0.97
     assert 0.8 < quick[:, 3].mean() / exact[:, 3].mean() < 1  # what was not found counts as never found
