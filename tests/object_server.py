@@ -99,8 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body[: len(body) // 2])
                 self.close_connection = True
                 return
+            self.owner.note(self.path, start, stop)  # first: a client that has the body may look at once
             self.wfile.write(body)
-            self.owner.note(self.path, start, stop)
 
     def _head(self, status: int, length: int) -> None:
         self.send_response(status)

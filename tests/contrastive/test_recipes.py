@@ -46,7 +46,7 @@ def videos(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
     for name in ("a", "b"):
         for number in range(12):
-            tiny.write_images(root / name / str(number), 4, size=20, seed=number)
+            tiny.write_images(root / name / str(number), 4, size=(20, 20), seed=number)
     return root
 
 

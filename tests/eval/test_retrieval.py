@@ -152,7 +152,7 @@ def people(tmp_path):
     for part, count in (("gallery", 2), ("query", 3)):
         for number, channel in enumerate((0, 1, 2)):
             folder = tmp_path / "people" / part / f"person{number}"
-            write_images(folder, count, size=16, channel=channel, seed=number + 10 * count)
+            write_images(folder, count, size=(16, 16), channel=channel, seed=number + 10 * count)
     return tmp_path / "people"
 
 
@@ -249,9 +249,9 @@ def test_pictures_without_parts_find_each_other(shared_run, people, tmp_path, ca
 
 def test_wrong_input_is_refused(shared_run, people, tmp_path, capsys):
     given = [f"data.root={people}", f"out={tmp_path / 'out'}"]
-    write_images(people / "query" / "nobody", 1, size=16)
+    write_images(people / "query" / "nobody", 1, size=(16, 16))
     assert "not in the gallery (nobody)" in refused(capsys, shared_run, *given)
-    write_images(people / "query", 1, size=16)
+    write_images(people / "query", 1, size=(16, 16))
     assert "lies in no folder of an identity" in refused(capsys, shared_run, *given)
     table = tmp_path / "t.csv"
     assert "cannot be read" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")

@@ -22,7 +22,7 @@ def serve():
 def photos(tmp_path):
     """Two class folders of 12 images."""
     for channel, name in enumerate(("cat", "dog")):
-        tiny.write_images(tmp_path / "photos" / name, 12, size=12, channel=channel, seed=channel)
+        tiny.write_images(tmp_path / "photos" / name, 12, size=(12, 12), channel=channel, seed=channel)
     return tmp_path / "photos"
 
 

@@ -73,7 +73,7 @@ def test_a_batch_of_neighbours_is_one_request(packed, open_set, serve):
 def test_command_packs_class_folders_with_their_parts_labels_and_names(tmp_path, open_set, capsys):
     for part, count in (("train", 3), ("val", 2)):
         for channel, name in enumerate(("cat", "dog")):
-            tiny.write_images(tmp_path / "photos" / part / name, count, size=12, channel=channel)
+            tiny.write_images(tmp_path / "photos" / part / name, count, size=(12, 12), channel=channel)
     out = tmp_path / "set"
     assert main(["pack", str(tmp_path / "photos"), str(out), "data.name=imagefolder"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -107,7 +107,7 @@ def test_arrays_and_subsets_are_packed_with_their_labels(tmp_path, open_set):
 
 def test_names_that_are_no_keys_keep_their_path_beside_them(tmp_path, open_set):
     photos = tmp_path / "photos"
-    paths = tiny.write_images(photos, 3, size=12)
+    paths = tiny.write_images(photos, 3, size=(12, 12))
     for path, name in zip(paths, ("a.b.png", "a.c.png", "a_b.png"), strict=True):
         path.rename(photos / name)
     pack(open_tree(photos, 12), tmp_path / "set", shard_bytes=10**6, shuffle=False)
@@ -244,7 +244,7 @@ def shard_name(images):
 
 def test_a_member_that_is_no_image_is_unreadable_like_any_file(tmp_path, open_set):
     photos = tmp_path / "photos"
-    tiny.write_images(photos, 3, size=12)
+    tiny.write_images(photos, 3, size=(12, 12))
     (photos / "1.png").write_bytes(b"not an image")
     pack(open_tree(photos, 12), tmp_path / "set", shard_bytes=10**6, shuffle=False)
     images = open_set(tmp_path / "set").train
