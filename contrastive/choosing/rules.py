@@ -79,11 +79,20 @@ GPU = Device(
     save_steps=500,
 )
 
+OF_RESNETS = {"encoder.width", "encoder.stem"}
+"""Settings that ``resnet10`` has, and ``cpu_resnet`` has not: a stated one keeps ``resnet10``."""
+
 MINUTES = 30.0
 """Length of a run, unless it is stated."""
 
 SHORT = 30.0
 """Minutes times processors up to which a narrow network gets further: it sees four times the images."""
+
+COMPACT = {"widths": [48, 96, 192], "features": 1024}
+"""``encoder.args`` of ``cpu_resnet``, the network of such runs on a CPU (benchmarks/results/README.md)."""
+
+LEAST_GROWING = 32
+"""Images of so many px are trained on at half of their size first, then at 3/4 of it."""
 
 LEAST_BATCH, BATCHES_AN_EPOCH = 32, 4
 """A batch is as large as leaves so many in an epoch; tiny folders have two of the least batch."""
@@ -94,6 +103,9 @@ LEAST_IMAGES = 16
 BASE_LR = {"sgd": (0.3, 0.03), "lars": (0.3, 0.03), "adamw": (0.004, 0.0004)}
 """Peak rates for 256 images, from random weights and from given ones, by ``optimizer.name``: solo-learn's for
 small images, and MoCo's; AdamW's was measured in short runs, a tenth of it from given weights was not."""
+
+ADAMW_DECAY = 1e-4
+"""``optimizer.weight_decay`` of AdamW; solo-learn's for SGD is the default."""
 
 WARMUP_SHARE, MOST_WARMUP = 0.05, 10.0
 """Warm-up as a share of the run, and at most so many epochs."""
@@ -200,6 +212,12 @@ def _blur(known: Known) -> Choice | None:
 def _encoder(known: Known) -> Choice:
     if known.network is not None:
         return Choice(known.network.name, "the network of encoder.weights")
+    if _is_short(known) and known["encoder.weights"] is None and not OF_RESNETS & set(known.stated):
+        return Choice(
+            "cpu_resnet",
+            f"learns most on a {_device(known).name} in {known['schedule.minutes']:g} minutes",
+            f"up to {SHORT:g} minutes of a processor; {CPU.encoder} beyond, or with encoder.width stated",
+        )
     device, size, memory = _device(known), known["data.image_size"], known.machine.memory / 2**30
     large = size > SMALL_IMAGE and memory >= device.large_memory
     return Choice(
@@ -217,7 +235,36 @@ def _stem(known: Known) -> Choice | None:
 def _args(known: Known) -> Choice | None:
     given = {} if known.network is None else known.network.args
     further = {name: value for name, value in given.items() if name not in ("width", "stem")}
-    return Choice(further, "the network of encoder.weights") if further else None
+    if further:
+        return Choice(further, "the network of encoder.weights")
+    if not _is_compact(known):
+        return None
+    return Choice(COMPACT, "few channels at large maps, many features at the end")
+
+
+def _global_size(known: Known) -> Choice | None:
+    return _growing(known, 3 * known["data.image_size"] // 4)
+
+
+def _first_size(known: Known) -> Choice | None:
+    return _growing(known, known["data.image_size"] // 2)
+
+
+def _growing(known: Known, size: int) -> Choice | None:
+    sizes = {"augment.global_size", "augment.first_size"}
+    if not _is_compact(known) or known["data.image_size"] < LEAST_GROWING or sizes & set(known.stated):
+        return None
+    return Choice(
+        size,
+        "small views are cheap, so more images are seen",
+        f"1/2 of data.image_size in the first half of the steps, then 3/4, from {LEAST_GROWING} px on; whole "
+        "images are encoded at data.image_size",
+    )
+
+
+def _is_compact(known: Known) -> bool:
+    """Return whether ``cpu_resnet`` is trained from random weights in a short run on a CPU."""
+    return known["encoder.name"] == "cpu_resnet" and known["encoder.weights"] is None and _is_short(known)
 
 
 def _argument(known: Known, name: str) -> Choice | None:
@@ -231,9 +278,8 @@ def _width(known: Known) -> Choice | None:
         return _argument(known, "width")
     if known["encoder.name"] not in ("resnet10", "resnet18", "resnet34") or known.published:
         return None
-    device, minutes = _device(known), known["schedule.minutes"]
-    short = minutes is not None and minutes * known.machine.cores <= SHORT
-    length = f" in {minutes:g} minutes" if short else ""
+    device, short = _device(known), _is_short(known)
+    length = f" in {known['schedule.minutes']:g} minutes" if short else ""
     width = device.short_width if short else device.width
     return Choice(
         width,
@@ -241,6 +287,25 @@ def _width(known: Known) -> Choice | None:
         "64 is torchvision's; half of it takes a quarter of the time. On a CPU a narrow one gets further in "
         f"up to {SHORT:g} minutes of a processor",
     )
+
+
+def _is_short(known: Known) -> bool:
+    """Return whether the run has few processor minutes, and no GPU."""
+    minutes = known["schedule.minutes"]
+    return not known.machine.has_gpu and minutes is not None and minutes * known.machine.cores <= SHORT
+
+
+def _optimizer(known: Known) -> Choice | None:
+    if not _is_compact(known) or "optimizer.base_lr" in known.stated:  # a stated rate is SGD's
+        return None
+    minutes = known["schedule.minutes"]
+    return Choice("adamw", f"it learns in fewer steps; there are {minutes:g} minutes", "sgd, the usual, else")
+
+
+def _weight_decay(known: Known) -> Choice | None:
+    if known["optimizer.name"] != "adamw":
+        return None
+    return Choice(ADAMW_DECAY, "AdamW's, whose decay is apart from the gradient", "5e-4 of sgd and lars")
 
 
 def _base_lr(known: Known) -> Choice:
@@ -356,6 +421,16 @@ def _score_every(known: Known) -> Choice | None:
     )
 
 
+def _probe_every(known: Known) -> Choice | None:
+    if not _is_compact(known) or known["data.name"] == "images":
+        return _score_every(known)
+    return Choice(
+        0,
+        f"a probe of {COMPACT['features']} features takes too much of a short run",
+        "contrastive-eval linear computes it at the end",
+    )
+
+
 def _log_steps(known: Known) -> Choice:
     return Choice(_device(known).log_steps, f"steps on a {_device(known).name}")
 
@@ -387,6 +462,10 @@ RULES: dict[str, Rule] = {
     "encoder.width": _width,
     "encoder.stem": _stem,
     "encoder.args": _args,
+    "augment.global_size": _global_size,
+    "augment.first_size": _first_size,
+    "optimizer.name": _optimizer,
+    "optimizer.weight_decay": _weight_decay,
     "optimizer.base_lr": _base_lr,
     "schedule.warmup_epochs": _warmup_epochs,
     "method": _method,
@@ -397,7 +476,7 @@ RULES: dict[str, Rule] = {
     "trainer.devices": _devices,
     "logging.every_n_steps": _log_steps,
     "logging.knn_every_epochs": _score_every,
-    "logging.probe_every_epochs": _score_every,
+    "logging.probe_every_epochs": _probe_every,
     "run.checkpoint_every": _save_steps,
 }
 """The rule of each setting; a rule may use what the rows above it have settled."""

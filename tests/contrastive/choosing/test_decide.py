@@ -149,6 +149,18 @@ def test_the_rate_is_that_of_the_optimizer():
     assert value("optimizer.base_lr", "optimizer.name=adamw", "encoder.weights=a.pth") == 0.0004
 
 
+def test_a_short_run_of_the_compact_network_takes_adamw():
+    made = decided("schedule.minutes=15")
+    rates = {key: made[key].value for key in made if key.startswith("optimizer.")}
+    assert rates == {"optimizer.name": "adamw", "optimizer.weight_decay": 1e-4, "optimizer.base_lr": 0.004}
+    for stated in ("optimizer.name=sgd", "optimizer.base_lr=0.1"):  # whose rate is not AdamW's
+        kept = decided("schedule.minutes=15", stated)
+        assert not {"optimizer.name", "optimizer.weight_decay"} & kept.keys()
+    for other in ("schedule.minutes=16", "schedule.epochs=2"):
+        assert not {"optimizer.name", "optimizer.weight_decay"} & decided(other).keys()
+    assert value("optimizer.weight_decay", "optimizer.name=adamw") == 1e-4
+
+
 def test_a_length_is_chosen_only_if_none_is_stated():
     assert value("schedule.minutes") == MINUTES
     assert "schedule.minutes" not in decided("schedule.minutes=2")
@@ -195,11 +207,51 @@ def test_a_stated_method_is_not_turned_into_a_sample():
 
 
 def test_a_network_is_narrow_for_a_short_run_on_a_cpu():
-    assert value("encoder.width", "schedule.minutes=15") == 16
-    assert value("encoder.width", "schedule.minutes=16") == 32
-    assert value("encoder.width", "schedule.minutes=16", machine=replace(LAPTOP, cores=1)) == 16
-    assert value("encoder.width", "schedule.epochs=2") == 32
-    assert value("encoder.width", "schedule.minutes=1", machine=H200, side=32) == 64
+    name = "encoder.name=resnet18"
+    assert value("encoder.width", name, "schedule.minutes=15") == 16
+    assert value("encoder.width", name, "schedule.minutes=16") == 32
+    assert value("encoder.width", name, "schedule.minutes=16", machine=replace(LAPTOP, cores=1)) == 16
+    assert value("encoder.width", name, "schedule.epochs=2") == 32
+    assert value("encoder.width", name, "schedule.minutes=1", machine=H200, side=32) == 64
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(8, None), (64, (24, 16)), (300, (48, 32))])
+def test_a_short_run_on_a_cpu_trains_the_compact_network_on_growing_views(side, sizes):
+    made = decided("schedule.minutes=15", side=side)
+    assert made["encoder.name"].value == "cpu_resnet"
+    assert made["encoder.args"].value == {"widths": [48, 96, 192], "features": 1024}
+    assert "encoder.width" not in made
+    views = [made[key].value for key in ("augment.global_size", "augment.first_size") if key in made]
+    assert views == list(sizes or ())
+    assert made["logging.probe_every_epochs"].value == 0 < made["logging.knn_every_epochs"].value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "facts", "name"),
+    [
+        (["schedule.minutes=16"], {}, "resnet10"),
+        (["schedule.epochs=2"], {}, "resnet10"),
+        (["schedule.minutes=1"], {"machine": H200, "side": 32}, "resnet18"),
+        (["schedule.minutes=1", "encoder.width=8"], {}, "resnet10"),
+        (["schedule.minutes=1", "encoder.stem=small"], {}, "resnet10"),
+        (["schedule.minutes=1", "encoder.weights=a.pth"], {}, "resnet10"),
+        (["schedule.minutes=1", "encoder.weights=a.pth"], {"network": ArchSpec("vit_tiny", {})}, "vit_tiny"),
+        (["schedule.minutes=1", "encoder.name=resnet18"], {}, None),
+    ],
+)
+def test_another_run_keeps_its_network_and_its_views(overrides, facts, name):
+    made = decided(*overrides, **facts)
+    assert (made["encoder.name"].value if "encoder.name" in made else None) == name
+    assert not {"encoder.args", "augment.global_size", "augment.first_size"} & made.keys()
+    assert made["logging.probe_every_epochs"].value > 0
+
+
+def test_stated_sizes_of_views_or_images_are_kept():
+    for stated in ("augment.global_size=28", "augment.first_size=12"):
+        made = decided("schedule.minutes=1", stated)
+        assert not {"augment.global_size", "augment.first_size"} & made.keys()
+    made = decided("schedule.minutes=1", "data.image_size=40")
+    assert (made["augment.global_size"].value, made["augment.first_size"].value) == (30, 20)
 
 
 def test_bfloat16_where_the_gpu_has_it():
@@ -243,10 +295,13 @@ def test_what_is_stated_is_never_decided():
         for folder, stated, network in cases
         for made in decide(folder, gpus, settings, stated, network)
     }
+    short = settings | {"schedule.minutes": 1.0}
+    everything |= {made.key for made in decide(small, LAPTOP, short, {"schedule.minutes"})}
     assert everything == RULES.keys()
     for key in everything:
         for folder in (large, small):
             assert key not in {made.key for made in decide(folder, gpus, settings, {key})}
+            assert key not in {made.key for made in decide(folder, LAPTOP, short, {key})}
 
 
 def test_a_decision_reads_as_it_is_typed():
