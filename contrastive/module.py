@@ -134,7 +134,7 @@ class ContrastiveModule(pl.LightningModule):
         if min(rows.sizes) < 2:
             return self.guard.note_left_out(step)
         self.networks.freeze(step < self._frozen_steps())
-        views = self._views_of(step)(batch.images, batch.ids, self.plan.epoch_of(step))
+        views = self._views_at(step, batch)
         outcome = self.method.step(views, rows, step)
         if outcome.keys is not None:
             self._unwritten.append((outcome.keys, rows.all_ids))
@@ -150,9 +150,10 @@ class ContrastiveModule(pl.LightningModule):
         if augment.first_size is not None:
             self._first_views = Views(augment.at_first(), data, seed, compile=backend)
 
-    def _views_of(self, step: int) -> Views:
-        """Return the views of optimizer step ``step``: their size may change in the middle of the run."""
-        return self._first_views if 2 * step < self.plan.total_steps else self.views
+    def _views_at(self, step: int, batch: Batch) -> tuple[Tensor, ...]:
+        """Compute the views of optimizer step ``step``: their size may change in the middle of the run."""
+        views = self._first_views if 2 * step < self.plan.total_steps else self.views
+        return views(batch.images, batch.ids, self.plan.epoch_of(step))
 
     def _frozen_steps(self) -> int:
         """Return the optimizer steps in which the encoder is frozen."""

@@ -155,6 +155,7 @@ class ProfileSteps(StepCallback):
         miner, networks, method = module.miner, module.networks, module.method
         for owner, name, part in (
             (module, "views", "augmentation"),
+            (module, "_first_views", "augmentation"),
             (networks, "embed", "query"),
             (networks, "embed_key", "key"),
             (miner, "negatives", "mining"),

@@ -94,7 +94,7 @@ def test_settings_that_fail_late_are_refused_early(run, tmp_path, override):
 def test_networks_that_do_not_fit_into_memory_are_refused(run, tmp_path, monkeypatch):
     from contrastive import parts
 
-    def build(config, image_size):
+    def build(config, image_size, frames):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nmore")
 
     monkeypatch.setattr(parts, "build_encoder", build)
