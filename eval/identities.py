@@ -43,8 +43,12 @@ def open_identities(data: DataConfig, table: str | None) -> Dataset:
 
     Raises:
         UserError: no such file or folder, a wrong table, a query of an identity that the gallery lacks, or,
-            without parts, an identity with one picture.
+            without parts, an identity with one picture; an encoder of clips.
     """
+    if data.frames > 1:
+        raise UserError(
+            f"the encoder takes clips of {data.frames} frames, retrieval ranks pictures: give one of images"
+        )
     if table is None and data.name not in _FOLDERS:
         return open_dataset(data)
     rows = _folder_rows(root_of(data)) if table is None else _table_rows(Path(table))
@@ -57,6 +61,8 @@ def open_identities(data: DataConfig, table: str | None) -> Dataset:
     if not all(parts):
         raise UserError(f"{where}: no picture of the {'query' if parts[0] else 'gallery'} part; add some")
     _check_found(parts, where)
+    if table is not None:
+        _check_files(root, rows, where)
     names = {key: sorted({row[key] for row in rows}) for key in ("identity", "camera")}
     opened = [_pictures(root, part, data.stored_size, names) for part in parts]
     return Dataset(opened[0], opened[0], opened[-1])
@@ -140,6 +146,18 @@ def _check_found(parts: Sequence[Sequence[dict[str, str]]], where: str) -> None:
             f"{where}: {len(unknown)} identities of the query part are not in the gallery "
             f"({shorten(unknown)}); add a picture of them there, or leave their queries out"
         )
+
+
+def _check_files(root: Path, rows: Sequence[dict[str, str]], where: str) -> None:
+    """Raise UserError if a file of the table is missing, or listed twice: it would find itself."""
+    paths = [row["path"] for row in rows]
+    if missing := [path for path in paths if not (root / path).is_file()]:
+        raise UserError(
+            f"{where}: {len(missing)} files are not below {root} ({shorten(missing)}); correct the paths, or "
+            "set data.root"
+        )
+    if twice := sorted(path for path, count in Counter(paths).items() if count > 1):
+        raise UserError(f"{where}: {len(twice)} files are listed twice ({shorten(twice)}); list each once")
 
 
 def _pictures(root: Path, rows: Sequence[dict[str, str]], size: int, names: dict[str, list[str]]) -> Pictures:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import save_image
@@ -85,7 +87,8 @@ class Gallery(StepCallback):
         center = center_view(torch.stack(list(self._sample().values())).to(device), data)
         drawn = [center[:, : data.frames] if self.images.frames else center, *self._views(module, 0)]
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (data.mean, data.std))
-        pixels, columns = [(views * std + mean).clamp(0, 1).cpu() for views in drawn], len(center)
+        pixels = [_as_large((views * std + mean).clamp(0, 1).cpu(), data.image_size) for views in drawn]
+        columns = len(center)
         if self.images.frames:
             pixels, columns = [*torch.stack(pixels, dim=1).flatten(0, 1)], data.frames
         save_image(torch.cat(pixels), self.run_dir / "views.png", nrow=columns)
@@ -218,6 +221,14 @@ def hardest(mined: LastBatch, anchors: int, negatives: int) -> list[tuple[int, i
         for rank, (row, score) in enumerate(zip(found, scores, strict=True))
         if row >= 0 and score > -torch.inf
     ]
+
+
+def _as_large(views: Float[Tensor, "b *t 3 _ _"], size: int) -> Float[Tensor, "b *t 3 s s"]:
+    """Return views of another size (``augment.global_size``) at the size of whole images, blocky."""
+    if views.shape[-1] == size:
+        return views
+    large = F.interpolate(views.flatten(0, -4), size=(size, size), mode="nearest")
+    return large.view(*views.shape[:-2], size, size)
 
 
 def _image(content: Any, caption: str) -> Any:

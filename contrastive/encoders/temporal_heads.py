@@ -57,7 +57,7 @@ class Attention(TemporalHead):
 
     @override
     def forward(self, frames: Float[Tensor, "b t d"]) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b t"]]:
-        x = torch.cat([self.token.expand(len(frames), -1, -1), self.enter(frames)], 1)
+        x = torch.cat([self.token.expand(frames.shape[0], -1, -1), self.enter(frames)], 1)
         attention = []
         for block in self.blocks:
             x, weights = block(x)

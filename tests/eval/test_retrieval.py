@@ -257,6 +257,10 @@ def test_wrong_input_is_refused(shared_run, people, tmp_path, capsys):
     assert "cannot be read" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
     table.write_text("file,who\na,b\n")
     assert "columns file,who" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
+    table.write_text("path,identity\na.png,a\nb.png,a\n")
+    assert "2 files are not below" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
+    table.write_text("path,identity\nquery/0.png,a\nquery/0.png,a\n")
+    assert "1 files are listed twice" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
     table.write_text("path,identity\na.png,\n")
     assert "line 2" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
     (people / "query" / "0.png").unlink()
@@ -264,6 +268,8 @@ def test_wrong_input_is_refused(shared_run, people, tmp_path, capsys):
     table.write_text("identity,group\nperson9,1\n")
     assert "person9" in refused(capsys, shared_run, *given, f"retrieval.groups={table}")
     assert "retrieval.covered" in refused(capsys, shared_run, *given, "retrieval.covered=[1.5]")
+    with pytest.raises(UserError, match="takes clips of 4 frames"):
+        open_identities(DataConfig(name="images", root=str(people), frames=4), None)
     with pytest.raises(UserError, match="no such folder"):
         open_identities(DataConfig(name="images", root=str(tmp_path / "none")), None)
 

@@ -25,6 +25,7 @@ SUFFIX = ".npz"
 """Appended to a shard's name, for that of its index."""
 
 SET_FILE = "shards.json"
+MOST_CLASSES = 100_000  # larger numbers are ids of something else
 """Lists the shards of a set, in the order of the rows."""
 
 HASH_BYTES = 16
@@ -226,11 +227,15 @@ class _Member:
 
     def label(self, shard: str) -> int:
         try:
-            return int(self.content)
-        except ValueError as error:
+            label = int(self.content)
+        except ValueError:
+            label = MOST_CLASSES
+        if not label < MOST_CLASSES:
             raise UserError(
-                f"{shard}: {self.key}.cls holds {self.content[:20]!r}, a class number is needed"
-            ) from error
+                f"{shard}: {self.key}.cls holds {self.content[:20]!r}; a class number below {MOST_CLASSES} "
+                "is needed, or a negative one for no class"
+            )
+        return max(label, -1)
 
 
 def _members(file: Encoded, name: str) -> Iterator[_Member]:

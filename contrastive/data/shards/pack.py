@@ -6,6 +6,7 @@ import logging
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +25,7 @@ from contrastive.data.shards.index import (
     hash_bytes,
     join,
     load_index,
+    read_set,
     scan,
     write_index,
     write_set,
@@ -54,10 +56,14 @@ def pack(
         held_out: Whether they were held out by a hash.
 
     Raises:
-        UserError: the folder already has a list of shards, or cannot be written.
+        UserError: the folder already has shards or a list of them, or cannot be written; clips.
     """
-    if (folder / SET_FILE).exists():
-        raise UserError(f"{folder}: has a {SET_FILE}; choose another folder, or remove this one first")
+    if images.frames:
+        raise UserError("shards hold images, not clips; train on the folder with data.name=clips")
+    if (folder / SET_FILE).exists() or any(folder.glob("shard-*.tar")):
+        raise UserError(
+            f"{folder}: has shards, complete or of an interrupted run; choose another folder, or remove it"
+        )
     rows = torch.arange(len(images))
     rows = permuted(rows, len(images), 0) if shuffle and len(images) else rows
     samples = _samples(images, rows.tolist())
@@ -93,13 +99,22 @@ def index_shards(ranges: Ranges, urls: Sequence[str], folder: Path) -> ShardSet:
         raise UserError(f"{twice[0]}: several shards have this name, indices would overwrite each other")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = ShardSet([index_shard(ranges, url, folder) for url in urls])
+        before = _set_before(ranges, folder)
+        found = replace(before, shards=[index_shard(ranges, url, folder) for url in urls])
         write_set(folder, found)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); choose another with out=DIR"
         ) from error
     return found
+
+
+def _set_before(ranges: Ranges, folder: Path) -> ShardSet:
+    """Return the set whose list is in ``folder``, for its classes; an empty one without a readable list."""
+    try:
+        return read_set(ranges, str(folder)) or ShardSet([])
+    except UserError:
+        return ShardSet([])
 
 
 def index_shard(ranges: Ranges, url: str, folder: Path) -> ShardEntry:

@@ -405,9 +405,10 @@ def _filesystem(url: str) -> Any:
             import fsspec
 
             _filesystems[key] = fsspec.filesystem(protocol)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, TypeError) as error:
             raise UserError(
-                f"{protocol}://: cannot be read ({error}); run pip install 'contrastive-pretrain[remote]'"
+                f"{protocol}://: cannot be read ({error}); s3, gs and https need "
+                "pip install 'contrastive-pretrain[remote]'"
             ) from error
     return _filesystems[key]
 

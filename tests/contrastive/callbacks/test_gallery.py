@@ -99,6 +99,20 @@ def test_what_the_step_compiles_meets_no_batch_but_the_steps(gallery, four_image
             torch.testing.assert_close(part.float(), pixels[row, column], rtol=0, atol=1)
 
 
+def test_views_of_another_size_are_drawn_as_large_as_images(gallery, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
+    config = SimpleNamespace(
+        augment=AugmentConfig(global_size=8), data=DataConfig(image_size=16), run=SimpleNamespace(seed=3)
+    )
+    module = module_with(config=config, device=torch.device("cpu"))
+    gallery.Gallery(ArrayImages("noise", [pixels], 16), tmp_path, 4)._draw_views(module)
+    drawn = np.array(Image.open(tmp_path / "views.png"))
+    assert drawn.shape == (3 * 18 + 2, 4 * 18 + 2, 3)
+    view = drawn[20:36, 2:18]  # the first view of the first image: each pixel is four
+    assert (view == view[::2, ::2].repeat(2, 0).repeat(2, 1)).all()
+    assert view.std() > 0
+
+
 def test_the_map_of_a_sharded_bank_waits_for_no_other_rank(gallery, four_images, tmp_path):
     """Rank 1 of 2 holds rows 1 and 3, 5, ...; their labels colour the dots."""
 

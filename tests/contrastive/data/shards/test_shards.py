@@ -62,6 +62,22 @@ def test_packing_twice_gives_the_same_bytes(packed, photos, tmp_path):
             )
 
 
+def test_shards_of_an_interrupted_run_are_not_mixed_with_new_ones(photos, tmp_path):
+    (tmp_path / "shard-000003.tar").touch()
+    with pytest.raises(UserError, match="of an interrupted run"):
+        pack(open_tree(photos, 12), tmp_path, shard_bytes=14_000, shuffle=True)
+
+
+def test_indexing_again_keeps_the_names_of_the_classes(tmp_path):
+    pixels = np.zeros((4, 8, 8, 3), np.uint8)
+    images = ArrayImages("x", [pixels], 8, labels=torch.tensor([0, 1, 0, 1]), classes=["cat", "dog"])
+    pack(images, tmp_path, shard_bytes=10**6, shuffle=False)
+    (tar,) = tmp_path.glob("*.tar")
+    again = index_shards(Ranges(RemoteConfig()), [str(tar)], tmp_path)
+    assert again.classes == ["cat", "dog"]
+    assert read_set(Ranges(RemoteConfig()), str(tmp_path)) == again
+
+
 def test_a_batch_of_neighbours_is_one_request(packed, open_set, serve):
     server = serve(packed[0])
     images = open_set(server.url).train
@@ -177,11 +193,12 @@ def test_samples_are_grouped_as_webdataset_does():
     ("data", "message"),
     [
         (tar_of(a__txt=b""), "no sample with an image"),
-        (tar_of(a__png=b"1", a__cls=b"cat"), r"a\.cls holds b'cat', a class number is needed"),
+        (tar_of(a__png=b"1", a__cls=b"cat"), r"a\.cls holds b'cat'; a class number below"),
+        (tar_of(a__png=b"1", a__cls=b"9" * 30), "a class number below 100000 is needed"),
         (tar_of(a__png=bytes(5000))[:3000], "not a whole, uncompressed tar"),
         (b"no tar at all" * 100, "not a whole, uncompressed tar"),
     ],
-    ids=["no image", "label", "cut", "no tar"],
+    ids=["no image", "label", "id as label", "cut", "no tar"],
 )
 def test_what_cannot_be_indexed_is_refused(data, message):
     with pytest.raises(UserError, match=message):
