@@ -127,15 +127,17 @@ def test_moco_embeds_the_disturbed_query_view_with_the_key_network(kind):
     assert found.loss.item() > sum(without) / 2
 
 
-def test_simclr_embeds_it_with_gradient():
-    views, module, found = step("method=simclr", "objective.own_negatives=reverse")
+def test_simclr_embeds_it_with_gradient_and_local_clips_have_their_own():
+    views = clip_views() + clip_views(1, 8)
+    settings = ("method=simclr", "objective.own_negatives=reverse", "augment.num_local=1")
+    _, module, found = step(*settings, views=views)
     embedded = [module.networks.embed(view).detach().double() for view in views]
     losses = []
-    for query, key, view in zip(embedded, embedded[::-1], views, strict=True):
-        own = module.networks.embed(disturbed(module, view)).detach().double()
+    for query, key in ((0, 1), (1, 0), (2, 0), (2, 1)):
+        own = module.networks.embed(disturbed(module, views[query])).detach().double()
         for i in range(8):
-            others = [*(rows[j] for j in range(8) if j != i for rows in embedded), own[i]]
-            logits = torch.stack([key[i], *others]) @ query[i] / 0.2
+            others = [*(rows[j] for j in range(8) if j != i for rows in embedded[:2]), own[i]]
+            logits = torch.stack([embedded[key][i], *others]) @ embedded[query][i] / 0.2
             losses.append(logits.logsumexp(0) - logits[0])
     assert found.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
     found.loss.backward()
