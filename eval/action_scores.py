@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Counts:
-    """What the scores of one or several recordings are computed from; counts of several add up.
+    """Counts of which the scores of recordings are computed; those of several recordings add up.
 
     Attributes:
         frames: Frames that are right, and all frames.
