@@ -16,10 +16,12 @@ def test_every_shipped_recipe_loads_and_survives_a_round_trip(tmp_path):
     names = recipes("pretrain")
     shipped = {
         "cifar10",
+        "cifar10_cpu",
         "cifar10_fast",
         "clips",
         "digits",
         "hybrid_cifar10",
+        "identities",
         "imagefolder",
         "imagenet_resnet50",
         "imagenet_vit_small",
