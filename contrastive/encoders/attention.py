@@ -97,7 +97,7 @@ def rollout(attention: Sequence[Float[Tensor, "b _ m m"]]) -> Float[Tensor, "b m
         attention: Weights of each block, the first one first; heads may differ in number.
     """
     unit = torch.eye(attention[0].shape[-1], dtype=attention[0].dtype, device=attention[0].device)
-    joint = unit.expand(len(attention[0]), -1, -1)
+    joint = unit
     for weights in attention:
         joint = (weights.mean(1) + unit) / 2 @ joint
     return joint
