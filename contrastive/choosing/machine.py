@@ -53,4 +53,5 @@ def look_at_machine(accelerator: Any = "auto") -> Machine:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if torch.backends.mps.is_available() and wanted != "cpu":
         return Machine("mps", "Apple GPU", cores, memory, False)
-    return Machine("cpu", "CPU", cores, memory, False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch have none
+    return Machine("cpu", "CPU", cores, memory, bool(capabilities.get("avx512_bf16")))

@@ -79,6 +79,8 @@ GPU = Device(
     save_steps=500,
 )
 
+CONTINUES = "encoder.name=timm:MODEL encoder.weights=default continues from published weights"
+
 OF_RESNETS = {"encoder.width", "encoder.stem"}
 """Settings that ``resnet10`` has, and ``cpu_resnet`` has not: a stated one keeps ``resnet10``."""
 
@@ -86,10 +88,13 @@ MINUTES = 30.0
 """Length of a run, unless it is stated."""
 
 SHORT = 30.0
-"""Minutes times processors up to which a narrow network gets further: it sees four times the images."""
+"""Minutes times processors up to which a narrow network gets further: it sees more images."""
 
-COMPACT = {"widths": [48, 96, 192], "features": 1024}
-"""``encoder.args`` of ``cpu_resnet``, the network of such runs on a CPU (benchmarks/results/README.md)."""
+FEATURES = 1024
+"""Features of ``cpu_resnet``."""
+
+SHORT_WIDTHS, LONG_WIDTHS = [48, 96, 192], [64, 128, 256]
+"""Its channels in runs of up to SHORT, and beyond: as ``cifar10_cpu`` (benchmarks/results/README.md)."""
 
 LEAST_GROWING = 32
 """Images of so many px are trained on at half of their size first, then at 3/4 of it."""
@@ -212,19 +217,18 @@ def _blur(known: Known) -> Choice | None:
 def _encoder(known: Known) -> Choice:
     if known.network is not None:
         return Choice(known.network.name, "the network of encoder.weights")
-    if _is_short(known) and known["encoder.weights"] is None and not OF_RESNETS & set(known.stated):
+    if not known.machine.has_gpu and known["encoder.weights"] is None and not OF_RESNETS & set(known.stated):
         return Choice(
             "cpu_resnet",
-            f"learns most on a {_device(known).name} in {known['schedule.minutes']:g} minutes",
-            f"up to {SHORT:g} minutes of a processor; {CPU.encoder} beyond, or with encoder.width stated",
+            "learns most in the same time on a CPU",
+            f"{CPU.encoder} if encoder.width is stated. {CONTINUES}",
         )
     device, size, memory = _device(known), known["data.image_size"], known.machine.memory / 2**30
     large = size > SMALL_IMAGE and memory >= device.large_memory
     return Choice(
         device.large_encoder if large else device.encoder,
         f"to train at {size} px on a {device.name} of {memory:.0f} GiB",
-        f"{CPU.encoder} on a CPU; on a GPU {GPU.encoder} up to {SMALL_IMAGE} px, {GPU.large_encoder} above. "
-        "encoder.name=timm:MODEL encoder.weights=default continues from published weights",
+        f"on a GPU {GPU.encoder} up to {SMALL_IMAGE} px, {GPU.large_encoder} above. {CONTINUES}",
     )
 
 
@@ -239,7 +243,15 @@ def _args(known: Known) -> Choice | None:
         return Choice(further, "the network of encoder.weights")
     if not _is_compact(known):
         return None
-    return Choice(COMPACT, "few channels at large maps, many features at the end")
+    widths, more = (
+        SHORT_WIDTHS if _is_short(known) else LONG_WIDTHS,
+        f"narrower up to {SHORT:g} processor minutes",
+    )
+    return Choice(
+        {"widths": [*widths], "features": FEATURES},
+        "few channels at large maps, many features at the end",
+        more,
+    )
 
 
 def _global_size(known: Known) -> Choice | None:
@@ -263,8 +275,9 @@ def _growing(known: Known, size: int) -> Choice | None:
 
 
 def _is_compact(known: Known) -> bool:
-    """Return whether ``cpu_resnet`` is trained from random weights in a short run on a CPU."""
-    return known["encoder.name"] == "cpu_resnet" and known["encoder.weights"] is None and _is_short(known)
+    """Return whether ``cpu_resnet`` is trained from random weights on a CPU."""
+    own = known["encoder.name"] == "cpu_resnet" and known["encoder.weights"] is None
+    return own and not known.machine.has_gpu
 
 
 def _argument(known: Known, name: str) -> Choice | None:
@@ -296,7 +309,8 @@ def _is_short(known: Known) -> bool:
 
 
 def _optimizer(known: Known) -> Choice | None:
-    if not _is_compact(known) or "optimizer.base_lr" in known.stated:  # a stated rate is SGD's
+    short = _is_compact(known) and _is_short(known)
+    if not short or "optimizer.base_lr" in known.stated:  # a stated rate is SGD's
         return None
     minutes = known["schedule.minutes"]
     return Choice("adamw", f"it learns in fewer steps; there are {minutes:g} minutes", "sgd, the usual, else")
@@ -391,10 +405,12 @@ def _ranked_is_set_up(known: Known) -> bool:
 
 
 def _precision(known: Known) -> Choice | None:
+    if known.machine.bfloat16:
+        return Choice(
+            "bf16-mixed", f"{known.machine.name} computes in bfloat16", "else 16-mixed, or float32 on a CPU"
+        )
     if not known.machine.has_gpu:
         return None
-    if known.machine.bfloat16:
-        return Choice("bf16-mixed", f"{known.machine.name} computes in bfloat16", "else 16-mixed")
     return Choice("16-mixed", f"{known.machine.name} has no bfloat16", "bf16-mixed on GPUs from 2020 on")
 
 
@@ -422,11 +438,12 @@ def _score_every(known: Known) -> Choice | None:
 
 
 def _probe_every(known: Known) -> Choice | None:
-    if not _is_compact(known) or known["data.name"] == "images":
+    short = _is_compact(known) and _is_short(known)
+    if not short or known["data.name"] == "images":
         return _score_every(known)
     return Choice(
         0,
-        f"a probe of {COMPACT['features']} features takes too much of a short run",
+        f"a probe of {FEATURES} features takes too much of a short run",
         "contrastive-eval linear computes it at the end",
     )
 

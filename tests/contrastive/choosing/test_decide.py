@@ -101,8 +101,8 @@ def test_pixels_are_normalised_by_what_was_measured():
 @pytest.mark.parametrize(
     ("machine", "side", "encoder", "width"),
     [
-        (LAPTOP, 300, "resnet10", 32),
-        (MAC, 300, "resnet10", 32),
+        (LAPTOP, 300, "cpu_resnet", None),
+        (MAC, 300, "cpu_resnet", None),
         (OLD_GPU, 300, "resnet18", 64),
         (H200, 32, "resnet18", 64),
         (H200, 300, "resnet50", None),
@@ -216,21 +216,28 @@ def test_a_network_is_narrow_for_a_short_run_on_a_cpu():
 
 
 @pytest.mark.parametrize(("side", "sizes"), [(8, None), (64, (24, 16)), (300, (48, 32))])
-def test_a_short_run_on_a_cpu_trains_the_compact_network_on_growing_views(side, sizes):
-    made = decided("schedule.minutes=15", side=side)
+@pytest.mark.parametrize("length", ["schedule.minutes=15", "schedule.minutes=16", "schedule.epochs=9"])
+def test_a_cpu_trains_the_compact_network_on_growing_views(length, side, sizes):
+    made = decided(length, side=side)
     assert made["encoder.name"].value == "cpu_resnet"
-    assert made["encoder.args"].value == {"widths": [48, 96, 192], "features": 1024}
+    widths = [48, 96, 192] if length == "schedule.minutes=15" else [64, 128, 256]
+    assert made["encoder.args"].value == {"widths": widths, "features": 1024}
     assert "encoder.width" not in made
     views = [made[key].value for key in ("augment.global_size", "augment.first_size") if key in made]
     assert views == list(sizes or ())
-    assert made["logging.probe_every_epochs"].value == 0 < made["logging.knn_every_epochs"].value
+
+
+def test_a_short_run_on_a_cpu_takes_adamw_and_no_online_probe():
+    short, long = (decided(f"schedule.minutes={minutes}") for minutes in (15, 16))
+    assert short["optimizer.name"].value == "adamw"
+    assert "optimizer.name" not in long
+    assert short["logging.probe_every_epochs"].value == 0 < short["logging.knn_every_epochs"].value
+    assert long["logging.probe_every_epochs"].value > 0
 
 
 @pytest.mark.parametrize(
     ("overrides", "facts", "name"),
     [
-        (["schedule.minutes=16"], {}, "resnet10"),
-        (["schedule.epochs=2"], {}, "resnet10"),
         (["schedule.minutes=1"], {"machine": H200, "side": 32}, "resnet18"),
         (["schedule.minutes=1", "encoder.width=8"], {}, "resnet10"),
         (["schedule.minutes=1", "encoder.stem=small"], {}, "resnet10"),
@@ -254,8 +261,9 @@ def test_stated_sizes_of_views_or_images_are_kept():
     assert (made["augment.global_size"].value, made["augment.first_size"].value) == (30, 20)
 
 
-def test_bfloat16_where_the_gpu_has_it():
+def test_bfloat16_where_the_device_has_it():
     assert "trainer.precision" not in decided()
+    assert value("trainer.precision", machine=replace(LAPTOP, bfloat16=True)) == "bf16-mixed"
     assert "trainer.precision" not in decided(machine=MAC)
     assert value("trainer.precision", machine=H200) == "bf16-mixed"
     assert value("trainer.precision", machine=OLD_GPU) == "16-mixed"
