@@ -113,11 +113,7 @@ class Segment(Scoring):
     @override
     def open_data(self, data: DataConfig, config: SegmentEvaluation) -> Dataset:
         footage = Footage(root_of(data), data.stored_size)
-        if config.segment.clusters > len(footage):
-            raise UserError(
-                f"segment.sub_actions: {config.segment.clusters} clusters of {len(footage)} frames; set "
-                "segment.sub_actions to fewer, or give more recordings"
-            )
+        check_lengths(footage, config.segment)
         read_truth(root_of(data), footage)  # refused before anything is computed
         return Dataset(footage)
 
@@ -212,6 +208,27 @@ def find_actions(windows: NDArray[np.float32], starts: Ints, settings: SegmentCo
         evidence=1 / settings.window,
         seed=settings.seed,
     )
+
+
+def check_lengths(footage: Footage, settings: SegmentConfig) -> None:
+    """Refuse clusters of single frames, which have no width, and windows longer than a recording.
+
+    Raises:
+        UserError: there are as many sub-actions as frames, or more, or a recording is too short.
+    """
+    if settings.clusters >= len(footage):
+        raise UserError(
+            f"segment.sub_actions: {settings.clusters} clusters of {len(footage)} frames; set "
+            "segment.sub_actions to fewer, or give more recordings"
+        )
+    lengths = np.diff(footage.starts)
+    short = [footage.names[at] for at in np.flatnonzero(lengths < settings.window)]
+    if short:
+        most = int(lengths.min()) - (int(lengths.min()) % 2 == 0)
+        raise UserError(
+            f"segment.window={settings.window}: {len(short)} recordings have fewer frames ({shorten(short)}; "
+            f"the shortest {lengths.min()}); set segment.window={most}, or move these recordings away"
+        )
 
 
 def read_truth(root: Path, footage: Footage) -> Truth | None:

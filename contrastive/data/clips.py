@@ -228,14 +228,14 @@ class AllFrames(Images):
 
     def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
         """See Images."""
-        video, frame = self._find(row)
+        video, frame = self.find(row)
         return self.source.read_frames(video, np.array([frame]))[0]
 
     def read_into(self, pixels: UInt8[Tensor, "b 3 s s"], rows: Sequence[int]) -> dict[int, str]:
         """See Images; reads the frames of a video together, since most need those before them."""
         bad: dict[int, str] = {}
         at = 0
-        for video, found in groupby(map(self._find, rows), key=lambda place: place[0]):
+        for video, found in groupby(map(self.find, rows), key=lambda place: place[0]):
             frames = np.array([frame for _, frame in found])
             here, at = slice(at, at + len(frames)), at + len(frames)
             try:
@@ -246,22 +246,30 @@ class AllFrames(Images):
 
     def videos(self, bad: dict[int, str]) -> dict[int, str]:
         """Return the videos that cannot be read, given the frames that cannot, with the reasons."""
-        return self.bad | {self._find(row)[0]: reason for row, reason in bad.items()}
+        return self.bad | {self.find(row)[0]: reason for row, reason in bad.items()}
 
     def key(self, row: int) -> str:
         """Return the video's key and the number of the frame."""
-        video, frame = self._find(row)
+        video, frame = self.find(row)
         return f"{self.source.key(video)}#{frame}"
 
     def stamp(self, row: int) -> str:
         """Return the video's stamp."""
-        return self.source.stamp(self._find(row)[0])
+        return self.source.stamp(self.find(row)[0])
 
     def revision(self) -> str:
         """Hash the videos' keys and versions and the numbers of their frames, instead of every frame."""
-        return hashlib.sha256(f"{self.source.revision()} {self.starts.tolist()}".encode()).hexdigest()
+        return self._hash(self.source.revision())
 
-    def _find(self, row: int) -> tuple[int, int]:
+    def fingerprint(self) -> str:
+        """Hash the videos' keys and contents and the numbers of their frames, instead of every frame."""
+        return self._hash(self.source.fingerprint())
+
+    def _hash(self, videos: str) -> str:
+        return hashlib.sha256(f"{videos} {self.starts.tolist()}".encode()).hexdigest()
+
+    def find(self, row: int) -> tuple[int, int]:
+        """Return the video of a row, and the frame's number in it."""
         video = int(np.searchsorted(self.starts, row, side="right")) - 1
         return video, row - int(self.starts[video])
 

@@ -251,9 +251,17 @@ def _folders(folder: Path, kind: Kind) -> list[str]:
     """List the visible subfolders that contain a file of ``kind``, at any depth."""
     _, entries = _scan(os.fsencode(folder))
     inner = (entry for entry in entries if _kind(entry) == "folder")
-    return [
-        os.fsdecode(entry.name) for entry in inner if any(kind.holds(file.name) for file in _walk(entry.path))
-    ]
+    return [os.fsdecode(entry.name) for entry in inner if holds(Path(os.fsdecode(entry.path)), kind)]
+
+
+def holds(folder: Path, kind: Kind) -> bool:
+    """Return whether a visible file of ``kind`` lies below ``folder``, at any depth.
+
+    Raises:
+        UserError: no such folder, a folder that cannot be listed.
+    """
+    _check_root(folder, kind)
+    return any(kind.holds(file.name) for file in _walk(os.fsencode(folder)))
 
 
 def list_images(folder: Path) -> list[bytes]:

@@ -51,6 +51,11 @@ class Images(ABC):
         square = (3, self.size, self.size)
         return (self.frames, *square) if self.frames else square
 
+    @property
+    def noun(self) -> str:
+        """Word for the rows, for messages: ``images`` or ``videos``."""
+        return "videos" if self.frames else "images"
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -489,6 +494,12 @@ class SomeImages(Images):
         """See Images."""
         return self.images.read(int(self.rows[row]))
 
+    def read_into(self, pixels: UInt8[Tensor, "b *f 3 s s"], rows: Sequence[int]) -> dict[int, str]:
+        """See Images; the other set reads them together."""
+        theirs = self.rows[list(rows)].tolist()
+        bad = self.images.read_into(pixels, theirs)
+        return {row: bad[other] for row, other in zip(rows, theirs, strict=True) if other in bad}
+
     def times(self, row: int) -> Float64[np.ndarray, " n"]:
         """Return the other set's times."""
         return self.images.times(int(self.rows[row]))
@@ -516,6 +527,13 @@ class SomeImages(Images):
     def dimensions(self, row: int) -> tuple[int, int] | None:
         """Return the other set's dimensions."""
         return self.images.dimensions(int(self.rows[row]))
+
+
+def stored_at(images: Images, row: int) -> tuple[Images, int]:
+    """Return the set that a row of a subset is stored in, and its row there."""
+    while isinstance(images, SomeImages):
+        row, images = int(images.rows[row]), images.images
+    return images, row
 
 
 def _square(pixels: np.ndarray[Any, np.dtype[np.uint8]], size: int) -> UInt8[Tensor, "3 s s"]:

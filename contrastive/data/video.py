@@ -21,7 +21,7 @@ from contrastive.config import DataConfig, UserError
 from contrastive.data.clips import Clips, Cut, check_moves
 from contrastive.data.dataset import Dataset, root_of
 from contrastive.data.decode import Unreadable, explain_unreadable, read_dimensions, read_file, why_unreadable
-from contrastive.data.files import IMAGE, Kind, list_files, split_class_folders
+from contrastive.data.files import IMAGE, Kind, holds, list_files, log_once, split_class_folders
 from contrastive.data.images import FileImages
 
 _ENDINGS = "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts wmv flv 3gp ogv y4m h264"
@@ -200,7 +200,7 @@ def _natural(name: bytes) -> list[tuple[int, bytes]]:
 
 
 def open_clips(data: DataConfig) -> Dataset:
-    """Open the videos below ``data.root``, or the folders of frames if there is no video file.
+    """Open the video files below ``data.root``, or the folders of frames if there is no video file.
 
     If each lies in a class folder (``root/CLASS/NAME``, or ``root/train/CLASS/NAME`` beside ``test/``), the
     folders are the labels and there is a test part, as for ``imagefolder``; else there are no labels, and all
@@ -211,9 +211,15 @@ def open_clips(data: DataConfig) -> Dataset:
             ``open_class_folders``.
     """
     root = root_of(data)
-    folders = _holds_only_images(root)
+    has_films, has_images = (holds(root, kind) for kind in (VIDEO, IMAGE))
+    folders = has_images and not has_films
+    if has_films and has_images:
+        log_once(
+            f"data.root={root}: the video files are taken, and images beside them are not; if folders of "
+            "frames are videos too, move them elsewhere, and train on one kind at a time"
+        )
     if not folders:
-        _av()
+        import_av()
     elif data.fps is not None:
         raise UserError(
             f"data.fps={data.fps:g}: data.root={root} holds folders of frames, which have no clock; use "
@@ -231,18 +237,6 @@ def open_clips(data: DataConfig) -> Dataset:
     return Dataset(train, train, test, split.held_out_by_hash)
 
 
-def _holds_only_images(root: Path) -> bool:
-    """Return whether there are images below ``root``, and no video."""
-    found = {
-        kind.name
-        for _, _, files in os.walk(root)
-        for file in files
-        for kind in (VIDEO, IMAGE)
-        if kind.holds(os.fsencode(file)) and not file.startswith(".")
-    }
-    return found == {"image"}
-
-
 def _folders_of(keys: list[bytes]) -> list[bytes]:
     return [folder for folder, _ in groupby(sorted(map(os.path.dirname, keys)))]
 
@@ -255,20 +249,25 @@ def _are_labelled(root: Path, keys: list[bytes]) -> bool:
     return depths == {2 if split else 1} and several
 
 
-def _av() -> Any:
+def import_av() -> Any:
+    """Return PyAV, which reads video files.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         return importlib.import_module("av")
     except ImportError as error:
         raise UserError(
-            "data.name=clips reads video files with PyAV, which is not installed: pip install "
-            "'contrastive-pretrain[video]'"
+            "video files are read with PyAV, which is not installed: pip install "
+            "'contrastive-pretrain[video]'; or give folders of frames"
         ) from error
 
 
 def _open(path: bytes) -> Any:
     if os.path.exists(path) and not os.path.getsize(path):
         raise Unreadable("empty file")
-    container = _av().open(os.fsdecode(path), metadata_errors="replace")
+    container = import_av().open(os.fsdecode(path), metadata_errors="replace")
     if not container.streams.video:
         container.close()
         raise Unreadable("no pictures in it")
@@ -330,7 +329,7 @@ def read_film(
         Unreadable: one of them is damaged or missing.
     """
     pixels = np.empty((len(wanted), 3, size, size), dtype=np.uint8)
-    scale = _av().video.reformatter.VideoReformatter()
+    scale = import_av().video.reformatter.VideoReformatter()
     frames = _frames_at(path, film, wanted)
     for place, (number, frame) in enumerate(zip(wanted, frames, strict=True)):
         if frame.is_corrupt:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from contrastive.data.decode import Unreadable
+from contrastive.config import UserError
 from eval.__main__ import main
 from eval.action_scores import runs, score_actions
 from eval.footage import Footage
+from eval.segment import SegmentConfig, check_lengths
 from eval.segmenting import (
     count_transitions,
     decode,
@@ -256,7 +257,33 @@ def test_frames_of_video_files_are_read_in_any_order(tmp_path):
     for row in [*range(30), 29, 12, 3]:
         assert abs(float(footage.read(row).float().mean()) - expected[row]) < 6
     assert footage.key(12) == "b#2"
-    footage.starts = np.array([0, 10, 31])
-    with pytest.raises(Unreadable, match="ends before"):
-        footage.read(30)
-    assert torch.equal(footage.read(0), Footage(tmp_path, 16).read(0))
+    pixels = torch.zeros(30, 3, 16, 16, dtype=torch.uint8)
+    assert footage.read_into(pixels, range(30)) == {}
+    for row in (0, 9, 10, 29):
+        assert torch.equal(pixels[row], footage.read(row))
+
+
+def test_clusters_of_single_frames_and_windows_beyond_a_recording_are_refused(footage):
+    frames = Footage(footage, 16)
+    check_lengths(frames, SegmentConfig(sub_actions=len(frames) - 1))
+    with pytest.raises(UserError, match=rf"{len(frames)} clusters of {len(frames)} frames; set segment.sub_"):
+        check_lengths(frames, SegmentConfig(sub_actions=len(frames)))
+    with pytest.raises(UserError, match=r"3 recordings have fewer frames \(day0, day1, day2; the shortest"):
+        check_lengths(frames, SegmentConfig(window=1001))
+
+
+def test_a_broken_frame_leaves_its_neighbours_readable(footage):
+    (footage / "day1" / "3.png").write_bytes(b"no image")
+    frames = Footage(footage, 16)
+    start = int(frames.starts[1])
+    rows = range(start - 2, start + 6)
+    pixels = torch.zeros(len(rows), 3, 16, 16, dtype=torch.uint8)
+    assert frames.read_into(pixels, rows) == {start + 3: "not an image of a known format"}
+    assert torch.equal(pixels[6], frames.read(start + 4))
+
+
+def test_a_file_that_is_no_video_is_refused(tmp_path):
+    write_video(tmp_path / "a.mp4", range(0, 200, 10))
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    with pytest.raises(UserError, match=r"1 of 2 recordings cannot be read \(b.mp4: .*; repair them"):
+        Footage(tmp_path, 16)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from contrastive.config import RemoteConfig, UserError
 from contrastive.data.decode import Encoded, Unreadable, explain_unreadable
-from contrastive.data.images import EncodedImages, Images, SomeImages
+from contrastive.data.images import EncodedImages, Images, stored_at
 from contrastive.data.shards.index import (
     SET_FILE,
     SUFFIX,
@@ -203,8 +203,7 @@ def _encoded(images: Images, row: int) -> tuple[bytes, str]:
     Raises:
         Unreadable: it cannot be opened.
     """
-    while isinstance(images, SomeImages):
-        row, images = int(images.rows[row]), images.images
+    images, row = stored_at(images, row)
     if isinstance(images, EncodedImages):
         with explain_unreadable(), images.open(row) as file:
             return file.read(), os.path.splitext(images.key(row))[1].lower()

@@ -149,6 +149,20 @@ def test_the_manifest_of_a_data_set_of_ones_own_decodes_nothing():
     assert stamped.fingerprint() == fingerprint([("dataset/0", "version 0"), ("dataset/1", "version 1")])
 
 
+def test_a_subset_reads_its_rows_together(monkeypatch):
+    images = ArrayImages("set", [pixels(6)], 4)
+    asked = []
+
+    def read_into(self, pixels, rows):
+        asked.append(list(rows))
+        return {4: "broken"}
+
+    monkeypatch.setattr(ArrayImages, "read_into", read_into)
+    some = SomeImages(images, torch.tensor([5, 4, 1]))
+    assert some.read_into(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), range(1, 3)) == {1: "broken"}
+    assert asked == [[4, 1]]
+
+
 @pytest.mark.parametrize(
     ("item", "named"),
     [(torch.zeros(3, 4, 4), "float32"), (torch.zeros(1, 4, 4, dtype=torch.uint8), "1, 4, 4"), (3, "int")],

@@ -250,6 +250,14 @@ def test_a_folder_without_videos_and_a_missing_package_are_explained(tmp_path, m
         opened(tmp_path)
 
 
+def test_images_beside_video_files_are_said_not_to_be_taken(tmp_path, caplog):
+    write_frames(tmp_path / "frames", 5)
+    write_video(tmp_path / "films" / "a.mp4", 5)
+    dataset = opened(tmp_path)
+    assert [dataset.train.key(row) for row in range(len(dataset.train))] == ["films/a.mp4"]
+    assert "the video files are taken, and images beside them are not" in caplog.text
+
+
 def test_a_time_base_that_is_not_the_rate(tmp_path):
     path = write_video(tmp_path / "a.mkv", 10, rate=Fraction(30000, 1001))
     assert clips(path).times(0) == pytest.approx(np.arange(10) * 1001 / 30000, abs=1e-3)  # Matroska's unit
