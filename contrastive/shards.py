@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive.config import DataConfig, RemoteConfig, UserError, check_path
-from contrastive.config_files import load_config
+from contrastive.config_files import Stated, read_stated
 from contrastive.console import answer, log_to_stderr
 from memory_bank.config import check_range
 
@@ -80,19 +80,24 @@ def _run(command: str, *arguments: str) -> tuple[int, dict[str, Any]]:
     commands = {"pack": _pack, "index": _index, "check": _check}
     if command not in commands:
         raise UserError(f"{command!r}: no such command; there are {', '.join(commands)}")
-    settings = [text for text in arguments if "=" in text and "://" not in text]
+    # Behind the protocol of a URL an equals sign belongs to a name.
+    settings = [text for text in arguments if "=" in text.partition("://")[0]]
     places = [check_path(command, text) for text in arguments if text not in settings]
-    return commands[command](places, load_config(ShardsConfig, "shards", None, settings))
+    return commands[command](places, read_stated(ShardsConfig, "shards", None, settings))
 
 
-def _pack(places: Sequence[str], config: ShardsConfig) -> tuple[int, dict[str, Any]]:
+def _pack(places: Sequence[str], stated: Stated[ShardsConfig]) -> tuple[int, dict[str, Any]]:
     if not 1 <= len(places) <= 2:
         raise UserError(f"pack {' '.join(places)}: a folder of images and one for the shards are needed")
     from contrastive.data.dataset import open_dataset
     from contrastive.data.shards.pack import pack
 
+    config = stated.config()
     if len(places) == 2:
         config.data.root = places[0]
+    _check_local(config.data, places[-1])
+    if "data.name" not in stated.keys and config.data.root:
+        _check_parts(Path(config.data.root))
     data, out = open_dataset(config.data), Path(places[-1])
     parts = {"train": data.train} | ({"test": data.test} if data.test is not None else {})
     size, sets = int(config.shard_mib * 2**20), {}
@@ -105,14 +110,50 @@ def _pack(places: Sequence[str], config: ShardsConfig) -> tuple[int, dict[str, A
     return 0, {"root": str(out), "samples": counts, "shards": shards}
 
 
-def _index(places: Sequence[str], config: ShardsConfig) -> tuple[int, dict[str, Any]]:
+def _check_local(data: DataConfig, out: str) -> None:
+    """Refuse URLs where ``pack`` reads or writes files.
+
+    Raises:
+        UserError: ``out`` is a URL, or ``data.root`` is one and the source reads none.
+    """
+    from contrastive.data.shards.ranges import check_url, is_local
+
+    if not is_local(check_url(out)):
+        raise UserError(
+            f"pack: shards are written to a folder of this machine, and {out} is a URL; give a folder, and "
+            "copy it there"
+        )
+    if data.root and not is_local(check_url(data.root)) and data.name not in ("shards", "hf"):
+        raise UserError(
+            f"pack: data.name={data.name} reads files of this machine, and {data.root} is a URL; copy the "
+            "images here, or, where tar shards are behind the URL, index them there: contrastive-shards "
+            "index URL ... out=DIR"
+        )
+
+
+def _check_parts(root: Path) -> None:
+    """Refuse a folder of two parts, which ``data.name=images`` would mix.
+
+    Raises:
+        UserError: it has a training and a test part, or folders that may be parts or classes.
+    """
+    from contrastive.data.files import find_parts
+
+    train, test = find_parts(root)
+    if test is not None:
+        raise UserError(
+            f"pack {root}: {train} and {test} are parts of one data set, and would be mixed; add "
+            "data.name=imagefolder, which keeps both with the labels of their class folders, or pack each "
+            "into a folder of its own, OUT/train and OUT/test, or add data.name=images to mix them"
+        )
+
+
+def _index(places: Sequence[str], stated: Stated[ShardsConfig]) -> tuple[int, dict[str, Any]]:
     from contrastive.data.shards.pack import index_shards
     from contrastive.data.shards.ranges import Ranges, check_url, is_local
 
-    urls: list[str] = []
-    for place in map(check_url, places):
-        inside = sorted(map(str, Path(place).glob("*.tar"))) if is_local(place) else []
-        urls += inside or [place]
+    config = stated.config()
+    urls = [url for place in map(check_url, places) for url in _tars(place)]
     folders = {str(Path(url).parent) if is_local(url) else "" for url in urls}
     if not urls or (config.out is None and (len(folders) > 1 or "" in folders)):
         raise UserError(
@@ -125,14 +166,42 @@ def _index(places: Sequence[str], config: ShardsConfig) -> tuple[int, dict[str, 
     return 0, {"root": str(out), "samples": sum(e.samples for e in found.shards), "shards": len(found.shards)}
 
 
-def _check(places: Sequence[str], config: ShardsConfig) -> tuple[int, dict[str, Any]]:
+def _tars(place: str) -> list[str]:
+    """List the tar files of a folder; return any other place as it is.
+
+    Raises:
+        UserError: a folder without a tar file, or a URL that looks like a folder's.
+    """
+    name = place.rsplit("/", 1)[-1]
+    if "://" in place and "." not in name:
+        raise UserError(
+            f"index {place}: folders behind a URL are not listed; give the URL of each tar file, e.g. "
+            f"{place}/shard-000000.tar"
+        )
+    if not Path(place).is_dir():
+        return [place]
+    inside = sorted(map(str, Path(place).glob("*.tar")))
+    if not inside:
+        below = sorted({str(path.parent) for path in Path(place).glob("*/*.tar")})
+        raise UserError(
+            f"index {place}: no .tar file in it; "
+            + (
+                f"index each of its folders that has some: {', '.join(below)}"
+                if below
+                else "give one that has"
+            )
+        )
+    return inside
+
+
+def _check(places: Sequence[str], stated: Stated[ShardsConfig]) -> tuple[int, dict[str, Any]]:
     from contrastive.data.shards.index import SET_FILE, read_set
     from contrastive.data.shards.pack import check_set
     from contrastive.data.shards.ranges import Ranges, check_url
 
     if len(places) != 1:
         raise UserError(f"check {' '.join(places)}: one folder or URL is needed")
-    root, ranges = check_url(places[0]), Ranges(config.remote)
+    root, ranges = check_url(places[0]), Ranges(stated.config().remote)
     roots = (root, *(f"{root}/{part}" for part in ("train", "val", "test")))
     sets = {place: found for place in roots if (found := read_set(ranges, place)) is not None}
     if not sets:

@@ -101,8 +101,36 @@ def test_command_packs_class_folders_with_their_parts_labels_and_names(tmp_path,
         assert named == [part.key(row).split("/")[-2] for row in range(len(part))]
     assert main(["check", str(out)]) == 0
     assert json.loads(capsys.readouterr().out) == {"root": str(out), "samples": 10, "shards": 2, "damaged": 0}
-    assert main(["pack", str(tmp_path / "photos"), str(out)]) == 0  # beside train/ and test/
-    assert main(["pack", str(tmp_path / "photos"), str(out)]) == 2
+    mixed = ["pack", str(tmp_path / "photos"), str(out)]
+    assert main(mixed) == 2
+    assert "train and val are parts of one data set, and would be mixed; add data" in capsys.readouterr().err
+    assert main([*mixed, "data.name=images"]) == 0  # beside train/ and test/
+    assert main([*mixed, "data.name=images"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["pack", "data.root=s3://bucket/photos", "OUT"],
+            "machine, and s3://bucket/photos is a URL; copy the images here",
+        ),
+        (["pack", "https://host/photos", "OUT"], "https://host/photos is a URL; copy the images here"),
+        (["pack", "OUT", "s3://bucket/set"], "written to a folder of this machine, and s3://bucket/set is a"),
+        (["index", "OUT"], "OUT: no .tar file in it; index each of its folders that has some: OUT/train"),
+        (["index", "OUT/none"], "OUT/none: no .tar file in it; give one that has"),
+        (
+            ["index", "s3://bucket/set", "out=OUT"],
+            "folders behind a URL are not listed; give the URL of each",
+        ),
+    ],
+)
+def test_places_that_a_command_cannot_read_are_refused(tmp_path, capsys, arguments, words):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.tar").touch()
+    assert main([text.replace("OUT", str(tmp_path)) for text in arguments]) == 2
+    assert words.replace("OUT", str(tmp_path)) in capsys.readouterr().err
 
 
 def test_arrays_and_subsets_are_packed_with_their_labels(tmp_path, open_set):
