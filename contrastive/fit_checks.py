@@ -12,6 +12,8 @@ from contrastive.data.decode import Unreadable
 from contrastive.data.images import Images
 from contrastive.data.order.base import BankOrder
 from contrastive.data.plan import Plan
+from contrastive.encoders.encoder import Encoder
+from contrastive.encoders.temporal import TemporalEncoder
 from contrastive.run_dir import is_first_rank
 from contrastive.short_run import too_short_for
 from memory_bank.miner import Miner
@@ -31,7 +33,7 @@ def check_readable(images: Images) -> None:
         else:
             return
     raise UserError(
-        f"none of the {len(images)} images can be read ({reason}); "
+        f"none of the {len(images)} {images.noun} can be read ({reason}); "
         "check data.root, the files' rights and format"
     )
 
@@ -100,6 +102,22 @@ def check_method(config: PretrainConfig, method: Callable[..., Any], name: str) 
     if getattr(method, "needs_predictor", False) and not config.encoder.predictor_hidden:
         raise UserError(
             f"method={name} collapses without a predictor; set encoder.predictor_hidden, e.g. to 4096"
+        )
+
+
+def check_sees_order(config: PretrainConfig, encoder: Encoder) -> None:
+    """Refuse own negatives in another order of frames if the encoder gives them the query's own features.
+
+    Raises:
+        UserError: each query would be pushed away from its own embedding.
+    """
+    own = config.objective.own_negatives
+    head = encoder.over_time if isinstance(encoder, TemporalEncoder) else None
+    if own in ("shuffle", "reverse") and head is not None and not head.sees_order:
+        raise UserError(
+            f"objective.own_negatives={own}: encoder.temporal={config.encoder.temporal} does not see the "
+            "order of frames, so each query would be pushed away from itself; use "
+            "encoder.temporal=attention or nuta, or objective.own_negatives=freeze, clips or none"
         )
 
 

@@ -18,7 +18,14 @@ from contrastive.encoders.build import build_encoder, check_encoder
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.training import freeze_patch_projection, recompute_activations
 from contrastive.encoders.weights import load_weights
-from contrastive.fit_checks import check_fit, check_method, check_order, is_out_of_memory, warn_of_settings
+from contrastive.fit_checks import (
+    check_fit,
+    check_method,
+    check_order,
+    check_sees_order,
+    is_out_of_memory,
+    warn_of_settings,
+)
 from contrastive.methods.build import find_method
 from contrastive.methods.method import BuildMethod, Method, Parts
 from contrastive.module import ContrastiveModule
@@ -134,6 +141,7 @@ def _build_networks(
             load_weights(encoder, config.encoder.weights)
         sizes = config.augment.sizes(config.data.image_size)
         check_encoder(encoder, config.data.image_size, *sizes, frames=config.data.frames)
+        check_sees_order(config, encoder)
         if config.encoder.freeze_patch_projection:
             freeze_patch_projection(encoder)
         if config.encoder.grad_checkpointing:

@@ -41,7 +41,7 @@ def build_encoder(config: EncoderConfig, image_size: int, frames: int = 1) -> En
         frames: Frames of a clip; 1 for images.
 
     Raises:
-        UserError: arguments that the network does not have or does not accept.
+        UserError: arguments that the network does not have or does not accept; a temporal head for images.
     """
     allowed, defaults = _arguments(config.name), EncoderConfig()
     for name in _SETTINGS:  # only a warning, so that another network can be tried with a recipe
@@ -56,8 +56,16 @@ def build_encoder(config: EncoderConfig, image_size: int, frames: int = 1) -> En
     if frames > 1 and not encoder.takes_clips:
         return under_head(encoder, config.temporal, config.temporal_args)
     if config.temporal != defaults.temporal or config.temporal_args:
-        reason = f"encoder.name={config.name} takes clips itself" if frames > 1 else "data.frames is 1"
-        logger.warning("encoder.temporal=%s is not used: %s", config.temporal, reason)
+        if frames == 1:
+            raise UserError(
+                f"encoder.temporal={config.temporal} joins the frames of clips, and data.frames=1 trains on "
+                "images; leave it and encoder.temporal_args out, or train on clips (data.name=clips "
+                "data.frames=8)"
+            )
+        logger.warning(
+            "encoder.temporal=%s is not used: encoder.name=%s takes clips itself",
+            *(config.temporal, config.name),
+        )
     return encoder
 
 

@@ -1,6 +1,7 @@
 """Encode clips frame by frame: an image encoder under a head that joins its features over time."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,9 +14,15 @@ HEAD = "over_time"
 
 
 class TemporalHead(nn.Module, ABC):
-    """Base class of heads; a subclass sets ``dim``, the size of its features, and implements ``forward``."""
+    """Base class of heads; a subclass sets ``dim``, the size of its features, and implements ``forward``.
+
+    Attributes:
+        dim: Size of its features.
+        sees_order: Whether its features depend on the order of the frames.
+    """
 
     dim: int
+    sees_order: ClassVar[bool] = True
 
     @abstractmethod
     def forward(self, frames: Float[Tensor, "b t d"]) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b t"]]:

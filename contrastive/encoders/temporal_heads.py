@@ -1,6 +1,7 @@
 """Join the features of a clip's frames: ``mean``, ``attention`` and ``nuta``."""
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ class Mean(TemporalHead):
     Args:
         dim_in: Size of a frame's features.
     """
+
+    sees_order: ClassVar[bool] = False
 
     def __init__(self, dim_in: int) -> None:
         super().__init__()

@@ -222,17 +222,14 @@ def test_an_unknown_head_is_refused():
         EncoderConfig(temporal="median")
 
 
-@pytest.mark.parametrize(
-    ("name", "frames", "reason"), [("resnet10", 1, "data.frames is 1"), ("r3d_10", T, "takes clips itself")]
-)
-def test_a_head_that_is_not_used_is_named(monkeypatch, name, frames, reason):
+def test_a_head_that_is_not_used_is_named_and_one_for_images_refused(monkeypatch):
     lines = []
     monkeypatch.setattr(build.logger, "warning", lambda text, *values: lines.append(text % values))
-    config = EncoderConfig(name=name, width=8, temporal="nuta")
-    assert build_encoder(config, SIDE, frames).arch.temporal == ""
-    [line] = lines
-    assert line.startswith("encoder.temporal=nuta is not used: ")
-    assert line.endswith(reason)
+    config = EncoderConfig(name="r3d_10", width=8, temporal="nuta")
+    assert build_encoder(config, SIDE, T).arch.temporal == ""
+    assert lines == ["encoder.temporal=nuta is not used: encoder.name=r3d_10 takes clips itself"]
+    with pytest.raises(UserError, match=r"encoder.temporal=nuta joins .* data.frames=1 trains on images"):
+        build_encoder(EncoderConfig(name="resnet10", width=8, temporal="nuta"), SIDE)
 
 
 def signal_in_the_last_third(n, seed, dim=8, t=9):

@@ -7,7 +7,8 @@ from contrastive.augment.moments import DrawMoments
 from contrastive.augment.views import Views
 from contrastive.config import UserError
 from contrastive.distributed import Rows
-from contrastive.fit_checks import check_method
+from contrastive.encoders.build import build_encoder
+from contrastive.fit_checks import check_method, check_sees_order
 from contrastive.methods.build import find_method
 from contrastive.methods.own_negatives import disturb
 from contrastive.objectives.build import build_objective
@@ -176,6 +177,19 @@ def test_a_loss_that_assumes_a_fair_sample_is_refused(name):
     config = tiny.config(f"objective.name={name}", "data.frames=4", "objective.own_negatives=freeze")
     with pytest.raises(UserError, match="own_negatives=freeze makes them of the query's own clip"):
         build_objective(config.objective, config.mining, in_batch=True)
+
+
+def test_a_head_that_is_blind_to_order_is_refused_where_only_order_differs():
+    for kind in ("shuffle", "reverse", "freeze", "clips"):
+        for head in ("mean", "attention"):
+            settings = (f"objective.own_negatives={kind}", f"encoder.temporal={head}")
+            config = tiny.config("data.frames=4", "augment.time.max_gap=0.2", *settings)
+            encoder = build_encoder(config.encoder, 16, 4)
+            if head == "mean" and kind in ("shuffle", "reverse"):
+                with pytest.raises(UserError, match=f"{kind}: encoder.temporal=mean does not see the order"):
+                    check_sees_order(config, encoder)
+            else:
+                check_sees_order(config, encoder)
 
 
 def test_images_are_refused():
