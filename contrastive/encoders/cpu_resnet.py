@@ -43,11 +43,13 @@ def build(
     name: str,
     image_size: int,
     *,
-    widths: Sequence[int] = (64, 128, 256),
-    blocks: Sequence[int] | None = None,
-    features: int = 1024,
+    widths: object = (64, 128, 256),
+    blocks: object = None,
+    features: object = 1024,
 ) -> CpuResNet:
     """Build the network with random weights, for images of any size of 8 px or more.
+
+    The arguments come from a config, whose types nobody has checked.
 
     Args:
         name: ``cpu_resnet``.
@@ -59,18 +61,30 @@ def build(
     Raises:
         ValueError: an argument out of its range.
     """
-    blocks = [1] * len(widths) if blocks is None else [*blocks]
+    if not isinstance(features, int):
+        raise ValueError(f"encoder.args.features={features!r}: a whole number is needed, e.g. 1024")
     check_range("encoder.args.features", features, 1, 65_536)
-    if not widths or len(blocks) != len(widths):
+    channels = _whole_numbers("widths", widths)
+    counts = [1] * len(channels) if blocks is None else _whole_numbers("blocks", blocks)
+    if not channels or len(counts) != len(channels):
         raise ValueError(
-            f"encoder.args.blocks={blocks}: one number a stage is needed, as of widths={[*widths]}"
+            f"encoder.args.blocks={counts}: one number a stage is needed, as of widths={channels}"
         )
-    for width, count in zip(widths, blocks, strict=True):
+    for width, count in zip(channels, counts, strict=True):
         check_range("encoder.args.widths", width, 1, 65_536)
         check_range("encoder.args.blocks", count, 1, 64)
-    encoder = CpuResNet(widths, blocks, features)
-    encoder.arch = ArchSpec(name, {"widths": [*widths], "blocks": blocks, "features": features})
+    encoder = CpuResNet(channels, counts, features)
+    encoder.arch = ArchSpec(name, {"widths": channels, "blocks": counts, "features": features})
     return encoder
+
+
+def _whole_numbers(name: str, values: object) -> list[int]:
+    if not isinstance(values, list | tuple) or not all(isinstance(value, int) for value in values):
+        raise ValueError(
+            f"encoder.args.{name}={values!r}: a list of whole numbers is needed, one a stage, e.g. "
+            "[64,128,256]"
+        )
+    return [*values]
 
 
 def _blocks(widths: Sequence[int], blocks: Sequence[int]) -> Iterator[nn.Module]:
