@@ -98,8 +98,9 @@ def pretrain(
         return 0, finished if is_first_rank() else None
     if checkpoint is not None and step_of(checkpoint) > plan.total_steps:
         raise UserError(
-            f"{run_dir}: its checkpoint is of step {step_of(checkpoint)}, and {len(train_images)} images "
-            f"make a run of {plan.total_steps} steps; restore the images, or choose another run.name"
+            f"{run_dir}: its checkpoint is of step {step_of(checkpoint)}, and {len(train_images)} "
+            f"{train_images.noun} make a run of {plan.total_steps} steps; restore the data, or choose "
+            "another run.name"
         )
     if checkpoint is not None:
         of = f" of {plan.total_steps}" if plan.has_end else ""

@@ -102,6 +102,7 @@ def describe(config: EvalConfig, extractor: Extractor) -> Result:
             "root": extractor.data.root,
             "classes": list(extractor.classes),
             "rows": {part: len(images) for part, images in extractor.parts.items()},
+            "rows_are": extractor.parts["train"].noun,
             "unreadable": extractor.unreadable,
             "fingerprint": extractor.fingerprints,
             "test_part": _test_part(extractor),
@@ -148,7 +149,7 @@ def table(result: Result) -> str:
 
 def _notes(result: Result) -> list[str]:
     data: dict[str, Any] = result["data"]
-    sizes = ", ".join(f"{rows} {part} images" for part, rows in data["rows"].items())
+    sizes = ", ".join(f"{rows} {part} {data['rows_are']}" for part, rows in data["rows"].items())
     classes = (
         f", {len(data['classes'])} classes ({shorten(data['classes'], _NAMED)})" if data["classes"] else ""
     )
@@ -159,5 +160,5 @@ def _notes(result: Result) -> list[str]:
             f"pairs of near-duplicates: {pairs['pairs']}, {pairs['listed']} listed in {pairs['file']}"
         )
     if missing := sum(data["unreadable"].values()):
-        notes.append(f"unreadable images left out: {missing}")
+        notes.append(f"unreadable {data['rows_are']} left out: {missing}")
     return notes

@@ -63,6 +63,11 @@ def open_identities(data: DataConfig, table: str | None) -> Dataset:
     _check_found(parts, where)
     if table is not None:
         _check_files(root, rows, where)
+    if len({row["identity"] for part in parts for row in part}) < 2:
+        raise UserError(
+            f"{where}: one identity only ({rows[0]['identity']}), so any picture is the right one; add "
+            "pictures of others"
+        )
     names = {key: sorted({row[key] for row in rows}) for key in ("identity", "camera")}
     opened = [_pictures(root, part, data.stored_size, names) for part in parts]
     return Dataset(opened[0], opened[0], opened[-1])
@@ -116,6 +121,11 @@ def read_table(file: Path, columns: Sequence[str], setting: str) -> list[dict[st
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{setting}={file}: cannot be read ({error})") from error
     given = [*rows[0]] if rows else []
+    if len(given) == 1 and (other := next((mark for mark in ";\t" if mark in given[0]), None)):
+        raise UserError(
+            f"{setting}={file}: columns are separated by {'a tab' if other != ';' else 'semicolons'}; save "
+            "the table with commas"
+        )
     if not {*columns} <= {*given}:
         raise UserError(
             f"{setting}={file}: columns {','.join(map(str, given)) or 'none'}; {','.join(columns)} are "

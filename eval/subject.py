@@ -237,13 +237,14 @@ class Extractor:
         self.unreadable[part] = len(images) - len(rows)
         if not len(rows):
             raise UserError(
-                f"{part} part of data.name={self.data.name}: none of its {len(images)} images can be read"
+                f"{part} part of data.name={self.data.name}: none of its {len(images)} {images.noun} "
+                "can be read"
             )
         bad = int((~features.isfinite().all(1)).sum())
         if bad:
             raise UserError(
-                f"{title}: features of {bad} of {len(rows)} {part} images are NaN or infinite, no score "
-                "means anything; take an earlier checkpoint (runs/NAME/checkpoints/step-N)"
+                f"{title}: features of {bad} of {len(rows)} {part} {images.noun} are NaN or infinite, no "
+                "score means anything; take an earlier checkpoint (runs/NAME/checkpoints/step-N)"
             )
         labels = torch.full((len(images),), -1) if images.labels is None else images.labels
         found = PartFeatures(features, labels[rows], rows)

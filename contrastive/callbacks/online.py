@@ -154,8 +154,8 @@ class OnlineScores(StepCallback):
         if all(len(part.rows) for part in parts):
             return False
         logger.warning(
-            "no online scores: of %d labelled images %d can be read to fit on and %d to be scored",
-            len(self.images),
+            "no online scores: of %d labelled %s %d can be read to fit on and %d to be scored",
+            *(len(self.images), self.images.noun),
             *(len(part.rows) for part in parts),
         )
         self._every = dict.fromkeys(self._every, 0)

@@ -43,10 +43,11 @@ class Dataset:
         """
         if self.labelled is None or self.test is None:
             lacks, needed = ("labels", "some") if self.labelled is None else ("test part", "one")
+            source = "clips" if self.train.frames else "imagefolder"
             raise UserError(
-                f"data.name={name} has no {lacks}, evaluation needs {needed}; sort the images into one "
-                "folder a class and use data.name=imagefolder, or evaluate on another set with data.name "
-                "and data.root"
+                f"data.name={name} has no {lacks}, evaluation needs {needed}; sort the "
+                f"{self.train.noun} into one folder a class and use data.name={source}, or evaluate on "
+                "another set with data.name and data.root"
             )
         return self.labelled, self.test
 
@@ -72,13 +73,13 @@ def _check_frames(images: Images, data: DataConfig) -> None:
     """Raise UserError unless ``data.frames`` is that of clips, or 1 for images."""
     if not images.frames and data.frames > 1:
         raise UserError(
-            f"data.frames={data.frames}: data.name={data.name} has images, not videos; leave data.frames "
-            "out, or use data.name=clips"
+            f"data.frames={data.frames}: data.name={data.name} has images, not videos; pretrain without "
+            "data.frames, or use data.name=clips (an encoder of clips is evaluated on clips)"
         )
     if images.frames and data.frames < 2:
         raise UserError(
             f"data.frames={data.frames}: data.name={data.name} has videos, a clip needs 2 frames or more; "
-            "pretrain with e.g. data.frames=8"
+            "pretrain with e.g. data.frames=8 (an encoder of images is evaluated on images)"
         )
 
 

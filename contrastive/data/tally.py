@@ -67,7 +67,7 @@ class Tally:
         )
         if bad == total:
             raise UserError(
-                f"none of the {total} images can be read ({named}); check data.root, "
+                f"none of the {total} {self._images.noun} can be read ({named}); check data.root, "
                 f"the files' rights and their format"
             )
         chance = _SURE * math.sqrt(self._limit * (1 - self._limit) * tried)
@@ -75,7 +75,7 @@ class Tally:
         beyond_chance = bad >= _LEAST and bad > self._limit * tried + chance
         if certain or beyond_chance:
             raise TooManyCorrupt(
-                f"{bad} of {tried} images tried so far (of {total}) could not be read, "
+                f"{bad} of {tried} {self._images.noun} tried so far (of {total}) could not be read, "
                 f"data.max_corrupt={self._limit:g} allows {self._limit:.1%} ({named}); repair or "
                 f"remove the files, or raise data.max_corrupt"
             )

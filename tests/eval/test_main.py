@@ -251,7 +251,13 @@ def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_fo
 
 
 def test_many_classes_are_shown_in_short():
-    data = {"name": "imagenet", "rows": {"train": 9}, "unreadable": {}, "test_part": "none"}
+    data = {
+        "name": "imagenet",
+        "rows": {"train": 9},
+        "rows_are": "images",
+        "unreadable": {},
+        "test_part": "none",
+    }
     number = {"value": 0.5, "low": 0.4, "high": 0.6, "gain": {"value": 0.0}}
     row = {
         "name": "top1",
@@ -275,7 +281,14 @@ def test_the_table_says_over_what_its_intervals_are(new_run, tiny_folder, capsys
     number = {"value": 0.5, "low": 0.4, "high": 0.6}
     kinds = ("t over 5 seeds, the same test images", "Wilson, test images", "Wilson, test images")
     rows = [{"name": "top1", "interval": kind, "encoder": number} for kind in kinds]
-    data = {"name": "digits", "rows": {"train": 9}, "unreadable": {}, "test_part": "none", "classes": []}
+    data = {
+        "name": "digits",
+        "rows": {"train": 9},
+        "rows_are": "images",
+        "unreadable": {},
+        "test_part": "none",
+        "classes": [],
+    }
     result = {"protocol": "lowshot", "scores": rows, "warnings": [], "data": data, "file": "lowshot.json"}
     assert table(result).splitlines()[4] == f"95% intervals: {kinds[0]}; {kinds[1]}"
 

@@ -274,6 +274,17 @@ def test_wrong_input_is_refused(shared_run, people, tmp_path, capsys):
         open_identities(DataConfig(name="images", root=str(tmp_path / "none")), None)
 
 
+def test_one_identity_and_a_table_with_other_separators_are_explained(people, tmp_path):
+    table = tmp_path / "t.csv"
+    for mark, name in ((";", "semicolons"), ("\t", "a tab")):
+        table.write_text(f"path{mark}identity\na.png{mark}a\n")
+        with pytest.raises(UserError, match=f"columns are separated by {name}; save the table with commas"):
+            open_identities(DataConfig(root=str(people)), str(table))
+    table.write_text("path,identity\nquery/person0/0.png,a\nquery/person0/1.png,a\n")
+    with pytest.raises(UserError, match=r"one identity only \(a\), so any picture is the right one"):
+        open_identities(DataConfig(root=str(people)), str(table))
+
+
 def test_the_stated_share_of_a_query_is_covered(tmp_path):
     Image.new("RGB", (50, 50), (250, 10, 10)).save(tmp_path / "a.png")
     Image.new("RGB", (50, 50), (250, 10, 10)).save(tmp_path / "b.png")

@@ -236,7 +236,7 @@ def test_frames_are_asked_for_where_there_are_some_and_refused_elsewhere():
     assert as_dataset(Counted(), DATA).train.frames == 3
     with pytest.raises(UserError, match=r"data.frames=1: .* pretrain with e.g. data.frames=8"):
         as_dataset(Counted(), DataConfig(image_size=8))
-    with pytest.raises(UserError, match=r"data.frames=3: .* has images, not videos"):
+    with pytest.raises(UserError, match=r"data.frames=3: .* has images, not videos; .*is evaluated on clips"):
         as_dataset(numbered(4, 8), DATA)
 
 

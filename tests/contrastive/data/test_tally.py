@@ -78,6 +78,13 @@ def test_a_set_without_one_readable_image_is_the_users_mistake():
     assert not isinstance(caught.value, TooManyCorrupt)
 
 
+def test_videos_are_called_videos():
+    tally, _ = make(3, 1.0)
+    tally._images.frames = 4
+    with pytest.raises(UserError, match=r"none of the 3 videos can be read"):
+        add(tally, torch.arange(3), dict.fromkeys(range(3), "torn"))
+
+
 def test_rows_that_another_rank_could_not_read_count_and_are_not_reported_here():
     tally, told = make(20, 0.1)
     tally.report({3: "torn"})
