@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
-from contrastive.config import UserError
+from contrastive.config import DataConfig, UserError
 from contrastive.data.files import describe_untrained
 from contrastive.data.image_list import read_image_list
 from contrastive.data.images import FileImages, Images, printable
 from eval.eval_data import run_data
 from eval.features import Features
+
+_PACKED = ("shards", "hf")
+"""Sources whose rows are not files: their names and stamps compare with those of the same source alone."""
 
 
 def warn_of_untrained(features: Features) -> list[str]:
@@ -21,28 +24,38 @@ def warn_of_untrained(features: Features) -> list[str]:
     return [f"{counts}, which are right by chance at most; add images of them to train"] if counts else []
 
 
-def warn_of_pretrained(run: Path | None, test: Images) -> list[str]:
-    """Count the test images among the files that the run was trained on.
+def warn_of_pretrained(run: Path | None, test: Images, own: DataConfig) -> list[str]:
+    """Count the test images among those that the run was trained on.
 
     Files are compared by their paths, or by relative path and size if the run's ``data.root`` does not exist
-    on this machine.
+    on this machine; samples of shards by their names and hashes; rows of tables by their numbers, where both
+    are of one table.
 
     Args:
-        run: The run directory; its manifest.csv lists those files. None if the origin is unknown.
-        test: The scored images; only images in files are looked up.
+        run: The run directory; its manifest.csv lists those images. None if the origin is unknown.
+        test: The scored images; arrays in memory are not looked up.
+        own: Settings that the scored images were opened with.
     """
     data = run_data(run)
-    if run is None or data is None or data.root is None or not isinstance(test, FileImages):
+    if run is None or data is None or data.root is None or not (run / "manifest.csv").is_file():
         return []
-    if not (run / "manifest.csv").is_file():
+    packed = [name for name in (data.name, own.name) if name in _PACKED]
+    if not packed and not isinstance(test, FileImages):
         return []
+    if packed and (data.name != own.name or (own.name == "hf" and data.root != own.root)):
+        return [
+            f"not known whether test {test.noun} were pretrained on: the run read data.name={data.name} "
+            f"data.root={data.root}, and they are read from data.name={own.name} data.root={own.root}, so "
+            "names do not compare"
+        ]
     try:
         manifest = read_image_list(run / "manifest.csv")
     except UserError as error:
-        return [f"not known whether test images were pretrained on: {error}"]
-    root, own = (os.path.realpath(os.path.expanduser(path)) for path in (data.root, os.fsdecode(test.root)))
-    if os.path.isdir(root):
-        start, own_start = (printable(os.fsencode(os.path.join(path, ""))) for path in (root, own))
+        return [f"not known whether test {test.noun} were pretrained on: {error}"]
+    root = os.path.realpath(os.path.expanduser(data.root))
+    if isinstance(test, FileImages) and os.path.isdir(root):
+        here = os.path.realpath(os.fsdecode(test.root))
+        start, own_start = (printable(os.fsencode(os.path.join(path, ""))) for path in (root, here))
         seen = {start + key for key in manifest.keys}
         count = sum(own_start + test.key(row) in seen for row in range(len(test)))
     else:
@@ -51,6 +64,6 @@ def warn_of_pretrained(run: Path | None, test: Images) -> list[str]:
     if not count:
         return []
     return [
-        f"{count} of {len(test)} test images were pretrained on (manifest.csv of {run}), so the score is not "
-        "of unseen images; pretrain with the data.name and data.root of this evaluation"
+        f"{count} of {len(test)} test {test.noun} were pretrained on (manifest.csv of {run}), so the score "
+        f"is not of unseen {test.noun}; pretrain with the data.name and data.root of this evaluation"
     ]

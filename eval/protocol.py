@@ -95,7 +95,7 @@ class Scoring(Protocol):
     @override
     def measure(self, extractor: Extractor, config: Any) -> Result:
         scored, seconds = {}, {}
-        warnings = warn_of_pretrained(extractor.location.run, extractor.parts["test"])
+        warnings = warn_of_pretrained(extractor.location.run, extractor.parts["test"], extractor.data)
         for name in extractor.modules():
             subject, features = self._subject(extractor, name)
             if name == "encoder":

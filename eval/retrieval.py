@@ -159,7 +159,7 @@ class FindAgain(Scoring):
         file = extractor.location.results / "retrieval.html"
         result: Result = {
             "scores": compare({name: each.lines for name, each in scored.items()}),
-            "warnings": warn_of_pretrained(extractor.location.run, extractor.parts["test"])
+            "warnings": warn_of_pretrained(extractor.location.run, extractor.parts["test"], extractor.data)
             + scored["encoder"].warnings,
             "details": {name: each.details for name, each in scored.items()},
             "page": str(file),

@@ -6,12 +6,17 @@ import torch
 from PIL import Image
 
 from contrastive.config import DataConfig
+from contrastive.data.dataset import open_dataset
 from contrastive.data.digits import open_digits
 from contrastive.data.files import open_class_folders, open_tree
 from contrastive.data.image_list import write_image_list
+from contrastive.data.images import SomeImages
+from contrastive.data.shards.pack import pack
 from eval.features import Features, PartFeatures
 from eval.leakage import warn_of_pretrained, warn_of_untrained
 from tests.eval.conftest import make_run
+
+FOLDER = DataConfig(name="images")
 
 
 def features(train, test, classes):
@@ -45,34 +50,54 @@ def photos(tmp_path):
 def test_test_images_that_were_pretrained_on_are_counted(photos, tmp_path):
     root, run = photos
     train, test, _ = open_class_folders(root, 8)
-    (told,) = warn_of_pretrained(run, test)
+    (told,) = warn_of_pretrained(run, test, FOLDER)
     assert told.startswith(
         f"{len(test)} of {len(test)} test images were pretrained on (manifest.csv of {run})"
     )
     (tmp_path / "link").symlink_to(root)
-    assert warn_of_pretrained(run, open_class_folders(tmp_path / "link", 8)[1]) == [told]
-    assert "20 of 20 test" in warn_of_pretrained(run, open_tree(root / "a", 8))[0]  # a part of the tree
+    assert warn_of_pretrained(run, open_class_folders(tmp_path / "link", 8)[1], FOLDER) == [told]
+    assert (
+        "20 of 20 test" in warn_of_pretrained(run, open_tree(root / "a", 8), FOLDER)[0]
+    )  # a part of the tree
     write_image_list(run / "manifest.csv", train)
-    assert warn_of_pretrained(run, test) == []
+    assert warn_of_pretrained(run, test, FOLDER) == []
     os.rename(root / "a", tmp_path / "a")  # other images than those of the run
-    assert warn_of_pretrained(run, open_tree(tmp_path / "a", 8)) == []
+    assert warn_of_pretrained(run, open_tree(tmp_path / "a", 8), FOLDER) == []
 
 
 def test_images_that_were_moved_since_are_known_by_relative_path_and_size(photos, tmp_path):
     root, run = photos
     moved = root.rename(tmp_path / "moved")
     test = open_class_folders(moved, 8)[1]
-    assert f"{len(test)} of {len(test)} test images" in warn_of_pretrained(run, test)[0]
+    assert f"{len(test)} of {len(test)} test images" in warn_of_pretrained(run, test, FOLDER)[0]
     with open(test.path(0), "ab") as file:
         file.write(b"more")
-    assert f"{len(test) - 1} of {len(test)} test images" in warn_of_pretrained(run, test)[0]
+    assert f"{len(test) - 1} of {len(test)} test images" in warn_of_pretrained(run, test, FOLDER)[0]
 
 
 def test_what_is_not_known_of_pretraining_is_no_failure(photos):
     root, run = photos
     images, digits = open_tree(root, 8), open_digits(DataConfig(image_size=8))
-    assert warn_of_pretrained(None, images) == warn_of_pretrained(run, digits.test) == []
+    assert warn_of_pretrained(None, images, FOLDER) == warn_of_pretrained(run, digits.test, FOLDER) == []
     (run / "manifest.csv").write_text("torn")
-    assert "manifest.csv: not a manifest" in warn_of_pretrained(run, images)[0]
+    assert "manifest.csv: not a manifest" in warn_of_pretrained(run, images, FOLDER)[0]
     (run / "manifest.csv").unlink()
-    assert warn_of_pretrained(run, images) == []
+    assert warn_of_pretrained(run, images, FOLDER) == []
+
+
+def test_samples_of_shards_are_compared_and_what_cannot_be_is_said(photos, tmp_path):
+    root, _ = photos
+    pack(open_tree(root, 8), tmp_path / "set", shard_bytes=2**20, shuffle=True)
+    settings = DataConfig(name="shards", root=str(tmp_path / "set"), image_size=8)
+    packed = open_dataset(settings).train
+    run = make_run(tmp_path / "other", name="shards", root=settings.root)
+    write_image_list(run / "manifest.csv", SomeImages(packed, torch.arange(25)))
+    scored = SomeImages(packed, torch.arange(20, 40))
+    (told,) = warn_of_pretrained(run, scored, settings)
+    assert told.startswith(f"5 of 20 test images were pretrained on (manifest.csv of {run})")
+    (told,) = warn_of_pretrained(run, open_tree(root, 8), FOLDER)
+    assert told.startswith("not known whether test images were pretrained on: the run read data.name=shards")
+    run = make_run(tmp_path / "third", name="hf", root="b")
+    write_image_list(run / "manifest.csv", scored)
+    assert "data.name=hf data.root=b" in warn_of_pretrained(run, scored, DataConfig(name="hf", root="a"))[0]
+    assert "20 of 20 test" in warn_of_pretrained(run, scored, DataConfig(name="hf", root="b"))[0]
