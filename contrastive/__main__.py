@@ -108,7 +108,7 @@ def _config(recipe: str, overrides: Sequence[str], *, explain: bool) -> Pretrain
     stated = read_stated(PretrainConfig, "pretrain", recipe, overrides)
     if not stated["choose"]:
         return stated.config()
-    if "data.name" not in stated.keys and (root := stated["data.root"]):
+    if "data.name" not in stated.keys and (root := stated["data.root"]) and "://" not in root:
         _check_folder(Path(check_path("data.root", str(root))))
     stated.config(UNTIL_CHOSEN)  # refuses wrong values before torch is imported
     from contrastive.choosing.choose import choose

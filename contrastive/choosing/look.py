@@ -1,10 +1,11 @@
-"""Look at a folder of images: how many, how large, of what kind; from a sample, within seconds."""
+"""Look at images, in a folder or in shards: how many, how large, of what kind; from a sample, in seconds."""
 
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,20 @@ from PIL import Image
 
 from contrastive.config import DataConfig, UserError
 from contrastive.data.dataset import open_dataset
-from contrastive.data.decode import has_alpha, ignore_warnings, to_rgb, to_square, why_unreadable
-from contrastive.data.files import find_parts, list_images, shorten
-from contrastive.data.images import FileImages, printable
+from contrastive.data.decode import (
+    Unreadable,
+    explain_unreadable,
+    has_alpha,
+    ignore_warnings,
+    to_rgb,
+    to_square,
+)
+from contrastive.data.files import IMAGE, find_parts, holds, list_images, shorten
+from contrastive.data.images import EncodedImages, FileImages, Images, printable, stored_at
 from contrastive.data.reading import usable_cpus
+from contrastive.data.shards.index import SET_FILE
+from contrastive.data.shards.ranges import is_local
+from contrastive.data.video import VIDEO
 
 SAMPLE = 256
 """Most images to look at; they are spread evenly over the sorted paths."""
@@ -106,7 +117,7 @@ class _Glance:
 
 
 def look_at_folder(data: DataConfig, *, source_is_stated: bool) -> Folder:
-    """Look at the images below ``data.root``.
+    """Look at the images at ``data.root``.
 
     Labels decide nothing, except that class folders make ``source`` ``imagefolder``.
 
@@ -117,15 +128,15 @@ def look_at_folder(data: DataConfig, *, source_is_stated: bool) -> Folder:
     Raises:
         UserError: no folder, an archive, no image, none that can be read; also what the source refuses.
     """
-    root = Path(data.root or ".")
-    if root.is_file() and root.suffix.lower() in _ARCHIVES:
+    root = data.root or "."
+    if Path(root).is_file() and Path(root).suffix.lower() in _ARCHIVES:
         raise UserError(f"{root}: is an archive; unpack it, and set data.root to the folder of the images")
     source, why = (data.name, "") if source_is_stated else find_source(root)
     images = open_dataset(replace(data, name=source)).train
-    if not isinstance(images, FileImages):
+    if not isinstance(stored_at(images, 0)[0], EncodedImages):
         raise UserError(
-            f"data.name={source}: settings are chosen for folders of image files alone; use data.name=images "
-            "or imagefolder, or the recipe of that data set"
+            f"data.name={source}: settings are chosen for image files alone, in folders or in shards; use "
+            "data.name=images, imagefolder or shards, or the recipe of that data set"
         )
     glances, reasons = _look_at(images)
     if not any(one.points is not None for one in glances):
@@ -136,12 +147,22 @@ def look_at_folder(data: DataConfig, *, source_is_stated: bool) -> Folder:
     return _summary(root, source, why, len(images), glances, len(reasons))
 
 
-def find_source(root: Path) -> tuple[str, str]:
-    """Find out whether ``root`` is read as class folders; return ``data.name`` and why.
+def find_source(place: str | Path) -> tuple[str, str]:
+    """Find out whether a place is read as shards, or as class folders; return ``data.name`` and why.
+
+    Args:
+        place: Folder, or a URL, which only shards can have.
 
     Raises:
         UserError: no such folder, no image, folders that may be parts or classes.
     """
+    if not is_local(str(place)):
+        return "shards", "behind a URL are shards"
+    root = Path(place)
+    if any((root / part / SET_FILE).is_file() for part in ("", "train")):
+        return "shards", f"{SET_FILE} lists them"
+    if not holds(root, IMAGE):
+        _explain_what_else(root)
     train, test = find_parts(root)
     keys = [key.split(b"/") for key in list_images(root)]
     parts = {part.encode() for part in (train, test) if part}
@@ -171,51 +192,68 @@ def find_source(root: Path) -> tuple[str, str]:
     )
 
 
-def _look_at(images: FileImages) -> tuple[list[_Glance], list[str]]:
+def _explain_what_else(root: Path) -> None:
+    """Refuse a folder without images that holds something else that can be trained on."""
+    if holds(root, VIDEO):
+        raise UserError(
+            f"{root}: holds videos, and settings are chosen for images; use --config clips data.root={root}, "
+            "whose settings are a start"
+        )
+    if any(root.glob("*.tar")):
+        raise UserError(
+            f"{root}: holds tar files without an index; run contrastive-shards index {root}, or unpack them"
+        )
+
+
+def _look_at(images: Images) -> tuple[list[_Glance], list[str]]:
     """Look at a sample; return what was seen, and why each other image cannot be read."""
     rows = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int).tolist()
-    jobs = [(images.path(row), decoded) for row, decoded in zip(rows, _decoded(images, rows), strict=True)]
     with warnings.catch_warnings(), ThreadPoolExecutor(usable_cpus()) as pool:
         ignore_warnings()
-        seen = list(pool.map(lambda job: _glance(*job), jobs))
+        seen = list(pool.map(partial(_glance, images), rows, _decoded(images, rows)))
     return [one for one in seen if isinstance(one, _Glance)], [one for one in seen if isinstance(one, str)]
 
 
-def _decoded(images: FileImages, rows: Sequence[int]) -> list[bool]:
+def _decoded(images: Images, rows: Sequence[int]) -> list[bool]:
     """Decide of which of the ``rows`` the pixels are decoded, by the sizes of the files alone.
 
-    Every k-th, so that these too are spread evenly.
+    Every k-th, so that these too are spread evenly; all of other sources, which read an image whole for its
+    header already.
     """
+    if not isinstance(images, FileImages):
+        return [True] * len(rows)
     sizes = [int(stamp) if (stamp := images.stamp(row)).isdigit() else 0 for row in rows]
     every = max(1, -(-sum(sizes) // BYTES_OF_PIXELS))
     every = min(every, max(1, len(rows) // PIXELS_OF))
     return [index % every == 0 for index in range(len(rows))]
 
 
-def _glance(path: bytes, decoded: bool) -> _Glance | str:
-    """Look at one file; return the reason if it cannot be read."""
+def _glance(images: Images, row: int, decoded: bool) -> _Glance | str:
+    """Look at one image; return the reason if it cannot be read."""
+    source, place = stored_at(images, row)
+    assert isinstance(source, EncodedImages)
     try:
-        with open(path, "rb") as file, Image.open(file) as image:
+        with explain_unreadable(), source.open(place) as file, Image.open(file) as image:
             header = _Glance(min(image.size), has_alpha(image), image.mode.startswith("I"))
             if not decoded:
                 return header
             image.draft(None, (2 * _SIDE, 2 * _SIDE))
             rgb = to_rgb(image)
-    except Exception as error:  # decoders raise over a dozen types on damaged input; each means the same
-        return f"{printable(path)}: {why_unreadable(error)}"
+    except Unreadable as error:
+        return f"{images.key(row)}: {error}"
     # Single pixels show whether there are only two values; means over an area would hide it.
     points = np.asarray(rgb.resize((_SIDE, _SIDE), Image.Resampling.NEAREST))
     return replace(header, points=points, square=np.asarray(to_square(rgb, _SIDE)))
 
 
 def _summary(
-    root: Path, source: str, why: str, num_images: int, glances: Sequence[_Glance], unreadable: int
+    root: str, source: str, why: str, num_images: int, glances: Sequence[_Glance], unreadable: int
 ) -> Folder:
     sides = [one.side for one in glances]
     points = [one.points for one in glances if one.points is not None]
     squares = np.stack([one.square for one in glances if one.square is not None])
     return Folder(
-        root=str(root),
+        root=root,
         source=source,
         why=why,
         num_images=num_images,

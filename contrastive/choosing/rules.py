@@ -148,8 +148,9 @@ def _source(known: Known) -> Choice:
     return Choice(
         known.folder.source,
         known.folder.why,
-        "imagefolder if every image lies in a class folder: some images are then left for scores; images "
-        "reads any tree and trains on all of it. Labels are not used in training",
+        "shards if the folder has a list of them, or is a URL; imagefolder if every image lies in a class "
+        "folder: some images are then left for scores; images reads any tree and trains on all of it. Labels "
+        "are not used in training",
     )
 
 

@@ -1,14 +1,19 @@
 """Test the facts found in real folders: sizes, kinds of images, and how the folder is read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from contrastive.choosing import look
 from contrastive.choosing.look import find_source, is_grey, is_two_valued, look_at_folder
 from contrastive.config import DataConfig, UserError
+from contrastive.data.files import list_images, open_imagefolder
+from contrastive.data.images import FileImages
+from contrastive.data.shards.pack import pack
 from tests import tiny
 
 
@@ -176,6 +181,29 @@ def test_an_archive_is_to_be_unpacked(tmp_path):
         looked(tmp_path / "photos.tar.gz")
 
 
+def test_shards_are_looked_at_as_the_folder_that_was_packed(classes, tmp_path_factory):
+    source, out = open_imagefolder(DataConfig(root=str(classes))), tmp_path_factory.mktemp("set")
+    for images, part in ((source.train, "train"), (source.test, "test")):
+        pack(images, out / part, shard_bytes=2**20, shuffle=False)
+    folder, found = looked(classes), looked(out)
+    assert (found.source, found.why) == ("shards", "shards.json lists them")
+    assert replace(found, root=folder.root, source=folder.source, why=folder.why) == folder
+    whole = FileImages(classes, list_images(classes), 32, torch.arange(60) // 20)
+    pack(whole, out / "whole", shard_bytes=2**20, shuffle=False)
+    assert looked(out / "whole").num_images == folder.num_images  # the same are held out
+
+
+def test_other_data_that_can_be_trained_on_is_named(tmp_path):
+    (tmp_path / "films" / "a").mkdir(parents=True)
+    (tmp_path / "films" / "a" / "b.mp4").touch()
+    with pytest.raises(UserError, match=r"films: holds videos, .*use --config clips data.root=\S*films,"):
+        looked(tmp_path / "films")
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "a.tar").touch()
+    with pytest.raises(UserError, match="holds tar files without an index; run contrastive-shards index"):
+        looked(tmp_path / "tars")
+
+
 def test_a_source_that_is_no_folder_of_files_is_refused():
-    with pytest.raises(UserError, match=r"data.name=digits: settings are chosen for folders of image files"):
+    with pytest.raises(UserError, match=r"data.name=digits: settings are chosen for image files alone"):
         look_at_folder(DataConfig(name="digits"), source_is_stated=True)
