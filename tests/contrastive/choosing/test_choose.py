@@ -108,7 +108,7 @@ def test_what_is_stated_wins_in_a_file_and_on_the_command_line(own, tmp_path):
 
 def test_explain_adds_what_was_seen_and_the_rules(own):
     _, _, plain = own("--print-config")
-    code, out, err = own("--print-config", "--explain")
+    code, out, err = own("--print-config", "--explain", "schedule.minutes=60")  # long on one processor, too
     assert (code, "machine: " in plain, "machine: " in err) == (0, False, True)
     assert "continues from published weights" in err
     assert "continues from published weights" not in plain
