@@ -4,8 +4,9 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
+from io import StringIO
 from pathlib import Path
 from types import NoneType
 from typing import Any, Generic, TypeVar, cast, get_args, get_origin
@@ -308,14 +309,22 @@ def _read(schema: type, path: Path, group: str = "") -> DictConfig:
     """Read a yaml file, as it is or as the content of ``group``."""
     kind = _type_of(schema, group) if group else schema
     try:
-        body = OmegaConf.load(path)
-        text = yaml.load(path.read_text(encoding="utf-8"), _TextLoader)
+        body, text = _parse_file(path.read_text(encoding="utf-8"))
     except Exception as error:  # yaml raises a dozen types; each means the same to the user
         raise UserError(f"{path}: not a readable yaml file ({error})") from error
     if not isinstance(body, DictConfig):
         raise UserError(f"{path}: a yaml mapping is needed, e.g. 'data:' with 'name: digits' below it")
     content = _keep_text(kind, OmegaConf.to_container(body), text or {})
     return OmegaConf.create({group: content} if group else content)
+
+
+@lru_cache(maxsize=64)
+def _parse_file(text: str) -> tuple[Any, Any]:
+    """Parse the text of a yaml file with its types and as text; both results are only read.
+
+    A process reads the same recipes and saved configs several times.
+    """
+    return OmegaConf.load(StringIO(text)), yaml.load(text, _TextLoader)
 
 
 def _find(name: str, folder: str) -> Path:

@@ -8,6 +8,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -241,20 +242,21 @@ def write_run_files(
 
 def provenance() -> dict[str, Any]:
     """Return commit, package versions, and the id of the W&B run, which a resume continues."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     packages = ("torch", "torchvision", "pytorch-lightning", "kornia", "faiss-cpu", "omegaconf")
     return {
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(),
         # The agent of a W&B sweep has already chosen the run's id.
         "wandb_id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
         **{name: metadata.version(name) for name in packages},
     }
+
+
+@cache
+def _commit() -> str:
+    """Return the commit of this code; a process asks git once, since its modules stay those it imported."""
+    command = ["git", "describe", "--always", "--dirty"]
+    told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return told.stdout.strip() or "unknown"
 
 
 def write_atomically(path: Path, text: str) -> None:
