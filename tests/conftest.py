@@ -1,12 +1,21 @@
 """Shared fixtures. Our packages are imported inside fixtures, after jaxtyping's import hook is in place."""
 
 import atexit
+import gc
 import os
 
 import pytest
 
 # Whoever runs the tests may be logged in to W&B: nothing of theirs belongs there.
 os.environ["WANDB_MODE"] = "disabled"
+# Processes that tests start compile our modules once, not each anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_collection_finish():
+    """Keep the garbage collector from searching a million objects of imported libraries again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

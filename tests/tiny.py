@@ -1,5 +1,7 @@
 """Build the smallest parts that behave like the real ones, for all tests: config, module, images on disk."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,11 @@ QUIET = (
 
 def config(*overrides):
     """Return the digits recipe, tiny, its bank not rounded to float16, with ``overrides`` on top."""
+    return deepcopy(_load_config(overrides))  # tests may alter theirs
+
+
+@cache
+def _load_config(overrides):
     from contrastive.config import PretrainConfig
     from contrastive.config_files import load_config
 
