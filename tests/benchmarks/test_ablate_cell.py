@@ -93,9 +93,10 @@ def small(cell: Any, arm: str, *overrides: str) -> Any:
         "encoder.width=8",
         "encoder.projector_hidden=16",
         "encoder.projector_dim=16",
-        "schedule.epochs=4",
+        "schedule.epochs=2",
         "schedule.warmup_epochs=0",
         "logging.every_n_steps=1",
+        "logging.probe_every_epochs=0",
     )
     return cell.Cell(
         arm, 0.2, 0, "test", "digits", (*settings, *overrides), cell.Classes(20, 20, 10), "classes", "cpu"

@@ -167,14 +167,15 @@ def test_a_run_that_was_killed_has_each_value_once(command, tmp_path, monkeypatc
         if trainer.global_step == 8:
             raise KeyError("killed")
 
+    given = ["logging.wandb.mode=offline", "logging.every_n_steps=1", "logging.probe_every_epochs=0"]
     with monkeypatch.context() as patch:
         patch.setattr(WatchRanks, "on_train_batch_end", killed)
         with pytest.raises(KeyError, match="killed"):
-            command("logging.wandb.mode=offline", "logging.every_n_steps=1")
+            command(*given)
     import wandb
 
     wandb.finish(1)
-    assert command("logging.wandb.mode=offline", "logging.every_n_steps=1")[0] == 0
+    assert command(*given)[0] == 0
     first, second = offline_runs(tmp_path / "runs" / "tiny")
     assert first["run"][0]["run_id"] == second["run"][0]["run_id"]
     found = [

@@ -1,6 +1,7 @@
 """The answer to "was it worth it?": its words on invented scores, and the whole command on tiny runs."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from contrastive.encoders.weights import load_encoder
 from eval import knn, linear_probe, lowshot
 from eval.__main__ import main
 from eval.knn import KnnConfig, KnnEvaluation
-from eval.linear_probe import LinearEvaluation
+from eval.linear_probe import LinearConfig, LinearEvaluation
 from eval.lowshot import LowshotConfig, LowshotEvaluation
 from eval.report.read import read_run
 from eval.stats import found_again
@@ -198,7 +199,9 @@ def test_with_one_label_a_class_the_probe_at_all_labels_is_left_out(clusters):
     assert any("no class has 2" in text for text in found.warnings)
 
 
-def test_one_table_and_one_sentence_with_labels(new_run, capsys):
+def test_one_table_and_one_sentence_with_labels(new_run, capsys, monkeypatch):
+    short = partial(LinearEvaluation, linear=LinearConfig(min_steps=20, epochs=1))
+    monkeypatch.setattr("eval.worth.LinearEvaluation", short)  # its numbers are tested above
     run = new_run()
     started_from(run, run / "encoder.safetensors")
     given = [f"checkpoint={run}", "device=cpu", "progress=false", "seeds=2", "worth.labels_per_class=[1]"]

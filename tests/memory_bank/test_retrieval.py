@@ -181,7 +181,7 @@ def test_a_loaded_backend_goes_on_as_the_saved_one(make):
     assert torch.equal(before.similarity, after.similarity)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000))
 def test_sampled_quantiles_are_unbiased(key):
     """Over draws, the share of the bank above a sample's median is a half on average, within its error."""

@@ -1,6 +1,7 @@
 """The command line end to end, in this process, on small images made here."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,10 +9,15 @@ import torch
 from tests import tiny
 
 
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    return tiny.write_classes(tmp_path_factory.mktemp("photos"), 16, size=(20, 24))
+
+
 @pytest.fixture
-def folder(tmp_path):
-    """48 images in three classes, told apart by colour."""
-    return tiny.write_classes(tmp_path / "photos", 16, size=(20, 24))
+def folder(photos, tmp_path):
+    """48 images in three classes, told apart by colour; the test's own."""
+    return shutil.copytree(photos, tmp_path / "photos")
 
 
 @pytest.fixture
@@ -31,6 +37,7 @@ def run(folder, tmp_path, capsys):
                 "schedule.epochs=3",
                 "schedule.warmup_epochs=1",
                 "logging.every_n_steps=1",
+                "logging.probe_every_epochs=0",  # two trainings more; a test that needs it asks for it
                 "logging.progress=false",
                 "logging.wandb.mode=disabled",
                 f"run.root={tmp_path / 'runs'}",

@@ -25,9 +25,14 @@ def test_a_signal_ends_a_dry_run_without_a_promise(run, tmp_path, monkeypatch, w
 
 
 @pytest.mark.parametrize(
-    "when", ["pretrain.open_dataset", "parts.build_loader"]
-)  # outside of Lightning's fit, and within
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT"])
+    ("name", "when"),
+    [
+        ("SIGUSR1", "pretrain.open_dataset"),  # outside of Lightning's fit
+        ("SIGUSR1", "parts.build_loader"),  # within
+        ("SIGTERM", "pretrain.open_dataset"),
+        ("SIGINT", "parts.build_loader"),
+    ],
+)
 def test_a_signal_before_the_first_step_ends_the_start_in_order(run, monkeypatch, when, name):
     asked, before = [], signal.getsignal(signal.Signals[name])
     with monkeypatch.context() as patch:
@@ -61,7 +66,7 @@ def test_a_preempted_run_spends_no_time_on_scores(run, tmp_path, monkeypatch):
         return step(self, *args)
 
     monkeypatch.setattr(ContrastiveModule, "training_step", interrupted)
-    code, result, _ = run("logging.knn_every_epochs=1")
+    code, result, _ = run("logging.knn_every_epochs=1", "logging.probe_every_epochs=1")
     assert (code, result["steps"]) == (75, 1)
     scored = [row["step"] for row in metrics(tmp_path / "runs/tiny") if row["knn/top1"] or row["probe/top1"]]
     assert scored == ["0"]  # before the signal
