@@ -15,7 +15,7 @@ Each of lightly's turns starts with some untimed steps, so that its workers run 
     python benchmarks/bench_step.py [--data DIR] [--device cuda] [--networks NAME ...] [--rounds N]
 
 With --local N it measures what multi-crop costs instead: in one run, steps with two views and steps with N
-further local views of half the side take turns, and the JSON is crops-DEVICE.json.
+further local views of half the side take turns, and the JSON is multicrop-DEVICE.json.
 
     python benchmarks/bench_step.py --local 4 [--networks NAME ...] [--rounds N]
 
@@ -427,7 +427,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", help="default: all of the device's")
     parser.add_argument("--rounds", type=int, help="turns of each arm; default by network")
     parser.add_argument("--local", type=int, help="local views: measure what they add to a step instead")
-    parser.add_argument("--out", type=Path, help="JSON; default benchmarks/results/(step|crops)-DEVICE.json")
+    parser.add_argument(
+        "--out", type=Path, help="JSON; default benchmarks/results/(step|multicrop)-DEVICE.json"
+    )
     options = parser.parse_args()
     scenes = [s for s in SCENES[options.device] if not options.networks or s.name in options.networks]
     if not scenes:
@@ -453,7 +455,7 @@ def main() -> None:
                 (show_local if options.local else show)(made)
     packages = ("torch", "torchvision", "kornia", "pytorch-lightning")
     device = torch.device(options.device)
-    name = "crops" if options.local else "step"
+    name = "multicrop" if options.local else "step"
     write(
         options.out or RESULTS / f"{name}-{options.device}.json",
         context(name, device, packages, peak_memory_mib=peak_memory(device)) | {"rows": rows},

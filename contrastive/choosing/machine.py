@@ -53,5 +53,10 @@ def look_at_machine(accelerator: Any = "auto") -> Machine:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if torch.backends.mps.is_available() and wanted != "cpu":
         return Machine("mps", "Apple GPU", cores, memory, False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch have none
-    return Machine("cpu", "CPU", cores, memory, bool(capabilities.get("avx512_bf16")))
+    return Machine("cpu", "CPU", cores, memory, _cpu_computes_in_bfloat16())
+
+
+def _cpu_computes_in_bfloat16() -> bool:
+    """Return whether the processor has instructions for it; without torch's list of them, False."""
+    get = getattr(torch.cpu, "get_capabilities", None)
+    return get is not None and bool(get().get("avx512_bf16"))
