@@ -176,6 +176,10 @@ class DataConfig:
         image_size: Side in pixels of the square the network sees.
         decode_size: Side of the square to which each file is decoded, before views are cut from it; None
             takes ``image_size`` up to 64 px and 8/7 of it above (256 for 224).
+        crop: What training cuts views from: ``square``, which each file is decoded to; ``original``, the
+            whole picture at its full resolution, as torchvision's recipes do: nothing is lost at the sides,
+            and small crops stay sharp (contrastive/data/crops.py). ``auto`` takes ``original`` for views of
+            more than 64 px of images that are decoded in every epoch. Evaluation and monitors see squares.
         frames: Frames of a clip, which is what the network sees; 1 for data sets of images.
         frame_step: Distance of a clip's frames, in frames of its video.
         fps: Frames a second of a clip, whatever its video has; None takes every ``frame_step``-th frame.
@@ -206,6 +210,7 @@ class DataConfig:
     root: str | None = None
     image_size: int = 32
     decode_size: int | None = None
+    crop: str = "auto"
     frames: int = 1
     frame_step: int = 1
     fps: float | None = None
@@ -233,6 +238,13 @@ class DataConfig:
                 setattr(self, name, check_path(f"data.{name}", path))
         check_range("data.image_size", self.image_size, 8, 4096)
         check_range("data.decode_size", self.decode_size, 8, 4096)
+        check_choice("data.crop", self.crop, ("auto", "original", "square"))
+        if self.crop == "original" and (self.cache is not None or self.resident == "true"):
+            kept = "resident=true" if self.cache is None else f"cache={self.cache}"
+            raise ValueError(
+                f"data.crop=original and data.{kept}: decoded squares are kept, and each epoch cuts others "
+                "from the files; leave one of them out"
+            )
         check_range("data.frames", self.frames, 1, 1024)
         check_range("data.frame_step", self.frame_step, 1)
         check_range("data.clips_per_video", self.clips_per_video, 1, 1000)
@@ -423,6 +435,11 @@ class AugmentConfig:
         local = {self.local_side(image_size)} if self.num_local else set()
         last = self.global_size or image_size
         return {self.first_size or last, last} | local
+
+    def cut_sides(self, image_size: int) -> list[int]:
+        """Return the side in pixels that each view is cut to while decoding: its largest in the run."""
+        last = self.global_size or image_size
+        return [max(self.first_size or 0, last)] * 2 + [self.local_side(image_size)] * self.num_local
 
     def first_cost(self, image_size: int) -> float:
         """Estimate the cost of a step of the first half over that of one of the second half, by pixels."""

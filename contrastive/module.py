@@ -148,7 +148,8 @@ class ContrastiveModule(pl.LightningModule):
         augment, data, seed = self.config.augment, self.config.data, self.config.run.seed
         self.views = self._first_views = Views(augment, data, seed, compile=backend)
         if augment.first_size is not None:
-            self._first_views = Views(augment.at_first(), data, seed, compile=backend)
+            sides = self.views.sides
+            self._first_views = Views(augment.at_first(), data, seed, compile=backend, sides=sides)
 
     def _views_at(self, step: int, batch: Batch) -> tuple[Tensor, ...]:
         """Compute the views of optimizer step ``step``: their size may change in the middle of the run."""

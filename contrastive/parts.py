@@ -7,9 +7,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from contrastive.augment.boxes import DrawBoxes
 from contrastive.augment.moments import DrawMoments
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.clips import draw_clips
+from contrastive.data.crops import draw_crops
 from contrastive.data.images import Images
 from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan, Share
@@ -99,8 +101,12 @@ def build_module(
     clips = 3 if config.objective.own_negatives == "clips" else 2
 
     def loader(trainer: pl.Trainer) -> Any:
+        drawn = draw_clips(
+            images, config.data, DrawMoments(config.augment.time, config.run.seed, clips), clips
+        )
+        boxes = DrawBoxes(config.augment, config.data, config.run.seed)
         return build_loader(
-            draw_clips(images, config.data, DrawMoments(config.augment.time, config.run.seed, clips), clips),
+            draw_crops(drawn, config.data, boxes, boxes.sides),
             plan,
             config.data,
             device=trainer.strategy.root_device,

@@ -18,6 +18,7 @@ from contrastive.checkpoint.folder import step_of
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.dataset import GIVEN, Dataset, as_dataset, open_dataset
 from contrastive.data.decode import SourceLost
+from contrastive.data.loader import choose_crop
 from contrastive.data.order.build import build_order
 from contrastive.data.plan import Plan
 from contrastive.data.tally import TooManyCorrupt
@@ -34,6 +35,7 @@ from contrastive.parts import Given, build_module
 from contrastive.run_dir import (
     UnreadableFiles,
     check_writable,
+    crop_of,
     find_start_point,
     is_first_rank,
     lock_run_dir,
@@ -89,7 +91,7 @@ def pretrain(
     budget = (
         [] if minutes is None else [TimeBudget(minutes, config.augment.first_cost(config.data.image_size))]
     )  # first of all, as its time begins here
-    dataset, plan = _open(config, given)
+    config, dataset, plan = _open(config, given)
     train_images = dataset.train
     end = last_step(config, plan)
     finished, checkpoint = find_start_point(run_dir, config, train_images, end, given.names())
@@ -130,14 +132,18 @@ def pretrain(
         return code, summary
 
 
-def _open(config: PretrainConfig, given: Given) -> tuple[Dataset, Plan]:
+def _open(config: PretrainConfig, given: Given) -> tuple[PretrainConfig, Dataset, Plan]:
+    """Open the data; return the config with the ``data.crop`` that suits it, too."""
     check_trainer(config.trainer, config.profile)
     data = config.data
     dataset = open_dataset(data) if given.images is None else as_dataset(given.images, data)
     check_readable(dataset.train)
+    if data.crop == "auto":  # a run that is continued keeps its own
+        data = replace(data, crop=crop_of(Path(config.run.root) / config.run.name) or "auto")
+    config = replace(config, data=replace(data, crop=choose_crop(dataset.train, data)))
     order = build_order(config, dataset.train)
     epochs = config.schedule.epochs if config.schedule.minutes is None else None
-    return dataset, Plan(len(dataset.train), config.run.seed, data.global_batch, epochs, order)
+    return config, dataset, Plan(len(dataset.train), config.run.seed, data.global_batch, epochs, order)
 
 
 def _build_wandb(config: PretrainConfig, run_dir: Path) -> list[Logger]:
@@ -156,7 +162,7 @@ def _dry_run(config: PretrainConfig, given: Given, keep_precision: bool) -> tupl
     """Take a few steps in a temporary folder; return the exit code and the estimate."""
     check_writable(Path(config.run.root) / config.run.name)
     with tempfile.TemporaryDirectory(prefix="contrastive-dry-run-") as scratch:
-        dataset, plan = _open(config, given)
+        config, dataset, plan = _open(config, given)
         timer = StepTimer(SECONDS)
         steps = min(STEPS, plan.total_steps)
         trainer = build_trainer(config, [timer], keep_precision, max_steps=steps)

@@ -8,6 +8,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -155,7 +156,7 @@ def _check_same_run(run_dir: Path, config: PretrainConfig, images: Images, given
         )
     if config.run.resume == "never":
         raise UserError(f"{run_dir}: exists; choose another run.name, or continue it with run.resume=auto")
-    saved = load_saved(PretrainConfig, run_dir / "config.yaml")
+    saved = _load_config(run_dir)
     if not is_begun(run_dir):
         return
     changed = [
@@ -188,6 +189,22 @@ def _check_same_run(run_dir: Path, config: PretrainConfig, images: Images, given
                 f"{run_dir}: the data changed since this run began: {changes}; restore it, choose another "
                 "run.name, or accept it with data.allow_changed=true"
             )
+
+
+def _load_config(run_dir: Path) -> PretrainConfig:
+    saved = load_saved(PretrainConfig, run_dir / "config.yaml")
+    # A run is saved with the crop that was chosen; earlier releases knew the square alone.
+    return replace(saved, data=replace(saved.data, crop=saved.data.crop.replace("auto", "square")))
+
+
+def crop_of(run_dir: Path) -> str | None:
+    """Return ``data.crop`` of the run that was begun in this directory; None without one.
+
+    Raises:
+        UserError: its config.yaml cannot be read.
+    """
+    begun = is_begun(run_dir) and (run_dir / "config.yaml").is_file()
+    return _load_config(run_dir).data.crop if begun else None
 
 
 def is_begun(run_dir: Path) -> bool:

@@ -34,7 +34,8 @@ class Crop(Geometric):
         shear: Largest shear along x in degrees, either way.
     """
 
-    num_uniforms: ClassVar[int] = 2 * _ATTEMPTS + 2 + 5
+    num_box: ClassVar[int] = 2 * _ATTEMPTS + 2  # uniforms of the box, the first of all
+    num_uniforms: ClassVar[int] = num_box + 5
     _compute_matrix_lazily = True  # Kornia builds the matrix only when something reads it
 
     def __init__(
@@ -68,17 +69,20 @@ class Crop(Geometric):
             ``box`` (left, top, width, height in pixels), ``flip`` (0 or 1), ``angle`` and ``shear`` in
             radians, ``shift`` (x, y as a share of the side).
         """
-        boxes, rest = uniforms[:, : 2 * _ATTEMPTS + 2], uniforms[:, 2 * _ATTEMPTS + 2 :]
+        boxes, rest = uniforms[:, : self.num_box], uniforms[:, self.num_box :]
         signed = 2 * rest - 1
         return {
-            "box": self._boxes(boxes, height, width, half),
+            "box": self.boxes(boxes, height, width, half),
             "flip": (rest[:, 0] < self.flip).to(torch.float32),
             "angle": signed[:, 1] * math.radians(self.rotate),
             "shift": signed[:, 2:4] * self.translate,
             "shear": signed[:, 4] * math.radians(self.shear),
         }
 
-    def _boxes(self, uniforms: Tensor, height: int, width: int, half: Tensor | None) -> Tensor:
+    def boxes(
+        self, uniforms: Float[Tensor, "b u"], height: int, width: int, half: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b 4"]:
+        """Return the ``box`` of ``draw``, from its first ``num_box`` uniforms."""
         if half is None:
             return draw_boxes(uniforms, height, width, self.scale, self.ratio)
         beside = draw_boxes(uniforms, height, width // 2, self.scale, self.ratio)
@@ -95,12 +99,22 @@ class Crop(Geometric):
     def apply_transform(
         self, input: Tensor, params: Params, flags: dict[str, Any], transform: Tensor | None = None
     ) -> Tensor:
-        """Compute the views in float32; return them in the dtype of ``input``."""
-        box, flip, angle, shift, shear = (
-            params[name].to(input.device) for name in ("box", "flip", "angle", "shift", "shear")
+        """Compute the views in float32; return them in the dtype of ``input``.
+
+        Without ``box`` in ``params``, the images are crops already.
+        """
+        flip, angle, shift, shear = (
+            params[name].to(input.device) for name in ("flip", "angle", "shift", "shear")
         )
         with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
             images = input.float()
+            if "box" in params:
+                box = params["box"].to(input.device)
+            elif self.separable and images.shape[-1] == self.size:
+                return torch.where(flip[:, None, None, None] > 0.5, images.flip(-1), images).to(input.dtype)
+            else:
+                box = images.new_zeros(len(images), 4)
+                box[:, 2:] = images.shape[-1]
             if self.separable:
                 return crop_resize(images, box, flip > 0.5, self.size).to(input.dtype)
             if max(images.shape[-2:]) > self.size:

@@ -1,6 +1,7 @@
 """Compute the augmented views of a batch, from stored uint8 images to normalised float32."""
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,13 +40,21 @@ class Views:
         seed: In [0, 2**32).
         compile: Backend of ``torch.compile(fullgraph=True)`` for the whole chain, e.g. ``inductor``; worth it
             on a GPU. None turns compiling off.
+        sides: Sides of the crops of the original that come from the decoder; None takes those of ``augment``.
     """
 
     def __init__(
-        self, augment: AugmentConfig, data: DataConfig, seed: int, *, compile: str | None = None
+        self,
+        augment: AugmentConfig,
+        data: DataConfig,
+        seed: int,
+        *,
+        compile: str | None = None,
+        sides: Sequence[int] | None = None,
     ) -> None:
         self.seed = seed
         self.data = data
+        self.sides = [*(sides or augment.cut_sides(data.image_size))]
         self.disjoint = augment.disjoint
         local = Chain(augment.local, data, augment.local_side(data.image_size))
         self.chains = (
@@ -57,12 +66,17 @@ class Views:
         self._views = torch.compile(self._all, fullgraph=True, backend=compile) if compile else self._all
 
     def __call__(
-        self, images: UInt8[Tensor, "b *f 3 S S"], ids: Int[Tensor, " b"], epoch: int
+        self,
+        images: UInt8[Tensor, "b *f 3 S S"] | UInt8[Tensor, "b n"],
+        ids: Int[Tensor, " b"],
+        epoch: int,
     ) -> tuple[Float[Tensor, "b *t 3 _ _"], ...]:
         """Return the views of ``images``.
 
         Args:
-            images: Stored images, at least 1 of them; of clips the t frames of view 1, then those of view 2.
+            images: Stored images (b, 3, S, S), at least 1 of them; of clips the t frames of view 1, then
+                those of view 2 (b, f, 3, S, S); with ``data.crop=original`` the crops of all views (b, n), as
+                in ``Batch``: they are changed further, but not cut again.
             ids: Their data set rows, int64, on the device of ``images``.
             epoch: From 0.
 
@@ -80,17 +94,29 @@ class Views:
         if images.ndim == 5:
             clips = images.chunk(images.shape[1] // self.data.frames, dim=1)
         chains = [*self.chains, *self.chains[:1] * (len(clips) - 2)]
-        sources = [number % 2 for number in range(len(self.chains))] + [2] * (len(clips) - 2)
+        sources = [clips[number % 2] for number in range(len(self.chains))] + [*clips[2:]]
+        if cropped := images.ndim == 2:
+            crops = images.split_with_sizes([3 * side**2 for side in self.sides], dim=1)
+            sources = [
+                crop.view(-1, side, side, 3).permute(0, 3, 1, 2)
+                for crop, side in zip(crops, self.sides, strict=True)
+            ]
         count = len(chains)
-        view = torch.arange(count, device=ids.device).repeat_interleave(len(ids))
-        numbers = uniforms(self.seed, epoch, ids.repeat(count), view, self.chains[0].num_uniforms)
-        halves = self._halves(ids, epoch) + [None] * (count - len(self.chains))
+        numbers = self.numbers(ids, epoch, count, self.chains[0].num_uniforms)
+        halves = self.halves(ids, epoch) + [None] * (count - len(self.chains))
         return tuple(
-            chain(clips[source], part, half)
-            for chain, source, part, half in zip(chains, sources, numbers.chunk(count), halves, strict=True)
+            chain(source, part, half, cropped)
+            for chain, source, part, half in zip(chains, sources, numbers, halves, strict=True)
         )
 
-    def _halves(self, ids: Tensor, epoch: int | Tensor) -> list[Tensor | None]:
+    def numbers(
+        self, ids: Int[Tensor, " b"], epoch: int | Tensor, views: int, count: int
+    ) -> tuple[Float[Tensor, "b u"], ...]:
+        """Draw the first ``count`` uniforms of each of ``views`` views; the first of them are the crop's."""
+        view = torch.arange(views, device=ids.device).repeat_interleave(len(ids))
+        return uniforms(self.seed, epoch, ids.repeat(views), view, count).chunk(views)
+
+    def halves(self, ids: Int[Tensor, " b"], epoch: int | Tensor) -> list[Tensor | None]:
         """Return the half that each view is cut from, for each image: opposite ones for global views."""
         if not self.disjoint:
             return [None] * len(self.chains)
@@ -139,6 +165,7 @@ class Chain:
         images: UInt8[Tensor, "b *t 3 S S"],
         numbers: Float[Tensor, "b u"],
         half: Int[Tensor, " b"] | None = None,
+        cropped: bool = False,
     ) -> Float[Tensor, "b *t 3 s s"]:
         """Return the view of each image or clip that ``numbers``, uniform in [0, 1), describe.
 
@@ -146,8 +173,11 @@ class Chain:
             images: Stored images, or clips of t frames.
             numbers: ``num_uniforms`` for each image or clip.
             half: See ``Crop.draw``.
+            cropped: Whether ``images`` are crops already, of the same ``numbers``.
         """
         params = self.draw(numbers, images.shape[-2], images.shape[-1], half)
+        if cropped:
+            del params[0]["box"]
         if self.occlude.pastes and self.occlude.p > 0:
             params[-1] |= self.occlude.pasted(images, params[-1]["other"])
         if images.ndim == 4:

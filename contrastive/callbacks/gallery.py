@@ -13,9 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import save_image
 
+from contrastive.augment.boxes import DrawBoxes
 from contrastive.augment.moments import DrawMoments
 from contrastive.augment.views import Views, center_view
 from contrastive.data.clips import draw_clips
+from contrastive.data.crops import draw_crops
 from contrastive.data.images import Images
 from contrastive.drawing.figures import scatter
 from contrastive.drawing.images import still, strip
@@ -118,10 +120,11 @@ class Gallery(StepCallback):
         """
         config, shown = module.config, self._sample()
         images, ids = torch.stack(list(shown.values())), torch.tensor(list(shown))
-        if self.images.frames:  # the clips of the views are others than those of evaluation
-            moments = DrawMoments(config.augment.time, config.run.seed)
-            clips = draw_clips(self.images, config.data, moments).in_epoch(epoch)
-            images = torch.stack([clips.read(row) for row in shown])
+        moments = DrawMoments(config.augment.time, config.run.seed)
+        boxes = DrawBoxes(config.augment, config.data, config.run.seed)
+        drawn = draw_crops(draw_clips(self.images, config.data, moments), config.data, boxes, boxes.sides)
+        if drawn is not self.images:  # training sees other clips and crops than evaluation
+            images = torch.stack([drawn.in_epoch(epoch).read(row) for row in shown])
         views = Views(config.augment, config.data, config.run.seed)
         return views(images.to(module.device), ids.to(module.device), epoch)[:2]
 

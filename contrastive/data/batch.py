@@ -15,11 +15,12 @@ class Batch:
     replaced, and the number of batches never changes.
 
     Attributes:
-        images: RGB pixels, uint8; of clips the frames of all views, one view after the other.
+        images: RGB pixels, uint8; of clips the frames of all views (b, f, 3, s, s), one view after the other;
+            of crops of the original (b, n): those of all views (s, s, 3), flattened, one after the other.
         ids: Data set rows, int64.
     """
 
-    images: UInt8[Tensor, "b *f 3 s s"]
+    images: UInt8[Tensor, "b *f 3 s s"] | UInt8[Tensor, "b n"]
     ids: Int[Tensor, " b"]
 
     def __len__(self) -> int:

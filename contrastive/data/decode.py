@@ -26,10 +26,14 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = tuple(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 
 Encoded = BufferedReader | BytesIO
 """An image's bytes before they are decoded, open for reading."""
+
+Original = Encoded | Image.Image
+"""A whole image, before it is cut to a square."""
 
 
 class Unreadable(Exception):
@@ -61,18 +65,27 @@ def decode_file(file: Encoded, size: int) -> UInt8[Tensor, "3 s s"]:
         Unreadable: not an image, damaged, truncated, empty, without pixels, too many pixels
             (``PIL.Image.MAX_IMAGE_PIXELS``), no agreed value range (32-bit).
     """
-    with explain_unreadable():
-        if not file.seek(0, os.SEEK_END):
-            raise Unreadable("empty file")
-        file.seek(0)
-        with Image.open(file) as image:
-            _check_size(image)
-            turn = _UPRIGHT.get(_orientation(image))
-            # JPEG can decode at 1/2, 1/4 or 1/8; not below twice the target, for the final filter.
-            image.draft(None, (2 * size, 2 * size))
-            rgb = to_rgb(image)
+    with explain_unreadable(), open_image(file) as (image, turn):
+        # JPEG can decode at 1/2, 1/4 or 1/8; not below twice the target, for the final filter.
+        image.draft(None, (2 * size, 2 * size))
+        rgb = to_rgb(image)
     square = to_square(rgb, size)
     return to_tensor(square if turn is None else square.transpose(turn))
+
+
+@contextmanager
+def open_image(file: Encoded) -> Iterator[tuple[Image.Image, Image.Transpose | None]]:
+    """Read the header of an open image file; yield the image, and the turn that makes it upright.
+
+    Raises:
+        Unreadable: empty, without pixels, too many pixels.
+    """
+    if not file.seek(0, os.SEEK_END):
+        raise Unreadable("empty file")
+    file.seek(0)
+    with Image.open(file) as image:
+        _check_size(image)
+        yield image, _UPRIGHT.get(_orientation(image))
 
 
 def read_file(path: str | bytes | Path, size: int) -> UInt8[Tensor, "3 s s"]:
@@ -92,8 +105,12 @@ def read_dimensions(file: Encoded) -> tuple[int, int]:
         Unreadable: not an image.
     """
     with explain_unreadable(), Image.open(file) as image:
-        turned = _orientation(image) >= 5  # by 90 degrees
-        return (image.height, image.width) if turned else image.size
+        return upright_size(image, _UPRIGHT.get(_orientation(image)))
+
+
+def upright_size(image: Image.Image, turn: Image.Transpose | None) -> tuple[int, int]:
+    """Return width and height of the image after ``turn``."""
+    return (image.height, image.width) if turn in _SIDEWAYS else image.size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

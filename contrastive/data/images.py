@@ -15,6 +15,7 @@ from torch import Tensor
 from contrastive.config import UserError
 from contrastive.data.decode import (
     Encoded,
+    Original,
     Unreadable,
     decode_file,
     explain_unreadable,
@@ -37,6 +38,7 @@ class Images(ABC):
         classes: Names of the classes, or None.
         thread_safe: Whether several threads may read at once.
         frames: Frames of what ``read`` returns, an axis before the others; 0 for images, which lack the axis.
+        has_originals: Whether ``open`` gives whole images, for ``data.crop=original``.
     """
 
     size: int
@@ -44,6 +46,7 @@ class Images(ABC):
     classes: list[str] | None = None
     thread_safe: bool = True
     frames: int = 0
+    has_originals: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,6 +70,29 @@ class Images(ABC):
             Unreadable: it cannot be decoded; the message says why.
         """
 
+    def open(self, row: int) -> Original:
+        """Open the whole image, if ``has_originals``; any error but SourceLost makes the row unreadable.
+
+        Raises:
+            SourceLost: no row can be read any more.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no whole images")
+
+    def open_many(self, rows: Sequence[int]) -> Iterator[Original | Unreadable]:
+        """Yield the whole image of each of several rows, in order, or why it is unreadable.
+
+        Raises:
+            SourceLost: see ``open``.
+        """
+        for row in rows:
+            try:
+                with explain_unreadable():
+                    image = self.open(row)
+            except Unreadable as error:
+                yield error
+            else:
+                yield image
+
     def in_epoch(self, epoch: int) -> "Images":
         """Return what training reads in ``epoch``: images are the same in all."""
         return self
@@ -83,7 +109,9 @@ class Images(ABC):
         """
         return self.read(row).expand(len(indices), -1, -1, -1)
 
-    def read_into(self, pixels: UInt8[Tensor, "b *f 3 s s"], rows: Sequence[int]) -> dict[int, str]:
+    def read_into(
+        self, pixels: UInt8[Tensor, "b *f 3 s s"] | UInt8[Tensor, "b n"], rows: Sequence[int]
+    ) -> dict[int, str]:
         """Read ``rows`` into ``pixels``; return the reason for each unreadable row (pixels not set)."""
         bad = {}
         for index, row in enumerate(rows):
@@ -162,13 +190,11 @@ class EncodedImages(Images):
     A subclass says how a row's file is opened; decoding, and what is unreadable, is the same for all.
     """
 
+    has_originals = True
+
     @abstractmethod
     def open(self, row: int) -> Encoded:
-        """Open the encoded image; any error that this raises, but for SourceLost, makes the row unreadable.
-
-        Raises:
-            SourceLost: no row can be read any more.
-        """
+        """Open the encoded image; see Images."""
 
     def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
         """See Images."""
@@ -186,11 +212,7 @@ class BatchedImages(EncodedImages):
 
     @abstractmethod
     def open_many(self, rows: Sequence[int]) -> Iterator[Encoded | Unreadable]:
-        """Yield the encoded image of each of several rows, in order, or why it is unreadable.
-
-        Raises:
-            SourceLost: no row can be read any more.
-        """
+        """See Images."""
 
     def open(self, row: int) -> Encoded:
         """See EncodedImages."""
@@ -313,6 +335,8 @@ class ArrayImages(Images):
         classes: Names of the classes, or None.
     """
 
+    has_originals = True
+
     def __init__(
         self,
         name: str,
@@ -334,6 +358,10 @@ class ArrayImages(Images):
     def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
         """See Images; never Unreadable."""
         return _square(self._pixels(row), self.size)
+
+    def open(self, row: int) -> Image.Image:
+        """See Images."""
+        return Image.fromarray(np.ascontiguousarray(self._pixels(row)))
 
     def key(self, row: int) -> str:
         """Return e.g. ``digits/17``."""
@@ -413,6 +441,7 @@ class DatasetImages(Images):
     """
 
     thread_safe = False  # a Dataset need not be: torch reads it from processes
+    has_originals = True
 
     def __init__(
         self,
@@ -439,15 +468,19 @@ class DatasetImages(Images):
 
     def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
         """See Images."""
+        return to_tensor(to_square(to_rgb(self.open(row)), self.size))
+
+    def open(self, row: int) -> Image.Image:
+        """See Images."""
         try:
             item = self.dataset[row]
         except Exception as error:  # the user's code; whatever it raises concerns this row alone
             raise Unreadable(f"{type(error).__name__}: {error}") from error
         image = item[0] if isinstance(item, tuple | list) else item
         if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3:
-            return _square(image.permute(1, 2, 0).numpy(), self.size)
+            return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
         if isinstance(image, Image.Image):
-            return to_tensor(to_square(to_rgb(image), self.size))
+            return image
         given = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise TypeError(f"{self.name}[{row}] is {given}: a PIL image or a uint8 (3, h, w) tensor is needed")
 
@@ -484,7 +517,7 @@ class SomeImages(Images):
     def __init__(self, images: Images, rows: Int[Tensor, " n"]) -> None:
         self.images, self.rows = images, rows
         self.size, self.classes, self.thread_safe = images.size, images.classes, images.thread_safe
-        self.frames = images.frames
+        self.frames, self.has_originals = images.frames, images.has_originals
         self.labels = None if images.labels is None else images.labels[rows]
 
     def __len__(self) -> int:
@@ -499,6 +532,14 @@ class SomeImages(Images):
         theirs = self.rows[list(rows)].tolist()
         bad = self.images.read_into(pixels, theirs)
         return {row: bad[other] for row, other in zip(rows, theirs, strict=True) if other in bad}
+
+    def open(self, row: int) -> Original:
+        """Open the other set's image."""
+        return self.images.open(int(self.rows[row]))
+
+    def open_many(self, rows: Sequence[int]) -> Iterator[Original | Unreadable]:
+        """Open the other set's images."""
+        return self.images.open_many(self.rows[list(rows)].tolist())
 
     def times(self, row: int) -> Float64[np.ndarray, " n"]:
         """Return the other set's times."""

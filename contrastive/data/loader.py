@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from contrastive.config import DataConfig
+from contrastive.config import DataConfig, UserError
 from contrastive.data.batch import Batch
 from contrastive.data.cache import cached
 from contrastive.data.clips import AllFrames, DrawnClips, StoredFrames, fits
+from contrastive.data.crops import CroppedImages
 from contrastive.data.decode import SourceLost
 from contrastive.data.images import Images
 from contrastive.data.plan import WHOLE, Plan, Share
@@ -309,9 +310,27 @@ def _from_cache(images: Images, folder: Path, progress: bool) -> Images:
 
 def is_resident(images: Images, data: DataConfig) -> bool:
     """Decide whether the decoded set is kept on the device, by ``data.resident`` or its size."""
+    if isinstance(images, CroppedImages):
+        return False
     if data.resident == "auto":
         return fits(images, RESIDENT_BYTES) if images.frames else num_bytes(images) <= RESIDENT_BYTES
     return data.resident == "true"
+
+
+def choose_crop(images: Images, data: DataConfig) -> str:
+    """Decide what views are cut from, by ``data.crop``: ``original`` or ``square``.
+
+    Raises:
+        UserError: ``original`` of videos, or of images that are squares alone.
+    """
+    possible = images.has_originals and not images.frames
+    if data.crop == "original" and not possible:
+        what = "videos" if images.frames else f"squares alone ({type(images).__name__})"
+        raise UserError(f"data.crop=original: data.name={data.name} gives {what}; use data.crop=square")
+    if data.crop != "auto":
+        return data.crop
+    streamed = data.cache is None and not is_resident(images, data)
+    return "original" if possible and streamed and data.image_size > 64 else "square"
 
 
 def default_workers(world: int) -> int:

@@ -42,7 +42,7 @@ class Decoded:
         bad: Reason for each row that could not be read.
     """
 
-    images: UInt8[Tensor, "n *f 3 s s"]
+    images: UInt8[Tensor, "n *f 3 s s"] | UInt8[Tensor, "n p"]
     rows: Int[Tensor, " n"]
     bad: dict[int, str]
 
@@ -64,7 +64,7 @@ class Decoded:
 
 
 class Todo(NamedTuple):
-    """A batch to decode: the rows, and the epoch they are read for, which chooses the moments of clips."""
+    """A batch to decode: the rows, and the epoch they are read for, which chooses moments and crops."""
 
     epoch: int
     rows: list[int]

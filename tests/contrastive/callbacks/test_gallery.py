@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
+from contrastive.augment.boxes import DrawBoxes
 from contrastive.augment.views import Views, center_view
 from contrastive.config import AugmentConfig, DataConfig
+from contrastive.data.crops import CroppedImages
 from contrastive.data.images import ArrayImages
 from contrastive.drawing.figures import class_colour
 from contrastive.module import ContrastiveModule
@@ -65,7 +67,7 @@ def test_views_are_measured_against_those_of_other_images(gallery, four_images, 
 
     plan = SimpleNamespace(epoch_of=lambda step: step // 10)
     monkeypatch.setattr(gallery, "Views", lambda *_: views)
-    config = SimpleNamespace(augment=None, data=None, run=SimpleNamespace(seed=0))
+    config = SimpleNamespace(augment=AugmentConfig(), data=DataConfig(), run=SimpleNamespace(seed=0))
     module = module_with(plan=plan, device=torch.device("cpu"), config=config)
     found = gallery.Gallery(four_images, tmp_path, 16)._measure_views(module, 30)
     assert asked == [([0, 1, 2, 3], 2)]  # step 30 was the last of epoch 2, counted from 0
@@ -74,6 +76,18 @@ def test_views_are_measured_against_those_of_other_images(gallery, four_images, 
     assert float(found["views/distance"]) == pytest.approx(own / others, rel=1e-5)
     values = np.concatenate([first.numpy().ravel(), second.numpy().ravel()])
     assert float(found["views/std"]) == pytest.approx(values.std(ddof=1), rel=1e-5)
+
+
+def test_crops_of_the_original_are_shown_as_training_sees_them(gallery, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 30, 40, 3)).astype(np.uint8)
+    data = DataConfig(image_size=8, crop="original")
+    config = SimpleNamespace(augment=AugmentConfig(), data=data, run=SimpleNamespace(seed=3))
+    module, images = module_with(config=config, device=torch.device("cpu")), ArrayImages("noise", [pixels], 8)
+    boxes = DrawBoxes(config.augment, data, 3)
+    crops = torch.stack([*map(CroppedImages(images, boxes, boxes.sides, 2).read, range(4))])
+    known = Views(config.augment, data, 3)(crops, torch.arange(4), 2)
+    found = gallery.Gallery(images, tmp_path, 4)._views(module, 2)
+    assert all(view.equal(other) for view, other in zip(found, known, strict=True))
 
 
 def test_what_the_step_compiles_meets_no_batch_but_the_steps(gallery, four_images, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from contrastive import parts
 from contrastive.logging.metrics_csv import MetricsCsv
 from tests import tiny
 from tests.contrastive.pretrain.runs import bank, metrics, same, table, weights
@@ -29,8 +30,9 @@ NEIGHBOURS = ["method=simclr", "data.order=neighbours", "data.neighbours.group=4
         (["method=sogclr"], 5),
         (NEIGHBOURS, 5),
         ([*NEIGHBOURS, "data.neighbours.kind=random_walk", "data.resident=false", "data.num_workers=1"], 4),
+        (["data.crop=original", "data.num_workers=0", "augment.first_size=12", "augment.num_local=1"], 5),
     ],
-    ids=["moco", "sogclr", "greedy", "walk at the end of an epoch"],
+    ids=["moco", "sogclr", "greedy", "walk at the end of an epoch", "crops of the original"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, tmp_path, settings, step):
     run("run.name=whole", *settings)
@@ -45,6 +47,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, tmp_path, set
     losses = [{row["step"]: row["train/loss"] for row in metrics(path)} for path in (whole, parts)]
     assert losses[0] == losses[1]
     assert len(metrics(parts)) == 13  # of step 0 too, and none twice
+
+
+def test_a_run_keeps_what_its_views_are_cut_from(run, tmp_path, monkeypatch):
+    """Runs of before ``data.crop`` have squares; new ones that decode in every epoch have the original."""
+    saved, seen = tmp_path / "runs/tiny/config.yaml", []
+    draw = parts.draw_crops
+    monkeypatch.setattr(
+        parts, "draw_crops", lambda images, data, *how: seen.append(data.crop) or draw(images, data, *how)
+    )
+    given = ["data.image_size=72", "augment.global_size=32", "data.resident=false", "data.num_workers=0"]
+    assert run(*given, "data.crop=square", "trainer.max_steps=1")[0] == 0
+    saved.write_text(saved.read_text().replace("  crop: square\n", ""))
+    assert run(*given, "trainer.max_steps=2")[0] == 0
+    code, _, err = run(*given, "data.crop=original")
+    assert (code, "data.crop was 'square', is 'original'" in err) == (2, True)
+    assert run(*given, "run.name=new", "trainer.max_steps=1")[0] == 0
+    assert "  crop: original\n" in (tmp_path / "runs/new/config.yaml").read_text()
+    assert seen == ["square", "square", "original"]
 
 
 def test_a_resumed_run_does_not_read_the_starting_weights(run, tmp_path):
