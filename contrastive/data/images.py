@@ -541,6 +541,14 @@ class SomeImages(Images):
         """Open the other set's images."""
         return self.images.open_many(self.rows[list(rows)].tolist())
 
+    def read_into(
+        self, pixels: UInt8[Tensor, "b *f 3 s s"] | UInt8[Tensor, "b n"], rows: Sequence[int]
+    ) -> dict[int, str]:
+        """See Images; the other set reads its rows together."""
+        theirs = self.rows[list(rows)].tolist()
+        bad = self.images.read_into(pixels, theirs)
+        return {row: bad[their] for row, their in zip(rows, theirs, strict=True) if their in bad}
+
     def times(self, row: int) -> Float64[np.ndarray, " n"]:
         """Return the other set's times."""
         return self.images.times(int(self.rows[row]))

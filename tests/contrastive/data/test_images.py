@@ -181,3 +181,17 @@ def test_some_rows_of_another_set_keep_pixels_keys_stamps_and_labels():
         assert torch.equal(some.read(row), whole.read(other))
         assert (some.key(row), some.stamp(row)) == (whole.key(other), whole.stamp(other))
     assert SomeImages(ArrayImages("set", [pixels(6)], 4), torch.tensor([0])).labels is None
+
+
+def test_some_rows_are_read_together():
+    class Together(ArrayImages):
+        def read_into(self, pixels, rows):
+            asked.append([*rows])
+            pixels[:] = 7
+            return {4: "broken"}
+
+    asked, read = [], torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    some = SomeImages(Together("set", [pixels(6)], 4), torch.tensor([5, 4, 2, 0]))
+    assert some.read_into(read, [3, 1, 2]) == {1: "broken"}
+    assert asked == [[0, 4, 2]]
+    assert (read == 7).all()
