@@ -196,9 +196,11 @@ moved = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0, rotate=9.0, shear=9.0, t
 images, ids = torch.randint(0, 256, (8, 3, 18, 18), dtype=torch.uint8), torch.arange(8)
 augment, data = AugmentConfig(everything, moved), DataConfig(image_size=16)
 plain, compiled = Views(augment, data, seed=1), Views(augment, data, seed=1, compile="eager")
-for a, b in zip(plain(images, ids, 3), compiled(images, ids, 3)):
-    assert b.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+crops = torch.randint(0, 256, (8, 2 * 16 * 16 * 3), dtype=torch.uint8)
+for given in (images, crops):
+    for a, b in zip(plain(given, ids, 3), compiled(given, ids, 3)):
+        assert b.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 numbers = torch.compile(uniforms, fullgraph=True, backend="eager")
 for epoch in range(4):
     assert torch.equal(numbers(1, epoch, ids, 0, 9), uniforms(1, epoch, ids, 0, 9))
