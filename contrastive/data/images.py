@@ -527,12 +527,6 @@ class SomeImages(Images):
         """See Images."""
         return self.images.read(int(self.rows[row]))
 
-    def read_into(self, pixels: UInt8[Tensor, "b *f 3 s s"], rows: Sequence[int]) -> dict[int, str]:
-        """See Images; the other set reads them together."""
-        theirs = self.rows[list(rows)].tolist()
-        bad = self.images.read_into(pixels, theirs)
-        return {row: bad[other] for row, other in zip(rows, theirs, strict=True) if other in bad}
-
     def open(self, row: int) -> Original:
         """Open the other set's image."""
         return self.images.open(int(self.rows[row]))
