@@ -6,6 +6,7 @@ All functions are collective: every rank must call them, in the same order.
 """
 
 import math
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,19 +34,22 @@ def num_entered() -> int:
     return _entered
 
 
-def note_entry() -> None:
-    """Count one collective call. A rank with a lower count is the one the others are waiting for."""
+def note_entry(group: Any = None) -> None:
+    """Count one collective call. A rank with a lower count is the one the others are waiting for.
+
+    Calls in a group of their own are not counted: another thread makes them, at any time.
+    """
     global _entered
-    _entered += 1
+    _entered += group is None
 
 
-def gather_sizes(rows: int, device: torch.device) -> list[int]:
+def gather_sizes(rows: int, device: torch.device, group: Any = None) -> list[int]:
     """Gather the number of rows of each rank, by rank; waits for the device."""
     if world_size() == 1:
         return [rows]
-    note_entry()
+    note_entry(group)
     sizes = torch.empty(world_size(), dtype=torch.int64, device=device)
-    _gather_single(sizes, torch.tensor([rows], dtype=torch.int64, device=device))
+    _gather_single(sizes, torch.tensor([rows], dtype=torch.int64, device=device), group)
     return [int(size) for size in sizes.tolist()]
 
 
@@ -56,19 +60,20 @@ def zero_of(weights: Iterable[Tensor]) -> Float[Tensor, ""]:
 
 
 @torch.no_grad()
-def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None, group: Any = None) -> Tensor:
     """Gather the rows of all ranks, in order of rank, without gradient.
 
     Args:
         rows: ``(b, ...)`` of any dtype; b may differ between ranks and be 0, the rest may not.
         sizes: Every rank's b, if the caller already has it.
+        group: Process group of all ranks; None is the default one.
 
     Returns:
         ``(g, ...)`` with g the sum of all b; detached, and ``rows`` itself in a single process.
     """
     if world_size() == 1:
         return rows.detach()
-    return _gather(rows.detach(), sizes or gather_sizes(len(rows), rows.device))
+    return _gather(rows.detach(), sizes or gather_sizes(len(rows), rows.device, group), group)
 
 
 @torch.no_grad()
@@ -154,9 +159,11 @@ class Rows:
 
 
 class Collectives:
-    """The memory_bank.sharded.Exchange over the default process group; a single process without one.
+    """The memory_bank.exchange.Exchange over the default process group; a single process without one.
 
-    NCCL cannot send host memory: host tensors are copied to the device first.
+    NCCL cannot send host memory: host tensors are copied to the device first. A thread other than the one
+    that made this object communicates in a gloo group of its own, through host memory: ranks need not
+    interleave the calls of their threads alike.
 
     Args:
         rank: Rank of this process, if the process group does not exist yet; None asks the group.
@@ -165,6 +172,8 @@ class Collectives:
 
     def __init__(self, rank: int | None = None, world: int | None = None) -> None:
         self._rank, self._world = rank, world
+        self._home = threading.get_ident()
+        self._apart: Any = None
 
     @property
     def rank(self) -> int:
@@ -178,41 +187,53 @@ class Collectives:
 
     def gather(self, rows: Tensor) -> list[Tensor]:
         """See Exchange."""
-        sizes = gather_sizes(len(rows), _on_backend_device(rows).device)
-        return list(torch.split(gather_rows(_on_backend_device(rows), sizes).to(rows.device), sizes))
+        group = self._group()
+        sent = _on_backend_device(rows, group)
+        sizes = gather_sizes(len(sent), sent.device, group)
+        return list(torch.split(gather_rows(sent, sizes, group).to(rows.device), sizes))
 
     def swap(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """See Exchange."""
         if world_size() == 1:
             return list(parts)
-        sent = torch.cat(list(parts)).contiguous()
+        group, home = self._group(), parts[0].device
+        sent = _on_backend_device(torch.cat(list(parts)).contiguous(), group)
         row = math.prod(sent.shape[1:]) * sent.element_size()
-        sizes = torch.tensor([len(part) for part in parts], device=_on_backend_device(sent).device)
+        sizes = torch.tensor([len(part) for part in parts], device=sent.device)
         incoming = torch.empty_like(sizes)
-        note_entry()
-        dist.all_to_all_single(incoming, sizes)
+        note_entry(group)
+        dist.all_to_all_single(incoming, sizes, group=group)
         num_sent, num_received = sizes.tolist(), incoming.tolist()
         # As bytes: not every backend moves every dtype.
-        received = torch.empty(
-            sum(num_received), row, dtype=torch.uint8, device=_on_backend_device(sent).device
-        )
-        as_bytes = _on_backend_device(sent).view(torch.uint8).reshape(len(sent), row)
-        dist.all_to_all_single(received, as_bytes, num_received, num_sent)
-        whole = received.view(sent.dtype).reshape(len(received), *sent.shape[1:]).to(sent.device)
+        received = torch.empty(sum(num_received), row, dtype=torch.uint8, device=sent.device)
+        as_bytes = sent.view(torch.uint8).reshape(len(sent), row)
+        dist.all_to_all_single(received, as_bytes, num_received, num_sent, group=group)
+        whole = received.view(sent.dtype).reshape(len(received), *sent.shape[1:]).to(home)
         return list(torch.split(whole, num_received))
 
     def total(self, values: Tensor) -> Tensor:
         """See Exchange."""
         if world_size() == 1:
             return values
-        note_entry()
-        summed = _on_backend_device(values).clone()
-        dist.all_reduce(summed)
+        group = self._group()
+        note_entry(group)
+        summed = _on_backend_device(values, group).clone()
+        dist.all_reduce(summed, group=group)
         return summed.to(values.device)
 
+    def _group(self) -> Any:
+        """Return the process group of the calling thread; None is the default one."""
+        if threading.get_ident() == self._home or world_size() == 1:
+            return None
+        if self._apart is None:  # the first call of the other thread, as on all ranks
+            self._apart = dist.new_group(backend="gloo")
+        return self._apart
 
-def _on_backend_device(tensor: Tensor) -> Tensor:
-    """Copy ``tensor`` to CUDA if the backend is NCCL, else return it as is."""
+
+def _on_backend_device(tensor: Tensor, group: Any = None) -> Tensor:
+    """Copy ``tensor`` to CUDA if the backend is NCCL, to the host if the group is a thread's, of gloo."""
+    if group is not None:
+        return tensor.cpu()
     alone = world_size() == 1 or dist.get_backend() != "nccl"
     return tensor if alone or tensor.is_cuda else tensor.cuda()
 
@@ -223,19 +244,19 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def _gather_single(gathered: Tensor, rows: Tensor) -> None:
+def _gather_single(gathered: Tensor, rows: Tensor, group: Any = None) -> None:
     # Later releases of torch have the first name, and warn about the second.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(gathered, rows)
+    gather(gathered, rows, group=group)
 
 
-def _gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    note_entry()
+def _gather(rows: Tensor, sizes: Sequence[int], group: Any = None) -> Tensor:
+    note_entry(group)
     longest = max(sizes)
     boolean = rows.dtype == torch.bool  # not every backend moves booleans
     padded = _pad(rows.to(torch.uint8) if boolean else rows, longest)
     gathered = padded.new_empty(len(sizes) * longest, *rows.shape[1:])
-    _gather_single(gathered, padded)
+    _gather_single(gathered, padded, group)
     if min(sizes) < longest:
         gathered = gathered[_occupied(sizes, longest, rows.device)]
     return gathered.bool() if boolean else gathered

@@ -75,6 +75,18 @@ class Bank(ABC):
         """Return the stored keys of ``slots`` as float32; zero for -1."""
 
     @abstractmethod
+    def score(
+        self, query: Float[Tensor, "b d"], slots: Int[Tensor, "b c"], admissible: Bool[Tensor, " n"]
+    ) -> Float[Tensor, "b c"]:
+        """Return each query's inner products with the keys of its slots; -inf where not admissible, or -1."""
+
+    @abstractmethod
+    def every_row(
+        self, admissible: Bool[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "m d"], Int[Tensor, " m"], Bool[Tensor, " m"]]:
+        """Return float32 keys, dataset rows and ``admissible`` of all ``capacity`` slots."""
+
+    @abstractmethod
     def ids_of(self, slots: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Return the dataset rows of ``slots``; -1 for -1 and for empty ones."""
 
@@ -101,6 +113,18 @@ class Bank(ABC):
         Returns:
             The slot of each row, -1 where it was not stored.
         """
+
+    def total(self, values: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """Return the sum of ``values`` over the processes that share this bank."""
+        return values
+
+    def share(self, values: Int[Tensor, " g"]) -> Int[Tensor, " b"]:
+        """Return this process's part of ``values``, which all processes that share this bank have."""
+        return values
+
+    def joined(self, values: Int[Tensor, "b ..."]) -> Int[Tensor, "g ..."]:
+        """Return the ``values`` of all processes that share this bank, in the order of ``share``."""
+        return values
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

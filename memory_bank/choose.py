@@ -1,6 +1,7 @@
 """Choose the search backend of a bank."""
 
 import math
+from collections.abc import Callable
 
 from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
@@ -21,12 +22,19 @@ FLAT_ROWS = 65_536
 # Most rows that a GPU searches exactly for a deep band; above, it samples. A CPU samples from twice the
 # sample's rows on.
 EXACT_ROWS_GPU = 131_072
+# Most lists of an index that is chosen: the time of k-means grows with their square.
+MOST_LISTS = 16_384
 # Deepest rank for which a top-k is cheaper than a sample; also the limit of FAISS on a GPU.
 REACH = 2048
 
 
 def choose(
-    config: MiningConfig, bank: Storage, *, seed: int, method: MiningMethod | None = None
+    config: MiningConfig,
+    bank: Bank,
+    *,
+    seed: int,
+    method: MiningMethod | None = None,
+    spread: Callable[[Retrieval], Retrieval] = lambda inner: inner,
 ) -> Retrieval:
     """Make the backend that ``config`` asks for; ``auto`` decides by rows, ranks needed and device.
 
@@ -35,31 +43,42 @@ def choose(
 
     Args:
         config: The settings.
-        bank: What is searched.
+        bank: What is searched; its size decides, not that of a process's part, so that the choice is the same
+            for any number of processes.
         seed: Decides the training of an index.
         method: Says how deep a look-up must reach; None is the one that ``mining.method`` names.
+        spread: Makes a search of the whole bank of a search of ``bank.local``.
 
     Raises:
         ValueError: a FAISS index for a band deeper than a look-up can reach, or for a filter it cannot serve.
     """
     method = method or method_of(config)
     needed = _needed(config, bank, method)
+
+    def exact(reason: str = "") -> Retrieval:
+        return spread(Exact(_part(bank), reason))
+
     if config.backend == "exact":
-        return Exact(bank)
+        return exact()
     if config.backend == "subsample":
-        return Subsample(bank, sample_size(config), Exact(bank))
+        return Subsample(bank, sample_size(config), exact())
     if config.backend == "faiss":
-        return _faiss(config, bank, needed, seed)
+        return spread(_faiss(config, bank, needed, seed))
     on_cpu = bank.device.type == "cpu"
     if is_sampled(config, bank, method):
-        return Subsample(bank, sample_size(config), Exact(bank), f" (auto: the band reaches rank {needed})")
+        return Subsample(bank, sample_size(config), exact(), f" (auto: the band reaches rank {needed})")
     if not on_cpu:
-        return Exact(bank, " (auto: the bank is on a GPU)")
+        return exact(" (auto: the bank is on a GPU)")
     if bank.capacity <= EXACT_ROWS_CPU:
-        return Exact(bank, f" (auto: {EXACT_ROWS_CPU} rows or fewer)")
+        return exact(f" (auto: {EXACT_ROWS_CPU} rows or fewer)")
     if needed > _reach(bank):
-        return Exact(bank, f" (auto: the band reaches rank {needed})")
-    return _faiss(config, bank, needed, seed, f" (auto: more than {EXACT_ROWS_CPU} rows on a CPU)")
+        return exact(f" (auto: the band reaches rank {needed})")
+    return spread(_faiss(config, bank, needed, seed, f" (auto: more than {EXACT_ROWS_CPU} rows on a CPU)"))
+
+
+def _part(bank: Bank) -> Storage:
+    assert isinstance(bank.local, Storage)
+    return bank.local
 
 
 def is_sampled(config: MiningConfig, bank: Bank, method: MiningMethod) -> bool:
@@ -72,7 +91,7 @@ def is_sampled(config: MiningConfig, bank: Bank, method: MiningMethod) -> bool:
     return deep and bank.capacity > large and config.false_negative != "attract"
 
 
-def _faiss(config: MiningConfig, bank: Storage, needed: int, seed: int, reason: str = "") -> Retrieval:
+def _faiss(config: MiningConfig, bank: Bank, needed: int, seed: int, reason: str = "") -> Retrieval:
     if needed > _reach(bank):
         raise ValueError(
             f"mining.backend=faiss: mining.band, skip_top and num_hard reach rank {needed} of "
@@ -81,8 +100,16 @@ def _faiss(config: MiningConfig, bank: Storage, needed: int, seed: int, reason: 
         )
     factory = _index(config, bank) if config.index == "auto" else config.index
     if factory == "Flat":
-        return Flat(bank, reason)
-    ivf = Ivf(bank, factory, nprobe=config.nprobe, min_recall=config.min_recall, seed=seed, reason=reason)
+        return Flat(_part(bank), reason)
+    ivf = Ivf(
+        _part(bank),
+        factory,
+        nprobe=config.nprobe,
+        min_recall=config.min_recall,
+        seed=seed,
+        reason=reason,
+        whole=bank,
+    )
     if bank.capacity * config.min_fill < ROWS_PER_LIST * ivf.nlist:
         raise ValueError(
             f"mining.index={factory!r} is trained on {ROWS_PER_LIST * ivf.nlist} rows or more, "
@@ -92,16 +119,16 @@ def _faiss(config: MiningConfig, bank: Storage, needed: int, seed: int, reason: 
     return ivf
 
 
-def _index(config: MiningConfig, bank: Storage) -> str:
-    """Return a factory string with about 4 sqrt(n) lists, a power of two, of scalar codes."""
+def _index(config: MiningConfig, bank: Bank) -> str:
+    """Return a factory string of scalar codes in about 4 sqrt(n) lists, a power of two up to MOST_LISTS."""
     if bank.capacity <= FLAT_ROWS:
         return "Flat"
     affordable = int(bank.capacity * config.min_fill) // ROWS_PER_LIST
     lists = 1 << round(math.log2(4 * math.sqrt(bank.capacity)))
-    return f"IVF{min(lists, 1 << max(0, affordable.bit_length() - 1))},SQ8"
+    return f"IVF{min(lists, MOST_LISTS, 1 << max(0, affordable.bit_length() - 1))},SQ8"
 
 
-def _reach(bank: Storage) -> int:
+def _reach(bank: Bank) -> int:
     """Return the deepest rank that a FAISS index may be asked for."""
     return max(REACH, bank.capacity // 8)
 

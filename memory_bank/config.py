@@ -44,7 +44,7 @@ class BankConfig:
         dtype: Storage precision: ``float16``, ``bfloat16`` or ``float32``.
         device: ``auto`` (with the model), ``cpu``, or ``accelerator`` (with the model, refused on CPU).
         placement: ``replicated`` (every rank holds all rows) or ``sharded`` (each rank holds a part, and
-            searches it for the queries of all ranks; exact searches and samples only).
+            searches it for the queries of all ranks; ``--dry-run`` says what either needs).
         max_age: Keys older than this many optimizer steps are not mined; None mines all. With
             max_age = K / global_batch, a data set bank mines the same keys as a queue of K.
     """
@@ -61,11 +61,6 @@ class BankConfig:
         check_choice("bank.dtype", self.dtype, ("float16", "bfloat16", "float32"))
         check_choice("bank.device", self.device, ("auto", "cpu", "accelerator"))
         check_choice("bank.placement", self.placement, ("replicated", "sharded"))
-        if self.placement == "sharded" and self.kind != "dataset":
-            raise ValueError(
-                f"bank.placement=sharded: the slots of bank.kind={self.kind} have no owner; "
-                "use bank.kind=dataset or bank.placement=replicated"
-            )
         check_range("bank.max_age", self.max_age, 1)
         if self.kind == "queue" and (self.capacity is None or self.capacity < 1):
             raise ValueError(

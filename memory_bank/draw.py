@@ -44,9 +44,7 @@ def draw_slots(admissible: Bool[Tensor, " n"], count: int, key: int) -> Int[Tens
     """
     n = admissible.shape[0]
     count, whole = min(count, n), domain(n)
-    examined = whole
-    if admissible.device.type == "cpu":
-        examined = min(whole, count + count * (whole - n) // n + _SPARE)
+    examined = examined_first(n, count) if admissible.device.type == "cpu" else whole
     while True:
         slots = shuffled(torch.arange(examined, device=admissible.device), n, key)
         fits = (slots < n) & admissible[slots.clamp_max(n - 1)]
@@ -55,6 +53,12 @@ def draw_slots(admissible: Bool[Tensor, " n"], count: int, key: int) -> Int[Tens
         examined = min(whole, 4 * examined)
     positions = first(fits, count)
     return shuffled(positions, n, key).masked_fill_(positions == examined, -1)
+
+
+def examined_first(n: int, count: int) -> int:
+    """Return how many positions of ``shuffled`` likely hold ``count`` of n slots."""
+    whole = domain(n)
+    return min(whole, count + count * (whole - n) // n + _SPARE)
 
 
 def first(flags: Bool[Tensor, " m"], count: int) -> Int[Tensor, " k"]:

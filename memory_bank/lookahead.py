@@ -53,7 +53,10 @@ class LookAhead:
         """Look up the rows of the coming step ``step``; nothing past the end of the plan."""
         ids = self._upcoming(step)
         if ids is not None and len(ids):
-            self._issued[step] = self.look_up(send(ids, self._bank.device), step)
+            bank = self._bank
+            mine = self.look_up(bank.share(send(ids, bank.device).sort().values), step)
+            ids, slots, rows = (bank.joined(values) for values in (mine.ids, mine.slots, mine.rows))
+            self._issued[step] = Issued(ids, slots, rows, mine.share)
 
     def look_up(self, ids: Int[Tensor, " g"], step: int) -> Issued:
         """Search with the stored keys of ``ids``."""
@@ -79,7 +82,9 @@ class LookAhead:
         slots, similarity = refine(self._bank, query, ids, slots, admissible, slots.shape[1])
         rows = issued.rows[position]
         if issued.share == 1:
-            rows = torch.where(rows > 0, admissible.sum() - self._bank.num_own(admissible, ids), 0)
+            rows = torch.where(
+                rows > 0, self._bank.count(admissible) - self._bank.num_own(admissible, ids), 0
+            )
         rows = rows.masked_fill(unknown, 0)
         return Candidates(slots, similarity, rows, torch.zeros_like(ids), issued.share)
 

@@ -14,13 +14,14 @@ from memory_bank.bank import Bank
 from memory_bank.choose import choose
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.draw import mix
+from memory_bank.exchange import Exchange
 from memory_bank.lookahead import LookAhead
 from memory_bank.methods.base import Asked, MiningMethod, method_of
 from memory_bank.methods.in_batch import InBatch
 from memory_bank.metrics import LookupStats, Metrics, bank_metrics, mining_metrics
 from memory_bank.negatives import Negatives
 from memory_bank.retrieval.base import Candidates, Retrieval
-from memory_bank.sharded import Exchange, build_sharded
+from memory_bank.sharded_search import build_sharded
 from memory_bank.storage import build_storage
 from memory_bank.worker import Inline, Worker
 
@@ -43,6 +44,7 @@ class Miner:
         config: The settings.
         seed: Determines every draw, together with step and id.
         method: Turns rows of the bank into negatives.
+        depth: Rows that a look-up asks for, a query.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Miner:
         # Where an upper bound is applied after the search, the look-up must return what it drops as well.
         late = self._ahead is not None or not retrieval.hides_above or config.false_negative == "attract"
         refills = config.refill and policy.is_bounded_above(config)
-        self._depth = 2 * depth if late and refills else depth
+        self.depth = 2 * depth if late and refills else depth
 
     def negatives(
         self,
@@ -146,7 +148,9 @@ class Miner:
         if self._ahead is not None:
             self._ahead.forget(step)
         slots = self.bank.write(keys, ids, step)
-        self._worker.submit(partial(self._after_write, slots, step))
+        # Asked here: the ranks of a sharded bank ask together, which two threads would not.
+        mined = self.method.looks_up and self.ready()
+        self._worker.submit(partial(self._after_write, slots, step, mined))
 
     def ready(self) -> bool:
         """Return whether the bank is filled to ``min_fill``. A device sync at each call until it is."""
@@ -192,18 +196,21 @@ class Miner:
         self.retrieval.close()
         self._worker.close()
 
-    def _after_write(self, slots: Tensor, step: int) -> None:
-        """Update the index, measure its recall and look up the coming step; runs on the worker."""
+    def _after_write(self, slots: Tensor, step: int, mined: bool) -> None:
+        """Update the index and, if the bank is mined, measure recall and look up the coming step.
+
+        Runs on the worker.
+        """
         with _plain(self.bank.device):
             self.retrieval.update(slots)
             self.retrieval.advance(step)
-            if not self.method.looks_up or not self.ready():
+            if not mined:
                 return
             every = self.config.recall_every
             if self.retrieval.approximate and every and step % every == 0:
-                checked = slots[:_CHECKED]
+                checked = self.bank.share(slots[:_CHECKED])
                 ids, admissible = self.bank.ids_of(checked), self.bank.admissible(step)
-                k = min(self._depth, _CHECKED_RANKS)
+                k = min(self.depth, _CHECKED_RANKS)
                 self.retrieval.check(self.bank.read(checked), ids, k, admissible, step)
             if self._ahead is not None:
                 self._ahead.issue(step + self.config.lag)
@@ -228,7 +235,7 @@ class Miner:
         return self.retrieval.search(
             query,
             ids,
-            self._depth,
+            self.depth,
             admissible=admissible,
             ceiling=ceiling,
             key=mix(self.seed, step, _SEARCH),
@@ -276,7 +283,9 @@ def build_miner(
         )
     storage: Bank
     if bank.placement == "sharded":
-        storage, retrieval = build_sharded(bank, mining, method, exchange, rows=rows, dim=dim, device=device)
+        storage, retrieval = build_sharded(
+            bank, mining, method, exchange, rows=rows, dim=dim, seed=seed, device=device
+        )
     else:
         storage = build_storage(bank, rows=rows, dim=dim, device=device)
         retrieval = choose(mining, storage, seed=seed, method=method)

@@ -16,6 +16,9 @@ from memory_bank.bank import Bank
 from memory_bank.config import BankConfig
 from memory_bank.draw import draw_slots
 
+# Values of stored keys that are copied at a time to be scored: 128 MiB of float32.
+_COPIED = 1 << 25
+
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -81,6 +84,25 @@ class Storage(Bank):
         return self._key.index_select(0, rows).float().view(*slots.shape, self.dim)
 
     @override
+    def score(
+        self, query: Float[Tensor, "b d"], slots: Int[Tensor, "b c"], admissible: Bool[Tensor, " n"]
+    ) -> Float[Tensor, "b c"]:
+        # A few queries at a time, to bound the gathered copy.
+        step = max(1, _COPIED // (max(1, slots.shape[1]) * self.dim))
+        parts = [
+            torch.bmm(self.read(slots[start : start + step]), query[start : start + step, :, None])[:, :, 0]
+            for start in range(0, slots.shape[0], step)
+        ]
+        similarity = torch.cat(parts) if parts else query.new_zeros(slots.shape)
+        return similarity.masked_fill(~((slots >= 0) & admissible[slots.clamp_min(0)]), -torch.inf)
+
+    @override
+    def every_row(
+        self, admissible: Bool[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "m d"], Int[Tensor, " m"], Bool[Tensor, " m"]]:
+        return self.key.float(), self.id, admissible
+
+    @override
     def ids_of(self, slots: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         return self._id[slots]
 
@@ -106,23 +128,23 @@ class Storage(Bank):
         Raises:
             ValueError: shapes that do not fit the bank, or (checked on the CPU only) ids outside it.
         """
-        if keys.ndim != 2 or keys.shape[1] != self.dim or ids.shape != keys.shape[:1]:
-            raise ValueError(
-                f"keys {tuple(keys.shape)} and ids {tuple(ids.shape)}: (g, {self.dim}) and (g,) are needed"
-            )
         self._check_ids(ids)
-        rounded = keys.detach().to(self.device, self._key.dtype)
-        ids = ids.to(self.device)
-        finite = rounded.isfinite().all(1)
-        slots = torch.where(finite, self._assign_slots(ids, finite), self.capacity)
+        rounded, ids, finite = accept(self, keys, ids)
+        slots = torch.where(finite, self._assign_slots(ids, finite), -1)
+        self.put(rounded, ids, slots, step)
+        self.refused += (~finite).sum()
+        return slots
+
+    def put(
+        self, keys: Float[Tensor, "g d"], ids: Int[Tensor, " g"], slots: Int[Tensor, " g"], step: int
+    ) -> None:
+        """Store ``keys`` of the storage dtype in ``slots`` (-1: nowhere); of equal slots, the last counts."""
         slots = torch.where(slots < 0, self.capacity, slots)
         source = _last_equal(slots)
-        self._key[slots] = rounded[source]
+        self._key[slots] = keys[source]
         self._id[slots] = ids[source]
         self._written_at.index_fill_(0, slots, step)
         self._clear_spare()
-        self.refused += (~finite).sum()
-        return torch.where(slots == self.capacity, -1, slots)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -193,16 +215,7 @@ class DatasetBank(Storage):
 
     @override
     def _check_ids(self, ids: Tensor) -> None:
-        # On a GPU the check would synchronise every step; there, indexing itself asserts.
-        if (
-            ids.device.type == "cpu"
-            and ids.numel()
-            and not 0 <= int(ids.min()) <= int(ids.max()) < self.capacity
-        ):
-            raise ValueError(
-                f"ids from {int(ids.min())} to {int(ids.max())}: the bank has a slot for each row 0 to "
-                f"{self.capacity - 1}; build it with the number of rows the data set has"
-            )
+        check_rows(ids, self.capacity)
 
 
 class QueueBank(Storage):
@@ -248,17 +261,57 @@ class QueueBank(Storage):
 
     @override
     def _assign_slots(self, ids: Tensor, finite: Tensor) -> Tensor:
-        arrival = finite.cumsum(0) - 1
-        total = finite.sum()
-        slots = (self._head + arrival) % self.capacity
-        self._head.copy_((self._head + total) % self.capacity)
-        # A batch larger than the queue pushes its own first rows out.
-        return torch.where(arrival < total - self.capacity, -1, slots)
+        return next_slots(self._head, self.capacity, finite)
 
     @override
     def _check_ids(self, ids: Tensor) -> None:
-        if ids.device.type == "cpu" and ids.numel() and int(ids.min()) < 0:
-            raise ValueError(f"id {int(ids.min())}: ids are 0 or more, -1 marks an empty slot")
+        check_not_negative(ids)
+
+
+def accept(
+    bank: Bank, keys: Float[Tensor, "g d"], ids: Int[Tensor, " g"]
+) -> tuple[Float[Tensor, "g d"], Int[Tensor, " g"], Bool[Tensor, " g"]]:
+    """Round ``keys`` to the dtype of ``bank``, on its device, and say which are finite then.
+
+    Raises:
+        ValueError: shapes that do not fit the bank.
+    """
+    if keys.ndim != 2 or keys.shape[1] != bank.dim or ids.shape != keys.shape[:1]:
+        raise ValueError(
+            f"keys {tuple(keys.shape)} and ids {tuple(ids.shape)}: (g, {bank.dim}) and (g,) are needed"
+        )
+    rounded = keys.detach().to(bank.device, bank.key.dtype)
+    return rounded, ids.to(bank.device), rounded.isfinite().all(1)
+
+
+def next_slots(head: Int[Tensor, ""], capacity: int, finite: Bool[Tensor, " g"]) -> Int[Tensor, " g"]:
+    """Return the slot of each finite row of a batch in a queue, and move ``head``, in place, past them.
+
+    A batch larger than the queue pushes its own first rows out: their slot is -1.
+    """
+    arrival = finite.cumsum(0) - 1
+    total = finite.sum()
+    slots = (head + arrival) % capacity
+    head.copy_((head + total) % capacity)
+    return torch.where(arrival < total - capacity, -1, slots)
+
+
+def check_rows(ids: Int[Tensor, " g"], rows: int) -> None:
+    """Raise ValueError for ids that no dataset of ``rows`` has.
+
+    Not on a GPU, where it would synchronise every step: there, indexing itself asserts.
+    """
+    if ids.device.type == "cpu" and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < rows:
+        raise ValueError(
+            f"ids from {int(ids.min())} to {int(ids.max())}: the bank has a slot for each row 0 to "
+            f"{rows - 1}; build it with the number of rows the data set has"
+        )
+
+
+def check_not_negative(ids: Int[Tensor, " g"]) -> None:
+    """Raise ValueError for ids below 0, unless they are on a GPU."""
+    if ids.device.type == "cpu" and ids.numel() and int(ids.min()) < 0:
+        raise ValueError(f"id {int(ids.min())}: ids are 0 or more, -1 marks an empty slot")
 
 
 def build_storage(config: BankConfig, *, rows: int, dim: int, device: torch.device) -> Storage:

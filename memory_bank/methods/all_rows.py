@@ -12,10 +12,10 @@ class AllRows(MiningMethod):
     """Use every admissible row once; the batch's fresh keys stand for their own stale slots."""
 
     looks_up = False
-    reads_every_row = True
 
     @override
     def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:
         rest = bank.without(bank.admissible(asked.step), asked.batch_ids)
-        excluded = ~rest[None] | (bank.id[None] == asked.ids[:, None])
-        return Answer(with_fresh_batch(asked, bank.key.float(), bank.id, unless(excluded)))
+        keys, ids, rest = bank.every_row(rest)
+        excluded = ~rest[None] | (ids[None] == asked.ids[:, None])
+        return Answer(with_fresh_batch(asked, keys, ids, unless(excluded)))

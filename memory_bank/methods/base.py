@@ -89,7 +89,8 @@ class MiningMethod(ABC):
         looks_up: Whether ``negatives`` calls ``look_up``. If not, nothing is looked up ahead of a step, and
             the search backend only serves galleries.
         uses_bank: Whether negatives come from the bank. If not, an empty bank is no fault.
-        reads_every_row: Whether it reads ``bank.key`` of all slots, which no rank of a sharded bank has.
+        reads_every_row: Whether it reads ``bank.key`` and ``bank.id`` as those of all slots, which no rank of
+            a sharded bank has; such a method is refused there. ``bank.every_row`` works everywhere.
     """
 
     looks_up = True

@@ -76,6 +76,10 @@ class Retrieval(ABC):
     def describe(self) -> str:
         """Describe the backend and why it was chosen, in one line for the log."""
 
+    def index_bytes(self, rows: int) -> int:
+        """Return the bytes that an index of ``rows`` rows takes beside the bank, estimated."""
+        return 0
+
     def update(self, slots: Int[Tensor, " g"]) -> None:  # noqa: B027 - a default
         """Update the index with the new keys in ``slots`` (-1 is skipped, repeats are allowed)."""
 
@@ -120,21 +124,9 @@ def refine(
     Returns:
         slots, similarity: As in Candidates, min(c, k) wide.
     """
-    similarity = score(bank, query, slots)
-    allowed = (slots >= 0) & admissible[slots.clamp_min(0)] & (bank.ids_of(slots) != ids[:, None])
-    similarity = similarity.masked_fill(~allowed, -torch.inf)
+    similarity = bank.score(query, slots, admissible)
+    similarity = similarity.masked_fill(bank.ids_of(slots) == ids[:, None], -torch.inf)
     similarity, order = similarity.sort(dim=1, descending=True, stable=True)
     slots = slots.gather(1, order)[:, :k]
     similarity = similarity[:, :k]
     return slots.masked_fill(similarity == -torch.inf, -1), similarity
-
-
-def score(bank: Bank, query: Float[Tensor, "b d"], slots: Int[Tensor, "b c"]) -> Float[Tensor, "b c"]:
-    """Compute inner products with the stored keys, for a few queries at a time to bound the gathered copy."""
-    width = max(1, slots.shape[1])
-    step = max(1, (1 << 25) // (width * bank.dim))
-    parts = [
-        torch.bmm(bank.read(slots[start : start + step]), query[start : start + step, :, None])[:, :, 0]
-        for start in range(0, slots.shape[0], step)
-    ]
-    return torch.cat(parts) if parts else query.new_zeros(0, slots.shape[1])

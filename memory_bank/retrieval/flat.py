@@ -56,6 +56,10 @@ class Flat(Retrieval):
         self._rows[slots.cpu().numpy()] = self._bank.read(slots).cpu().numpy()
 
     @override
+    def index_bytes(self, rows: int) -> int:
+        return 4 * self._bank.dim * rows
+
+    @override
     def describe(self) -> str:
         return f"FAISS flat search of {self._bank.capacity} rows, exact, on the CPU{self._reason}"
 

@@ -19,6 +19,7 @@ faiss: Any = _faiss
 
 # FAISS asks for at least this many training rows per centroid; more improve little.
 ROWS_PER_LIST = 39
+_PIECE = 65_536
 _FACTORY = re.compile(r"IVF(?P<nlist>[1-9]\d*),(?P<code>Flat|SQ8|SQfp16|PQ[1-9]\d*(x\d+)?|RaBitQ)")
 
 
@@ -51,6 +52,11 @@ def rows_looked_up(code: str, k: int) -> int:
     Coarse codes rank badly; flat and scalar codes cost no measurable recall.
     """
     return 4 * k if code.startswith(("PQ", "RaBitQ")) else k
+
+
+def code_bytes(factory: str, dim: int) -> int:
+    """Return the bytes of a row's code."""
+    return int(_empty(factory, dim).code_size)
 
 
 class Cancelled(Exception):
@@ -100,12 +106,13 @@ def assign(trained: Trained, rows: NDArray[np.float32]) -> NDArray[np.int64]:
 def fill(
     factory: str,
     trained: Trained,
-    rows: NDArray[np.float32],
+    read: Callable[[NDArray[np.int64]], NDArray[np.float32]],
     slots: NDArray[np.int64],
     lists: NDArray[np.int64],
+    dim: int,
 ) -> Any:
-    """Build an index of ``rows``, each appended to its list under its slot, in the given order."""
-    index = _empty(factory, rows.shape[1])
+    """Build an index of the rows that ``read`` returns for ``slots``, appended to their lists in order."""
+    index = _empty(factory, dim)
     if tuple(trained.centroids.shape) != (index.nlist, index.d):
         raise ValueError(
             f"centroids {tuple(trained.centroids.shape)}: mining.index={factory!r} of dimension {index.d} "
@@ -118,10 +125,16 @@ def fill(
     index.is_trained = True
     # A hash table: slots may be missing, and a vector is replaced by removing and adding it.
     index.set_direct_map_type(faiss.DirectMap.Hashtable)
-    # Through names: swig_ptr keeps no reference, a temporary would be freed before it is read.
-    parts = [np.ascontiguousarray(part) for part in (rows, slots, lists)]
-    index.add_core(len(rows), *(faiss.swig_ptr(part) for part in parts))
+    for part, numbers in zip(pieces(slots), pieces(lists), strict=True):
+        # Through names: swig_ptr keeps no reference, a temporary would be freed before it is read.
+        arrays = [np.ascontiguousarray(array) for array in (read(part), part, numbers)]
+        index.add_core(len(part), *(faiss.swig_ptr(array) for array in arrays))
     return index
+
+
+def pieces(slots: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Split ``slots``, so that float32 rows of all of them are never in memory at once."""
+    return [slots[start : start + _PIECE] for start in range(0, len(slots), _PIECE)]
 
 
 def row_lists(index: Any) -> tuple[Tensor, Tensor]:

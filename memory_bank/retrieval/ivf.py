@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from memory_bank.draw import draw_slots, mix
+from memory_bank.bank import Bank
+from memory_bank.draw import mix
 from memory_bank.retrieval import inverted
 from memory_bank.retrieval.base import Candidates, Retrieval, refine
 from memory_bank.retrieval.exact import Exact
@@ -25,10 +27,25 @@ logger = logging.getLogger(__name__)
 _RETRAIN_STEPS = 500
 
 
+# Bytes of an indexed row: its code and number in a list with 7% to spare, and an entry of the hash table.
+# Fits what was measured at 1,000,000 rows within 3% for all codes (benchmarks/results/bench_search.json).
+_SPARE, _ENTRY = 1.07, 55
+
+
 class Ivf(Retrieval):
     """Search approximately on the CPU; candidates are scored by the stored keys, so only recall is lost.
 
     The index holds the written slots under their slot numbers. It is trained at the first look-up.
+
+    Args:
+        bank: The slots of this process, which are searched.
+        factory: FAISS factory string.
+        nprobe: Lists visited per query.
+        min_recall: See ``check``.
+        seed: Decides the training.
+        reason: Said by ``describe``.
+        whole: The bank of which ``bank`` is this process's part; decides the training, so that the processes
+            have the same centroids. ``search`` and ``check`` are then collective. None is ``bank``.
 
     Attributes:
         nprobe: Lists visited per query; raised when recall is too low.
@@ -38,16 +55,25 @@ class Ivf(Retrieval):
     approximate = True
 
     def __init__(
-        self, bank: Storage, factory: str, *, nprobe: int, min_recall: float, seed: int, reason: str = ""
+        self,
+        bank: Storage,
+        factory: str,
+        *,
+        nprobe: int,
+        min_recall: float,
+        seed: int,
+        reason: str = "",
+        whole: Bank | None = None,
     ) -> None:
         self.nlist, self._code = inverted.parse(factory)
-        if bank.capacity < inverted.ROWS_PER_LIST * self.nlist:
+        self._bank, self._whole, self._factory, self._reason = bank, whole or bank, factory, reason
+        rows = self._whole.capacity
+        if rows < inverted.ROWS_PER_LIST * self.nlist:
             raise ValueError(
                 f"mining.index={factory!r} needs {inverted.ROWS_PER_LIST * self.nlist} rows "
-                f"({inverted.ROWS_PER_LIST} a list), the bank has {bank.capacity}; "
-                f"use at most IVF{max(1, bank.capacity // inverted.ROWS_PER_LIST)}, or mining.index=Flat"
+                f"({inverted.ROWS_PER_LIST} a list), the bank has {rows}; "
+                f"use at most IVF{max(1, rows // inverted.ROWS_PER_LIST)}, or mining.index=Flat"
             )
-        self._bank, self._factory, self._reason = bank, factory, reason
         self.nprobe, self._min_recall, self._seed = min(nprobe, self.nlist), min_recall, seed
         self.recall = float("nan")
         self._index: Any = None
@@ -69,6 +95,8 @@ class Ivf(Retrieval):
     ) -> Candidates:
         """Search the admissible rows; the caller applies ``ceiling``."""
         bank = self._bank
+        if self._index is None and len(ids) and int(self._whole.count(admissible)):
+            self._train()
         own = bank.num_own(admissible, ids)
         total = admissible.sum()
         k = min(k, bank.capacity)
@@ -106,13 +134,24 @@ class Ivf(Retrieval):
         New centroids are trained if the bank has been rewritten since the last training (drift); before that,
         or while a training is running, ``nprobe`` is doubled instead.
         """
-        mine = self.search(query, ids, k, admissible=admissible)
+        found = self.search(query, ids, k, admissible=admissible)
         true = Exact(self._bank).search(query, ids, k, admissible=admissible)
-        self.recall = recall(mine, true)
+        self.judge(reached(found, true), k, step)
+
+    def judge(self, neighbours: Int[Tensor, "2"], k: int, step: int) -> None:
+        """Act on a measured recall@k, as ``check`` does.
+
+        Args:
+            neighbours: How many true neighbours were found, and how many there are.
+            k: Neighbours of each query.
+            step: The optimizer step.
+        """
+        self.recall = _ratio(neighbours)
         if self.recall >= self._min_recall:
             return
-        valid = int((self._bank.id >= 0).sum())
-        if self._retraining is None and self._written >= valid:
+        valid = (self._bank.id >= 0).sum().cpu()
+        written, held = self._whole.total(torch.stack([torch.tensor(self._written), valid])).tolist()
+        if self._retraining is None and written >= held:
             logger.warning(
                 "step %d: recall@%d %.3f is below mining.min_recall=%g and the bank was rewritten since its "
                 "centroids were trained; training new ones in the background, in use from step %d",
@@ -151,6 +190,11 @@ class Ivf(Retrieval):
         return {"mining/recall": self.recall, "mining/nprobe": float(self.nprobe)}
 
     @override
+    def index_bytes(self, rows: int) -> int:
+        code = inverted.code_bytes(self._factory, self._bank.dim)
+        return round(rows * (_SPARE * (code + 8) + _ENTRY)) + 4 * self._bank.dim * self.nlist
+
+    @override
     def describe(self) -> str:
         return (
             f"FAISS {self._factory} index of {self._bank.capacity} rows on the CPU, nprobe {self.nprobe}"
@@ -176,12 +220,14 @@ class Ivf(Retrieval):
         Raises:
             ValueError: the state is of another index, or does not fit the bank.
         """
+        self._index = self._trained = self._retraining = None
+        if not state:  # the bank was searched without an index: one is trained at the next look-up
+            return
         self.nprobe, self.recall, self._written = (
             int(state["nprobe"]),
             float(state["recall"]),
             int(state["written"]),
         )
-        self._index = self._trained = self._retraining = None
         if "centroids" in state:
             self._load_index(state)
         if "retraining" in state:
@@ -206,8 +252,6 @@ class Ivf(Retrieval):
         self._fill(trained, slots, lists)
 
     def _visit(self, query: Tensor, admissible: Tensor, count: int) -> NDArray[np.int64]:
-        if self._index is None:
-            self._train()
         selector = None
         if ((self._bank.id >= 0) & ~admissible).any():
             # The same for all queries: excludes rows that are too old, or in the batch itself.
@@ -223,7 +267,8 @@ class Ivf(Retrieval):
         trained = inverted.train(self._factory, sample, self._seed, self._closed.is_set)
         slots = np.flatnonzero(valid.cpu().numpy())
         lists = np.full(self._bank.capacity, -1, np.int64)
-        lists[slots] = inverted.assign(trained, _rows(self._bank, slots))
+        for part in inverted.pieces(slots):
+            lists[part] = inverted.assign(trained, _rows(self._bank, part))
         self._fill(trained, slots, lists)
         self._written = 0
 
@@ -231,7 +276,7 @@ class Ivf(Retrieval):
         """Start training on a snapshot of the bank, on a thread of its own."""
         valid = self._bank.id >= 0
         slots = np.flatnonzero(valid.cpu().numpy())
-        rows, sample = self._bank.key.cpu()[slots].clone(), self._training_rows(valid)
+        rows, sample = self._bank.key.cpu()[slots], self._training_rows(valid)
 
         seed, factory, capacity, closed = self._seed, self._factory, self._bank.capacity, self._closed
 
@@ -249,22 +294,33 @@ class Ivf(Retrieval):
         self._retraining = Retraining.start(work, step + _RETRAIN_STEPS, capacity, closed)
 
     def _training_rows(self, valid: Tensor) -> NDArray[np.float32]:
-        drawn = draw_slots(valid, 2 * inverted.ROWS_PER_LIST * self.nlist, mix(self._seed, 7))
-        return _rows(self._bank, drawn[drawn >= 0].cpu().numpy())
+        drawn = self._whole.draw(valid, 2 * inverted.ROWS_PER_LIST * self.nlist, mix(self._seed, 7))
+        return self._whole.read(drawn[drawn >= 0]).cpu().numpy()
 
     def _fill(self, trained: inverted.Trained, slots: NDArray[np.int64], lists: NDArray[np.int64]) -> None:
-        self._index = inverted.fill(self._factory, trained, _rows(self._bank, slots), slots, lists[slots])
+        self._index = inverted.fill(
+            self._factory, trained, partial(_rows, self._bank), slots, lists[slots], self._bank.dim
+        )
         self._trained = trained
 
 
 def recall(found: Candidates, true: Candidates) -> float:
     """Return the share of true neighbours that were found, up to ties; 1 if there are none."""
+    return _ratio(reached(found, true))
+
+
+def reached(found: Candidates, true: Candidates) -> Int[Tensor, "2"]:
+    """Return how many of the true neighbours were found, up to ties, and how many there are."""
     if not true.slots.shape[1]:
-        return 1.0
+        return true.slots.new_zeros(2)
     last = true.similarity.masked_fill(true.slots < 0, torch.inf).amin(1, keepdim=True)
-    wanted = (true.slots >= 0).sum()
-    reached = (found.similarity >= last - 1e-6) & (found.slots >= 0)
-    return float(reached.sum() / wanted.clamp_min(1)) if int(wanted) else 1.0
+    hits = (found.similarity >= last - 1e-6) & (found.slots >= 0)
+    return torch.stack([hits.sum(), (true.slots >= 0).sum()])
+
+
+def _ratio(neighbours: Int[Tensor, "2"]) -> float:
+    hits, wanted = neighbours
+    return float(hits / wanted.clamp_min(1)) if int(wanted) else 1.0
 
 
 def _rows(bank: Storage, slots: NDArray[np.int64]) -> NDArray[np.float32]:

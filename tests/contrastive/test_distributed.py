@@ -14,7 +14,9 @@ from contrastive.distributed import (
 from contrastive.distributed import rank as own_rank
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.miner import build_miner
+from memory_bank.negatives import Negatives
 from tests.contrastive.ranks import run_ranks
+from tests.memory_bank import test_sharded
 
 
 def rows_of(rank, b):
@@ -36,6 +38,8 @@ def collect(rank):
         ((rank + 1) * torch.arange(1, len(gathered) + 1)[:, None] * gathered).sum().backward()
         results[f"{label} gradient"] = rows.grad
     results |= exchange(rank)
+    for name, mining in MINED.items():
+        results[name] = mined(mining, talk=Collectives())
     results["first"] = from_first_rank(10**12 + rank, torch.device("cpu"))
     results["from first"] = rows_of_first_rank(torch.arange(3) + 10 * rank)
     results["both"] = all_true(torch.tensor(True))
@@ -61,6 +65,50 @@ def exchange(rank):
     results["gather"] = talk.gather(rows_of(rank, 1 + rank))
     results["total"] = talk.total(torch.tensor([rank, 5]))
     return results
+
+
+MINED = {
+    "stored, overlapped, inverted file": {
+        "query": "stored",
+        "overlap": True,
+        "lag": 2,
+        "min_fill": 0.5,
+        "recall_every": 3,
+        "backend": "faiss",
+        "index": "IVF2,Flat",
+        "nprobe": 1,
+        "min_recall": 0.99,
+    },
+    "all rows": {"method": "all_rows", "min_fill": 0.3},
+    "estimate": {"method": "full_bank", "min_fill": 0.3},
+    "queue": {"min_fill": 0.3, "band": [0.0, 0.4]},
+}
+
+
+def mined(mining, talk=None):
+    """Negatives of this rank's share of each step, and what is saved."""
+    bank = {"kind": "queue", "capacity": 170} if mining == MINED["queue"] else {}
+    miner = test_sharded.make(MiningConfig(num_hard=5, num_uniform=9, **mining), talk, **bank)
+    rank, world = (0, 1) if talk is None else (talk.rank, talk.world)
+    found = test_sharded.steps(miner, rank, world, last=9)
+    state = miner.state_dict()
+    miner.close()
+    return {
+        "found": [vars(each) for each in found],
+        "bank": state["bank"],
+        "metrics": miner.retrieval.metrics(),
+    }
+
+
+@pytest.mark.parametrize("name", MINED)
+def test_a_bank_in_two_processes_mines_as_one(ranks, name):
+    one = mined(MINED[name])
+    shares = [[Negatives(**each) for each in rank[name]["found"]] for rank in ranks]
+    test_sharded.assert_equal([Negatives(**each) for each in one["found"]], shares)
+    assert all(rank[name]["metrics"] == one["metrics"] for rank in ranks)
+    saved = ranks[0][name]["bank"]
+    assert saved.keys() == one["bank"].keys()
+    assert all(torch.equal(saved[key], value) for key, value in one["bank"].items() if key != "kind")
 
 
 CASES = {"equal": (2, 2), "unequal": (1, 3), "empty": (0, 2)}

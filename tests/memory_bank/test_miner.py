@@ -415,7 +415,7 @@ def test_a_sample_is_looked_at_as_deep_as_its_band_reaches_and_deeper_changes_no
     """As deep as the band is in the sample's rows, not in the bank's: the rest is most of the time."""
     world, policy = World(2), {"backend": "subsample", "sample": 40, "num_hard": 3, **band}
     subject, deep = miner(world, **policy), miner(world, **policy)
-    deep._depth = ROWS
-    assert subject._depth < ROWS / 2
+    deep.depth = ROWS
+    assert subject.depth < ROWS / 2
     for found, expected in zip(run(subject, world, 14), run(deep, world, 14), strict=True):
         assert_equal(found, expected)

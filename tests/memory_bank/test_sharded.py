@@ -1,13 +1,18 @@
 """A bank in parts against the same bank in one piece; ranks are threads here, processes in tests/faults."""
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from memory_bank import sharded
 from memory_bank.config import BankConfig, MiningConfig
+from memory_bank.draw import draw_slots, shuffled
+from memory_bank.methods.all_rows import AllRows
 from memory_bank.miner import build_miner
+from memory_bank.retrieval import ivf
 
 ROWS, DIM, BATCH = 203, 6, 12
 
@@ -27,10 +32,14 @@ class Room:
 
 
 class Seat:
-    """One thread's Exchange."""
+    """One rank's Exchange; its look-ahead thread meets those of the others in a room of their own."""
 
-    def __init__(self, room, rank):
-        self._room, self.rank, self.world = room, rank, room.world
+    def __init__(self, rooms, rank):
+        self._rooms, self.rank, self.world = rooms, rank, rooms[0].world
+
+    @property
+    def _room(self):
+        return self._rooms[threading.current_thread().name == "look-ahead"]
 
     def gather(self, rows):
         return self._room.all_of(self.rank, rows)
@@ -54,22 +63,33 @@ def unit(rows, seed):
 def make(mining, exchange=None, **bank):
     config = BankConfig(placement="replicated" if exchange is None else "sharded", **bank)
     return build_miner(
-        config, mining, rows=ROWS, dim=DIM, seed=3, device=torch.device("cpu"), exchange=exchange
+        config,
+        mining,
+        rows=ROWS,
+        dim=DIM,
+        seed=3,
+        device=torch.device("cpu"),
+        exchange=exchange,
+        upcoming=lambda step: rows_of(step) if step < 20 else None,
     )
 
 
 def on_ranks(world, work):
     """``work(exchange)`` on a thread a rank; results by rank."""
-    room = Room(world)
+    rooms = Room(world), Room(world)
     with ThreadPoolExecutor(world) as pool:
-        return [job.result(60) for job in [pool.submit(work, Seat(room, rank)) for rank in range(world)]]
+        return [job.result(60) for job in [pool.submit(work, Seat(rooms, rank)) for rank in range(world)]]
+
+
+def rows_of(step):
+    return torch.randperm(ROWS, generator=torch.Generator().manual_seed(step))[: 5 * BATCH]
 
 
 def steps(miner, rank=0, world=1, first=0, last=6):
     """Negatives of this rank's share of each step's batch; every step's keys are written by all."""
     found = []
     for step in range(first, last):
-        ids = torch.randperm(ROWS, generator=torch.Generator().manual_seed(step))[: 5 * BATCH]
+        ids = rows_of(step)
         keys, share = unit(len(ids), 100 + step), len(ids) // world
         mine = slice(rank * share, (rank + 1) * share)
         query = unit(len(ids), 200 + step)
@@ -103,19 +123,44 @@ MININGS = {
     "sample": {"backend": "subsample", "sample": 50, "band": [0.0, 1.0]},
     "attract": {"false_negative": "attract", "false_negative_threshold": 0.3},
     "estimate": {"method": "full_bank"},
+    "all rows": {"method": "all_rows"},
+    "inverted file": {
+        "min_fill": 0.5,
+        "backend": "faiss",
+        "index": "IVF2,Flat",
+        "nprobe": 1,
+        "band": [0.0, 0.3],
+    },
+    "stored": {"query": "stored", "band": [0.0, 0.4]},
+    "stored, three ahead": {"query": "stored", "lag": 3, "method": "full_bank"},
+    "stored, overlapped": {"query": "stored", "overlap": True, "lag": 2, "band": [0.0, 0.4]},
+    "stored, sample": {"query": "stored", "backend": "subsample", "sample": 50, "band": [0.0, 1.0]},
+    "stored, inverted file": {
+        "query": "stored",
+        "min_fill": 0.5,
+        "backend": "faiss",
+        "index": "IVF2,Flat",
+        "nprobe": 1,
+        "relative_margin": 0.1,
+    },
 }
+QUEUES = {"band", "sample", "estimate", "all rows", "inverted file"}
+"""Kinds of mining that a queue is tested with, too."""
 
 
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("name", MININGS)
-def test_sharded_negatives_are_those_of_one_bank(name, world):
-    mining = MiningConfig(num_hard=5, num_uniform=9, min_fill=0.3, **MININGS[name])
-    whole = make(mining, max_age=4)
+@pytest.mark.parametrize(
+    ("name", "bank"),
+    [(name, {}) for name in MININGS] + [(name, {"kind": "queue", "capacity": 170}) for name in QUEUES],
+)
+def test_sharded_negatives_are_those_of_one_bank(name, bank, world):
+    mining = MiningConfig(num_hard=5, num_uniform=9, **{"min_fill": 0.3, **MININGS[name]})
+    whole = make(mining, max_age=4, **bank)
     expected = steps(whole)
-    assert any(one.hard_ids.numel() for one in expected)
+    assert mining.method == "all_rows" or any(one.hard_ids.numel() for one in expected)
 
     def work(exchange):
-        miner = make(mining, exchange, max_age=4)
+        miner = make(mining, exchange, max_age=4, **bank)
         found = steps(miner, exchange.rank, world)
         near = miner.nearest(unit(3, exchange.rank), torch.tensor([1, -1, exchange.rank]), 6, 4)
         return found, near, miner.state_dict()["bank"], miner.bank.local.key.nbytes
@@ -133,29 +178,93 @@ def test_sharded_negatives_are_those_of_one_bank(name, world):
     assert "key" not in parts[1][2]
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1), (1, 2), (None, 3), (2, None)])
-def test_a_bank_is_loaded_however_it_is_spread(before, after):
-    """None is one bank in one piece; then the steps to come are those of a miner that never stopped."""
-    mining = MiningConfig(num_hard=5, num_uniform=9, min_fill=0.3, band=[0.0, 0.4])
-    expected = steps(make(mining))
+SPREADS = {
+    "plain": [(2, 3), (3, 1), (1, 2), (None, 3), (2, None)],
+    "inverted file": [(2, 2), (3, 2), (None, 2), (2, None)],
+    "queue": [(2, 3), (None, 2), (3, None)],
+}
+"""Processes before and after a resume; None is one bank in one piece."""
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [(name, *change) for name, changes in SPREADS.items() for change in changes]
+)
+def test_a_bank_is_loaded_however_it_is_spread(name, before, after, monkeypatch):
+    """The steps to come are those of a miner that never stopped, also if new centroids are being trained."""
+    monkeypatch.setattr(ivf, "_RETRAIN_STEPS", 2)
+    bank = {"kind": "queue", "capacity": 170} if name == "queue" else {}
+    own = {"band": [0.0, 0.4], "min_fill": 0.4}
+    if name == "inverted file":
+        # At step 5 the bank was rewritten since the training in step 2, so that new centroids are trained.
+        own |= {"backend": "faiss", "index": "IVF2,Flat", "nprobe": 1, "min_recall": 0.99}
+        own |= {"query": "stored", "recall_every": 5}
+    mining = MiningConfig(num_hard=5, num_uniform=9, **own)
+    reference = make(mining, **bank)
+    expected = steps(reference, last=12)
 
     def run(first, last, state=None):
         def work(exchange=None):
-            miner = make(mining, exchange)
+            miner = make(mining, exchange, **bank)
             if state is not None:
                 miner.load_state_dict(state)
             rank, world = (0, 1) if exchange is None else (exchange.rank, exchange.world)
-            return steps(miner, rank, world, first, last), miner.state_dict()
+            return steps(miner, rank, world, first, last), miner.state_dict(), miner.metrics()
 
         return work
 
     def go(world, work):
         return [work()] if world is None else on_ranks(world, work)
 
-    started = go(before, run(0, 3))
-    ended = go(after, run(3, 6, started[0][1]))
-    assert_equal(expected[:3], [part[0] for part in started])
-    assert_equal(expected[3:], [part[0] for part in ended])
+    started = go(before, run(0, 6))
+    assert ("retraining" in started[0][1]["retrieval"]) == (name == "inverted file")
+    ended = go(after, run(6, 12, started[0][1]))
+    assert_equal(expected[:6], [part[0] for part in started])
+    assert_equal(expected[6:], [part[0] for part in ended])
+    for part in ended:
+        assert {key: part[2][key] for key in reference.retrieval.metrics()} == reference.retrieval.metrics()
+    if name == "inverted file":
+        one, other = reference.state_dict()["retrieval"], ended[0][1]["retrieval"]
+        assert one.keys() == other.keys()
+        assert one["written"] == other["written"]
+        assert torch.equal(one["centroids"], other["centroids"])
+        assert torch.equal(one["sizes"], other["sizes"])
+        assert torch.equal(one["slots"].sort().values, other["slots"].sort().values)
+
+
+def test_codes_find_no_row_less_than_those_of_one_bank():
+    """Each rank returns the best by code of its own rows, so that together they return more than one bank."""
+    own = {"backend": "faiss", "index": "IVF2,RaBitQ", "nprobe": 2, "min_fill": 0.5, "band": [0.0, 1e-9]}
+    mining = MiningConfig(num_hard=20, num_uniform=0, **own)
+    whole = steps(make(mining))
+    parts = on_ranks(2, lambda exchange: steps(make(mining, exchange), exchange.rank, 2))
+    found = 0
+    for step, one in enumerate(whole):
+        query = unit(5 * BATCH, 200 + step)
+        hard = torch.cat([part[step].hard[part[step].hard_index] for part in parts])
+        similarity = torch.einsum("bkd,bd->bk", hard, query)
+        assert (similarity >= torch.einsum("bkd,bd->bk", one.hard[one.hard_index], query) - 1e-6).all()
+        found += similarity.numel()
+    assert found
+
+
+@pytest.mark.parametrize("share", [0.9, 0.01])
+def test_a_draw_examines_no_more_than_it_needs_and_is_that_of_one_bank(share, monkeypatch):
+    rows = 50_000
+    held = torch.rand(rows, generator=torch.Generator().manual_seed(1)) < share
+    examined = []
+    monkeypatch.setattr(
+        sharded, "shuffled", lambda slots, *rest: examined.append(len(slots)) or shuffled(slots, *rest)
+    )
+
+    def work(exchange):
+        options = {"dtype": torch.float16, "device": torch.device("cpu"), "max_age": None}
+        bank = sharded.ShardedBank(rows, 1, exchange=exchange, **options)
+        return bank.draw(held[exchange.rank :: 2], 100, 7)
+
+    expected = draw_slots(held, 100, 7)
+    assert (expected >= 0).all()
+    assert all(torch.equal(drawn, expected) for drawn in on_ranks(2, work))
+    assert max(examined) < (1000 if share > 0.5 else 30_000)
 
 
 def test_keys_that_are_not_finite_are_counted_over_all_ranks():
@@ -171,21 +280,19 @@ def test_keys_that_are_not_finite_are_counted_over_all_ranks():
     assert saved["id"][[4, 5, 6, 7]].tolist() == [4, -1, 6, 7]
 
 
+class ReadsKeys(AllRows):
+    reads_every_row = True
+
+
 @pytest.mark.parametrize(
-    ("bank", "mining", "says"),
-    [
-        ({}, {"method": "all_rows"}, "mining.method=all_rows"),
-        ({}, {"query": "stored"}, "mining.query=stored"),
-        ({}, {"backend": "faiss", "index": "IVF4,Flat"}, "mining.index=IVF4,Flat"),
-        ({"kind": "queue", "capacity": 8}, {}, "bank.kind=queue have no owner"),
-        ({}, {}, "argument exchange"),
-    ],
+    ("method", "says"), [(ReadsKeys(), "use bank.every_row()"), (AllRows(), "argument exchange")]
 )
-def test_what_a_part_cannot_serve_is_refused(bank, mining, says):
-    with pytest.raises(ValueError, match=says):
+def test_what_a_part_cannot_serve_is_refused(method, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
         build_miner(
-            BankConfig(placement="sharded", **bank),
-            MiningConfig(**mining),
+            BankConfig(placement="sharded"),
+            MiningConfig(),
+            method=method,
             rows=ROWS,
             dim=DIM,
             seed=0,
@@ -203,5 +310,5 @@ def test_fewer_rows_than_ranks_are_refused():
             dim=2,
             seed=0,
             device=torch.device("cpu"),
-            exchange=Seat(Room(3), 0),
+            exchange=Seat([Room(3)] * 2, 0),
         )
