@@ -12,11 +12,16 @@ import torch
 from contrastive.lightning_glue import StepCallback
 from contrastive.logging.memory import peak_memory
 from contrastive.module import ContrastiveModule
+from memory_bank.needs import Needs, needs
 
 logger = logging.getLogger(__name__)
 
 STEPS, SECONDS = 12, 20.0
 """A dry run ends after ``STEPS`` optimizer steps, or after ``SECONDS`` if two are done by then."""
+
+
+CLUSTERS = (8, 64, 512)
+"""Numbers of ranks for which a dry run says what a sharded bank needs."""
 
 
 class StepTimer(StepCallback):
@@ -73,6 +78,23 @@ def estimate(timer: StepTimer, module: ContrastiveModule) -> dict[str, Any]:
         "peak_memory_mib": peak_memory(module.device),
         "parameters": sum(weight.numel() for weight in module.encoder.parameters()),
     }
+
+
+def state_needs(module: ContrastiveModule, ranks: int) -> dict[str, float]:
+    """Log what the bank needs on each rank, of this run and of a cluster; return that of this run in MiB."""
+    bank, miner, batch = module.config.bank, module.miner, module.config.data.global_batch
+    here = needs(miner, ranks if bank.placement == "sharded" else 1, batch)
+    logger.info("MiB a rank: %s bank.placement=%s, %d rank(s)", _mib(here), bank.placement, ranks)
+    for number in CLUSTERS:
+        if number <= miner.bank.capacity:
+            logger.info("MiB a rank: %s sharded, %d ranks", _mib(needs(miner, number, batch)), number)
+    sizes = {"bank": here.bank, "index": here.index, "lookup": here.traffic}
+    return {f"{name}_mib": round(size / 2**20, 1) for name, size in sizes.items()}
+
+
+def _mib(found: Needs) -> str:
+    bank, index, traffic = (value / 2**20 for value in (found.bank, found.index, found.traffic))
+    return f"bank {bank:9.1f}, index {index:9.1f}, look-ups {traffic:8.1f} a step;"
 
 
 def _duration(timer: StepTimer, module: ContrastiveModule) -> dict[str, Any]:

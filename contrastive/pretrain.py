@@ -23,7 +23,7 @@ from contrastive.data.order.build import build_order
 from contrastive.data.plan import Plan
 from contrastive.data.tally import TooManyCorrupt
 from contrastive.distributed import wait_for_all
-from contrastive.dry_run import SECONDS, STEPS, StepTimer, estimate
+from contrastive.dry_run import SECONDS, STEPS, StepTimer, estimate, state_needs
 from contrastive.encoders.encoder import Encoder
 from contrastive.fit_checks import check_readable
 from contrastive.fitting import explain_full_disk, explain_out_of_memory, fit
@@ -169,6 +169,7 @@ def _dry_run(config: PretrainConfig, given: Given, keep_precision: bool) -> tupl
         module = build_module(
             config, given, plan, dataset.train, trainer, UnreadableFiles(Path(scratch) / "corrupt.csv")
         )
+        needed = state_needs(module, trainer.world_size) if trainer.is_global_zero else {}
         try:
             with explain_out_of_memory():
                 trainer.fit(module)
@@ -177,4 +178,4 @@ def _dry_run(config: PretrainConfig, given: Given, keep_precision: bool) -> tupl
             return 3, None
         finally:
             module.miner.close()
-        return 0, estimate(timer, module) if trainer.is_global_zero else None
+        return 0, estimate(timer, module) | needed if trainer.is_global_zero else None

@@ -19,9 +19,14 @@ def test_a_dry_run_refuses_what_a_run_would(run, override):
 
 
 def test_a_dry_run_estimates_and_keeps_nothing(run, tmp_path):
-    code, result, _ = run("--dry-run")
+    code, result, err = run("--dry-run")
     assert code == 0
     assert result["steps"] > 2
+    bank = re.search(r"bank +([\d.]+), index +([\d.]+), look-ups +([\d.]+) a step; bank.placement=rep", err)
+    stated = [result[f"{name}_mib"] for name in ("bank", "index", "lookup")]
+    assert [float(mib) for mib in bank.groups()] == stated
+    assert result["lookup_mib"] == 0
+    assert re.search(r"look-ups +[\d.]+ a step; sharded, 8 ranks", err)
     assert result["estimated_seconds"] >= 0
     assert not (tmp_path / "runs").exists()
     assert main(["--dry-rn"]) == 2

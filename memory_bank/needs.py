@@ -1,0 +1,76 @@
+"""Compute what a bank needs on each of several processes: memory, and what its look-ups receive a step."""
+
+from dataclasses import dataclass
+
+from memory_bank.draw import examined_first
+from memory_bank.methods.all_rows import AllRows
+from memory_bank.miner import Miner
+
+# A slot's row and step.
+_SLOT = 16
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes on one of ``ranks`` processes.
+
+    Attributes:
+        ranks: Number of processes that share the bank.
+        bank: Keys, rows and steps of the slots.
+        index: Index of the slots, estimated: FAISS keeps spare room in its lists.
+        traffic: Bytes received in a step, from all processes and itself, for look-ups and the mined rows; at
+            most, since a row that several queries share is sent once.
+    """
+
+    ranks: int
+    bank: int
+    index: int
+    traffic: int
+
+
+def needs(miner: Miner, ranks: int, global_batch: int) -> Needs:
+    """Compute what the bank of ``miner`` needs if ``ranks`` processes share it (``bank.placement=sharded``).
+
+    One process receives nothing; a replicated bank needs as much as one process on each.
+
+    Args:
+        miner: Any, built for any number of processes.
+        ranks: Number of processes.
+        global_batch: Queries of a step, over all processes.
+    """
+    bank = miner.bank
+    rows = -(-bank.capacity // ranks)
+    memory = rows * (_key_bytes(miner) + _SLOT)
+    traffic = _received(miner, ranks, global_batch) if ranks > 1 else 0
+    return Needs(ranks, memory, miner.retrieval.index_bytes(rows), traffic)
+
+
+def _key_bytes(miner: Miner) -> int:
+    return miner.bank.dim * miner.bank.key.element_size()
+
+
+def _received(miner: Miner, ranks: int, batch: int) -> int:
+    """Add up what sharded.py and sharded_search.py exchange."""
+    bank, mining, key = miner.bank, miner.config, _key_bytes(miner)
+    if isinstance(miner.method, AllRows):
+        return bank.capacity * (key + 8 + 1)
+    if not miner.method.looks_up:
+        return 0
+    own, query = -(-batch // ranks), 4 * bank.dim
+    found = min(miner.depth, -(-bank.capacity // ranks))  # of each query, on each rank
+    hard = min(own * mining.num_hard, miner.retrieval.size or bank.capacity)
+    if miner.retrieval.size is None:
+        # Queries and ids of all; slots, similarities and two counts of each own query from each rank.
+        look_up = batch * (query + 8 + 12 * found + 16)
+    else:
+        look_up = _drawn(miner, ranks, miner.retrieval.size) + miner.retrieval.size * (8 + key)
+    if mining.query == "stored":
+        # The stored queries; slots of all queries to all; then similarities of the fresh queries.
+        look_up += own * (16 + key) + batch * (8 * miner.depth + 16 + query) + own * miner.depth * 20
+    shared = _drawn(miner, ranks, mining.num_uniform) + mining.num_uniform * (8 + key)
+    return look_up + hard * (8 + key) + shared
+
+
+def _drawn(miner: Miner, ranks: int, count: int) -> int:
+    """Return the bytes of a draw: each rank sends its first ``count`` positions among those examined."""
+    return 8 * min(ranks * count, examined_first(miner.bank.capacity, count))
