@@ -13,12 +13,8 @@ Embeddings are made at the first run and kept: python benchmarks/embeddings.py -
 """
 
 import argparse
-import ctypes
-import gc
 import itertools
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +31,7 @@ from common import (
     pyplot,
     quartiles,
     ratios,
+    resident,
     save_plot,
     take_turns,
     walls,
@@ -150,7 +147,7 @@ def make_indexes(world: World, codes: tuple[str, ...]) -> Iterator[Index]:
 
 
 def _flat(bank: Storage) -> Index:
-    before = _resident()
+    before = resident()
     backend = Flat(bank)
     taken = once(lambda: backend.load_state_dict({}))  # copies the bank
     made = {"fill_s": taken.wall, "code_bytes_a_row": 4 * bank.dim, "bytes_a_row": _grown(before, bank)}
@@ -164,7 +161,7 @@ def _inverted(bank: Storage, code: str) -> Index:
     found: dict[str, Any] = {}
     training = once(lambda: found.update(trained=inverted.train(factory, _sample(bank, backend.nlist), 0)))
     assigning = once(lambda: found.update(lists=_assigned(bank, found["trained"])))
-    before = _resident()
+    before = resident()
     filling = once(lambda: backend.load_state_dict(_state(found["trained"], found["lists"], backend.nlist)))
     made = {
         "train_s": training.wall,
@@ -208,19 +205,8 @@ def _state(
     }
 
 
-def _resident() -> int:
-    """Return freed memory to the system, then the resident bytes of the process; 0 if unknown."""
-    gc.collect()
-    if not sys.platform.startswith("linux"):
-        return 0
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def _grown(before: int, bank: Storage) -> float | None:
-    return (_resident() - before) / bank.capacity if before else None
+    return (resident() - before) / bank.capacity if before else None
 
 
 def updates(index: Index, world: World) -> Callable[[], None]:

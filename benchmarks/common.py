@@ -1,10 +1,13 @@
 """Time the arms of a benchmark, describe its context, and write its results."""
 
+import ctypes
+import gc
 import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -104,6 +107,17 @@ def context(benchmark: str, device: torch.device, packages: Sequence[str], **mor
         | {"python": platform.python_version()},
         **more,
     }
+
+
+def resident() -> int:
+    """Return freed memory to the system, then the resident bytes of the process; 0 if unknown."""
+    gc.collect()
+    if not sys.platform.startswith("linux"):
+        return 0
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from memory_bank.draw import examined_first
 from memory_bank.methods.all_rows import AllRows
 from memory_bank.miner import Miner
+from memory_bank.sharded_search import expected_part
 
 # A slot's row and step.
 _SLOT = 16
@@ -57,7 +58,7 @@ def _received(miner: Miner, ranks: int, batch: int) -> int:
     if not miner.method.looks_up:
         return 0
     own, query = -(-batch // ranks), 4 * bank.dim
-    found = min(miner.depth, -(-bank.capacity // ranks))  # of each query, on each rank
+    found = min(expected_part(miner.depth, ranks), -(-bank.capacity // ranks))  # of each query, on each rank
     hard = min(own * mining.num_hard, miner.retrieval.size or bank.capacity)
     if miner.retrieval.size is None:
         # Queries and ids of all; slots, similarities and two counts of each own query from each rank.

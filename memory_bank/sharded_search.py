@@ -5,6 +5,7 @@ query's rank merges the results, so that the answer is that of one bank with all
 the same centroids on all ranks, those that one bank would train, and each rank's lists hold its own slots.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -61,8 +62,21 @@ def build_sharded(
     )
 
 
+def expected_part(k: int, world: int) -> int:
+    """Return how many of a query's ``k`` closest rows one of ``world`` ranks hardly ever exceeds.
+
+    Rows are dealt out by their number, so that a rank has about a binomial number of them: the mean, six
+    standard deviations and some for the tail of small means.
+    """
+    mean = k / world
+    return min(k, math.ceil(mean + 6 * math.sqrt(mean) + 8))
+
+
 class ShardedSearch(Retrieval):
     """Search each rank's slots for the queries of all ranks, and merge the results. Collective.
+
+    Each rank is asked for little more than its expected part of the ``k`` closest rows. If for any query its
+    last row is among them, it may have more, and all are asked again for as many as there can be.
 
     Args:
         bank: The bank.
@@ -89,22 +103,52 @@ class ShardedSearch(Retrieval):
         queries = torch.cat(self._exchange.gather(query))
         limits = None if ceiling is None else torch.cat(self._exchange.gather(ceiling))
         own = self._bank.own(torch.cat(shares))
-        candidates = self._inner.search(queries, own, k, admissible=admissible, ceiling=limits, key=key)
-        sizes = [len(share) for share in shares]
-        # A rank with one row less may return one candidate less, but swapped tensors have equal widths.
-        missing = min(k, -(-self._bank.capacity // self._exchange.world)) - candidates.slots.shape[1]
-        outside = pad(self._bank.outside(candidates.slots), (0, missing), value=-1)
+        k = min(k, self._bank.capacity)
+
+        def ask(count: int) -> tuple[Candidates, Tensor]:
+            candidates = self._inner.search(
+                queries, own, count, admissible=admissible, ceiling=limits, key=key
+            )
+            return self._merge(candidates, [len(share) for share in shares], count, k)
+
+        most = min(k, -(-self._bank.capacity // self._exchange.world))
+        count = min(most, expected_part(k, self._exchange.world))
+        found, cut = ask(count)
+        cut &= query.any(1)  # zeros stand for a row without a key, to which all rows are alike
+        if count < most and int(self._bank.total(cut.sum())):
+            found, _ = ask(most)
+        return found
+
+    def _merge(
+        self, candidates: Candidates, sizes: list[int], count: int, k: int
+    ) -> tuple[Candidates, Bool[Tensor, " b"]]:
+        """Send each query's rank what was found here, and merge what all ranks found for its own queries.
+
+        Args:
+            candidates: Of the queries of all ranks, among this rank's rows.
+            sizes: Queries of each rank.
+            count: How many candidates of a query were asked for.
+            k: How many of all ranks are wanted.
+
+        Returns:
+            The candidates, and whether a rank may have more of the ``k`` closest than it returned.
+        """
 
         def mine(values: Tensor) -> list[Tensor]:
             return self._exchange.swap(torch.split(values, sizes))
 
-        slots = torch.cat(mine(outside), 1)
-        similarity = torch.cat(mine(pad(candidates.similarity, (0, missing), value=-torch.inf)), 1)
-        similarity, order = similarity.sort(dim=1, descending=True, stable=True)
+        # A rank with one row less may return one candidate less, but swapped tensors have equal widths.
+        missing = count - candidates.slots.shape[1]
+        slots = torch.cat(mine(pad(self._bank.outside(candidates.slots), (0, missing), value=-1)), 1)
+        parts = mine(pad(candidates.similarity, (0, missing), value=-torch.inf))
         counts = torch.stack(mine(torch.stack([candidates.rows, candidates.above], 1))).sum(0)
-        width = min(k, self._bank.capacity)
-        slots = slots.gather(1, order)[:, :width]
-        return Candidates(slots, similarity[:, :width], counts[:, 0], counts[:, 1], share=1.0)
+        similarity, order = torch.cat(parts, 1).sort(dim=1, descending=True, stable=True)
+        short = (0, max(0, k - similarity.shape[1]))
+        slots = pad(slots.gather(1, order), short, value=-1)[:, :k]
+        similarity = pad(similarity, short, value=-torch.inf)[:, :k]
+        last = torch.cat([part[:, -1:] for part in parts], 1)
+        cut = ((last > -torch.inf) & (last >= similarity[:, -1:])).any(1)
+        return Candidates(slots, similarity, counts[:, 0], counts[:, 1], share=1.0), cut
 
     @override
     def update(self, slots: Int[Tensor, " g"]) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from memory_bank import sharded
+from memory_bank import sharded, sharded_search
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.draw import draw_slots, shuffled
 from memory_bank.methods.all_rows import AllRows
@@ -229,6 +229,32 @@ def test_a_bank_is_loaded_however_it_is_spread(name, before, after, monkeypatch)
         assert torch.equal(one["centroids"], other["centroids"])
         assert torch.equal(one["sizes"], other["sizes"])
         assert torch.equal(one["slots"].sort().values, other["slots"].sort().values)
+
+
+@pytest.mark.parametrize("name", ["index", "hardest", "deeper than a part", "inverted file"])
+def test_a_rank_that_has_more_than_its_part_of_the_closest_is_asked_again(name, monkeypatch):
+    asked, original = [], sharded_search.ShardedSearch._merge
+
+    def noted(self, candidates, sizes, count, k):
+        asked.append(count)
+        return original(self, candidates, sizes, count, k)
+
+    monkeypatch.setattr(sharded_search, "expected_part", lambda k, world: 2)
+    monkeypatch.setattr(sharded_search.ShardedSearch, "_merge", noted)
+    mining = MiningConfig(num_hard=5, num_uniform=9, **{"min_fill": 0.3, **MININGS[name]})
+    parts = on_ranks(3, lambda exchange: steps(make(mining, exchange), exchange.rank, 3))
+    assert_equal(steps(make(mining)), parts)
+    assert min(asked) == 2 < max(asked)
+
+
+def test_a_part_is_seldom_exceeded_and_small():
+    generator = torch.Generator().manual_seed(0)
+    for k, world in [(256, 2), (256, 64), (64, 8), (2048, 512)]:
+        part = sharded_search.expected_part(k, world)
+        dealt = torch.randint(0, world, (500, k), generator=generator)
+        assert max(int(torch.bincount(each).max()) for each in dealt) < part
+        assert part <= k / world + 6 * (k / world) ** 0.5 + 9
+    assert sharded_search.expected_part(5, 2) == 5
 
 
 def test_codes_find_no_row_less_than_those_of_one_bank():
