@@ -19,7 +19,9 @@ spectrum of trained embeddings does.
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from common import (
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from memory_bank.choose import MOST_LISTS
 from memory_bank.config import MiningConfig
 from memory_bank.miner import Miner
 from memory_bank.needs import needs
@@ -84,20 +87,28 @@ def processors(spent: Sequence[Spent]) -> list[float]:
 
 def synthetic(rows: int, seed: int, groups: int = 20_000) -> Tensor:
     """Return float16 unit rows (rows, 128) of ``groups`` groups."""
-    fall = 1 / torch.arange(1, DIM + 1).sqrt()
-    centres = torch.randn(groups, DIM, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1 + seed)
-    chosen = torch.randint(0, groups, (rows,), generator=generator)
-    return normalize((centres[chosen] + 0.6 * torch.randn(rows, DIM, generator=generator)) * fall).half()
+    centres, noise = (
+        table[torch.randint(len(table), (rows,), generator=generator)] for table in _tables(groups)
+    )
+    return normalize(centres + noise).half()
 
 
-def make(rows: int, world: int, options: argparse.Namespace, device: torch.device) -> tuple[Miner, Ivf]:
+@cache
+def _tables(groups: int) -> tuple[Tensor, Tensor]:
+    """Return centres of groups, and deviations from them."""
+    fall, generator = 1 / torch.arange(1, DIM + 1).sqrt(), torch.Generator().manual_seed(0)
+    centres = torch.randn(groups, DIM, generator=generator) * fall
+    return centres, 0.6 * fall * torch.randn(PIECE, DIM, generator=generator)
+
+
+def make(rows: int, world: int, factory: str, nprobe: int, device: torch.device) -> tuple[Miner, Ivf]:
     """Make an empty bank of ``rows``, as rank 0 of ``world`` has it; on the meta device without memory."""
     mirrors = Mirrors(world)
     bank = ShardedBank(rows, DIM, dtype=torch.float16, device=device, max_age=None, exchange=mirrors)
     # Trained on this rank's share alone: the mirrors have no rows of their own.
     whole = bank if device.type == "meta" else None
-    index = Ivf(bank.local, options.index, nprobe=options.nprobe, min_recall=0.0, seed=0, whole=whole)
+    index = Ivf(bank.local, factory, nprobe=nprobe, min_recall=0.0, seed=0, whole=whole)
     mining = MiningConfig(num_hard=HARD, num_uniform=HARD, band=[0.0, 1e-12], min_fill=0.0)
     return Miner(bank, ShardedSearch(bank, index, mirrors), mining, seed=0), index
 
@@ -106,7 +117,7 @@ def build(options: argparse.Namespace) -> tuple[Miner, Ivf, dict[str, float]]:
     """Fill the share and its index; return the seconds and bytes of each part."""
     made: dict[str, float] = {}
     before = resident()
-    miner, index = make(options.rows * options.world, options.world, options, CPU)
+    miner, index = make(options.rows * options.world, options.world, options.index, options.nprobe, CPU)
     bank = miner.bank
     for start in range(0, options.rows, PIECE):
         slots = torch.arange(start, min(start + PIECE, options.rows))
@@ -185,13 +196,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def model(parts: dict[str, Any], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Compute a step of W ranks, each with 256 queries, for every size and W."""
     rng, table = np.random.default_rng(0), []
+    measured_lists, code = inverted.parse(options.index)
     for rows in SIZES:
         for world in WORLDS:
-            miner, index = make(rows, world, options, torch.device("meta"))
+            # As mining.index=auto chooses them. The rest of a query's time is mostly that of the centroids.
+            lists = min(MOST_LISTS, 1 << round(math.log2(4 * math.sqrt(rows))))
+            miner, _ = make(rows, world, f"IVF{lists},{code}", options.nprobe, torch.device("meta"))
             stated, batch = needs(miner, world, BATCH * world), BATCH * world
-            a_query = (
-                parts["query_rest_s"] + parts["query_row_s"] * options.nprobe * rows / world / index.nlist
-            )
+            visited = options.nprobe * rows / world / lists
+            a_query = parts["query_rest_s"] * lists / measured_lists + parts["query_row_s"] * visited
             scan = (parts["search_fixed_s"] + parts["mask_s"]) * rows / world / options.rows
             merge = parts["merge_s"] * batch / (BATCH * options.world)
             own = (batch * a_query + scan + merge) / options.cores
@@ -200,6 +213,7 @@ def model(parts: dict[str, Any], options: argparse.Namespace) -> list[dict[str, 
             table.append({
                 "rows": rows,
                 "ranks": world,
+                "lists": lists,
                 "rank_gib": (stated.bank + stated.index) / 2**30,
                 "first_rank_saves_gib": rows * (2 * DIM + 16) / 2**30,
                 "received_mib": stated.traffic / 2**20,

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,11 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from memory_bank.retrieval.base import Candidates, Retrieval, refine
+from memory_bank.retrieval.inverted import faiss
 from memory_bank.storage import Storage
-
-# Number of queries from which FAISS multiplies matrices instead of looping; with its own default of 128000 it
-# would always loop, measured 14 times slower for 256 queries.
-_BLAS_FROM = 20
 
 
 class Flat(Retrieval):
@@ -70,8 +66,9 @@ class Flat(Retrieval):
     def _nearest(self, query: Tensor, allowed: NDArray[np.bool_], k: int) -> NDArray[np.int64]:
         chosen = None if allowed.all() else np.flatnonzero(allowed)
         rows = self._rows if chosen is None else self._rows[chosen]
-        faiss.cvar.distance_compute_blas_threshold = _BLAS_FROM
-        _, nearest = faiss.knn(query.cpu().numpy(), rows, k, metric=faiss.METRIC_INNER_PRODUCT)
+        nearest: NDArray[np.int64] = faiss.knn(
+            query.cpu().numpy(), rows, k, metric=faiss.METRIC_INNER_PRODUCT
+        )[1]
         if chosen is None:
             return nearest
         return np.where(nearest < 0, -1, chosen[nearest])
