@@ -204,7 +204,7 @@ def test_files_added_or_removed_are_gone_on_with_without_the_old_bank(run, folde
     (tmp_path / "runs/tiny/summary.json").unlink()
     code, _, err = run("data.allow_changed=true", *every)
     assert code == 2
-    assert "restore the images" in err
+    assert "restore the data" in err
 
 
 def test_odd_entries_of_a_run_are_refused_by_name_before_a_step_is_taken(run, tmp_path):
