@@ -144,7 +144,7 @@ MININGS = {
         "relative_margin": 0.1,
     },
 }
-QUEUES = {"band", "sample", "estimate", "all rows", "inverted file"}
+QUEUES = ("band", "sample", "estimate", "all rows", "inverted file")
 """Kinds of mining that a queue is tested with, too."""
 
 
