@@ -75,8 +75,10 @@ def test_ranks_and_micro_batches_make_up_the_step(kind):
         assert sum(parts, []) == plan.ids(step).tolist()  # noqa: RUF017
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stop", [0, 1, 3, 4, 7, 8])
+@pytest.mark.parametrize(
+    ("kind", "stop"),
+    [(kind, stop) for kind in KINDS for stop in ([0, 3, 8] if kind[1] == 2 else [0, 1, 3, 4, 7, 8])],
+)
 def test_resume_gives_exactly_the_rest(kind, stop):
     plan = Plan(37, seed=5, global_batch=8, epochs=2)
     whole = make(numbered(37), plan, kind, accumulate=2)
