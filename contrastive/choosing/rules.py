@@ -222,7 +222,8 @@ def _encoder(known: Known) -> Choice:
         return Choice(
             "cpu_resnet",
             "learns most in the same time on a CPU",
-            f"{CPU.encoder} if encoder.width is stated. {CONTINUES}",
+            f"{CPU.encoder} if encoder.width is stated. It is exported as ONNX or embeddings; torchvision "
+            f"and timm load encoder.name=resnet18 encoder.width=64. {CONTINUES}",
         )
     device, size, memory = _device(known), known["data.image_size"], known.machine.memory / 2**30
     large = size > SMALL_IMAGE and memory >= device.large_memory
@@ -314,7 +315,7 @@ def _optimizer(known: Known) -> Choice | None:
     if not short or "optimizer.base_lr" in known.stated:  # a stated rate is SGD's
         return None
     minutes = known["schedule.minutes"]
-    return Choice("adamw", f"it learns in fewer steps; there are {minutes:g} minutes", "sgd, the usual, else")
+    return Choice("adamw", f"it learns in fewer steps; the run has {minutes:g} min", "sgd, the usual, else")
 
 
 def _weight_decay(known: Known) -> Choice | None:

@@ -85,12 +85,16 @@ def test_a_folder_is_trained_on_and_each_choice_is_said_with_its_reason(own, tmp
 
 def test_a_short_run_trains_the_compact_network(own, tmp_path):
     given = [each for each in SMALL if not each.startswith(("encoder.width", "schedule."))]
-    code, result, err = own(*given, "schedule.minutes=1", "data.image_size=32", "trainer.max_steps=2")
+    command = [*given, "schedule.minutes=1", "data.image_size=32", "trainer.max_steps=2"]
+    code, result, err = own(*command)
     assert (code, result["steps"]) == (0, 2), err
     saved = load_saved(PretrainConfig, tmp_path / "runs/photos/config.yaml")
     assert (saved.encoder.name, saved.encoder.args["features"]) == ("cpu_resnet", 1024)
     assert (saved.augment.global_size, saved.augment.first_size) == (24, 16)
     assert "encoder.width" not in err
+    code, result, err = own(*command[:-1], "trainer.max_steps=3")
+    assert (code, result["steps"]) == (0, 3), err
+    assert "continuing from step 2" in err
 
 
 def test_what_is_stated_wins_in_a_file_and_on_the_command_line(own, tmp_path):
