@@ -13,7 +13,7 @@ CODE := $(PACKAGES) tests benchmarks scripts
 help:
 	@echo "make demo   install, pretrain on handwritten digits, probe, write a report (minutes, no GPU)"
 	@echo "make test   install with the test extras, run every check"
-	@echo "make test-faults  kill, damage and starve runs for half an hour (the README's fault table)"
+	@echo "make test-faults  kill, damage and starve runs for some minutes (the README's fault table)"
 	@echo "make check  every check, without the install"
 	@echo "make quick  a tiny run, to see that things work after a change"
 	@echo "make gpu-table    measure on a GPU what is missing in the README (SLICE=SECONDS DATA=CIFAR-10)"

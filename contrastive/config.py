@@ -178,8 +178,9 @@ class DataConfig:
             takes ``image_size`` up to 64 px and 8/7 of it above (256 for 224).
         crop: What training cuts views from: ``square``, which each file is decoded to; ``original``, the
             whole picture at its full resolution, as torchvision's recipes do: nothing is lost at the sides,
-            and small crops stay sharp (contrastive/data/crops.py). ``auto`` takes ``original`` for views of
-            more than 64 px of images that are decoded in every epoch. Evaluation and monitors see squares.
+            and small crops stay sharp (contrastive/data/crops.py). ``auto`` takes ``original`` if
+            ``image_size`` is above 64 and images are decoded in every epoch. Evaluation and monitors see
+            squares.
         frames: Frames of a clip, which is what the network sees; 1 for data sets of images.
         frame_step: Distance of a clip's frames, in frames of its video.
         fps: Frames a second of a clip, whatever its video has; None takes every ``frame_step``-th frame.

@@ -19,9 +19,11 @@ logger = logging.getLogger(__name__)
 STEPS, SECONDS = 12, 20.0
 """A dry run ends after ``STEPS`` optimizer steps, or after ``SECONDS`` if two are done by then."""
 
-
 CLUSTERS = (8, 64, 512)
-"""Numbers of ranks for which a dry run says what a sharded bank needs."""
+"""Numbers of ranks for which a dry run says what a sharded bank needs, if it is sharded or large."""
+
+LARGE_BANK = 2**30
+"""Bytes of a large bank."""
 
 
 class StepTimer(StepCallback):
@@ -85,7 +87,7 @@ def state_needs(module: ContrastiveModule, ranks: int) -> dict[str, float]:
     bank, miner, batch = module.config.bank, module.miner, module.config.data.global_batch
     here = needs(miner, ranks if bank.placement == "sharded" else 1, batch)
     logger.info("MiB a rank: %s bank.placement=%s, %d rank(s)", _mib(here), bank.placement, ranks)
-    for number in CLUSTERS:
+    for number in CLUSTERS if here.bank > LARGE_BANK or bank.placement == "sharded" else ():
         if number <= miner.bank.capacity:
             logger.info("MiB a rank: %s sharded, %d ranks", _mib(needs(miner, number, batch)), number)
     sizes = {"bank": here.bank, "index": here.index, "lookup": here.traffic}

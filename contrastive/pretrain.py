@@ -139,7 +139,14 @@ def _open(config: PretrainConfig, given: Given) -> tuple[PretrainConfig, Dataset
     dataset = open_dataset(data) if given.images is None else as_dataset(given.images, data)
     check_readable(dataset.train)
     if data.crop == "auto":  # a run that is continued keeps its own
-        data = replace(data, crop=crop_of(Path(config.run.root) / config.run.name) or "auto")
+        run_dir = Path(config.run.root) / config.run.name
+        crop = crop_of(run_dir) or "auto"
+        if crop == "original" and (data.cache is not None or data.resident == "true"):
+            raise UserError(
+                f"{run_dir}: cuts its views from whole pictures (data.crop=original), whose squares are not "
+                "kept; leave out data.cache and data.resident=true"
+            )
+        data = replace(data, crop=crop)
     config = replace(config, data=replace(data, crop=choose_crop(dataset.train, data)))
     order = build_order(config, dataset.train)
     epochs = config.schedule.epochs if config.schedule.minutes is None else None

@@ -142,7 +142,7 @@ class Scoring(Protocol):
     @override
     def notes(self, result: Result) -> list[str]:
         kinds = dict.fromkeys(score["interval"] for score in result["scores"])
-        return [f"95% intervals: {'; '.join(kinds)}"]
+        return [f"95% intervals: {'; '.join(kinds)}"] if kinds else []
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,14 @@ _NAMES = {
     "raw_pixels": "raw pixels",
     "random_encoder": "the random encoder",
     "starting_weights": "the weights it started from",
+    "single_frame": "ours on one frame",
+    "shuffled_frames": "ours on shuffled frames",
 }
 
+_ORDER = (
+    "What the frames' order adds is not learnt: train longer (schedule.minutes or schedule.epochs), or use a "
+    "head that sees order (encoder.temporal=nuta or attention) with objective.own_negatives=shuffle"
+)
 _ADVICE = {
     "raw_pixels": "If the two views of an image in views.png do not show the same thing, soften "
     "augment.view_1 and view_2 (crop_scale, jitter); otherwise train longer (schedule.minutes or "
@@ -21,6 +27,8 @@ _ADVICE = {
     "loss or a collapse, lower optimizer.base_lr first",
     "starting_weights": "Training loses what these weights know: lower optimizer.base_lr, or train for less "
     "(schedule.minutes or schedule.epochs)",
+    "single_frame": _ORDER,
+    "shuffled_frames": _ORDER,
 }
 _ADVICE_OTHERS = "Start from such weights (encoder.weights); if the run did, lower optimizer.base_lr"
 """Advice for each baseline that is not beaten, by its name."""

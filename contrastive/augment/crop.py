@@ -85,11 +85,12 @@ class Crop(Geometric):
         """Return the ``box`` of ``draw``, from its first ``num_box`` uniforms."""
         if half is None:
             return draw_boxes(uniforms, height, width, self.scale, self.ratio)
-        beside = draw_boxes(uniforms, height, width // 2, self.scale, self.ratio)
-        above = draw_boxes(uniforms, height // 2, width, self.scale, self.ratio)
+        half_width, half_height = max(1, width // 2), max(1, height // 2)
+        beside = draw_boxes(uniforms, height, half_width, self.scale, self.ratio)
+        above = draw_boxes(uniforms, half_height, width, self.scale, self.ratio)
         box = torch.where((half < 2)[:, None], beside, above)
-        box[:, 0] += (half == 1) * (width - width // 2)
-        box[:, 1] += (half == 3) * (height - height // 2)
+        box[:, 0] += (half == 1) * (width - half_width)
+        box[:, 1] += (half == 3) * (height - half_height)
         return box
 
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> Params:

@@ -480,6 +480,8 @@ class DatasetImages(Images):
         if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3:
             return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
         if isinstance(image, Image.Image):
+            if not (image.width and image.height):
+                raise Unreadable(f"no pixels ({image.width}x{image.height})")
             return image
         given = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise TypeError(f"{self.name}[{row}] is {given}: a PIL image or a uint8 (3, h, w) tensor is needed")

@@ -11,6 +11,7 @@ from contrastive.augment.boxes import DrawBoxes
 from contrastive.augment.views import Views
 from contrastive.config import AugmentConfig, DataConfig, UserError, ViewConfig
 from contrastive.data.crops import CroppedImages, cut_into, draw_crops
+from contrastive.data.decode import Unreadable
 from contrastive.data.files import open_tree
 from contrastive.data.images import ArrayImages, DatasetImages, DecodedImages, SomeImages
 from contrastive.data.loader import build_loader, choose_crop, is_resident
@@ -222,3 +223,19 @@ def test_what_views_are_cut_from(tmp_path, monkeypatch):
 def test_nothing_is_kept_of_crops(kept):
     with pytest.raises(ValueError, match=r"data.crop=original and data.(cache=x|resident=true)"):
         DataConfig(crop="original", **kept)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 40), (40, 1), (1, 1)])
+def test_halves_of_a_line_have_pixels(height, width):
+    draw = DrawBoxes(AugmentConfig(CROP, CROP, disjoint=True), DATA, 0)
+    for boxes in draw(torch.arange(64), 0):
+        left, top, wide, tall = boxes(height, width).unbind(1)
+        assert (wide > 0).all()
+        assert (tall > 0).all()
+        assert (left + wide <= width).all()
+        assert (top + tall <= height).all()
+
+
+def test_an_image_without_pixels_is_unreadable():
+    with pytest.raises(Unreadable, match=r"no pixels \(0x5\)"):
+        DatasetImages([Image.new("RGB", (0, 5))], 16).read(0)

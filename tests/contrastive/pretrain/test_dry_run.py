@@ -26,10 +26,16 @@ def test_a_dry_run_estimates_and_keeps_nothing(run, tmp_path):
     stated = [result[f"{name}_mib"] for name in ("bank", "index", "lookup")]
     assert [float(mib) for mib in bank.groups()] == stated
     assert result["lookup_mib"] == 0
-    assert re.search(r"look-ups +[\d.]+ a step; sharded, 8 ranks", err)
+    assert "8 ranks" not in err
     assert result["estimated_seconds"] >= 0
     assert not (tmp_path / "runs").exists()
     assert main(["--dry-rn"]) == 2
+
+
+def test_a_dry_run_with_a_large_bank_states_the_needs_of_clusters(run, monkeypatch):
+    monkeypatch.setattr(dry_run, "LARGE_BANK", 100)
+    _, _, err = run("--dry-run")
+    assert re.search(r"look-ups +[\d.]+ a step; sharded, 8 ranks", err)
 
 
 @pytest.mark.parametrize(("most_s", "taken"), [(1000.0, 4), (20.0, 2)])

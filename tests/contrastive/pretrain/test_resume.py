@@ -243,3 +243,12 @@ def test_odd_entries_of_a_run_are_refused_by_name_before_a_step_is_taken(run, tm
     assert (code, "config.yaml: Cannot merge" in err) == (2, True), err
     (run_dir / "config.yaml").write_text(text)
     assert run("trainer.max_steps=3")[0] == 0
+
+
+@pytest.mark.parametrize("kept", ["data.cache=kept", "data.resident=true"])
+def test_a_run_whose_views_are_cut_from_whole_pictures_keeps_no_squares(run, kept):
+    large = ["data.image_size=72", "augment.global_size=16", *tiny.QUIET]
+    assert run(*large, "data.resident=false", "trainer.max_steps=1")[0] == 0
+    code, _, err = run(*large, kept, "trainer.max_steps=2")
+    assert code == 2
+    assert "cuts its views from whole pictures" in err
