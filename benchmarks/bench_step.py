@@ -217,7 +217,7 @@ class LocalTurns(pl.Callback):
     ) -> None:
         turn, step = divmod(trainer.global_step, self.scene.steps)
         if step == 0:
-            pl_module.views = self._views[self.counts[turn % len(self.counts)]]
+            pl_module.views = pl_module._first_views = self._views[self.counts[turn % len(self.counts)]]
             self._clock = Clock(pl_module.device)
 
     def on_train_batch_end(
