@@ -41,6 +41,7 @@ from common import (
 from embeddings import Rows
 from torch import Tensor
 
+from memory_bank.choose import wanted_lists
 from memory_bank.config import BankConfig
 from memory_bank.draw import draw_slots
 from memory_bank.retrieval import inverted
@@ -179,7 +180,7 @@ def _inverted(bank: Storage, code: str) -> Index:
 def lists_for(rows: int) -> int:
     """Return the lists of mining.index=auto: a power of two near 4 sqrt(n) that half the bank can train."""
     affordable = rows // 2 // inverted.ROWS_PER_LIST
-    return min(1 << round(math.log2(4 * math.sqrt(rows))), 1 << max(0, affordable.bit_length() - 1))
+    return min(wanted_lists(rows), 1 << max(0, affordable.bit_length() - 1))
 
 
 def _sample(bank: Storage, nlist: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -19,7 +19,6 @@ spectrum of trained embeddings does.
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -43,7 +42,7 @@ from common import (
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from memory_bank.choose import MOST_LISTS
+from memory_bank.choose import wanted_lists
 from memory_bank.config import MiningConfig
 from memory_bank.miner import Miner
 from memory_bank.needs import needs
@@ -199,11 +198,11 @@ def model(parts: dict[str, Any], options: argparse.Namespace) -> list[dict[str, 
     measured_lists, code = inverted.parse(options.index)
     for rows in SIZES:
         for world in WORLDS:
-            # As mining.index=auto chooses them. The rest of a query's time is mostly that of the centroids.
-            lists = min(MOST_LISTS, 1 << round(math.log2(4 * math.sqrt(rows))))
+            lists = wanted_lists(rows)
             miner, _ = make(rows, world, f"IVF{lists},{code}", options.nprobe, torch.device("meta"))
             stated, batch = needs(miner, world, BATCH * world), BATCH * world
             visited = options.nprobe * rows / world / lists
+            # Scale the rest of a query's time with the lists: most of it compares with their centroids.
             a_query = parts["query_rest_s"] * lists / measured_lists + parts["query_row_s"] * visited
             scan = (parts["search_fixed_s"] + parts["mask_s"]) * rows / world / options.rows
             merge = parts["merge_s"] * batch / (BATCH * options.world)

@@ -124,8 +124,7 @@ def _index(config: MiningConfig, bank: Bank) -> str:
     if bank.capacity <= FLAT_ROWS:
         return "Flat"
     affordable = int(bank.capacity * config.min_fill) // ROWS_PER_LIST
-    lists = 1 << round(math.log2(4 * math.sqrt(bank.capacity)))
-    return f"IVF{min(lists, MOST_LISTS, 1 << max(0, affordable.bit_length() - 1))},SQ8"
+    return f"IVF{min(wanted_lists(bank.capacity), 1 << max(0, affordable.bit_length() - 1))},SQ8"
 
 
 def _reach(bank: Bank) -> int:
@@ -143,3 +142,8 @@ def sample_size(config: MiningConfig) -> int:
     bands = [config.band] if config.band_end is None else [config.band, config.band_end]
     width = min(min(high, 1 - skip_top(config)) - low for low, high in bands)
     return max(config.sample, math.ceil(config.num_hard / max(width, 1e-6)))
+
+
+def wanted_lists(rows: int) -> int:
+    """Return how many lists suit an inverted file: the power of two near 4 sqrt(n), at most MOST_LISTS."""
+    return min(MOST_LISTS, 1 << round(math.log2(4 * math.sqrt(rows))))

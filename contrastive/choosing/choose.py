@@ -70,24 +70,13 @@ def _chosen_before(given: PretrainConfig, stated: Stated[PretrainConfig]) -> dic
     run_dir = Path(given.run.root) / name
     if not ((run_dir / "config.yaml").is_file() and is_begun(run_dir)):
         return None
-    saved = asdict(load_saved(PretrainConfig, run_dir / "config.yaml"))
+    saved = flat(asdict(load_saved(PretrainConfig, run_dir / "config.yaml")))
     if not saved["chosen"]:  # of another recipe
         return None
     _say(f"{run_dir}: has begun; what was chosen then is kept, and the images are not looked at again")
-    found = {key: _value(saved, key) for key in (*RULES, "chosen")}
-    return {key: value for key, value in found.items() if value is not _MISSING}
-
-
-_MISSING = object()
-
-
-def _value(settings: Any, key: str) -> Any:
-    """Return the setting of a dotted name, a group as a whole; ``_MISSING`` if there is none."""
-    for part in key.split("."):
-        if part not in settings:
-            return _MISSING
-        settings = settings[part]
-    return settings
+    kept = {*RULES, "chosen"}
+    groups = tuple(f"{name}." for name in kept)  # of encoder.args, saved has the names below it
+    return {key: value for key, value in saved.items() if key in kept or key.startswith(groups)}
 
 
 def _look_and_decide(
