@@ -19,6 +19,8 @@ further local views of half the side take turns, and the JSON is multicrop-DEVIC
 
     python benchmarks/bench_step.py --local 4 [--networks NAME ...] [--rounds N]
 
+With --encoders it measures one network of each family instead, ours and the limit alone (encoders-cpu.json).
+
 DIR holds class folders, such as CIFAR-10 as JPEG; without it, random JPEG files are made. On a CPU: resnet18
 and a resnet10 of width 16, 32 px, batch 256, float32, 2 workers; about 6 minutes on 2 cores. On CUDA:
 resnet18 at 32 px, batch 512, and resnet50 at 224 px, batch 256, bfloat16, 16 workers.
@@ -70,7 +72,7 @@ class Scene:
 
     Attributes:
         name: Name of the network.
-        width: Channels of its first stage.
+        width: Channels of its first stage; None if it has no such setting.
         side: Side of the images, in pixels.
         batch: Images of a step.
         precision: Lightning's name of the precision.
@@ -79,11 +81,11 @@ class Scene:
         settle: Steps of lightly's turns before the clock starts.
         rounds: Turns of each arm.
         files: Number of images made if no data is given.
-        goals: Speed goals relative to the limit, and to lightly.
+        goals: Speed goals relative to the limit, and to lightly, if that is measured too.
     """
 
     name: str
-    width: int
+    width: int | None
     side: int
     batch: int
     precision: str
@@ -92,7 +94,7 @@ class Scene:
     settle: int
     rounds: int
     files: int
-    goals: tuple[float, float]
+    goals: tuple[float, ...]
 
 
 SCENES = {
@@ -105,6 +107,18 @@ SCENES = {
         Scene("resnet50", 64, 224, 256, "bf16-mixed", 16, 10, 10, 6, 4_096, (0.85, 4.0)),
     ),
 }
+FAMILIES = tuple(
+    Scene(name, None, 32, 64, "32-true", 0, 3, 0, 6, 2_000, (0.85,))
+    for name in (
+        "cpu_resnet",
+        "vit_tiny",
+        "hybrid_resnet18",
+        "convnext_tiny",
+        "timm:tf_efficientnet_lite0",
+        "torchvision:mobilenet_v3_small",
+    )
+)
+"""Networks of --encoders, one of each family but the residual ones above."""
 
 
 def load(scene: Scene, data: Path, runs: Path, device: str, *overrides: str) -> PretrainConfig:
@@ -123,7 +137,7 @@ def load(scene: Scene, data: Path, runs: Path, device: str, *overrides: str) -> 
             "data.resident=true",
             "augment.view_1.crop_scale=[0.2,1.0]",
             f"encoder.name={scene.name}",
-            f"encoder.width={scene.width}",
+            *([] if scene.width is None else [f"encoder.width={scene.width}"]),
             f"encoder.projector_hidden={HIDDEN}",
             f"encoder.projector_dim={DIM}",
             "objective.symmetric=false",
@@ -318,7 +332,8 @@ class Lightly:
 def other_arms(scene: Scene, config: PretrainConfig, device: torch.device) -> dict[str, Callable[[], Spent]]:
     arms: dict[str, Any] = {"limit": Limit(scene, config, device)}
     try:
-        arms["lightly"] = Lightly(scene, config, device)
+        if len(scene.goals) > 1:
+            arms["lightly"] = Lightly(scene, config, device)
     except ImportError as error:
         print(f"lightly's arm is left out ({error}); pip install '.[bench]'")
     for _ in range(3):
@@ -368,7 +383,7 @@ def train(config: PretrainConfig, callback: pl.Callback) -> None:
 def about(scene: Scene) -> dict[str, Any]:
     """Return the columns that say what was measured."""
     return {
-        "network": f"{scene.name} width {scene.width}",
+        "network": scene.name if scene.width is None else f"{scene.name} width {scene.width}",
         "side": scene.side,
         "batch": scene.batch,
         "precision": scene.precision,
@@ -398,7 +413,7 @@ def row(scene: Scene, name: str, spent: dict[str, list[Spent]]) -> dict[str, Any
 def show(made: dict[str, Any]) -> None:
     low, high = made["images_per_s_quartiles"]
     line = (
-        f"{made['network']:18} {made['side']:4} {made['batch']:4} {made['arm']:8} {made['step_ms']:9.1f} "
+        f"{made['network']:30} {made['side']:4} {made['batch']:4} {made['arm']:8} {made['step_ms']:9.1f} "
         f"{made['images_per_s']:9.1f} {low:9.1f} {high:9.1f}"
     )
     if "goal" in made:
@@ -427,20 +442,22 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", help="default: all of the device's")
     parser.add_argument("--rounds", type=int, help="turns of each arm; default by network")
     parser.add_argument("--local", type=int, help="local views: measure what they add to a step instead")
+    parser.add_argument("--encoders", action="store_true", help="one network of each family instead")
     parser.add_argument(
-        "--out", type=Path, help="JSON; default benchmarks/results/(step|multicrop)-DEVICE.json"
+        "--out", type=Path, help="JSON; default benchmarks/results/(step|multicrop|encoders)-DEVICE.json"
     )
     options = parser.parse_args()
-    scenes = [s for s in SCENES[options.device] if not options.networks or s.name in options.networks]
+    known = FAMILIES if options.encoders else SCENES[options.device]
+    scenes = [scene for scene in known if not options.networks or scene.name in options.networks]
     if not scenes:
-        parser.error(f"--networks {options.networks}: allowed are {[s.name for s in SCENES[options.device]]}")
+        parser.error(f"--networks {options.networks}: allowed are {[scene.name for scene in known]}")
     if options.rounds is not None and options.rounds < 2:
         parser.error(f"--rounds {options.rounds}: a spread needs 2 or more")
     if options.local is not None and options.local < 1:
         parser.error(f"--local {options.local}: 1 or more local views are needed")
     if not options.local:
         speeds = f"{'ms':>9} {'images/s':>9} {'quartiles':>19}"
-        print(f"{'network':18} {'px':>4} {'b':>4} {'arm':8} {speeds}   ours over")
+        print(f"{'network':30} {'px':>4} {'b':>4} {'arm':8} {speeds}   ours over")
     rows = []
     for scene in scenes:
         scene = replace(scene, rounds=options.rounds or scene.rounds)
@@ -455,7 +472,7 @@ def main() -> None:
                 (show_local if options.local else show)(made)
     packages = ("torch", "torchvision", "kornia", "pytorch-lightning")
     device = torch.device(options.device)
-    name = "multicrop" if options.local else "step"
+    name = "multicrop" if options.local else "encoders" if options.encoders else "step"
     write(
         options.out or RESULTS / f"{name}-{options.device}.json",
         context(name, device, packages, peak_memory_mib=peak_memory(device)) | {"rows": rows},

@@ -24,6 +24,7 @@ from contrastive.encoders.training import depths
 from contrastive.lightning_glue import continue_after, loss_scaler
 from contrastive.methods.method import Method
 from contrastive.momentum import momentum_at
+from contrastive.networks import plain_attention
 from contrastive.optim import build_optimizer, learning_rate
 from contrastive.step_guard import StepGuard, explain_no_negatives
 from memory_bank.draw import mix
@@ -135,7 +136,8 @@ class ContrastiveModule(pl.LightningModule):
             return self.guard.note_left_out(step)
         self.networks.freeze(step < self._frozen_steps())
         views = self._views_at(step, batch)
-        outcome = self.method.step(views, rows, step)
+        with plain_attention(self.device):
+            outcome = self.method.step(views, rows, step)
         if outcome.keys is not None:
             self._unwritten.append((outcome.keys, rows.all_ids))
         if outcome.query is not None and outcome.negatives is not None:

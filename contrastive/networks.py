@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from contrastive.batch_norm import convert, shuffled
 from contrastive.config import EncoderConfig
@@ -152,3 +154,13 @@ def _unit_rows(*parts: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], 
         return F.normalize(view.float(), dim=1)
 
     return forward
+
+
+def plain_attention(device: torch.device) -> AbstractContextManager[None]:
+    """Choose torch's plain attention in a block, where its fused one is slow: under autocast on a CPU.
+
+    There the fused one's backward takes most of a step (torch 2.14, one core of a Xeon with AMX: forward and
+    backward of 17 tokens 4 times, of 65 tokens 1.7 times as long). In float32 they are equally fast.
+    """
+    slow = device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()

@@ -215,6 +215,21 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3, torch._dynam
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(("half", "fused"), [(False, True), (True, False)])
+def test_the_fused_attention_is_not_used_where_its_backward_is_slow(half, fused):
+    """In bfloat16 on a CPU it takes most of a step; in float32 a run stays as it was, to the bit."""
+    small = "{patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
+    module = tiny.module("encoder.name=vit_tiny", "encoder.width=64", f"encoder.args={small}", "mining=band")
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss = module.training_step(tiny.batch(), 0)
+    names, nodes = set(), [loss.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        names.add(node.name())
+        nodes += [each for each, _ in node.next_functions if each is not None]
+    assert any(name.startswith("ScaledDotProductFlash") for name in names) == fused
+
+
 def test_what_run_compile_means_by_device(monkeypatch):
     from contrastive import compiling as module
 
