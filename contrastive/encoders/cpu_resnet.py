@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 from typing_extensions import override
 
@@ -23,12 +24,14 @@ class CpuResNet(Encoder):
     Args:
         widths: Channels of each stage; each after the first halves the side. Multiples of 16 suit AVX-512.
         blocks: Residual blocks of each stage.
-        features: Size of the pooled vector.
+        features: Channels of the last map.
+        grid: Side of the grid that the last map is averaged to. Beyond 1 the vector of ``features * grid**2``
+            numbers says where things are, which a motion needs.
     """
 
-    def __init__(self, widths: Sequence[int], blocks: Sequence[int], features: int) -> None:
+    def __init__(self, widths: Sequence[int], blocks: Sequence[int], features: int, grid: int = 1) -> None:
         super().__init__()
-        self.dim = features
+        self.dim, self.grid = features * grid**2, grid
         self.stem = nn.Sequential(*_normalised(nn.Conv2d(3, widths[0], 4, 2, 1, bias=False)))
         self.stages = nn.Sequential(*_blocks(widths, blocks))
         self.widen = nn.Sequential(*_normalised(nn.Conv2d(widths[-1], features, 1, bias=False)))
@@ -36,7 +39,9 @@ class CpuResNet(Encoder):
     @override
     def encode(self, x: Float[Tensor, "b 3 h w"]) -> Encoded:
         features = self.widen(self.stages(self.stem(x)))
-        return encode_map(features.mean((2, 3)), features)
+        if self.grid == 1:
+            return encode_map(features.mean((2, 3)), features)
+        return encode_map(F.adaptive_avg_pool2d(features, self.grid).flatten(1), features)
 
 
 def build(
@@ -46,6 +51,7 @@ def build(
     widths: object = (64, 128, 256),
     blocks: object = None,
     features: object = 1024,
+    grid: object = 1,
 ) -> CpuResNet:
     """Build the network with random weights, for images of any size of 8 px or more.
 
@@ -57,13 +63,13 @@ def build(
         widths: See CpuResNet.
         blocks: See CpuResNet; None is one a stage.
         features: See CpuResNet.
+        grid: See CpuResNet.
 
     Raises:
         ValueError: an argument out of its range.
     """
-    if not isinstance(features, int):
-        raise ValueError(f"encoder.args.features={features!r}: a whole number is needed, e.g. 1024")
-    check_range("encoder.args.features", features, 1, 65_536)
+    features = _whole_number("features", features, 65_536)
+    grid = _whole_number("grid", grid, 64)
     channels = _whole_numbers("widths", widths)
     counts = [1] * len(channels) if blocks is None else _whole_numbers("blocks", blocks)
     if not channels or len(counts) != len(channels):
@@ -73,9 +79,17 @@ def build(
     for width, count in zip(channels, counts, strict=True):
         check_range("encoder.args.widths", width, 1, 65_536)
         check_range("encoder.args.blocks", count, 1, 64)
-    encoder = CpuResNet(channels, counts, features)
-    encoder.arch = ArchSpec(name, {"widths": channels, "blocks": counts, "features": features})
+    encoder = CpuResNet(channels, counts, features, grid)
+    described: dict[str, object] = {"widths": channels, "blocks": counts, "features": features}
+    encoder.arch = ArchSpec(name, described if grid == 1 else described | {"grid": grid})
     return encoder
+
+
+def _whole_number(name: str, value: object, most: int) -> int:
+    if not isinstance(value, int):
+        raise ValueError(f"encoder.args.{name}={value!r}: a whole number is needed, e.g. 1")
+    check_range(f"encoder.args.{name}", value, 1, most)
+    return value
 
 
 def _whole_numbers(name: str, values: object) -> list[int]:

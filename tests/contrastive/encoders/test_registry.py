@@ -192,6 +192,7 @@ def test_an_encoder_inside_a_module_keeps_its_names_in_checkpoints():
         ({"name": "cpu_resnet", "args": {"features": "x"}}, "features='x': a whole number is needed"),
         ({"name": "cpu_resnet", "args": {"features": 1.5}}, "features=1.5: a whole number is needed"),
         ({"name": "cpu_resnet", "args": {"features": 0}}, "features=0: allowed is 1 to"),
+        ({"name": "cpu_resnet", "args": {"grid": 0}}, "grid=0: allowed is 1 to"),
         ({"name": "convnext_tiny", "args": {"patch_size": 64}}, "args.patch_size=64: allowed is 1 to 32"),
         ({"name": "timm:test_resnet", "args": {"global_pool": ""}}, "no vector for each image; leave"),
         ({"name": "timm:test_resnet", "args": {"pretrained": True}}, "args.pretrained: .*no such argument"),
@@ -264,3 +265,18 @@ def test_published_weights_are_named(monkeypatch):
         UserError, match=r"'default' are neither .* published weights are those of .*timm:MODEL"
     ):
         load_weights(make("resnet10"), "default")
+
+
+@torch.no_grad()
+def test_a_grid_keeps_the_places_of_things():
+    """Each part of the grid is the mean of its part of the map, and the mean of all is the usual vector."""
+    torch.manual_seed(0)
+    grid = build_arch(ArchSpec("cpu_resnet", {"widths": [8, 16], "features": 24, "grid": 2}), SIDE).eval()
+    whole = build_arch(ArchSpec("cpu_resnet", {"widths": [8, 16], "features": 24}), SIDE).eval()
+    whole.load_state_dict(grid.state_dict())
+    x = images()
+    pooled = grid(x).unflatten(1, (24, 2, 2))
+    assert (grid.dim, grid.arch.args["grid"], "grid" in whole.arch.args) == (96, 2, False)
+    assert torch.allclose(pooled.mean((2, 3)), whole(x), atol=1e-6)
+    corner = grid.encode(x).tokens.unflatten(1, (8, 8))[:, 4:, 4:].mean((1, 2))
+    assert torch.allclose(pooled[:, :, 1, 1], corner, atol=1e-6)
