@@ -1,10 +1,14 @@
-"""Shared fixtures. Our packages are imported inside fixtures, after jaxtyping's import hook is in place."""
+"""Shared fixtures. Our packages are imported inside fixtures, after the checks of types are in place."""
 
 import atexit
 import gc
 import os
 
 import pytest
+
+from tests import typed
+
+typed.install()
 
 # Whoever runs the tests may be logged in to W&B: nothing of theirs belongs there.
 os.environ["WANDB_MODE"] = "disabled"
