@@ -29,6 +29,9 @@ QUIET = (
 )
 """Overrides that log every step, and turn monitors, progress bar and W&B off."""
 
+MONITORED = ("logging.knn_every_epochs=20", "logging.mined_rows=16")
+"""Overrides that score the first and the last step, and draw views and mined rows: a fifth of a tiny run."""
+
 
 def config(*overrides):
     """Return the digits recipe, tiny, its bank not rounded to float16, with ``overrides`` on top."""

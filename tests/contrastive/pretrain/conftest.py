@@ -36,10 +36,7 @@ def run(folder, tmp_path, capsys):
                 "mining.min_fill=0.2",
                 "schedule.epochs=3",
                 "schedule.warmup_epochs=1",
-                "logging.every_n_steps=1",
-                "logging.probe_every_epochs=0",  # two trainings more; a test that needs it asks for it
-                "logging.progress=false",
-                "logging.wandb.mode=disabled",
+                *tiny.QUIET,  # a test of monitors asks for them
                 f"run.root={tmp_path / 'runs'}",
                 "run.name=tiny",
                 "run.checkpoint_every=null",

@@ -20,7 +20,6 @@ SETTINGS = [
     "encoder.temporal=attention",
     "encoder.temporal_args={dim: 16, layers: 1, heads: 2}",
     "logging.knn_every_epochs=3",
-    "logging.probe_every_epochs=0",
 ]
 
 
@@ -109,7 +108,7 @@ def test_unreadable_videos_are_listed_and_left_out(run, tmp_path):
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "text.mp4").write_bytes(b"not a video\n" * 50)
     write_video(folder / "still.mp4", 1)
-    settings = [*SETTINGS, f"data.root={folder}", "data.max_corrupt=0.2", "logging.mined_rows=0"]
+    settings = [*SETTINGS, f"data.root={folder}", "data.max_corrupt=0.2"]
     assert run(*settings)[0] == 0
     listed = {row["key"]: row["reason"] for row in table(tmp_path / "runs/tiny/corrupt.csv")}
     assert listed.keys() == {"empty.mp4", "text.mp4", "still.mp4"}

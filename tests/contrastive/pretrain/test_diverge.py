@@ -12,7 +12,6 @@ from contrastive.encoders.weights import load_encoder
 from contrastive.methods.moco import Moco
 from contrastive.module import ContrastiveModule
 from eval.frozen import resolve
-from tests import tiny
 from tests.contrastive.pretrain.runs import metrics, saved, weights
 
 
@@ -61,7 +60,7 @@ def test_mixed_precision_clips_and_skips_where_optimizers_can_be_fused(
     scale_loss(torch.amp.GradScaler("cpu") if scaled else None)
     monkeypatch.setattr(optim, "_on_cuda", lambda groups: True)
     alter_queries(monkeypatch, altered)
-    few = ["schedule.epochs=1", "logging.knn_every_epochs=0", "logging.probe_every_epochs=0"]
+    few = ["schedule.epochs=1"]
     code, result, _ = run("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1", *few)
     assert (code, moves) == (0, [True, False, not scaled, True])
     assert result["metrics"]["train/skipped_steps"] == 1 + scaled
@@ -93,7 +92,7 @@ def test_a_step_of_fewer_than_two_images_moves_nothing_and_stops_nothing(run, mo
         return step(self, Batch(batch.images[kept], batch.ids[kept]), batch_idx)
 
     monkeypatch.setattr(ContrastiveModule, "training_step", halved)
-    few = ["schedule.epochs=2", "logging.knn_every_epochs=0", "logging.probe_every_epochs=0"]
+    few = ["schedule.epochs=2"]
     code, result, err = run("data.max_corrupt=0.99", *few)
     assert (code, moves) == (0, [True, *[False] * 4, True, True, True])
     assert result["metrics"]["train/skipped_steps"] == 4
@@ -116,7 +115,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(ContrastiveModule, "optimizer_step", ruin)
-        code, result, err = run(*tiny.QUIET, "run.checkpoint_every=1", "run.keep_last=1")
+        code, result, err = run("run.checkpoint_every=1", "run.keep_last=1")
     run_dir, good = tmp_path / "runs/tiny", f"step-{ruined_by - 1}"
     assert (code, result["finished"]) == (3, False)
     assert f"{run_dir / 'checkpoints' / good} is the last good checkpoint" in err
@@ -126,7 +125,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatc
     encoder, _ = load_encoder(Path(result["encoder"]))
     assert encoder(torch.rand(2, 3, 16, 16)).isfinite().all()
     assert resolve(str(run_dir)).encoder == Path(result["encoder"])
-    code, result, _ = run(*tiny.QUIET, "run.checkpoint_every=1")  # without the cause it continues from there
+    code, result, _ = run("run.checkpoint_every=1")  # without the cause it continues from there
     assert (code, result["steps"]) == (0, 12)
     assert [int(float(row["step"])) for row in metrics(run_dir) if row["train/loss"]] == list(range(1, 13))
 

@@ -10,7 +10,6 @@ from contrastive.encoders.weights import load_encoder, load_weights
 from contrastive.export.__main__ import main as export
 from contrastive.registry import ENCODERS
 from eval.__main__ import main as evaluate
-from tests import tiny
 from tests.contrastive.encoders.test_registry import CASES, SIDE
 from tests.contrastive.pretrain.runs import bank, metrics, same, weights
 
@@ -46,7 +45,7 @@ def test_from_pretraining_to_exported_files(name, run, tmp_path, capsys):
     whole, parts = tmp_path / "runs/whole", tmp_path / "runs/parts"
     for folder, steps, every in ((whole, 4, 4), (parts, 2, 2), (parts, 4, 2)):
         place = [f"run.name={folder.name}", f"run.checkpoint_every={every}"]
-        code, _, err = run(*tiny.QUIET, *given, *place, f"trainer.max_steps={steps}")
+        code, _, err = run(*given, *place, f"trainer.max_steps={steps}")
         assert code == 0, err
     assert same(weights(whole), weights(parts))
     assert same(bank(whole), bank(parts))

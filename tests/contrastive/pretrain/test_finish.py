@@ -26,7 +26,7 @@ from tests.contrastive.pretrain.runs import metrics, same, table, weights
 
 
 def test_a_run_leaves_the_directory_that_the_readme_describes(run, tmp_path):
-    code, result, err = run()
+    code, result, err = run(*tiny.MONITORED)
     run_dir = tmp_path / "runs" / "tiny"
     assert code == 0
     assert result["finished"]
@@ -74,8 +74,8 @@ def test_the_training_path_has_no_labels(run, tmp_path, monkeypatch):
 
 
 def test_monitors_and_pictures_leave_the_weights_alone(run, tmp_path):
-    run("run.name=with", "logging.knn_every_epochs=1", "logging.probe_every_epochs=1")
-    run("run.name=without", *tiny.QUIET, "logging.every_n_steps=7")
+    run("run.name=with", *tiny.MONITORED, "logging.knn_every_epochs=1", "logging.probe_every_epochs=1")
+    run("run.name=without", "logging.every_n_steps=7")
     assert same(weights(tmp_path / "runs/with"), weights(tmp_path / "runs/without"))
     scored = metrics(tmp_path / "runs/with")
     for name in ("knn/top1", "probe/top1"):  # the untrained encoder's first
@@ -86,7 +86,8 @@ def test_monitors_and_pictures_leave_the_weights_alone(run, tmp_path):
 def test_online_scores_agree_with_the_offline_protocols(run, tmp_path):
     """On the same rows, features of the written encoder: kNN to the last digit, the probe within 1 point."""
     digits = ["data.name=digits", "data.root=null", "data.global_batch=256", "schedule.warmup_epochs=0"]
-    code, result, _ = run(*digits, "schedule.epochs=1", "logging.probe_every_epochs=1")
+    scored = ["logging.knn_every_epochs=1", "logging.probe_every_epochs=1"]
+    code, result, _ = run(*digits, *scored, "schedule.epochs=1")
     assert code == 0
     data = load_saved(PretrainConfig, tmp_path / "runs/tiny/config.yaml").data
     images, (encoder, _) = (
@@ -200,7 +201,7 @@ def test_the_row_of_a_step_has_the_learning_rate_and_the_momentum_that_it_used(r
     parts = ("trainer.max_steps=5", "trainer.max_steps=12")  # the first row after a resume too
     for part in parts:
         _, result, _ = run("optimizer.base_lr=0.32", "encoder.momentum_end=1", part)
-    _, *rows = metrics(tmp_path / "runs/tiny")  # the first is of no step
+    rows = metrics(tmp_path / "runs/tiny")
     rates = [0.01 * learning_rate(step, total_steps=12, warmup_steps=4) for step in range(12)]
     assert [float(row["train/lr"]) for row in rows] == pytest.approx(rates, rel=1e-12)
     assert [float(row["train/momentum"]) for row in rows] == [
@@ -210,7 +211,7 @@ def test_the_row_of_a_step_has_the_learning_rate_and_the_momentum_that_it_used(r
 
 
 def test_logged_and_documented_metrics_are_the_same(run, tmp_path):
-    run("run.name=base", "profile=true", "logging.probe_every_epochs=20")
+    run("run.name=base", *tiny.MONITORED, "profile=true", "logging.probe_every_epochs=20")
     index = ("mining.backend=faiss", "mining.index=IVF1,Flat", "mining.recall_every=1", "mining.min_fill=0.9")
     for name, more in {
         "nnclr": ("objective.name=nnclr", "trainer.max_steps=4"),

@@ -4,12 +4,10 @@ import pytest
 import torch
 
 from contrastive.checkpoint import plain
-from tests import tiny
 from tests.contrastive.pretrain.runs import bank, metrics, same, weights
 
 # Four steps an epoch; the encoder is frozen in six.
 FROZEN = [
-    *tiny.QUIET,
     "encoder.freeze_epochs=1.5",
     "run.checkpoint_every=3",
     "run.keep_last=9",

@@ -7,7 +7,6 @@ import pytest
 
 from contrastive.callbacks.watch_mining import WatchMining
 from memory_bank.lookahead import LookAhead
-from tests import tiny
 from tests.contrastive.pretrain.runs import bank, metrics, same, weights
 
 
@@ -44,7 +43,7 @@ def test_a_bank_that_is_not_to_be_mined_is_no_fault(run):
 def test_looking_ahead_on_a_thread_changes_no_bit_of_a_run(run, tmp_path):
     """Symmetric loss and accumulation included; the overlapped run is stopped and resumed as well."""
     settings = ["mining.query=stored", "mining.lag=2", "objective.symmetric=true"]
-    settings += ["trainer.accumulate_grad_batches=2", *tiny.QUIET]
+    settings += ["trainer.accumulate_grad_batches=2"]
     run("run.name=plain", *settings)
     overlapped = ["run.name=overlapped", "mining.overlap=true", *settings]
     run(*overlapped, "trainer.max_steps=5", "run.checkpoint_every=5")

@@ -8,7 +8,6 @@ import pytest
 
 from contrastive.callbacks import preemption
 from contrastive.module import ContrastiveModule
-from tests import tiny
 from tests.contrastive.pretrain.runs import metrics, same, weights
 
 
@@ -73,12 +72,12 @@ def test_a_preempted_run_spends_no_time_on_scores(run, tmp_path, monkeypatch):
 
 
 def test_a_time_limit_ends_each_start_with_75_until_the_run_is_done(run, tmp_path, monkeypatch):
-    run("run.name=whole", *tiny.QUIET)
+    run("run.name=whole")
     clock = itertools.count(0, 50)  # seconds that pass from one look to the next
     monkeypatch.setattr(preemption, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     codes = []
     for step in (4, 8, 12):
-        code, result, err = run("trainer.max_time=00:00:03:20", *tiny.QUIET)
+        code, result, err = run("trainer.max_time=00:00:03:20")
         codes.append((code, result["finished"]))
         assert result["steps"] == step
         told = "stopped by trainer.max_time after saving; run the same command again to continue"

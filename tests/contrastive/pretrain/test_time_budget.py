@@ -38,7 +38,7 @@ def lengths(err):
 
 
 def test_a_run_ends_with_its_budget_and_its_schedules_end_with_it(run, tmp_path, clock):
-    code, result, err = run(HALF, "encoder.momentum_end=1", "optimizer.base_lr=0.32")
+    code, result, err = run(HALF, *tiny.MONITORED, "encoder.momentum_end=1", "optimizer.base_lr=0.32")
     assert code == 0
     assert lengths(err) == [29]
     assert "0.5 minutes are enough for 29 steps, 7.2 epochs: 8 images/s at step 5" in err
@@ -61,13 +61,13 @@ def test_a_run_ends_with_its_budget_and_its_schedules_end_with_it(run, tmp_path,
 
 
 def test_a_run_that_used_its_budget_is_finished(run, tmp_path, clock):
-    _, first, _ = run(HALF, *tiny.QUIET)
+    _, first, _ = run(HALF)
     before = (tmp_path / "runs/tiny/encoder.safetensors").stat().st_mtime_ns
-    code, second, err = run(HALF, *tiny.QUIET)
+    code, second, err = run(HALF)
     assert (code, second) == (0, first)
     assert "this run is finished" in err
     assert (tmp_path / "runs/tiny/encoder.safetensors").stat().st_mtime_ns == before
-    code, _, err = run("schedule.minutes=1", *tiny.QUIET)
+    code, _, err = run("schedule.minutes=1")
     assert code == 2
     assert "schedule.minutes was 0.5, is 1.0" in err
 
@@ -76,11 +76,11 @@ def test_a_run_that_used_its_budget_is_finished(run, tmp_path, clock):
 def test_a_resumed_run_has_what_is_left_of_its_budget_and_equals_an_uninterrupted_one(
     run, tmp_path, clock, stop
 ):
-    run(HALF, *tiny.QUIET, "run.name=whole")
-    code, part, _ = run(HALF, *tiny.QUIET, f"trainer.max_steps={stop}")
+    run(HALF, "run.name=whole")
+    code, part, _ = run(HALF, f"trainer.max_steps={stop}")
     assert (code, part["steps"], part["spent_minutes"]) == (0, stop, stop / 60)
     clock.now += 500  # between two starts
-    code, result, err = run(HALF, *tiny.QUIET)
+    code, result, err = run(HALF)
     assert (code, result["steps"], result["spent_minutes"]) == (0, 29, 0.483)
     assert ("0.2 of 0.5 minutes are spent; the run ends after step 29" in err) == (stop == 12)
     if stop == 12:  # else the steps that are not measured come twice
@@ -100,17 +100,17 @@ def test_what_a_kill_lost_does_not_count(run, tmp_path, clock):
 
     clock.step_s = step_s
     with pytest.raises(Killed):
-        run(HALF, *tiny.QUIET, "run.checkpoint_every=6")
+        run(HALF, "run.checkpoint_every=6")
     saved = load(tmp_path / "runs/tiny/checkpoints/step-6/trainer.pt", "cpu")["callbacks"]["TimeBudget"]
     assert (saved["spent_s"], saved["total_steps"]) == (6, 29)
     clock.step_s = lambda step: 1.0
-    code, result, _ = run(HALF, *tiny.QUIET, "run.checkpoint_every=6")
+    code, result, _ = run(HALF, "run.checkpoint_every=6")
     assert (code, result["steps"], result["spent_minutes"]) == (0, 29, 0.483)
 
 
 def test_a_slower_machine_means_fewer_steps_and_a_faster_one_more(run, tmp_path, clock):
     clock.step_s = lambda step: 1.0 if step < 15 else 2.0
-    code, slow, err = run(HALF, *tiny.QUIET)
+    code, slow, err = run(HALF)
     assert code == 0
     assert lengths(err)[0] == 29
     assert "0.5 minutes are now enough for" in err
@@ -118,7 +118,7 @@ def test_a_slower_machine_means_fewer_steps_and_a_faster_one_more(run, tmp_path,
     assert slow["spent_minutes"] == pytest.approx(0.5, rel=0.1)
     assert float(metrics(tmp_path / "runs/tiny")[-1]["train/lr"]) < 0.02 * 0.0125
     clock.step_s = lambda step: 1.0 if step < 15 else 0.5
-    code, fast, err = run(HALF, *tiny.QUIET, "run.name=fast", "data.resident=false", "data.num_workers=2")
+    code, fast, err = run(HALF, "run.name=fast", "data.resident=false", "data.num_workers=2")
     assert code == 0
     assert fast["steps"] > 35  # batches beyond the first end, which were not decoded ahead
     assert fast["spent_minutes"] == pytest.approx(0.5, rel=0.1)
@@ -126,7 +126,7 @@ def test_a_slower_machine_means_fewer_steps_and_a_faster_one_more(run, tmp_path,
 
 def test_a_frozen_encoder_thaws_after_a_quarter_of_the_budget(run, tmp_path, clock):
     every = ["run.checkpoint_every=1", "run.keep_last=9", "trainer.max_steps=8"]
-    code, result, err = run(HALF, *tiny.QUIET, "encoder.freeze_epochs=100", *every)
+    code, result, err = run(HALF, "encoder.freeze_epochs=100", *every)
     assert (code, result["steps"], result["planned_steps"]) == (0, 8, 29), err
     saved = [weights(tmp_path / f"runs/tiny/checkpoints/step-{step}") for step in (6, 7, 8)]
     assert same(saved[0], saved[1])
@@ -141,7 +141,7 @@ def test_the_time_before_the_first_step_counts(run, clock, monkeypatch):
         return opened(self)
 
     monkeypatch.setattr(ContrastiveModule, "train_dataloader", slow)
-    _, result, _ = run(HALF, *tiny.QUIET)
+    _, result, _ = run(HALF)
     assert (result["steps"], result["spent_minutes"]) == (17, 0.483)
 
 
@@ -153,7 +153,7 @@ def test_the_final_score_has_the_time_that_the_one_before_the_first_step_took(
         return 0.5
 
     monkeypatch.setitem(online._SCORES, "knn", score)
-    code, result, _ = run(HALF, *tiny.QUIET, "logging.knn_every_epochs=20")
+    code, result, _ = run(HALF, "logging.knn_every_epochs=20")
     rows = metrics(tmp_path / "runs/tiny")
     assert [row["step"] for row in rows if row["knn/top1"]] == ["0", "19"]
     assert (code, result["steps"], result["spent_minutes"]) == (0, 19, 0.483)
@@ -161,20 +161,20 @@ def test_the_final_score_has_the_time_that_the_one_before_the_first_step_took(
 
 def test_a_run_that_is_cut_by_max_steps_can_be_continued(run, clock):
     for _ in range(2):
-        code, result, _ = run(HALF, *tiny.QUIET, "trainer.max_steps=3")
+        code, result, _ = run(HALF, "trainer.max_steps=3")
         assert (code, result["steps"], result["planned_steps"], result["finished"]) == (0, 3, None, True)
-    assert run(HALF, *tiny.QUIET)[1]["steps"] > 20
+    assert run(HALF)[1]["steps"] > 20
 
 
 def test_accumulated_micro_batches_are_one_step_and_the_last_step_has_its_row(run, tmp_path, clock):
-    _, result, _ = run(HALF, *tiny.QUIET, "trainer.accumulate_grad_batches=2", "logging.every_n_steps=7")
+    _, result, _ = run(HALF, "trainer.accumulate_grad_batches=2", "logging.every_n_steps=7")
     assert result["steps"] == 29
     rows = [row["step"] for row in metrics(tmp_path / "runs/tiny") if row["train/loss"]]
     assert rows == ["7", "14", "21", "28", "29"]
 
 
 def test_settings_that_need_a_longer_run_are_named_once_the_length_is_known(run, clock):
-    code, _, err = run(HALF, *tiny.QUIET, "bank.kind=queue", "bank.capacity=65536", "mining.min_fill=0.5")
+    code, _, err = run(HALF, "bank.kind=queue", "bank.capacity=65536", "mining.min_fill=0.5")
     assert code == 0
     known, named = err.index("enough for 29 steps"), err.index("the bank is never mined")
     assert known < named
@@ -184,7 +184,7 @@ def test_settings_that_need_a_longer_run_are_named_once_the_length_is_known(run,
 
 
 def test_the_progress_bar_ends_with_the_run(run, clock):
-    _, _, err = run(HALF, *tiny.QUIET, "logging.progress=true")
+    _, _, err = run(HALF, "logging.progress=true")
     assert "29/29" in err
     assert "/1099511627776" not in err
 
@@ -209,5 +209,5 @@ def test_senseless_budgets_are_refused(run, minutes):
 
 
 def test_a_budget_needs_no_epochs(run, clock):
-    code, result, _ = run(HALF, *tiny.QUIET, "schedule.epochs=1", "schedule.warmup_epochs=5")
+    code, result, _ = run(HALF, "schedule.epochs=1", "schedule.warmup_epochs=5")
     assert (code, result["steps"]) == (0, 29)
