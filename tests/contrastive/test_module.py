@@ -1,13 +1,11 @@
 """The step: what enters the loss, what does not, and in which order."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from contrastive.data.batch import Batch
 from tests import tiny
+from tests.forked import run_forked
 from tests.reference import losses as reference
 
 
@@ -181,38 +179,35 @@ def test_weights_lie_as_the_views_do_and_the_loss_is_that_of_weights_that_do_not
 
 @pytest.mark.slow
 def test_compiled_networks_and_views_train_as_plain_ones():
-    """Loss, gradients and keys of steps in two epochs, and one graph for both; aot_eager traces all but C++.
+    """Loss, gradients and keys in two epochs, and one graph for both; aot_eager traces all but C++."""
+    run_forked(compare_compiled, limit_s=300)
 
-    In a process of its own: the shape checks of the tests cannot be traced.
-    """
-    code = """
-import torch
-from contrastive import compiling
-from contrastive.module import ContrastiveModule
-from tests import tiny
-compiling.COMPILER = "aot_eager"
 
-def made(compile):
-    settings = ["mining.min_fill=0", "augment=weak", f"run.compile={compile}"]
-    module = tiny.module(*settings, rows=8, epochs=3, fill=False)
-    batch, results = tiny.batch(), []
-    for epoch in range(2):
-        ContrastiveModule.global_step = epoch
-        module.zero_grad()
-        torch.manual_seed(epoch)
-        loss = module.training_step(batch, 0)
-        loss.backward()
-        module.miner.write(*module._unwritten[-1], epoch)
-        results += [loss.detach(), module._unwritten[-1][0], *(w.grad for w in module.encoder.parameters())]
-    return results
+def compare_compiled(number):
+    from contrastive import compiling
+    from contrastive.module import ContrastiveModule
 
-plain, compiled = made("false"), made("true")
-for a, b in zip(plain, compiled, strict=True):
-    torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
-assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3, torch._dynamo.utils.counters
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    compiling.COMPILER = "aot_eager"
+
+    def made(compiled):
+        settings = ["mining.min_fill=0", "augment=weak", f"run.compile={compiled}"]
+        module = tiny.module(*settings, rows=8, epochs=3, fill=False)
+        batch, results = tiny.batch(), []
+        for epoch in range(2):
+            ContrastiveModule.global_step = epoch
+            module.zero_grad()
+            torch.manual_seed(epoch)
+            loss = module.training_step(batch, 0)
+            loss.backward()
+            module.miner.write(*module._unwritten[-1], epoch)
+            results += [loss.detach(), module._unwritten[-1][0]]
+            results += [weight.grad for weight in module.encoder.parameters()]
+        return results
+
+    for plain, compiled in zip(made("false"), made("true"), strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 3, counters
 
 
 @pytest.mark.parametrize(("half", "fused"), [(False, True), (True, False)])

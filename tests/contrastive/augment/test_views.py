@@ -1,5 +1,4 @@
-import subprocess
-import sys
+import warnings
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -11,6 +10,7 @@ from contrastive.augment.noise import uniforms
 from contrastive.augment.views import Chain, Views, center_view
 from contrastive.config import AugmentConfig, DataConfig, PretrainConfig, ViewConfig
 from contrastive.config_files import load_config
+from tests.forked import run_forked
 
 OFF = ViewConfig(crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0], flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0)
 FULL = ViewConfig(solarize=0.3, noise=0.5, erase=0.5, occlude=0.5)
@@ -182,33 +182,25 @@ def test_presets_load_and_give_finite_views(preset, tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_chain_compiles_without_a_graph_break():
-    """fullgraph refuses whatever reads a tensor on the host, and an epoch that would have to be one.
+    """fullgraph refuses whatever reads a tensor on the host, and an epoch that would have to be one."""
+    run_forked(compile_the_chain, limit_s=300)
 
-    In a process of its own: the shape checks of the tests cannot be traced.
-    """
-    code = """
-import torch
-from contrastive.augment.noise import uniforms
-from contrastive.augment.views import Views
-from contrastive.config import AugmentConfig, DataConfig, ViewConfig
-everything = ViewConfig(solarize=0.5, noise=0.5, erase=0.5)
-moved = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0, rotate=9.0, shear=9.0, translate=0.1)
-images, ids = torch.randint(0, 256, (8, 3, 18, 18), dtype=torch.uint8), torch.arange(8)
-augment, data = AugmentConfig(everything, moved), DataConfig(image_size=16)
-plain, compiled = Views(augment, data, seed=1), Views(augment, data, seed=1, compile="eager")
-crops = torch.randint(0, 256, (8, 2 * 16 * 16 * 3), dtype=torch.uint8)
-for given in (images, crops):
-    for a, b in zip(plain(given, ids, 3), compiled(given, ids, 3)):
-        assert b.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
-numbers = torch.compile(uniforms, fullgraph=True, backend="eager")
-for epoch in range(4):
-    assert torch.equal(numbers(1, epoch, ids, 0, 9), uniforms(1, epoch, ids, 0, 9))
-"""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+
+def compile_the_chain(number):
+    warnings.simplefilter("error")
+    everything = ViewConfig(solarize=0.5, noise=0.5, erase=0.5)
+    moved = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0, rotate=9.0, shear=9.0, translate=0.1)
+    images, ids = torch.randint(0, 256, (8, 3, 18, 18), dtype=torch.uint8), torch.arange(8)
+    augment = AugmentConfig(everything, moved)
+    plain, compiled = Views(augment, DATA, seed=1), Views(augment, DATA, seed=1, compile="eager")
+    crops = torch.randint(0, 256, (8, 2 * 16 * 16 * 3), dtype=torch.uint8)
+    for given in (images, crops):
+        for one, other in zip(plain(given, ids, 3), compiled(given, ids, 3), strict=True):
+            assert other.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    numbers = torch.compile(uniforms, fullgraph=True, backend="eager")
+    for epoch in range(4):
+        assert torch.equal(numbers(1, epoch, ids, 0, 9), uniforms(1, epoch, ids, 0, 9))
 
 
 def test_local_views_follow_the_global_ones_and_change_nothing_of_them():

@@ -3,15 +3,18 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
+import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_only
 
+from contrastive.checkpoint import integrity
 from contrastive.checkpoint.folder import latest_valid
 from tests.contrastive.callbacks.fits import fit, quiet, state_of
 from tests.contrastive.checkpoint.saves import names
+from tests.forked import run_forked
 from tests.reference.equal import assert_same
 
 pytestmark = quiet
@@ -68,59 +71,37 @@ def test_handlers_are_handed_back_after_a_failure(tmp_path):
     assert {number: signal.getsignal(number) for number in before} == before
 
 
-RANKS = '''
-"""Two ranks; only rank 1 gets the signal, and the disk of rank 0 is full at step 2."""
-import os, signal, sys, warnings
-from pathlib import Path
-warnings.simplefilter("ignore")
-sys.path.insert(0, os.getcwd())
-from contrastive.checkpoint import integrity
-from pytorch_lightning.strategies import DDPStrategy
-from tests.contrastive.callbacks.fits import fit
-
-rank = int(os.environ["LOCAL_RANK"])
-count = 0
-
-def send(step):
-    global count
-    count += 1
-    integrity.sync = full if rank == 0 and step == 1 else sync
-    if rank == 1 and count == 4:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-sync = integrity.sync
-def full(path):
-    raise OSError(28, "No space left on device")
-
-trainer, _, preemption = fit(
-    Path(sys.argv[1]), every_steps=1, events=send, accumulate=1,
-    strategy=DDPStrategy(process_group_backend="gloo"), ranks=2,
-)
-print(rank, trainer.global_step, preemption.stopped_by, flush=True)
-'''
-
-
 def test_ranks_agree_on_stopping_and_survive_a_full_disk(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    root = tmp_path / "c"
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANKS, str(root)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | common | {"LOCAL_RANK": str(rank), "RANK": str(rank), "NODE_RANK": "0"},
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=150) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
-    assert [out.splitlines()[-1] for out, _ in outputs] == ["0 4 SIGTERM", "1 4 SIGTERM"]
-    assert names(root) == ["last", "step-1", "step-3", "step-4"]
+    run_forked(stop_one_rank, tmp_path / "c", port, processes=2, limit_s=150)
+    assert names(tmp_path / "c") == ["last", "step-1", "step-3", "step-4"]
+
+
+def stop_one_rank(rank, root, port):
+    """Only rank 1 gets the signal, and the disk of rank 0 is full at step 2."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "NODE_RANK": "0"}
+    rank_zero_only.rank = rank  # read from there at its import
+    torch.set_num_threads(1)
+    seen, sync = [], integrity.sync
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    def send(step):
+        seen.append(step)
+        integrity.sync = full if rank == 0 and step == 1 else sync
+        if rank == 1 and len(seen) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer, _, preemption = fit(
+        root,
+        every_steps=1,
+        events=send,
+        accumulate=1,
+        strategy=DDPStrategy(process_group_backend="gloo"),
+        ranks=2,
+    )
+    assert (trainer.global_step, preemption.stopped_by) == (4, "SIGTERM")

@@ -1,18 +1,23 @@
 """A checkpoint to disk and back, and what a kill or a full disk leaves."""
 
 import hashlib
+import itertools
 import json
 import os
-import subprocess
-import sys
+import random
+import signal
+import time
+import warnings
 
 import pytest
 import torch
 
+from contrastive.checkpoint.folder import latest_valid, remove_stale
 from contrastive.checkpoint.integrity import verify
-from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO
+from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO, SaveOptions
 from memory_bank.state import read_state
 from tests.contrastive.checkpoint.saves import contents, names, save
+from tests.forked import run_forked
 
 
 def test_round_trip_and_files(tmp_path):
@@ -119,54 +124,93 @@ def test_without_someone_to_tell_a_full_disk_is_an_error(tmp_path, size):
     assert names(tmp_path) == []
 
 
-KILLER = '''
-"""Children of this process save checkpoints 1, 2, 3, ... and are killed; prints what is left after each."""
-import os, random, signal, sys, time, warnings
-from pathlib import Path
-import torch
-from contrastive.checkpoint.folder import latest_valid, remove_stale
-from contrastive.checkpoint.integrity import verify
-from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO, SaveOptions
+def test_killed_anywhere_in_a_save_a_loadable_checkpoint_is_left(tmp_path):
+    run_forked(kill_savers, tmp_path, 25, limit_s=120)
+    systematic, randomly = json.loads((tmp_path / "outcomes.json").read_text())
+    *killed, survived = systematic
+    assert survived == [0, 4, 0, 0]
+    assert len(killed) >= 18  # mkdir, flushes, renames, and each unlink of the removal of step-2
+    assert all(line in ([1, 3, 0, 0], [1, 4, 0, 0]) for line in killed)
+    # Once the new checkpoint is in place it is the one: never back to the old.
+    assert [step for _, step, _, _ in killed] == sorted(step for _, step, _, _ in killed)
 
-root, random_kills = Path(sys.argv[1]), int(sys.argv[2])
-torch.set_num_threads(1)
-FUNCTIONS = [(os, "fsync"), (os, "rename"), (os, "replace"), (os, "mkdir"), (os, "rmdir"), (os, "unlink")]
+    assert len(randomly) == 25
+    assert all(
+        kill == 1 and step >= 1 and not warned and not hidden for kill, step, warned, hidden in randomly
+    )
+    assert len({step for _, step, _, _ in randomly}) > 2  # the kills came at different times
 
-def extra(checkpoint, directory):
-    (directory / "encoder.safetensors").write_bytes(b"x" * 5000)
 
-def save(directory, step):
+def kill_savers(number, root, random_kills):
+    """Kill children of this process while they save checkpoints; write what is left after each."""
+    torch.set_num_threads(1)
+    systematic, randomly, chooser = [], [], random.Random(0)
+    while not systematic or systematic[-1][0]:  # a kill before each call of a save, until one survives it
+        directory = root / f"at-{len(systematic)}"
+        for step in (1, 2, 3):
+            save_step(directory, step)
+        pid = child(save_and_die, directory, len(systematic) + 1)
+        systematic.append(outcome(directory, pid))
+    for trial in range(random_kills):
+        directory = root / f"random-{trial}"
+        save_step(directory, 1)
+        pid = child(save_forever, directory)
+        time.sleep(chooser.uniform(0.01, 0.2))
+        os.kill(pid, signal.SIGKILL)
+        randomly.append(outcome(directory, pid))
+    (root / "outcomes.json").write_text(json.dumps([systematic, randomly]))
+
+
+def save_step(directory, step):
+    def extra(checkpoint, directory):
+        (directory / "encoder.safetensors").write_bytes(b"x" * 5000)
+
     weights = {"w": torch.full((500,), step)}
     value = {"global_step": step, "state_dict": weights, "miner": {"k": torch.zeros(9)}}
-    options = SaveOptions(extra, keep_last=2)
-    DirectoryCheckpointIO().save_checkpoint(value, directory / f"step-{step}", options)
+    DirectoryCheckpointIO().save_checkpoint(
+        value, directory / f"step-{step}", SaveOptions(extra, keep_last=2)
+    )
+
+
+def save_forever(directory):
+    for step in range(2, 10**6):
+        save_step(directory, step)
+
+
+def save_and_die(directory, count):
+    die_at(count)
+    save_step(directory, 4)
+
 
 def die_at(count):
     """Make the count-th of the calls that change the disk the last thing this process does not do."""
-    seen = 0
+    calls = itertools.count(1)
+
     def wrap(real):
         def call(*args, **kwargs):
-            nonlocal seen
-            seen += 1
-            if seen == count:
+            if next(calls) == count:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **kwargs)
-        return call
-    for module, name in FUNCTIONS:
-        setattr(module, name, wrap(getattr(module, name)))
 
-def child(work):
+        return call
+
+    for name in ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink"):
+        setattr(os, name, wrap(getattr(os, name)))
+
+
+def child(work, *arguments):
     pid = os.fork()
     if pid == 0:
         try:
-            work()
+            work(*arguments)
         finally:
             os._exit(0)
     return pid
 
+
 def outcome(directory, pid):
+    """Return whether the child was killed, the step that loads, and the numbers of warnings and leftovers."""
     _, status = os.waitpid(pid, 0)
-    killed = os.WIFSIGNALED(status)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         remove_stale(directory)
@@ -176,55 +220,4 @@ def outcome(directory, pid):
     load = DirectoryCheckpointIO().load_checkpoint
     step = -1 if found is None else int(load(found)["state_dict"]["w"][0])
     hidden = sum(path.name.startswith(".") for path in directory.iterdir())
-    print(int(killed), step, len(caught), hidden, flush=True)
-    return killed
-
-count = 0
-while True:  # a kill before each call of the third save, until one survives it
-    count += 1
-    directory = root / f"at-{count}"
-    save(directory, 1); save(directory, 2); save(directory, 3)
-    pid = child(lambda: (die_at(count), save(directory, 4)))
-    killed = outcome(directory, pid)
-    if not killed:
-        break
-print("random", flush=True)
-chooser = random.Random(0)
-for trial in range(random_kills):
-    directory = root / f"random-{trial}"
-    save(directory, 1)
-    def forever():
-        for step in range(2, 10**6):
-            save(directory, step)
-    pid = child(forever)
-    time.sleep(chooser.uniform(0.01, 0.2))
-    os.kill(pid, signal.SIGKILL)
-    outcome(directory, pid)
-'''
-
-
-def test_killed_anywhere_in_a_save_a_loadable_checkpoint_is_left(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", KILLER, str(tmp_path), "25"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    systematic, _, randomly = result.stdout.partition("random\n")
-    outcomes = [tuple(map(int, line.split())) for line in systematic.splitlines()]
-    *killed, survived = outcomes
-    assert survived == (0, 4, 0, 0)
-    assert len(killed) >= 18  # mkdir, flushes, renames, and each unlink of the removal of step-2
-    assert all(line in {(1, 3, 0, 0), (1, 4, 0, 0)} for line in killed)
-    # Once the new checkpoint is in place it is the one: never back to the old.
-    assert [step for _, step, _, _ in killed] == sorted(step for _, step, _, _ in killed)
-
-    outcomes = [tuple(map(int, line.split())) for line in randomly.splitlines()]
-    assert len(outcomes) == 25
-    assert all(
-        kill == 1 and step >= 1 and not warned and not hidden for kill, step, warned, hidden in outcomes
-    )
-    assert len({step for _, step, _, _ in outcomes}) > 2  # the kills came at different times
+    return [int(os.WIFSIGNALED(status)), step, len(caught), hidden]

@@ -1,7 +1,4 @@
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import timm
@@ -10,6 +7,7 @@ import torchvision
 
 from contrastive.config import EncoderConfig
 from contrastive.encoders.build import build_encoder
+from tests.forked import run_forked
 
 
 def build(name="resnet18", image_size=224, **settings):
@@ -79,30 +77,16 @@ def test_width_scales_every_stage():
     assert encoder(images(side=32)).shape == (2, 128)
 
 
-NARROW = """
-import torch
-from contrastive.config import EncoderConfig
-from contrastive.encoders.build import build_encoder
-
-encoder = build_encoder(EncoderConfig(name="resnet10", width=4), 16).to(memory_format=torch.channels_last)
-for _ in range(20):
-    images = torch.randn(16, 3, 16, 16).to(memory_format=torch.channels_last)
-    encoder(images).square().mean().backward()
-"""
-
-
 def test_a_narrow_network_trains_on_a_processor_without_avx512():
     """In a process of its own, which a write out of bounds would abort."""
-    done = subprocess.run(
-        [sys.executable, "-c", NARROW],
-        cwd=Path(__file__).parents[3],
-        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    run_forked(train_narrow)
+
+
+def train_narrow(number):
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # read by the first convolution of a process
+    encoder = build("resnet10", 16, width=4).to(memory_format=torch.channels_last)
+    for _ in range(20):
+        encoder(images(16, 16).to(memory_format=torch.channels_last)).square().mean().backward()
 
 
 def test_a_narrow_network_computes_what_its_strides_say():
