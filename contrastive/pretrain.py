@@ -154,6 +154,8 @@ def _open(config: PretrainConfig, given: Given) -> tuple[PretrainConfig, Dataset
 
 
 def _build_wandb(config: PretrainConfig, run_dir: Path) -> list[Logger]:
+    if config.logging.wandb.mode == "disabled":
+        return []
     saved = OmegaConf.load(run_dir / "config.yaml")
     wandb = build_wandb(
         config.logging.wandb,

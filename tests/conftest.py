@@ -14,6 +14,8 @@ typed.install()
 os.environ["WANDB_MODE"] = "disabled"
 # Processes that tests start compile our modules once, not each anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Flushes, a tenth of a tiny run, are for power cuts. A wrong descriptor is an error still; forked runs flush.
+os.fsync = os.fstat
 
 
 def pytest_collection_finish():
