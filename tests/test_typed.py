@@ -91,7 +91,7 @@ def zeros(*shape):
     ],
 )
 def test_what_does_not_fit_is_found(sample, call):
-    with pytest.raises(Exception, match=r"violat|Type-check"):
+    with pytest.raises(TypeError, match=r"violat|Type-check"):
         call(sample)
 
 

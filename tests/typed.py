@@ -6,10 +6,11 @@ import inspect
 import typing
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 
 PACKAGES = ("contrastive", "memory_bank", "eval")
 _jaxtyped = jaxtyping.jaxtyped
+_check = beartype(conf=BeartypeConf(violation_type=TypeError))  # as jaxtyping's own error is
 
 
 def install(packages=PACKAGES):
@@ -32,10 +33,10 @@ def _typed(thing=None, *, typechecker):
             thing.__init__ = _typed(thing.__init__, typechecker=typechecker)
         return thing
     if not any(map(_is_of_arrays, thing.__annotations__.values())):
-        return beartype(thing)
+        return _check(thing)
     if inspect.isgeneratorfunction(thing):
         return _jaxtyped(thing, typechecker=typechecker)
-    return _in_scope(beartype(thing))
+    return _in_scope(_check(thing))
 
 
 def _in_scope(function):

@@ -176,6 +176,8 @@ def test_an_unreachable_server_does_not_stop_training(
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    for name, value in {"MAX": "1", "WAIT_MIN_SECONDS": "0.1", "WAIT_MAX_SECONDS": "0.1"}.items():
+        monkeypatch.setenv(f"WANDB__GRAPHQL_RETRY_{name}", value)
     monkeypatch.setattr(log, "_INIT_TIMEOUT_S", 1.0)
     train_with_wandb(log, tmp_path, "online")
     out, err = capfd.readouterr()
