@@ -60,11 +60,14 @@ class Loader(ABC):
         return self._plan.total_steps * self._share.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        while self._delivered < len(self):
-            batch = self._next()
-            # Counted when delivered, not when prefetched: a resume must decode those again.
-            self._delivered += 1
-            yield batch
+        try:
+            while self._delivered < len(self):
+                batch = self._next()
+                # Counted when delivered, not when prefetched: a resume must decode those again.
+                self._delivered += 1
+                yield batch
+        finally:
+            self.close()
 
     def state_dict(self) -> dict[str, int]:
         """Return the number of micro-batches delivered since the start of the run; equal on all ranks."""
@@ -216,7 +219,8 @@ class DecodingLoader(Loader):
 
     def close(self) -> None:
         """See Loader."""
-        self._stream = None  # its workers end when the iterator is collected
+        # Its workers end with its last reference. Left to the garbage collector, it would wait 5 s for each.
+        self._stream = None
 
     def _next(self) -> Batch:
         try:

@@ -1,3 +1,5 @@
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,15 @@ def test_iterating_again_continues(kind):
         if len(found) == 2:
             break
     assert found + ids(loader) == everything
+
+
+@pytest.mark.parametrize("taken", [1, 6])
+def test_workers_end_with_the_loop_over_a_loader(taken):
+    before, plan = {*multiprocessing.active_children()}, Plan(30, seed=3, global_batch=8, epochs=2)
+    loader = make(numbered(30), plan, ("false", 2))
+    for _, _ in zip(loader, range(taken), strict=False):
+        assert len(multiprocessing.active_children()) == len(before) + 2
+    assert {*multiprocessing.active_children()} == before
 
 
 def test_a_resume_continues_at_the_optimizer_step_also_at_another_world_size():

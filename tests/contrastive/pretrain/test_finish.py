@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+import multiprocessing
 import re
 
 import pytest
@@ -18,6 +19,7 @@ from contrastive.logging.names import METRICS, describe
 from contrastive.methods.moco import Moco
 from contrastive.momentum import momentum_at
 from contrastive.optim import learning_rate
+from contrastive.step_guard import Diverged
 from eval import knn, linear_probe
 from eval.features import Features, PartFeatures, extract
 from memory_bank.miner import Miner
@@ -54,6 +56,26 @@ def test_a_run_shorter_than_the_interval_still_says_how_it_ended(run, tmp_path):
     _, result, err = run("run.name=short", "logging.every_n_steps=1000", "trainer.max_steps=3")
     assert [row["step"] for row in metrics(tmp_path / "runs/short") if row["train/loss"]] == ["3"]
     assert "interval" not in err
+
+
+@pytest.mark.parametrize("end", ["max_steps", "by itself", "divergence", "error"])
+def test_decoding_processes_end_with_the_run(run, monkeypatch, end):
+    """At once: a garbage collection that met their loader would wait for seconds."""
+    before, streamed = {*multiprocessing.active_children()}, ["data.resident=false", "data.num_workers=1"]
+    raised = {"divergence": Diverged("nan", 1), "error": ZeroDivisionError}.get(end)
+
+    def fail(self, *_):
+        raise raised
+
+    if raised is not None:
+        monkeypatch.setattr(Moco, "compare", fail)
+    if end == "error":
+        with pytest.raises(ZeroDivisionError):
+            run(*streamed)
+    else:
+        code, _, _ = run(*streamed, f"trainer.max_steps={2 if end == 'max_steps' else 12}")
+        assert code == (3 if raised else 0)
+    assert {*multiprocessing.active_children()} == before
 
 
 def test_the_training_path_has_no_labels(run, tmp_path, monkeypatch):
