@@ -116,6 +116,7 @@ def test_a_mistake_in_a_data_set_is_not_taken_for_a_corrupt_file_or_a_dead_worke
     with pytest.raises(RuntimeError, match="index file is locked") as caught:
         next(decode_ahead(Odd(4, action), [Todo(0, [0])], workers, CPU))
     assert not isinstance(caught.value, WorkerDied)
+    del caught  # and the worker, which its traceback holds: a garbage collection would wait for it
 
 
 def test_workers_are_single_threaded_and_out_of_reach_of_signals_to_the_group():
