@@ -6,6 +6,7 @@ every rank must call them, in the same order, with no rows if it has none.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -300,18 +301,10 @@ class ShardedQueue(ShardedBank):
     kind = "queue"
     _stores = QueueBank
 
-    def __init__(
-        self,
-        capacity: int,
-        dim: int,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        max_age: int | None,
-        exchange: Exchange,
-    ) -> None:
-        super().__init__(capacity, dim, dtype=dtype, device=device, max_age=max_age, exchange=exchange)
-        self._head = torch.zeros((), dtype=torch.int64, device=device)
+    @cached_property
+    def _head(self) -> Int[Tensor, ""]:
+        """The slot that the next key is written to, equal on all ranks."""
+        return torch.zeros((), dtype=torch.int64, device=self.device)
 
     @property
     @override
