@@ -30,10 +30,16 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
+# Ctrl-C also ends make; it would first call the exit code of a command that has saved its work an error.
+define interruptible
+	@echo '$(1)'
+	@trap 'interrupted=1' INT; $(1) || { code=$$?; test "$$interrupted" || exit $$code; }
+endef
+
 demo: $(VENV)/.installed
-	$(BIN)/python -m contrastive run.name=demo
-	$(BIN)/python -m eval worth checkpoint=runs/demo
-	$(BIN)/python -m eval report runs/demo
+	$(call interruptible,$(BIN)/python -m contrastive run.name=demo)
+	$(call interruptible,$(BIN)/python -m eval worth checkpoint=runs/demo)
+	$(call interruptible,$(BIN)/python -m eval report runs/demo)
 	@echo
 	@echo "report:  runs/demo/report.html   (open it in a browser)"
 	@echo "encoder: runs/demo/encoder.safetensors"
