@@ -22,6 +22,7 @@ class Watcher(StepCallback):
     def __init__(self) -> None:
         self.standing: dict[str, str] = {}
         self._said: list[str] = []
+        self._begun: set[tuple[int, str]] = set()
 
     def judge(self, trainer: pl.Trainer, title: str, text: str | None) -> None:
         """Begin, update or (None) end the warning ``title``; log it if it is the first of this title."""
@@ -31,14 +32,19 @@ class Watcher(StepCallback):
         self.standing[title] = text
         if title not in self._said:
             self._said.append(title)
+            self._begun.add((trainer.global_step, text))
             logger.warning("%s", text)
             alert(trainer, title, text)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the warnings that still hold, unless a signal stopped the run, since it is continued then."""
+        """Log the warnings that still hold, unless a signal stopped the run, since it is continued then.
+
+        What was logged first in the last step is not repeated.
+        """
         if not is_preempted(trainer):
             for text in self.standing.values():
-                logger.warning("at the end of the run: %s", text)
+                if (trainer.global_step, text) not in self._begun:
+                    logger.warning("at the end of the run: %s", text)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the titles that were logged, so that a resumed run does not log them again."""

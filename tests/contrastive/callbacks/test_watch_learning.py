@@ -225,6 +225,18 @@ def test_a_score_that_stays_level_is_named_after_half_of_the_run(monkeypatch, ca
     assert "probe/top1 90.0% (90.0%)" in said(caplog)[0]
 
 
+def test_a_warning_that_begins_with_the_last_step_is_said_once(monkeypatch, caplog):
+    run = Watched(monkeypatch)
+    run.online.untrained = {"probe/top1": 0.9}
+    run.online.score_rows = torch.arange(100)
+    assert run.epoch(11, probe=1.0, knn=1.0) == []
+    assert run.epoch(12, probe=0.9, knn=0.9) == ["level with the untrained encoder"]
+    run.watch.on_train_end(run.trainer, run.module)
+    (once,) = said(caplog)
+    assert once.startswith("no score is above")
+    assert standing_warnings(run.trainer) == [once]
+
+
 def test_a_resumed_run_remembers_its_history(monkeypatch):
     first = Watched(monkeypatch)
     first.online.untrained = {"probe/top1": 0.9}
