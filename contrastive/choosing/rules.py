@@ -326,9 +326,13 @@ def _weight_decay(known: Known) -> Choice | None:
 
 def _base_lr(known: Known) -> Choice:
     rate, from_weights = BASE_LR[known["optimizer.name"]]
+    reason, more = "training starts from random weights", f"{from_weights} from given ones"
     if known["encoder.weights"] is not None:
-        return Choice(from_weights, "the given weights should not be lost", f"else {rate}")
-    return Choice(rate, "training starts from random weights", f"{from_weights} from given ones")
+        rate, reason, more = from_weights, "the given weights should not be lost", f"else {rate}"
+    batch = known["data.global_batch"]
+    return Choice(
+        rate, f"{reason}; it is per 256 images: {rate * batch / 256:g} for the batch of {batch}", more
+    )
 
 
 def _minutes(known: Known) -> Choice | None:

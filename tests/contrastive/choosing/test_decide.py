@@ -147,6 +147,8 @@ def test_the_rate_is_that_of_the_optimizer():
     assert value("optimizer.base_lr", "optimizer.name=sgd") == 0.3
     assert value("optimizer.base_lr", "optimizer.name=adamw") == 0.004
     assert value("optimizer.base_lr", "optimizer.name=adamw", "encoder.weights=a.pth") == 0.0004
+    said = decided("optimizer.name=sgd", "data.global_batch=64")["optimizer.base_lr"].reason
+    assert said.endswith("it is per 256 images: 0.075 for the batch of 64")
 
 
 def test_a_short_run_of_the_compact_network_takes_adamw():
