@@ -144,9 +144,13 @@ def _split(images: ShardImages) -> Dataset:
     held_out = torch.tensor([is_held_out(images.member(row)) for row in range(len(images))])
     train, test = (SomeImages(images, rows.nonzero()[:, 0]) for rows in (~held_out, held_out))
     if not len(train) or not len(test):
+        whole, _, name = images.root.rpartition("/")
+        remedy = "add images, or pack them as train and test"
+        if name in ("train", *_TEST_PARTS):
+            remedy = f"it is a part of a set that was split by this hash: use data.root={whole or '.'}"
         raise UserError(
             f"data.root={images.root}: all {len(images)} images fell into one part by the hash of their "
-            "name; add images, or pack them as train and test"
+            f"name; {remedy}"
         )
     return Dataset(train, train, test, held_out_by_hash=True)
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -106,6 +107,20 @@ def test_command_packs_class_folders_with_their_parts_labels_and_names(tmp_path,
     assert "train and val are parts of one data set, and would be mixed; add data" in capsys.readouterr().err
     assert main([*mixed, "data.name=images"]) == 0  # beside train/ and test/
     assert main([*mixed, "data.name=images"]) == 2
+
+
+def test_a_part_that_was_split_by_hash_names_the_set(tmp_path, open_set):
+    for channel, name in enumerate(("cat", "dog")):
+        tiny.write_images(tmp_path / "photos" / name, 12, size=(12, 12), channel=channel)
+    out = tmp_path / "set"
+    assert main(["pack", str(tmp_path / "photos"), str(out), "data.name=imagefolder"]) == 0
+    assert open_set(out).held_out_by_hash
+    for part in ("train", "test"):
+        with pytest.raises(UserError, match=rf"split by this hash: use data\.root={re.escape(str(out))}$"):
+            open_set(out / part)
+    shutil.copytree(out / "train", tmp_path / "alone")
+    with pytest.raises(UserError, match=r"or pack them as train and test$"):
+        open_set(tmp_path / "alone")
 
 
 @pytest.mark.parametrize(
