@@ -224,6 +224,13 @@ def test_folders_of_frames_are_videos_in_the_order_of_their_numbers(tmp_path):
     assert data.train.stamp(0).startswith("11 ")
 
 
+def test_folders_of_frames_are_found_at_any_depth(tmp_path):
+    for name in ("a", "2024/b", "2024/05/c", "2024/05/06/07/d"):
+        write_frames(tmp_path / name, 2)
+    train = opened(tmp_path).train
+    assert [train.key(row) for row in range(len(train))] == ["2024/05/06/07/d", "2024/05/c", "2024/b", "a"]
+
+
 def test_a_folder_of_one_frame_and_a_broken_frame_are_unreadable(tmp_path):
     write_frames(tmp_path / "still", 1)
     write_frames(tmp_path / "torn", 5)
