@@ -711,7 +711,8 @@ class LoggingConfig:
         probe_every_epochs: Epochs between scores of an online linear probe; 0 turns them off.
         mined_rows: Number of anchors in mined.csv and the report's gallery.
         attention_every_epochs: Epochs between pictures of attention on W&B; 0 turns them off.
-        progress: Show progress bars (on stderr).
+        progress: Show progress bars (on stderr). Where none is shown, or stderr is no terminal, training logs
+            a line every minute.
         wandb: See WandbConfig.
     """
 

@@ -1,5 +1,6 @@
 """Build the callbacks of a run."""
 
+import sys
 from pathlib import Path
 from typing import cast
 
@@ -10,6 +11,7 @@ from contrastive.callbacks.gallery import Gallery
 from contrastive.callbacks.metrics import LogMetrics
 from contrastive.callbacks.online import OnlineScores
 from contrastive.callbacks.profile import ProfileSteps
+from contrastive.callbacks.progress import LogProgress
 from contrastive.callbacks.saving import SaveCheckpoint
 from contrastive.callbacks.watch_health import WatchHealth
 from contrastive.callbacks.watch_learning import WatchLearning
@@ -68,6 +70,8 @@ def build_monitors(
         callbacks.append(AttentionPictures(dataset.train, logging.attention_every_epochs))
     if (bar := progress_bar(config.logging.progress)) is not None:
         callbacks.append(bar)
+    if bar is None or sys.stderr is None or not sys.stderr.isatty():  # a file gets the last bar alone
+        callbacks.append(LogProgress())
     return callbacks
 
 
