@@ -709,7 +709,8 @@ class LoggingConfig:
         every_n_steps: Optimizer steps between rows of metrics.csv.
         knn_every_epochs: Epochs between online kNN scores on held-out rows; 0 turns them off.
         probe_every_epochs: Epochs between scores of an online linear probe; 0 turns them off.
-        mined_rows: Number of anchors in mined.csv and the report's gallery.
+        mined_rows: Number of anchors in mined.csv and the report's gallery, which show the most similar
+            negatives of each: mined ones, or, where nothing is mined, those of the batch.
         attention_every_epochs: Epochs between pictures of attention on W&B; 0 turns them off.
         progress: Show progress bars (on stderr). Where none is shown, or stderr is no terminal, training logs
             a line every minute.

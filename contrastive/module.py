@@ -97,13 +97,19 @@ class ContrastiveModule(pl.LightningModule):
         """Return the bank and its search."""
         return self.method.miner
 
+    @property
+    def mines(self) -> bool:
+        """Return whether negatives come from the bank; else it is kept for monitors, and for neighbours."""
+        return self.method.mines and self.miner.method.uses_bank
+
     def on_fit_start(self) -> None:
         """Compile networks and views, and pair the EMA tensors, now that all are on the training device."""
         backend = compiler(self.config.run.compile, self.device)
         if backend is not None:
             self._build_views(backend)
         self.networks.prepare(backend)
-        logger.info("%s", self.miner.describe())
+        unused = "" if self.mines else "; no negatives are taken from it"
+        logger.info("%s%s", self.miner.describe(), unused)
         self.guard.attach(self, loss_scaler(self))
 
     def on_train_start(self) -> None:

@@ -20,7 +20,7 @@ class LogMetrics(StepCallback):
     Args:
         unreadable: Files that could not be read; counted as ``data/unreadable``.
         labels: Class of each data set row, to measure how many mined negatives are of their query's class
-            (``mining/same_label_rate``); used only here, never by the training step.
+            (``mining/same_label_rate``, of runs that mine); used only here, never by the training step.
     """
 
     def __init__(self, unreadable: UnreadableFiles, labels: Tensor | None = None) -> None:
@@ -54,7 +54,7 @@ class LogMetrics(StepCallback):
             f"train/{name}": value for name, value in module.diagnostics.items()
         }
         row |= module.miner.metrics()
-        if self.labels is not None and module.last is not None:
+        if self.labels is not None and module.last is not None and module.mines:
             row["mining/same_label_rate"] = _same_label_rate(module.last, self.labels)
         row |= {f"train/{name}": value for name, value in module.scheduled.items()}
         row["train/skipped_steps"] = module.guard.skipped_steps

@@ -249,6 +249,5 @@ class TimeBudget(StepCallback, Clock):
 
 def _warn_if_too_short(module: ContrastiveModule) -> None:
     approximate = module.miner.retrieval.approximate
-    mines = module.method.mines and module.miner.method.uses_bank
-    for line in too_short_for(module.config, module.plan, mines=mines, approximate=approximate):
+    for line in too_short_for(module.config, module.plan, mines=module.mines, approximate=approximate):
         logger.warning("%s", line)

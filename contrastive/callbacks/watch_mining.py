@@ -76,7 +76,7 @@ class WatchMining(StepCallback):
 
 def _mines(trainer: pl.Trainer, module: ContrastiveModule) -> bool:
     """Return whether this is rank 0 and the method takes negatives from the bank."""
-    return trainer.is_global_zero and module.method.mines and module.miner.method.uses_bank
+    return trainer.is_global_zero and module.mines
 
 
 def uses_bank(module: ContrastiveModule, step: int) -> bool:

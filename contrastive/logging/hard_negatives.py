@@ -1,4 +1,4 @@
-"""Write and parse mined.csv: hard negatives by file and similarity, for the report."""
+"""Write and parse mined.csv: the hardest negatives, mined or of the batch, by file and similarity."""
 
 import csv
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from memory_bank.replacing import replacing
 
 @dataclass(frozen=True)
 class HardNegative:
-    """A negative that was mined for an anchor; the fields are the columns of mined.csv."""
+    """A negative of an anchor; the fields are the columns of mined.csv."""
 
     anchor_row: int  # of the data set
     anchor_key: str  # its file

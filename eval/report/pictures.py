@@ -53,7 +53,7 @@ def gallery(report: Report) -> str:
     images = report.images
     groups = [list(found) for _, found in groupby(mined, key=lambda row: row.anchor_row)]
     strips = "".join(_strip(images, found) for found in groups[:_MOST_ANCHORS])
-    note = "Left: an image. Right: the negatives mined for it, most similar first, with their similarity."
+    note = "Left: an image. Right: the most similar of its negatives, with their similarity."
     if images is not None and images.labels is not None:
         note += " A red frame: the same label, so probably not a negative at all."
     return section("What does it find hard?", note, strips)

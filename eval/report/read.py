@@ -222,7 +222,7 @@ def read_mined(path: Path) -> list[HardNegative]:
     """Read mined.csv; empty if there is no file.
 
     Raises:
-        UserError: a row is not one of mined negatives.
+        UserError: a row is not one of hard negatives.
     """
     found = []
     for count, row in enumerate(read_csv(path), start=1):
@@ -230,5 +230,5 @@ def read_mined(path: Path) -> list[HardNegative]:
             found.append(HardNegative.parse(row))
         except (KeyError, TypeError, ValueError) as error:
             needed = ", ".join(HardNegative.__dataclass_fields__)
-            raise UserError(f"{path}: row {count} is not of mined negatives, {needed} are needed") from error
+            raise UserError(f"{path}: row {count} is not of hard negatives, {needed} are needed") from error
     return found

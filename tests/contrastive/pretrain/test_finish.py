@@ -33,6 +33,7 @@ def test_a_run_leaves_the_directory_that_the_readme_describes(run, tmp_path):
     assert code == 0
     assert result["finished"]
     assert err.count("dataset bank of 38 x 8; exact search") == 1
+    assert "no negatives are taken" not in err
     names = {path.name for path in run_dir.iterdir()}
     expected = {"config.yaml", "manifest.csv", "metrics.csv", "mined.csv", "views.png", "summary.json"}
     assert expected | {"encoder.safetensors", "checkpoints"} <= names

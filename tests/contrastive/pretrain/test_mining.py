@@ -7,7 +7,8 @@ import pytest
 
 from contrastive.callbacks.watch_mining import WatchMining
 from memory_bank.lookahead import LookAhead
-from tests.contrastive.pretrain.runs import bank, metrics, same, weights
+from tests import tiny
+from tests.contrastive.pretrain.runs import bank, metrics, same, table, weights
 
 
 def test_a_run_without_negatives_says_which_filter_drops_them_and_stops(run):
@@ -27,10 +28,14 @@ def test_a_band_that_is_widened_is_said_at_the_start(run):
     assert "mining.num_hard=20 widens it" in line
 
 
-def test_a_method_that_does_not_mine_is_not_warned_of_a_band(run):
+def test_a_method_that_does_not_mine_says_nothing_of_mining(run, tmp_path):
     code, _, err = run("mining.num_hard=20", "method=simclr", "trainer.max_steps=2")
     assert code == 0
     assert "widens it" not in err
+    assert err.count("; no negatives are taken from it\n") == 1
+    assert "mined" not in err
+    assert [name for name in metrics(tmp_path / "runs/tiny")[-1] if name.startswith("mining/")] == []
+    assert table(tmp_path / "runs/tiny/mined.csv")
 
 
 def test_a_bank_that_is_not_to_be_mined_is_no_fault(run):

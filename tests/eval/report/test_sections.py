@@ -178,7 +178,7 @@ def test_tables_of_something_else_cost_their_own_sections_only(new_run, text):
         (run / name).write_bytes(text)
     result, _, page = report(run)
     words = " ".join(page.text)
-    assert any("mined.csv: row 1 is not of mined negatives" in reason for reason in result["missing"])
+    assert any("mined.csv: row 1 is not of hard negatives" in reason for reason in result["missing"])
     assert "What does the network see" in words
     assert "How did it learn" not in words
     assert "find hard" not in words
