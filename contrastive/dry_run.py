@@ -121,9 +121,9 @@ def _length(timer: StepTimer, module: ContrastiveModule) -> dict[str, Any]:
     steps, most, fewest = (max(1, int(60 * minutes / each)) for each in (timer.typical, *timer.quartiles))
     epochs = steps / module.plan.steps_per_epoch
     logger.info(
-        "%g minutes are enough for about %d steps, %.1f epochs, at this machine's speed: median of %d steps "
-        "after the first, slower one; %d to %d by their quartiles. Starting, scores, checkpoints and the "
-        "search of a bank that fills later leave time for fewer",
+        "schedule.minutes=%g is enough for about %d steps, %.1f epochs, at this machine's speed: median of "
+        "%d steps after the first, slower one; %d to %d by their quartiles. Starting, scores, checkpoints "
+        "and the search of a bank that fills later leave time for fewer",
         minutes,
         steps,
         epochs,

@@ -85,7 +85,7 @@ def _open_recordings(root: Path, size: int) -> VideoClips | FrameClips:
     if not videos:
         return FrameClips(root, folders, Cut(2), size)
     if folders:
-        log_once(f"data.root={root}: {len(folders)} folders beside the video files are left out")
+        log_once(f"data.root={root}: folders beside the video files are left out: {len(folders)}")
     import_av()
     return VideoClips(root, videos, Cut(2), size)
 

@@ -179,7 +179,7 @@ class TimeBudget(StepCallback, Clock):
         elif trainer.is_global_zero:
             self._told = self._plan.total_steps
             logger.info(
-                "%.1f of %g minutes are spent; the run ends after step %d",
+                "%.1f of schedule.minutes=%g are spent; the run ends after step %d",
                 self.spent_s / 60,
                 self.minutes,
                 self._plan.total_steps,
@@ -235,7 +235,7 @@ class TimeBudget(StepCallback, Clock):
         step_s = self.pace.step_s * (self.pace.first_cost if 2 * step < total else 1)
         images_s = self._plan.global_batch / step_s
         logger.info(
-            "%g minutes are %senough for %d steps, %.1f epochs: %s at step %d",
+            "schedule.minutes=%g is %senough for %d steps, %.1f epochs: %s at step %d",
             self.minutes,
             "now " if told else "",
             total,

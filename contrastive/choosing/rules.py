@@ -294,7 +294,7 @@ def _width(known: Known) -> Choice | None:
     if known["encoder.name"] not in ("resnet10", "resnet18", "resnet34") or known.published:
         return None
     device, short = _device(known), _is_short(known)
-    length = f" in {known['schedule.minutes']:g} minutes" if short else ""
+    length = f" in {known['schedule.minutes']:g} min" if short else ""
     width = device.short_width if short else device.width
     return Choice(
         width,

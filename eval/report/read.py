@@ -114,8 +114,8 @@ def _outdated(folder: Path) -> list[str]:
 def describe_epochs(folder: Path, schedule: ScheduleConfig) -> str:
     """Describe the length of a run: its epochs, or with a time budget those that its summary says fitted."""
     if schedule.minutes is None:
-        return f"{schedule.epochs} epochs"
-    done, budget = read_json(folder / "summary.json").get("epochs"), f"{schedule.minutes:g} minutes"
+        return f"{schedule.epochs} epoch{'s' * (schedule.epochs != 1)}"
+    done, budget = read_json(folder / "summary.json").get("epochs"), f"{schedule.minutes:g} min"
     return f"{done:.1f} epochs in {budget}" if isinstance(done, int | float) else budget
 
 

@@ -138,7 +138,7 @@ def scan(file: Encoded, name: str) -> Index:
     if not rows:
         raise UserError(f"{name}: no sample with an image in it; looked for {' '.join(EXTENSIONS)}")
     if left_out:
-        log_once(f"{name}: {left_out} samples without an image are left out")
+        log_once(f"{name}: {left_out} sample{'s' * (left_out != 1)} without an image left out")
     names, offsets, sizes, hashes, labels = zip(*rows, strict=True)
     return Index(
         Names.of(names),

@@ -34,14 +34,16 @@ def clock(monkeypatch):
 
 
 def lengths(err):
-    return [int(found) for found in re.findall(r"minutes are (?:now )?enough for (\d+) steps", err)]
+    return [
+        int(found) for found in re.findall(r"schedule.minutes=0.5 is (?:now )?enough for (\d+) steps", err)
+    ]
 
 
 def test_a_run_ends_with_its_budget_and_its_schedules_end_with_it(run, tmp_path, clock):
     code, result, err = run(HALF, *tiny.MONITORED, "encoder.momentum_end=1", "optimizer.base_lr=0.32")
     assert code == 0
     assert lengths(err) == [29]
-    assert "0.5 minutes are enough for 29 steps, 7.2 epochs: 8 images/s at step 5" in err
+    assert "schedule.minutes=0.5 is enough for 29 steps, 7.2 epochs: 8 images/s at step 5" in err
     assert (result["steps"], result["finished"], result["epochs"]) == (29, True, 7.25)
     assert (result["budget_minutes"], result["spent_minutes"]) == (0.5, 0.483)
     assert result["planned_steps"] == 29
@@ -82,7 +84,7 @@ def test_a_resumed_run_has_what_is_left_of_its_budget_and_equals_an_uninterrupte
     clock.now += 500  # between two starts
     code, result, err = run(HALF)
     assert (code, result["steps"], result["spent_minutes"]) == (0, 29, 0.483)
-    assert ("0.2 of 0.5 minutes are spent; the run ends after step 29" in err) == (stop == 12)
+    assert ("0.2 of schedule.minutes=0.5 are spent; the run ends after step 29" in err) == (stop == 12)
     if stop == 12:  # else the steps that are not measured come twice
         whole, parts = tmp_path / "runs/whole", tmp_path / "runs/tiny"
         assert same(weights(whole), weights(parts))
@@ -113,7 +115,7 @@ def test_a_slower_machine_means_fewer_steps_and_a_faster_one_more(run, tmp_path,
     code, slow, err = run(HALF)
     assert code == 0
     assert lengths(err)[0] == 29
-    assert "0.5 minutes are now enough for" in err
+    assert "schedule.minutes=0.5 is now enough for" in err
     assert slow["steps"] == slow["planned_steps"] == 23
     assert slow["spent_minutes"] == pytest.approx(0.5, rel=0.1)
     assert float(metrics(tmp_path / "runs/tiny")[-1]["train/lr"]) < 0.02 * 0.0125
@@ -198,7 +200,7 @@ def test_a_dry_run_says_how_many_steps_fit(run, monkeypatch):
     assert code == 0
     assert (result["steps"], result["epochs"], result["estimated_seconds"]) == (120, 30, 60)
     assert result["steps_range"] == [12, 120]  # by quartiles of 0.5, 0.5 and 9 s
-    assert "1 minutes are enough for about 120 steps, 30.0 epochs" in err
+    assert "schedule.minutes=1 is enough for about 120 steps, 30.0 epochs" in err
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", ".inf", ".nan"])

@@ -190,7 +190,8 @@ def test_the_most_frequent_mistakes_are_named():
 
 def test_the_length_of_a_run_with_a_time_budget_is_what_its_summary_says(tmp_path):
     assert describe_epochs(tmp_path, ScheduleConfig(epochs=3, warmup_epochs=1.0)) == "3 epochs"
+    assert describe_epochs(tmp_path, ScheduleConfig(epochs=1, warmup_epochs=0.0)) == "1 epoch"
     budget = ScheduleConfig(epochs=3, minutes=2.5)
-    assert describe_epochs(tmp_path, budget) == "2.5 minutes"
+    assert describe_epochs(tmp_path, budget) == "2.5 min"
     (tmp_path / "summary.json").write_text('{"epochs": 31.25}')
-    assert describe_epochs(tmp_path, budget) == "31.2 epochs in 2.5 minutes"
+    assert describe_epochs(tmp_path, budget) == "31.2 epochs in 2.5 min"
