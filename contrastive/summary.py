@@ -53,6 +53,8 @@ def finish(
     }
     for budget in _callbacks(trainer, TimeBudget):
         summary |= budget.summary()
+        if code == 0:
+            budget.tell_use()
     if code != 3:
         write_encoder(config, module, run_dir)
     if code == 0:

@@ -35,6 +35,9 @@ before the length changes: schedules stay as they are where the speed only fluct
 _MARGIN = 0.01
 """Share of the budget left for what nothing measures: the encoder, the summary, the end of the process."""
 
+_EXCEEDED, _MUCH = 1.1, 1 / 3
+"""Multiples of the budget that the run, or work beside training, may take before its use is itemized."""
+
 _DECISIONS = 200
 """Decisions in a run; between two, ranks need not talk."""
 
@@ -159,6 +162,7 @@ class TimeBudget(StepCallback, Clock):
         self.minutes, self.pace = minutes, Pace(60 * minutes, first_cost)
         self._since, self._before_s = time.monotonic(), 0.0
         self._told = 0
+        self._beside_s: dict[str, float] = {}  # work beside training
 
     @property
     def spent_s(self) -> float:
@@ -173,6 +177,7 @@ class TimeBudget(StepCallback, Clock):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log what is left, in a resumed run; else tell Lightning that the length is not known yet."""
         super().on_train_start(trainer, pl_module)
+        self._note_beside("preparation", time.monotonic() - self._since)
         assert isinstance(pl_module, ContrastiveModule)
         if not self._plan.has_end:
             end_after(trainer, None)
@@ -202,18 +207,21 @@ class TimeBudget(StepCallback, Clock):
     def leave_out(self, work: str, every: int | None, seconds: float) -> None:
         """Note work beside training, which takes time from the budget as well."""
         self.pace.note_work(work, every, seconds)
+        self._note_beside(work, seconds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the time spent, the length of the run, and the work beside training."""
+        """Return the time spent, the length of the run, and the work beside training, last and in sum."""
         return {
             "spent_s": self.spent_s,
             "total_steps": self._plan.total_steps if self._plan.has_end else None,
             "work": {name: list(astuple(work)) for name, work in self.pace.work.items()},
+            "beside_s": self._beside_s,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them; the seconds since the construction are spent as well."""
         self._before_s = float(state_dict["spent_s"])
+        self._beside_s = dict(state_dict.get("beside_s", {}))  # older checkpoints have none
         self.pace.work = {name: Work(*values) for name, values in state_dict["work"].items()}
         if state_dict["total_steps"] is not None:
             self._plan.end_after(state_dict["total_steps"])
@@ -225,6 +233,23 @@ class TimeBudget(StepCallback, Clock):
             "spent_minutes": round(self.spent_s / 60, 3),
             "planned_steps": self._plan.total_steps if self._plan.has_end else None,
         }
+
+    def tell_use(self) -> None:
+        """Log what the time was spent on, if the budget was exceeded, or much of it went to other work."""
+        spent_s, beside_s = self.spent_s, sum(self._beside_s.values())
+        if spent_s <= _EXCEEDED * 60 * self.minutes and beside_s <= _MUCH * 60 * self.minutes:
+            return
+        parts = {"training": spent_s - beside_s} | self._beside_s
+        shares = sorted(((seconds / spent_s, work) for work, seconds in parts.items()), reverse=True)
+        logger.info(
+            "schedule.minutes=%g: the run took %.3g min, %s",
+            self.minutes,
+            spent_s / 60,
+            ", ".join(f"{share:.0%} {work}" for share, work in shares if share >= 0.01),
+        )
+
+    def _note_beside(self, work: str, seconds: float) -> None:
+        self._beside_s[work] = self._beside_s.get(work, 0.0) + seconds
 
     def _tell(self, module: ContrastiveModule, step: int) -> None:
         """Log the length if it is the first, or differs by more than a fifth from the last one logged."""

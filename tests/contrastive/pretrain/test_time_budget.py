@@ -143,8 +143,9 @@ def test_the_time_before_the_first_step_counts(run, clock, monkeypatch):
         return opened(self)
 
     monkeypatch.setattr(ContrastiveModule, "train_dataloader", slow)
-    _, result, _ = run(HALF)
+    _, result, err = run(HALF)
     assert (result["steps"], result["spent_minutes"]) == (17, 0.483)
+    assert "schedule.minutes=0.5: the run took 0.483 min, 59% training, 41% preparation" in err
 
 
 def test_the_final_score_has_the_time_that_the_one_before_the_first_step_took(
@@ -159,6 +160,27 @@ def test_the_final_score_has_the_time_that_the_one_before_the_first_step_took(
     rows = metrics(tmp_path / "runs/tiny")
     assert [row["step"] for row in rows if row["knn/top1"]] == ["0", "19"]
     assert (code, result["steps"], result["spent_minutes"]) == (0, 19, 0.483)
+
+
+def test_much_work_beside_training_is_itemized_over_all_starts(run, clock, monkeypatch):
+    def score(features):
+        clock.now += 4
+        return 0.5
+
+    monkeypatch.setitem(online._SCORES, "knn", score)
+    scored = [HALF, "logging.knn_every_epochs=20"]
+    _, _, err = run(*scored, "trainer.max_steps=10")
+    assert "the run took" not in err  # 8 of 30 seconds
+    _, result, err = run(*scored)
+    assert result["spent_minutes"] == 0.483
+    assert "schedule.minutes=0.5: the run took 0.483 min, 59% training, 41% knn" in err
+
+
+def test_a_budget_that_was_exceeded_is_itemized(run, clock):
+    clock.step_s = lambda step: 1.0 if step < 12 else 9.0
+    _, result, err = run(HALF)
+    assert result["spent_minutes"] > 0.55
+    assert re.search(r"schedule.minutes=0.5: the run took 0\.[5-9]\d* min, 100% training\n", err)
 
 
 def test_a_run_that_is_cut_by_max_steps_can_be_continued(run, clock):
