@@ -303,7 +303,7 @@ class ShardedQueue(ShardedBank):
 
     @cached_property
     def _head(self) -> Int[Tensor, ""]:
-        """The slot that the next key is written to, equal on all ranks."""
+        """Return the slot that the next key is written to, equal on all ranks."""
         return torch.zeros((), dtype=torch.int64, device=self.device)
 
     @property

@@ -28,8 +28,10 @@ def test_a_collapse_under_hard_negatives_alone_names_uniform_ones_first(override
     module = tiny.module(*overrides, fill=False)
     keys = torch.nn.functional.normalize(torch.ones(40, 8) + 0.01 * torch.randn(40, 8), dim=1)
     module.miner.write(keys, torch.arange(40), 0)
+    trainer = Trainer(accelerator="cpu", logger=False)
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
-        WatchHealth().on_epoch(Trainer(accelerator="cpu", logger=False), module, 1)
+        WatchHealth().on_epoch(trainer, module, 1)
     (record,) = caplog.records
     assert "collapse of the embeddings after epoch 1: " in record.getMessage()
     assert remedy in record.getMessage()

@@ -7,7 +7,6 @@ import pytest
 
 from contrastive.callbacks.watch_mining import WatchMining
 from memory_bank.lookahead import LookAhead
-from tests import tiny
 from tests.contrastive.pretrain.runs import bank, metrics, same, table, weights
 
 
@@ -29,7 +28,7 @@ def test_a_band_that_is_widened_is_said_at_the_start(run):
 
 
 def test_a_method_that_does_not_mine_says_nothing_of_mining(run, tmp_path):
-    code, _, err = run("mining.num_hard=20", "method=simclr", "trainer.max_steps=2")
+    code, _, err = run("mining.num_hard=20", "method=simclr", "trainer.max_steps=2", "logging.mined_rows=4")
     assert code == 0
     assert "widens it" not in err
     assert err.count("; no negatives are taken from it\n") == 1
