@@ -181,7 +181,9 @@ class DataConfig:
             and small crops stay sharp (contrastive/data/crops.py). ``auto`` takes ``original`` if
             ``image_size`` is above 64 and images are decoded in every epoch. Evaluation and monitors see
             squares.
-        frames: Frames of a clip, which is what the network sees; 1 for data sets of images.
+        frames: Frames of a clip, which is what the network sees; 1 for data sets of images. With 1, videos
+            train an encoder of images, whose positives are two moments of a video (``augment.time``), and
+            evaluation sees the middle frame.
         frame_step: Distance of a clip's frames, in frames of its video.
         fps: Frames a second of a clip, whatever its video has; None takes every ``frame_step``-th frame.
         clips_per_video: Clips that evaluation takes of a video, evenly spaced; their features are averaged.
@@ -357,7 +359,7 @@ class ViewConfig:
 
 @dataclass
 class TimeConfig:
-    """Where in its video each of the two clips is cut; images have no use for it.
+    """Where in its video each of the two clips, or frames, is cut; images have no use for it.
 
     Playback speed and direction are what an action is, so they are not changed unless asked for.
 

@@ -138,6 +138,11 @@ def _open(config: PretrainConfig, given: Given) -> tuple[PretrainConfig, Dataset
     data = config.data
     dataset = open_dataset(data) if given.images is None else as_dataset(given.images, data)
     check_readable(dataset.train)
+    if dataset.train.are_videos and data.frames == 1:
+        logger.info(
+            "data.frames=1: each view is one frame of a video, for an encoder of images; for one of clips "
+            "set e.g. data.frames=8"
+        )
     if data.crop == "auto":  # a run that is continued keeps its own
         run_dir = Path(config.run.root) / config.run.name
         crop = crop_of(run_dir) or "auto"

@@ -160,7 +160,7 @@ class Extractor:
     def _decoded_train(self) -> Images:
         """Return the training images, decoded once and kept in memory if they are few enough."""
         images = self.parts["train"]
-        if images.frames or not is_resident(images, self.data):  # training needs other frames of videos
+        if images.are_videos or not is_resident(images, self.data):  # training needs other frames of videos
             return images
         pixels = decode_all(images, progress=self.config.progress).images  # unreadable rows have no features
         return DecodedImages("train", pixels, images.labels, images.classes)
@@ -192,7 +192,7 @@ class Extractor:
         build, title = self.modules()[name], name.replace("_", " ")
         data = self.data
         input_spec = [data.image_size, data.stored_size, *data.mean, *data.std]
-        if data.frames > 1:
+        if self.parts["train"].are_videos:
             input_spec += [data.frames, data.frame_step, data.fps or 0, data.clips_per_video]
         features = {}
         for part, images in self.parts.items():

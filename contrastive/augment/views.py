@@ -31,8 +31,9 @@ class Views:
     image's views do not depend on the batch it is in (except for what ``occlude_with=images`` pastes). An op
     that is switched off keeps its random numbers reserved, so switching it on does not change the others.
 
-    The frames of a clip are all changed alike. A clip of a row was cut for each global view; local views take
-    these in turn. A third clip, for ``objective.own_negatives=clips``, becomes a last view, like the first.
+    The frames of a clip are all changed alike, and a clip of one frame becomes an image. A clip of a row was
+    cut for each global view; local views take these in turn. A third clip, for
+    ``objective.own_negatives=clips``, becomes a last view, like the first.
 
     Args:
         augment: Strengths and number of the views.
@@ -162,7 +163,7 @@ class Chain:
 
     def __call__(
         self,
-        images: UInt8[Tensor, "b *t 3 S S"],
+        images: UInt8[Tensor, "b *f 3 S S"],
         numbers: Float[Tensor, "b u"],
         half: Int[Tensor, " b"] | None = None,
         cropped: bool = False,
@@ -170,7 +171,7 @@ class Chain:
         """Return the view of each image or clip that ``numbers``, uniform in [0, 1), describe.
 
         Args:
-            images: Stored images, or clips of t frames.
+            images: Stored images, or clips.
             numbers: ``num_uniforms`` for each image or clip.
             half: See ``Crop.draw``.
             cropped: Whether ``images`` are crops already, of the same ``numbers``.
@@ -260,9 +261,9 @@ def encode_center(
     return output.reshape(-1, num_clips, *output.shape[1:]).mean(1)
 
 
-def _as_clips(frames: Float[Tensor, "_ 3 s s"], length: int) -> Float[Tensor, "b t 3 s s"]:
-    """Split frames into clips, without a copy."""
-    return frames.view(-1, length, *frames.shape[1:])
+def _as_clips(frames: Float[Tensor, "_ 3 s s"], length: int) -> Float[Tensor, "b *t 3 s s"]:
+    """Split frames into clips, without a copy; of one frame, these are images."""
+    return frames.view(-1, length, *frames.shape[1:]) if length > 1 else frames
 
 
 def _for_frames(value: Tensor, frames: int) -> Tensor:

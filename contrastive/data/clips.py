@@ -79,15 +79,19 @@ class Clips(Images):
     """Data set of videos, of which clips are read; subclass it for videos of your own.
 
     ``read`` returns ``cut.clips`` clips, spread evenly over the video, one after the other along the first
-    axis. Training reads others, see ``DrawnClips``.
+    axis; if that is one frame, it is an image: the middle one, without the axis. Training reads others, see
+    ``DrawnClips``.
 
     Args:
         cut: Frames of a clip.
         size: Side of the decoded square.
     """
 
+    are_videos = True
+
     def __init__(self, cut: Cut, size: int) -> None:
-        self.cut, self.size, self.frames = cut, size, cut.clips * cut.frames
+        frames = cut.clips * cut.frames
+        self.cut, self.size, self.frames = cut, size, frames if frames > 1 else 0
 
     @abstractmethod
     def times(self, row: int) -> Float64[np.ndarray, " n"]:
@@ -105,9 +109,10 @@ class Clips(Images):
             Unreadable: one of them cannot be decoded.
         """
 
-    def read(self, row: int) -> UInt8[Tensor, "f 3 s s"]:
+    def read(self, row: int) -> UInt8[Tensor, "*f 3 s s"]:
         """See Images; the clips of evaluation."""
-        return self.read_frames(row, self.cut.evenly(self.times(row)))
+        frames = self.read_frames(row, self.cut.evenly(self.times(row)))
+        return frames if self.frames else frames[0]
 
 
 def check_moves(num_frames: int) -> None:
@@ -126,6 +131,8 @@ class DrawnClips(Images):
         views: Clips of a row, one after the other along the first axis of what ``read`` returns.
         epoch: Which epoch's clips ``read`` returns.
     """
+
+    are_videos = True
 
     def __init__(self, source: Images, cut: Cut, moments: Moments, views: int = 2, epoch: int = 0) -> None:
         self.source, self.cut, self.moments, self.epoch = source, cut, moments, epoch
@@ -192,7 +199,7 @@ class DrawnClips(Images):
 
 def draw_clips(images: Images, data: DataConfig, moments: Moments, views: int = 2) -> Images:
     """Return what training reads of a data set: drawn clips of videos, and images as they are."""
-    return DrawnClips(images, Cut.of(data), moments, views) if images.frames else images
+    return DrawnClips(images, Cut.of(data), moments, views) if images.are_videos else images
 
 
 class AllFrames(Images):

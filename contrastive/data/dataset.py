@@ -43,7 +43,7 @@ class Dataset:
         """
         if self.labelled is None or self.test is None:
             lacks, needed = ("labels", "some") if self.labelled is None else ("test part", "one")
-            source = "clips" if self.train.frames else "imagefolder"
+            source = "clips" if self.train.are_videos else "imagefolder"
             raise UserError(
                 f"data.name={name} has no {lacks}, evaluation needs {needed}; sort the "
                 f"{self.train.noun} into one folder a class and use data.name={source}, or evaluate on "
@@ -70,7 +70,7 @@ def open_dataset(data: DataConfig) -> Dataset:
 
 
 def _check_frames(images: Images, data: DataConfig) -> None:
-    """Raise UserError unless ``data.frames`` is that of clips, or 1 for images."""
+    """Raise UserError unless ``data.frames`` is that of clips, or 1 for images and frames of videos."""
     if not images.frames and data.frames > 1:
         raise UserError(
             f"data.frames={data.frames}: data.name={data.name} has images, not videos; pretrain without "
@@ -78,8 +78,9 @@ def _check_frames(images: Images, data: DataConfig) -> None:
         )
     if images.frames and data.frames < 2:
         raise UserError(
-            f"data.frames={data.frames}: data.name={data.name} has videos, a clip needs 2 frames or more; "
-            "pretrain with e.g. data.frames=8 (an encoder of images is evaluated on images)"
+            f"data.frames={data.frames}: an encoder of images sees one frame of a video, and data.name="
+            f"{data.name} gives {images.frames}; leave data.clips_per_video out, or pretrain on clips with "
+            "e.g. data.frames=8"
         )
 
 

@@ -38,6 +38,7 @@ class Images(ABC):
         classes: Names of the classes, or None.
         thread_safe: Whether several threads may read at once.
         frames: Frames of what ``read`` returns, an axis before the others; 0 for images, which lack the axis.
+        are_videos: Whether rows are videos, of which training sees other frames than ``read`` returns.
         has_originals: Whether ``open`` gives whole images, for ``data.crop=original``.
     """
 
@@ -46,6 +47,7 @@ class Images(ABC):
     classes: list[str] | None = None
     thread_safe: bool = True
     frames: int = 0
+    are_videos: bool = False
     has_originals: bool = False
 
     @property
@@ -57,7 +59,7 @@ class Images(ABC):
     @property
     def noun(self) -> str:
         """Word for the rows, for messages: ``images`` or ``videos``."""
-        return "videos" if self.frames else "images"
+        return "videos" if self.are_videos else "images"
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -401,7 +403,8 @@ class DecodedImages(Images):
         classes: list[str] | None = None,
     ) -> None:
         self.name, self.pixels, self.labels, self.classes = name, pixels, labels, classes
-        self.size, self.frames = pixels.shape[-1], pixels.shape[1] if pixels.ndim == 5 else 0
+        self.are_videos = pixels.ndim == 5
+        self.size, self.frames = pixels.shape[-1], pixels.shape[1] if self.are_videos else 0
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -520,6 +523,7 @@ class SomeImages(Images):
         self.images, self.rows = images, rows
         self.size, self.classes, self.thread_safe = images.size, images.classes, images.thread_safe
         self.frames, self.has_originals = images.frames, images.has_originals
+        self.are_videos = images.are_videos
         self.labels = None if images.labels is None else images.labels[rows]
 
     def __len__(self) -> int:

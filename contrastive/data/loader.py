@@ -317,7 +317,7 @@ def is_resident(images: Images, data: DataConfig) -> bool:
     if isinstance(images, CroppedImages):
         return False
     if data.resident == "auto":
-        return fits(images, RESIDENT_BYTES) if images.frames else num_bytes(images) <= RESIDENT_BYTES
+        return fits(images, RESIDENT_BYTES) if images.are_videos else num_bytes(images) <= RESIDENT_BYTES
     return data.resident == "true"
 
 
@@ -327,9 +327,9 @@ def choose_crop(images: Images, data: DataConfig) -> str:
     Raises:
         UserError: ``original`` of videos, or of images that are squares alone.
     """
-    possible = images.has_originals and not images.frames
+    possible = images.has_originals and not images.are_videos
     if data.crop == "original" and not possible:
-        what = "videos" if images.frames else f"squares alone ({type(images).__name__})"
+        what = "videos" if images.are_videos else f"squares alone ({type(images).__name__})"
         raise UserError(f"data.crop=original: data.name={data.name} gives {what}; use data.crop=square")
     if data.crop != "auto":
         return data.crop

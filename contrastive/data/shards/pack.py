@@ -58,7 +58,7 @@ def pack(
     Raises:
         UserError: the folder already has shards or a list of them, or cannot be written; clips.
     """
-    if images.frames:
+    if images.are_videos:
         raise UserError("shards hold images, not clips; train on the folder with data.name=clips")
     if (folder / SET_FILE).exists() or any(folder.glob("shard-*.tar")):
         raise UserError(

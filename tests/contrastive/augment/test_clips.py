@@ -36,6 +36,14 @@ def test_each_frame_is_changed_as_the_image_of_its_row_would_be(view):
             assert torch.equal(whole[:, frame], alone)
 
 
+def test_two_moments_of_a_video_become_images():
+    data, moments = replace(DATA, frames=1), clips()[:, :2]
+    both = Views(AugmentConfig(FULL, MOVED), data, seed=3)(moments, IDS[:20], 5)
+    for number, view in enumerate(both):
+        alone = Views(AugmentConfig(FULL, MOVED), data, seed=3)(moments[:, number].contiguous(), IDS[:20], 5)
+        assert torch.equal(view, alone[number])
+
+
 def test_local_views_are_cut_from_the_clips_of_both_views_in_turn():
     augment = AugmentConfig(OFF, OFF, num_local=3, local=OFF, local_size=16)
     views = Views(augment, DATA, seed=0)(clips(), IDS[:20], 0)

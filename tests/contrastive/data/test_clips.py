@@ -16,6 +16,7 @@ from tests.reference import clips as reference
 
 CPU = torch.device("cpu")
 DATA = DataConfig(frames=3, image_size=8)
+MOMENTS = DataConfig(image_size=8)  # single frames
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one processor
 
 
@@ -48,8 +49,8 @@ class Counted(Clips):
         return "1"
 
 
-def drawn(source=None, seed=0, **time):
-    return draw_clips(source or Counted(), DATA, DrawMoments(TimeConfig(**time), seed))
+def drawn(source=None, seed=0, data=DATA, **time):
+    return draw_clips(source or Counted(), data, DrawMoments(TimeConfig(**time), seed))
 
 
 def load(images, resident, workers=0, cache=None, accumulate=1, rank=0, world=1, told=None, epochs=2):
@@ -147,25 +148,42 @@ def test_gaps_have_the_density_that_was_asked_for(decay, most):
         assert starts.var(0).tolist() == pytest.approx([1 / 12, 1 / 12], rel=0.03)
 
 
-def test_no_gap_gives_both_views_the_same_frames():
-    clips = drawn(max_gap=0.0)
+@pytest.mark.parametrize("data", [DATA, MOMENTS], ids=["clips", "moments"])
+def test_no_gap_gives_both_views_the_same_frames(data):
+    clips = drawn(data=data, max_gap=0.0)
     assert all(torch.equal(*clips.read(row).chunk(2)) for row in range(20))
 
 
+def test_single_frames_are_two_moments_in_training_and_the_middle_one_elsewhere():
+    source = Counted(cut=Cut.of(MOMENTS))
+    assert source.read(6).shape == source.shape == (3, 8, 8)
+    assert source.read(6)[1, 0, 0] == 5  # of 11
+    assert source.noun == SomeImages(source, torch.tensor([6])).noun == "videos"
+    moments = drawn(source, data=MOMENTS)
+    both = [moments.in_epoch(epoch).read(6)[:, 1, 0, 0].tolist() for epoch in range(200)]
+    assert {frame for pair in both for frame in pair} == {*range(11)}
+    assert {first - second for first, second in both} > {-9, -1, 0, 1, 9}
+    near = drawn(source, data=MOMENTS, max_gap=0.2)
+    gaps = [near.in_epoch(epoch).read(6)[:, 1, 0, 0].int().diff().item() for epoch in range(200)]
+    assert {0, 1, 2} <= {*map(abs, gaps)} <= {0, 1, 2, 3}  # 2.2 of 11 frames, each moment rounded down
+
+
+@pytest.mark.parametrize("data", [DATA, MOMENTS], ids=["clips", "moments"])
 @pytest.mark.parametrize("kind", ["resident", "cache", "resident cache", "workers"])
-def test_every_loader_delivers_the_same_clips(kind, tmp_path):
+def test_every_loader_delivers_the_same_clips(kind, data, tmp_path):
     """Also in micro-batches and on ranks; -1 stands for a video that cannot be read."""
-    images = drawn(Counted(bad=(5,)))
+    source = Counted(bad=(5,), cut=Cut.of(data))
+    images = drawn(source, data=data)
     cache = tmp_path if "cache" in kind else None
     resident = "true" if "resident" in kind else "false"
     loader = load(images, resident, 2 if kind == "workers" else 0, cache)
     assert isinstance(loader, ResidentClips if "resident" in kind else DecodingLoader)
-    expected = [*load(drawn(Counted(bad=(5,))), "false")]
+    expected = [*load(drawn(source, data=data), "false")]
     batches = [*loader]
     for step, (ours, theirs) in enumerate(zip(batches, expected, strict=True)):
         assert torch.equal(ours.ids, theirs.ids)
         assert torch.equal(ours.images, theirs.images)
-        assert ours.images.shape == (len(ours.ids), 6, 3, 8, 8)
+        assert ours.images.shape == (len(ours.ids), 2 * data.frames, 3, 8, 8)
         for clip, row in zip(ours.images, ours.ids.tolist(), strict=True):
             assert torch.equal(clip, images.in_epoch(step // 2).read(row))
     parts = [load(images, resident, 0, cache, 2, rank, 2) for rank in range(2)]
@@ -234,8 +252,9 @@ def test_images_stay_as_they_are():
 
 def test_frames_are_asked_for_where_there_are_some_and_refused_elsewhere():
     assert as_dataset(Counted(), DATA).train.frames == 3
-    with pytest.raises(UserError, match=r"data.frames=1: .* pretrain with e.g. data.frames=8"):
-        as_dataset(Counted(), DataConfig(image_size=8))
+    assert as_dataset(Counted(cut=Cut.of(MOMENTS)), MOMENTS).train.frames == 0
+    with pytest.raises(UserError, match=r"data.frames=1: .* gives 3; leave data.clips_per_video out, or pre"):
+        as_dataset(Counted(), MOMENTS)
     with pytest.raises(UserError, match=r"data.frames=3: .* has images, not videos; .*is evaluated on clips"):
         as_dataset(numbered(4, 8), DATA)
 

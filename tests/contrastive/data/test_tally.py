@@ -80,7 +80,7 @@ def test_a_set_without_one_readable_image_is_the_users_mistake():
 
 def test_videos_are_called_videos():
     tally, _ = make(3, 1.0)
-    tally._images.frames = 4
+    tally._images.are_videos = True
     with pytest.raises(UserError, match=r"none of the 3 videos can be read"):
         add(tally, torch.arange(3), dict.fromkeys(range(3), "torn"))
 

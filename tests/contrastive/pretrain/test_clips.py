@@ -101,6 +101,63 @@ FINETUNE = [
 ]
 
 
+MOMENTS = ["data.name=clips", "logging.knn_every_epochs=3", "logging.probe_every_epochs=0"]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [[], ["data.resident=false", "data.num_workers=1"], ["data.cache=cache", "data.resident=false"]],
+    ids=["resident", "workers", "cache"],
+)
+def test_two_moments_train_an_encoder_of_images_that_resumes_to_the_bit(
+    run, videos, tmp_path, monkeypatch, kept
+):
+    monkeypatch.chdir(tmp_path)
+    moments = [*MOMENTS, f"data.root={videos}"]
+    code, result, err = run(*moments, "run.name=whole", "data.resident=false", "data.num_workers=0")
+    assert (code, result["steps"]) == (0, 6)
+    assert "each view is one frame of a video" in err
+    assert run(*moments, "run.name=parts", "trainer.max_steps=4", "run.checkpoint_every=2", *kept)[0] == 0
+    assert run(*moments, "run.name=parts", "run.checkpoint_every=2")[0] == 0
+    assert run(*moments, "run.name=still", "augment.time.max_gap=0")[0] == 0
+    whole, parts, still = (tmp_path / "runs" / name for name in ("whole", "parts", "still"))
+    assert same(weights(whole), weights(parts))
+    assert same(bank(whole), bank(parts))
+    assert not same(weights(whole), weights(still))
+
+
+def test_two_moments_are_drawn_and_measured_on_videos_and_on_pictures(run, videos, folder, tmp_path, capsys):
+    run_dir, moments = tmp_path / "runs" / "tiny", [*MOMENTS, f"data.root={videos}"]
+    code, result, _ = run("--dry-run", *moments)
+    assert (code, result["parameters"] > 0) == (0, True)
+    assert run(*moments, "logging.mined_rows=3")[0] == 0
+    with Image.open(run_dir / "views.png") as picture:
+        assert picture.size == (3 * 18 + 2, 3 * 18 + 2)  # 3 middle frames above their 2 views
+    assert table(run_dir / "mined.csv")[0]["anchor_key"].startswith("train/")
+    common = [f"checkpoint={run_dir}", "progress=false", "device=cpu"]
+    pictures = ["data.name=imagefolder", f"data.root={folder}"]
+    protocols = ("knn", ["knn.k=[3]"]), ("finetune", FINETUNE), ("stats", []), ("retrieval", [])
+    for data in ([], pictures):
+        for protocol, more in protocols:
+            assert evaluate([protocol, *common, *more, *data]) == 0
+            result = json.loads(capsys.readouterr().out.splitlines()[-1])
+            if protocol == "knn":
+                assert [*next(iter(result["scores"].values()))] == ["encoder", "raw_pixels", "random_encoder"]
+    assert evaluate(["report", *common]) == 0
+    page = (run_dir / "report.html").read_text()
+    assert "First row: images." in page
+    assert page.count('<figure title="train/') > 3
+    assert evaluate(["knn", *common, "data.clips_per_video=2"]) == 2
+    assert "leave data.clips_per_video out" in capsys.readouterr().err
+    out = tmp_path / "features.npz"
+    assert (
+        export([f"checkpoint={run_dir}", "format=embeddings", f"out={out}", "progress=false", "device=cpu"])
+        == 0
+    )
+    with np.load(out) as saved:
+        assert saved["embedding"].shape == (20, 64)
+
+
 def test_unreadable_videos_are_listed_and_left_out(run, tmp_path):
     folder = tmp_path / "films"
     for number in range(20):
@@ -121,7 +178,9 @@ def test_settings_that_do_not_fit_are_refused(run, clips, tmp_path):
     code, _, err = run("data.frames=4")
     assert (code, "has images, not videos" in err) == (2, True)
     code, _, err = clips("data.frames=1")
-    assert (code, "a clip needs 2 frames or more" in err) == (2, True)
+    assert (code, "leave data.clips_per_video out" in err) == (2, True)
+    code, _, err = clips("data.frames=1", "data.clips_per_video=1")
+    assert (code, "encoder.temporal=attention joins the frames of clips" in err) == (2, True)
     write_images(tmp_path / "flat", 3)
     code, _, err = run(*SETTINGS, f"data.root={tmp_path / 'empty'}")
     assert (code, "no such folder" in err) == (2, True)
