@@ -27,9 +27,9 @@ from eval.protocol import Result, Row, Scoring, compare
 from eval.report.page import card, legend, page, section, table
 from eval.results import write_text
 from eval.scores import Line, Scored
-from eval.segmenting import Segmentation, describe_windows, segment
+from eval.segmenting import DECODERS, Segmentation, describe_windows, segment
 from eval.subject import Extractor
-from memory_bank.config import check_range
+from memory_bank.config import check_choice, check_range
 
 _SUB_ACTIONS = 32  # where the number of actions is not given
 _SPLIT = 4  # sub-actions for each action
@@ -37,8 +37,8 @@ _WIDTH, _HEIGHT, _TILE = 900, 16, 80
 _TYPICAL = 8  # frames drawn of an action
 _MATCHED = {"set": False, "video": True}
 _READING = (
-    "path: the likeliest path; argmax: the closest sub-action of each frame alone; set: actions matched once "
-    "over the set; video: anew for each recording, which is easier"
+    "path: as segment.decoder says; argmax: the closest sub-action of each frame alone; set: actions matched "
+    "once over the set; video: anew for each recording, which is easier"
 )
 Ints = NDArray[np.int64]
 
@@ -54,6 +54,8 @@ class SegmentConfig:
         window: Frames, odd, over which appearance is averaged and motion is measured.
         duration: Mean length of an action in frames, from which the cost of a switch follows; None estimates
             it, without labels.
+        decoder: ``viterbi``: the likeliest path; ``transport``: optimal transport that keeps neighbours
+            together (eval/transport.py), which has no use for ``duration``.
         drawn: Number of recordings on the page.
         seed: Of the clusters.
     """
@@ -62,6 +64,7 @@ class SegmentConfig:
     sub_actions: int | None = None
     window: int = 7
     duration: float | None = None
+    decoder: str = "viterbi"
     drawn: int = 40
     seed: int = 0
 
@@ -70,6 +73,7 @@ class SegmentConfig:
         check_range("segment.sub_actions", self.sub_actions, 1)
         check_range("segment.window", self.window, 1, 10_001)
         check_range("segment.duration", self.duration, 2)
+        check_choice("segment.decoder", self.decoder, DECODERS)
         check_range("segment.drawn", self.drawn, 0)
         check_range("segment.seed", self.seed, 0, 2**31 - 1)
         if self.window % 2 == 0:
@@ -168,7 +172,7 @@ class Segment(Scoring):
             *super().notes(result),
             *([_READING] if result["scores"] else []),
             f"{ours['actions']} actions ({how}) of {ours['sub_actions']} sub-actions; {ours['segments']} "
-            f"segments; length by which switches cost: {ours['duration']:.0f} frames",
+            f"segments; mean length of an action: {ours['duration']:.0f} frames",
             f"{result['segments']}, {result['page']}",
         ]
 
@@ -206,6 +210,7 @@ def find_actions(windows: NDArray[np.float32], starts: Ints, settings: SegmentCo
         actions=settings.actions,
         duration=settings.duration,
         evidence=1 / settings.window,
+        decoder=settings.decoder,
         seed=settings.seed,
     )
 

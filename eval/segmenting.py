@@ -9,12 +9,16 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from eval.transport import decode_by_transport
+
 faiss: Any = _faiss  # its annotations cover only some of its classes
 
 _DIMENSIONS = 32  # of the features that are clustered
 _ITERATIONS = 25  # of k-means
 _MOST_TRAINED = 1024  # frames a cluster that k-means is trained on
 _MOST_ROUNDS = 10  # of decoding and counting
+DECODERS = ("viterbi", "transport")
+_RIDGE = 0.003  # added to the variance along each axis before whitening, as a share of the sum over all axes
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 
@@ -24,7 +28,7 @@ class Segmentation:
     """The actions of all recordings.
 
     Attributes:
-        path: Action of each frame on the likeliest path.
+        path: Action of each frame as it was decoded: on the likeliest path, or by the transport plan.
         argmax: Action of each frame by its closest sub-action alone.
         sub_action: The closest sub-action of each frame.
         group: Action of each sub-action.
@@ -48,6 +52,7 @@ def segment(
     actions: int | None = None,
     duration: float | None = None,
     evidence: float = 1.0,
+    decoder: str = "viterbi",
     seed: int = 0,
 ) -> Segmentation:
     """Find the actions of recordings, the same for all of them.
@@ -69,6 +74,8 @@ def segment(
         duration: Mean length of an action in frames; None estimates it.
         evidence: Weight of a frame's log-likelihood: 1 for independent frames, less where neighbours repeat
             one another.
+        decoder: ``viterbi``, or ``transport`` (eval/transport.py), which uses neither duration nor evidence:
+            its cost is the cosine distance to the closest centre of an action's sub-actions.
         seed: Of k-means and of spectral clustering.
 
     Raises:
@@ -80,13 +87,20 @@ def segment(
             "and up to sub_actions"
         )
     rows = project(features, _DIMENSIONS)
-    sub, distances = cluster(rows, sub_actions, seed)
+    centres = cluster(rows, sub_actions, seed)
+    distances = np.maximum(
+        np.square(rows).sum(1)[:, None] - 2 * rows @ centres.T + np.square(centres).sum(1), 0
+    )
+    sub = distances.argmin(1)
     affinity = co_occurrence(sub, starts, sub_actions)
     eigenvalues = np.linalg.eigvalsh(affinity)[::-1]
     group = group_sub_actions(affinity, actions or largest_gap(eigenvalues), seed)
-    frames = log_likelihood(distances, sub, group, rows.shape[1]) * evidence
     first = group[sub]
     length = duration or estimate_duration(first, starts)
+    if decoder == "transport":
+        path = decode_by_transport(cosine_cost(rows, centres, group), starts)
+        return Segmentation(path, first, sub, group, length, eigenvalues)
+    frames = log_likelihood(distances, sub, group, rows.shape[1]) * evidence
     path = first
     for _ in range(_MOST_ROUNDS):  # which follows which is counted on the path, which needs it
         before, path = path, decode(frames, starts, switch_cost(path, starts, len(set(group)), length))
@@ -100,8 +114,9 @@ def describe_windows(
 ) -> Float[np.ndarray, "n d2"]:
     """Return what each frame's surroundings look like, and how they move.
 
-    Features are centred and scaled by those of their recording, so that who acts, and where, is no action.
-    Then their mean over a window of frames says which pose, and their standard deviation which motion.
+    Features are centred and whitened by those of their recording, so that who acts, and where, is no action,
+    and what changes most, such as the side that is seen, does not hide the rest. Then their mean over a
+    window of frames says which pose, and their standard deviation which motion.
 
     Args:
         features: Of all frames, one recording after the other.
@@ -110,6 +125,7 @@ def describe_windows(
     """
     centred = np.concatenate([_centred(features[start:end]) for start, end in itertools.pairwise(starts)])
     rows, reach = project(centred, 2 * _DIMENSIONS), window // 2
+    rows = np.concatenate([_whitened(rows[start:end]) for start, end in itertools.pairwise(starts)])
     if not reach:
         return rows
     parts = []
@@ -123,6 +139,17 @@ def _centred(rows: Floats) -> Floats:
     """Return the features of a recording with mean 0 and mean square length 1."""
     moved = rows - rows.mean(0, dtype=np.float64).astype(np.float32)
     return np.asarray(moved / max(float(np.sqrt(np.square(moved).sum(1).mean())), 1e-12), np.float32)
+
+
+def _whitened(rows: Floats) -> Floats:
+    """Return centred features of a recording with about the same variance along each of their axes.
+
+    They are turned back to the axes that all recordings share (ZCA), and have mean square length 1.
+    """
+    variances, axes = np.linalg.eigh((rows.T @ rows).astype(np.float64))
+    variances = np.maximum(variances, 0)
+    scales = 1 / np.sqrt(variances + max(_RIDGE * float(variances.sum()), 1e-12))
+    return _centred(rows @ np.asarray(axes * scales @ axes.T, np.float32))
 
 
 def _moving_mean(rows: Floats, reach: int) -> Floats:
@@ -142,18 +169,14 @@ def project(features: Float[np.ndarray, "n d"], dimensions: int) -> Float[np.nda
     return np.asarray(centred @ axes[:, -dimensions:], order="C")
 
 
-def cluster(rows: Float[np.ndarray, "n e"], count: int, seed: int) -> tuple[Ints, Floats]:
-    """Return the closest of ``count`` k-means centres for each row, and the squared distances to all."""
+def cluster(rows: Float[np.ndarray, "n e"], count: int, seed: int) -> Float[np.ndarray, "s e"]:
+    """Return the ``count`` centres that k-means finds."""
     means = faiss.Kmeans(
         rows.shape[1], count, niter=_ITERATIONS, nredo=3, seed=seed,
         min_points_per_centroid=1, max_points_per_centroid=_MOST_TRAINED,
     )  # fmt: skip
     means.train(rows)
-    centres = means.centroids
-    distances = np.maximum(
-        np.square(rows).sum(1)[:, None] - 2 * rows @ centres.T + np.square(centres).sum(1), 0
-    )
-    return distances.argmin(1), distances
+    return np.asarray(means.centroids)
 
 
 def co_occurrence(sub: Int[np.ndarray, " n"], starts: Int[np.ndarray, " v"], count: int) -> Floats:
@@ -205,6 +228,17 @@ def log_likelihood(
     scores = weight - distances / (2 * variance)
     best = [scores[:, group == action] for action in range(group.max() + 1)]
     return np.stack([_log_sum(each) for each in best], 1)
+
+
+def cosine_cost(
+    rows: Float[np.ndarray, "n e"], centres: Float[np.ndarray, "s e"], group: Int[np.ndarray, " s"]
+) -> Float[np.ndarray, "n a"]:
+    """Return 1 - the cosine of the angle between each row and the closest centre of each action."""
+    frames, means = (
+        each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in (rows, centres)
+    )
+    cosines = frames @ means.T
+    return np.stack([1 - cosines[:, group == action].max(1) for action in range(group.max() + 1)], 1)
 
 
 def _log_sum(scores: Floats) -> Floats:

@@ -22,6 +22,7 @@ from eval.segmenting import (
     segment,
     switch_cost,
 )
+from eval.transport import decode_by_transport, plan
 from tests.reference import segments as reference
 
 
@@ -88,6 +89,29 @@ def test_the_path_is_the_best_of_all():
         assert found.tolist() == expected
 
 
+@pytest.mark.parametrize("frames", [6, 75])
+def test_the_transport_plan_equals_loops(frames):
+    cost = np.random.default_rng(0).random((frames, 3)) * 2
+    expected = reference.transport_plan(
+        cost.tolist(), alpha=0.6, radius=0.04, balance=0.01, entropy=0.04, steps=25, first=4.0
+    )
+    found = plan(cost)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    np.testing.assert_allclose(found.sum(1), 1)
+    both = decode_by_transport(np.concatenate([cost, cost[::-1]]), np.array([0, frames, 2 * frames]))
+    assert both.tolist() == [*found.argmax(1), *found.argmax(1)[::-1]]
+
+
+def test_transport_recovers_noisy_actions():
+    features, truth, starts = routines(1.0)
+    found = segment(features, starts, sub_actions=6, actions=6, decoder="transport")
+    assert frames_right(found.path, truth, starts) >= 0.99
+    assert frames_right(found.argmax, truth, starts) < 0.98
+    features, truth, starts = routines(0.6, looks=3)
+    found = segment(features, starts, sub_actions=24, decoder="transport")
+    assert frames_right(found.path, truth, starts) >= 0.99
+
+
 def test_switches_cost_what_their_probability_says():
     labels, starts = np.array([0, 0, 1, 1, 2, 0, 1]), np.array([0, 4, 7])
     counts = count_transitions(labels, starts, 3)
@@ -98,17 +122,31 @@ def test_switches_cost_what_their_probability_says():
     assert shares[0, 1] == pytest.approx(0.1 * 3 / 4)
 
 
-def test_windows_hold_the_mean_and_the_deviation_of_centred_frames():
+def test_windows_hold_the_mean_and_the_deviation_of_whitened_frames():
     features = np.random.default_rng(0).normal(size=(30, 4)) * 3 + 7
     starts = np.array([0, 20, 30])
     found = describe_windows(features, starts, 5)
     rows = features[20:] - features[20:].mean(0)
+    variances, axes = np.linalg.eigh(np.cov(rows.T, ddof=0))
+    parts = zip(variances, axes.T, strict=True)
+    rows = sum(np.outer(rows @ axis, axis) / np.sqrt(v + 0.003 * variances.sum()) for v, axis in parts)
     rows /= np.sqrt((rows**2).sum(1).mean())
     padded = np.concatenate([rows[1::-1], rows, rows[:-3:-1]])
     for frame in range(10):
         seen = padded[frame : frame + 5]
         np.testing.assert_allclose(found[20 + frame], [*seen.mean(0), *seen.std(0)], atol=1e-6)
     assert describe_windows(features, starts, 1).shape == (30, 4)
+
+
+def test_the_side_that_is_seen_does_not_hide_the_action():
+    """Though it changes features three times as much, and another way in each recording."""
+    features, truth, starts = routines(0.3)
+    draw = np.random.default_rng(1)
+    for start, end in pairwise(starts):
+        sides = np.repeat(draw.normal(size=(40, 1)), 10, 0)[: end - start]
+        features[start:end] += 3 * sides * draw.normal(size=16)
+    found = segment(describe_windows(features, starts, 3), starts, sub_actions=6, actions=6)
+    assert frames_right(found.path, truth, starts) > 0.9
 
 
 @pytest.mark.parametrize("each", [False, True])
@@ -199,6 +237,12 @@ def test_recordings_are_segmented_scored_and_drawn(shared_run, footage, tmp_path
     words = (out / "segment.html").read_text()
     assert words.count('aria-label="actions"') == 3
     assert "true above found" in words
+
+    given = (f"out={out}", "segment.actions=3", "segment.sub_actions=3", "segment.decoder=transport")
+    assert command(shared_run, footage, *given) == 0
+    by_transport = json.loads(capsys.readouterr().out.splitlines()[-1])["scores"]
+    assert by_transport["MoF path, set"]["raw_pixels"] > 0.9
+    assert "viterbi, transport" in refused(capsys, shared_run, footage, "segment.decoder=ot")
 
     for table in footage.glob("*.csv"):
         table.unlink()

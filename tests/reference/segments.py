@@ -1,6 +1,7 @@
-"""Scores of segmentations, Viterbi paths and transition counts by plain loops and by trying everything."""
+"""Scores of segmentations, Viterbi paths and transport plans by plain loops and by trying everything."""
 
 import itertools
+import math
 
 
 def segments(labels):
@@ -92,3 +93,33 @@ def best_path(scores, cost):
         return stays - sum(cost[before][after] for before, after in itertools.pairwise(path))
 
     return max(itertools.product(range(actions), repeat=frames), key=worth)
+
+
+def transport_plan(cost, *, alpha, radius, balance, entropy, steps, first):
+    """Return ASOT's plan, times the number of frames, by loops over frames, actions and their pairs."""
+    n, a = len(cost), len(cost[0])
+    plan = [[1 / (n * a)] * a for _ in range(n)]
+    reach, size = max(1, int(radius * n)), None
+
+    def near(i, k):
+        return 1 / radius if i != k and abs(i - k) <= reach else 0.0
+
+    for _ in range(steps):
+        used = [sum(plan[i][j] for i in range(n)) for j in range(a)]
+        gradient = [[0.0] * a for _ in range(n)]
+        for i in range(n):
+            for j in range(a):
+                apart = sum(near(i, k) * plan[k][m] for k in range(n) for m in range(a) if m != j)
+                gradient[i][j] = (
+                    (1 - alpha) * cost[i][j]
+                    + alpha * apart
+                    + balance * (math.log(used[j] * a) + 1)
+                    + entropy * math.log(plan[i][j])
+                )
+        size = size or first / max(abs(value) for row in gradient for value in row)
+        plan = [
+            [mass * math.exp(-size * slope) for mass, slope in zip(*both, strict=True)]
+            for both in zip(plan, gradient, strict=True)
+        ]
+        plan = [[mass / (n * sum(row)) for mass in row] for row in plan]
+    return [[n * mass for mass in row] for row in plan]
