@@ -172,7 +172,7 @@ class Segment(Scoring):
             *super().notes(result),
             *([_READING] if result["scores"] else []),
             f"{ours['actions']} actions ({how}) of {ours['sub_actions']} sub-actions; {ours['segments']} "
-            f"segments; mean length of an action: {ours['duration']:.0f} frames",
+            f"segments; length of an action by the closest sub-actions: {ours['duration']:.0f} frames",
             f"{result['segments']}, {result['page']}",
         ]
 

@@ -165,6 +165,10 @@ def project(features: Float[np.ndarray, "n d"], dimensions: int) -> Float[np.nda
     centred: Floats = rows - rows.mean(0, dtype=np.float64).astype(np.float32)
     if rows.shape[1] <= dimensions:
         return centred
+    if len(rows) < rows.shape[1]:  # the same components from the smaller matrix
+        squares, along = np.linalg.eigh(centred @ centred.T)
+        lengths = np.sqrt(np.maximum(squares[-dimensions:], 0))
+        return np.asarray(along[:, -dimensions:] * lengths, order="C")
     _, axes = np.linalg.eigh(centred.T @ centred)
     return np.asarray(centred @ axes[:, -dimensions:], order="C")
 

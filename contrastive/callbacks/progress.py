@@ -42,14 +42,15 @@ class LogProgress(StepCallback, Clock):
         if now - self._since < _EVERY_S or not trainer.is_global_zero:
             return
         seconds = max(1e-9, now - self._since - self._paused_s)
+        ends = [trainer.max_steps] * (trainer.max_steps >= 0) + [plan.total_steps] * plan.has_end
         line = f"step {step}"
-        if plan.has_end:
-            line += f" of {plan.total_steps}"
+        if ends:
+            line += f" of {min(ends)}"
         if "loss" in module.diagnostics:
             line += f", loss {float(module.diagnostics['loss']):.4g}"
         line += f", {(step - self._step) * plan.global_batch / seconds:.0f} images/s"
-        if plan.has_end:
-            left_s = (now - self._began) / (step - self._first) * (plan.total_steps - step)
+        if ends:
+            left_s = (now - self._began) / (step - self._first) * (min(ends) - step)
             line += f", about {timedelta(seconds=round(left_s))} left"
         logger.info("%s", line)
         self._restart(step)

@@ -118,7 +118,7 @@ class Clips(Images):
 def check_moves(num_frames: int) -> None:
     """Raise Unreadable unless there are two frames: a video of one is an image."""
     if num_frames < 2:
-        raise Unreadable(f"{num_frames} frame{'s' * (num_frames != 1)}, a clip needs 2 or more")
+        raise Unreadable(f"{num_frames} frame{'s' * (num_frames != 1)}, a video needs 2 or more")
 
 
 class DrawnClips(Images):

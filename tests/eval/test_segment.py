@@ -19,6 +19,7 @@ from eval.segmenting import (
     decode,
     describe_windows,
     estimate_duration,
+    project,
     segment,
     switch_cost,
 )
@@ -331,3 +332,12 @@ def test_a_file_that_is_no_video_is_refused(tmp_path):
     (tmp_path / "b.mp4").write_bytes(b"no video")
     with pytest.raises(UserError, match=r"1 of 2 recordings cannot be read \(b.mp4: .*; repair them"):
         Footage(tmp_path, 16)
+
+
+def test_few_frames_of_many_features_have_the_components_of_the_larger_matrix():
+    """Of more frames than features the axes come from the matrix of features, else from that of frames."""
+    few = np.random.default_rng(0).normal(size=(12, 40)).astype(np.float32)
+    many = np.concatenate([few, few, few, few])  # the same components
+    found, wanted = project(few, 5), project(many, 5)[:12]
+    signs = np.sign((found * wanted).sum(0))
+    np.testing.assert_allclose(found * signs, wanted, atol=1e-4)

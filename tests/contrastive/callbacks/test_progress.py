@@ -67,6 +67,12 @@ def test_a_run_whose_length_is_not_known_yet_says_how_far_it_is(monkeypatch, cap
     assert run.steps(9) == ["step 9, loss 2.346, 1 images/s"]
 
 
+def test_a_run_that_is_cut_short_ends_there(monkeypatch, caplog):
+    run = Training(monkeypatch, caplog, epochs=10)
+    run.trainer.fit_loop.epoch_loop.max_steps = 10
+    assert run.steps(9) == ["step 9 of 10, loss 2.346, 1 images/s, about 0:00:07 left"]
+
+
 @pytest.mark.parametrize(("shown", "terminal"), [(True, True), (True, False), (False, True)])
 def test_lines_take_the_place_of_a_bar_that_nobody_sees(monkeypatch, tmp_path, shown, terminal):
     monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: terminal))

@@ -123,7 +123,7 @@ def broken(folder):
     (folder / "folder.mp4").mkdir()
     (folder / "gone.mp4").symlink_to(folder / "nowhere.mp4")
     return {
-        "one.mp4": "1 frame, a clip needs 2 or more",
+        "one.mp4": "1 frame, a video needs 2 or more",
         "sound.mp4": "no pictures in it",
         "empty.mp4": "empty file",
         "text.mp4": "Invalid data",
@@ -236,7 +236,7 @@ def test_a_folder_of_one_frame_and_a_broken_frame_are_unreadable(tmp_path):
     write_frames(tmp_path / "torn", 5)
     (tmp_path / "torn" / "f2.png").write_bytes(b"")
     images = FrameClips(tmp_path, [b"still", b"torn", b"gone"], CUT, 16)
-    for row, words in enumerate(("1 frame, a clip", "empty file", "No such file")):
+    for row, words in enumerate(("1 frame, a video", "empty file", "No such file")):
         with pytest.raises(Unreadable, match=words):
             images.read(row)
     assert images.stamp(2) == images.version(2) == "unreadable"

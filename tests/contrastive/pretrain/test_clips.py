@@ -169,7 +169,7 @@ def test_unreadable_videos_are_listed_and_left_out(run, tmp_path):
     assert run(*settings)[0] == 0
     listed = {row["key"]: row["reason"] for row in table(tmp_path / "runs/tiny/corrupt.csv")}
     assert listed.keys() == {"empty.mp4", "text.mp4", "still.mp4"}
-    assert listed["still.mp4"] == "1 frame, a clip needs 2 or more"
+    assert listed["still.mp4"] == "1 frame, a video needs 2 or more"
     code, _, err = run(*settings, "run.name=strict", "data.max_corrupt=0.05")
     assert (code, "data.max_corrupt=0.05 allows 5.0%" in err) == (3, True)
 
