@@ -104,7 +104,7 @@ def test_evaluation_takes_clips_evenly():
 
 
 def test_a_video_needs_two_frames():
-    for count, words in ((0, "0 frames, a clip"), (1, "1 frame, a clip")):
+    for count, words in ((0, "0 frames, a video"), (1, "1 frame, a video")):
         with pytest.raises(Unreadable, match=words):
             check_moves(count)
     check_moves(2)
