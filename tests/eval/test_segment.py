@@ -335,7 +335,7 @@ def test_a_file_that_is_no_video_is_refused(tmp_path):
 
 
 def test_few_frames_of_many_features_have_the_components_of_the_larger_matrix():
-    """Of more frames than features the axes come from the matrix of features, else from that of frames."""
+    """Compute the same components from the matrix of frames as from that of features."""
     few = np.random.default_rng(0).normal(size=(12, 40)).astype(np.float32)
     many = np.concatenate([few, few, few, few])  # the same components
     found, wanted = project(few, 5), project(many, 5)[:12]
