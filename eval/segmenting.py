@@ -161,16 +161,14 @@ def _moving_mean(rows: Floats, reach: int) -> Floats:
 
 def project(features: Float[np.ndarray, "n d"], dimensions: int) -> Float[np.ndarray, "n e"]:
     """Return the features along their first principal components, all if they have no more dimensions."""
+    from sklearn.decomposition import PCA  # slow to import, and used here alone
+
     rows = np.asarray(features, np.float32)
-    centred: Floats = rows - rows.mean(0, dtype=np.float64).astype(np.float32)
     if rows.shape[1] <= dimensions:
-        return centred
-    if len(rows) < rows.shape[1]:  # the same components from the smaller matrix
-        squares, along = np.linalg.eigh(centred @ centred.T)
-        lengths = np.sqrt(np.maximum(squares[-dimensions:], 0))
-        return np.asarray(along[:, -dimensions:] * lengths, order="C")
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    return np.asarray(centred @ axes[:, -dimensions:], order="C")
+        return np.asarray(rows - rows.mean(0, dtype=np.float64).astype(np.float32))
+    axes = PCA(min(dimensions, len(rows)), random_state=0)
+    with np.errstate(invalid="ignore"):  # of constant features it computes shares of no variance
+        return np.asarray(axes.fit_transform(rows), order="C")
 
 
 def cluster(rows: Float[np.ndarray, "n e"], count: int, seed: int) -> Float[np.ndarray, "s e"]:
@@ -228,7 +226,8 @@ def log_likelihood(
     """Return log p(frame | action) up to a constant, (n, a): mixtures of Gaussians of one width."""
     variance = max(float(distances.min(1).mean()) / dim, 1e-12)
     shares = np.bincount(sub, minlength=len(group)).astype(np.float64)
-    weight = np.log(np.maximum(shares / np.bincount(group, shares)[group], 1e-12))
+    of_action = np.maximum(np.bincount(group, shares), 1)[group]  # that of an action without frames is 0
+    weight = np.log(np.maximum(shares / of_action, 1e-12))
     scores = weight - distances / (2 * variance)
     best = [scores[:, group == action] for action in range(group.max() + 1)]
     return np.stack([_log_sum(each) for each in best], 1)

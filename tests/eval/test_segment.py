@@ -15,6 +15,7 @@ from eval.action_scores import runs, score_actions
 from eval.footage import Footage
 from eval.segment import SegmentConfig, check_lengths
 from eval.segmenting import (
+    DECODERS,
     count_transitions,
     decode,
     describe_windows,
@@ -341,3 +342,11 @@ def test_few_frames_of_many_features_have_the_components_of_the_larger_matrix():
     found, wanted = project(few, 5), project(many, 5)[:12]
     signs = np.sign((found * wanted).sum(0))
     np.testing.assert_allclose(found * signs, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_features_that_never_change_are_one_action(decoder):
+    starts = np.array([0, 20, 40])
+    windows = describe_windows(np.ones((40, 64), np.float32), starts, 7)
+    found = segment(windows, starts, sub_actions=8, actions=2, decoder=decoder)
+    assert set(found.path) == {found.path[0]}
