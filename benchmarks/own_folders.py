@@ -4,10 +4,10 @@
     python benchmarks/own_folders.py --folders DIR --minutes 10 --seeds 0 1 2
 
 For each folder and seed: ``contrastive-pretrain --config own data.root=DIR/NAME schedule.minutes=N``, then
-``contrastive-eval worth``. Finished runs are not repeated. Writes benchmarks/results/own_folders.json and
-prints a table: a cell is the encoder's score and what it gains over the better of raw pixels and a random
-encoder, with the 95% interval of that gain (over test images for the probe and kNN, over draws of labels for
-few labels).
+``contrastive-eval worth``. Finished runs are not repeated. Adds the runs to
+benchmarks/results/own_folders.json, and prints a table of all runs there: a cell is the encoder's score and
+what it gains over the better of raw pixels and a random encoder, with the 95% interval of that gain (over
+test images for the probe and kNN, over draws of labels for few labels).
 """
 
 import argparse
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, context
+from common import RESULTS, context, write
 
 COLUMNS = ("linear probe", "kNN", "10 labels a class")
+PACKAGES = ("torch", "pytorch-lightning")
 UNLABELLED = {"outfits": ("frames", "identities")}
 """Folder -> its part without labels, to train on, and its part with labels, to score."""
 
@@ -48,6 +49,7 @@ def run(folder: Path, seed: int, minutes: float, root: Path) -> dict[str, Any]:
         "trained": {key: summary[key] for key in kept if key in summary},
         "answer": found["answer"],
         "scores": found["scores"],
+        "made_by": context("own_folders", torch.device("cpu"), PACKAGES, minutes=minutes),
     }
 
 
@@ -92,13 +94,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "own_folders.json")
     asked = parser.parse_args()
     names = asked.names or sorted(folder.name for folder in asked.folders.iterdir())
-    runs = [
-        run(asked.folders / name, seed, asked.minutes, asked.root) for seed in asked.seeds for name in names
-    ]
-    packages = ("torch", "pytorch-lightning")
-    document = context("own_folders", torch.device("cpu"), packages, minutes=asked.minutes)
-    asked.out.write_text(json.dumps({**document, "runs": runs}, indent=1) + "\n")
-    print("\n".join(tabulate(runs)))
+    known = json.loads(asked.out.read_text())["runs"] if asked.out.is_file() else []
+    runs = {(one["folder"], one["seed"]): one for one in known}
+    for seed in asked.seeds:
+        for name in names:
+            runs[name, seed] = run(asked.folders / name, seed, asked.minutes, asked.root)
+            write(asked.out, {"benchmark": "own_folders", "runs": list(runs.values())})
+    print("\n".join(tabulate(list(runs.values()))))
 
 
 if __name__ == "__main__":

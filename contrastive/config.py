@@ -567,7 +567,7 @@ class ObjectiveConfig:
             motion looks the same backwards (a pendulum, waves), or where backwards is the same class: it
             would be pushed away from its own like. ``shuffle`` and ``freeze`` are wrong only where nothing
             moves. ``clips`` is for long videos in which different things happen, and wrong where one action
-            goes on.
+            continues.
         mix_hardest: For ``mixing``: number of closest negatives that synthetic ones are mixed from.
         mix_pairs: For ``mixing``: synthetic negatives per query that are mixed from two negatives.
         mix_query: For ``mixing``: synthetic negatives per query that are mixed from the query and a negative.
