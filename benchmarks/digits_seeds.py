@@ -27,7 +27,7 @@ ROWS = {
     "kNN, k=20": ("knn", "top1 k=20"),
 }
 _ADAMW = ["optimizer.name=adamw", "optimizer.base_lr=1e-3", "optimizer.weight_decay=0.05"]
-_SMALL_VIT = "{embed_dim: 96, depth: 4, num_heads: 3, positions: sincos, global_pool: avg}"
+_SMALL_VIT = "{embed_dim: 96, depth: 4, num_heads: 3, patch_size: 4, positions: sincos, global_pool: avg}"
 ENCODERS = {
     "resnet10": [],
     "vit_tiny": ["encoder.name=vit_tiny", f"encoder.args={_SMALL_VIT}", *_ADAMW],
