@@ -35,7 +35,7 @@ from typing import Any
 import ablate_report
 from ablate_cell import Cell, prepare_worker, run
 from ablate_data import count_images, prepare
-from ablate_presets import CORE, MINERS, ORACLES, PRESETS, REGIMES
+from ablate_presets import CORE, METHODS, MINERS, ORACLES, PRESETS, REGIMES
 from ablate_report import REFERENCES, TITLES
 from common import RESULTS, write
 
@@ -81,6 +81,7 @@ class Ablation:
             preset.device,
             miner=MINERS.get(arm, ""),
             baselines=first,
+            method=METHODS.get(arm, ""),
         )
 
     def found(self, cell: Cell) -> dict[str, Any] | None:

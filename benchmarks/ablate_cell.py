@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from ablate_adaptive import build_adaptive
 from ablate_data import Classes, Outfits
+from ablate_methods import METHODS
 from common import QUIET, context, once
 from torch import Tensor
 
@@ -63,6 +64,7 @@ class Cell:
         device: ``cpu`` or ``cuda``.
         miner: A miner other than that of the settings: ``labels`` knows them, others are RULES of
             ``ablate_adaptive``.
+        method: A method other than that of the settings, a key of METHODS of ``ablate_methods``.
         baselines: Whether raw pixels and a random encoder are scored too.
     """
 
@@ -77,14 +79,15 @@ class Cell:
     device: str
     miner: str = ""
     baselines: bool = False
+    method: str = ""
 
     @property
     def name(self) -> str:
         """Name that is unique for the settings: a changed arm or preset is another cell."""
-        settings = json.dumps(
-            [self.recipe, self.overrides, asdict(self.data), self.kind, self.miner, self.baselines]
-        )
-        digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+        settings = [self.recipe, self.overrides, asdict(self.data), self.kind, self.miner, self.baselines]
+        if self.method:
+            settings.append(self.method)
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
         return f"{self.arm}-t{self.temperature:g}-s{self.seed}-{self.part}-{digest}"
 
 
@@ -125,7 +128,10 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     device = choose_device(cell.device)
     ended: list[int] = []
     miner = _miner(cell, config)
-    trained = once(lambda: ended.append(pretrain(config, keep_precision=True, miner=miner)[0]), device)
+    method = METHODS.get(cell.method)
+    trained = once(
+        lambda: ended.append(pretrain(config, keep_precision=True, miner=miner, method=method)[0]), device
+    )
     result: dict[str, Any] = {
         "arm": cell.arm,
         "temperature": cell.temperature,

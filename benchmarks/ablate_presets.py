@@ -26,6 +26,9 @@ MINERS = {
 }
 """Miners of arms that need their own; see ``Cell.miner``."""
 
+METHODS = {"batch@band": "batch+bank", "batch@hardest": "batch+bank", "batch@keys": "batch, keys"}
+"""Methods of arms that need their own; see ``Cell.method``."""
+
 Arms = dict[str, tuple[str, ...]]
 
 
@@ -45,7 +48,8 @@ class Preset:
         temperatures: Temperatures that each arm tries.
         prior: Share of the images that show the same thing, for bands and orders.
         budgets: Numbers of negatives K, the first is BUDGET; empty: the arms of ``cpu`` and ``gpu``.
-        rules: Whether rules that adapt the band are arms, and ``batch`` in equal time.
+        rules: Whether rules that adapt the band are arms, what lies between ``all_rows`` and ``batch``, and
+            ``batch`` in equal time.
         tuning_seeds: Seeds for the choice of a temperature.
         seeds: Seeds that are reported.
         fresh_seeds: Seeds for the confirmation.
@@ -74,7 +78,7 @@ class Preset:
         others = without_budget(self.prior)
         found = {"all_rows": others.pop("all_rows"), **at_budget(BUDGET, self.prior), **others}
         if self.rules:
-            found |= by_rule(BUDGET, self.prior)
+            found |= between(BUDGET, self.prior) | by_rule(BUDGET, self.prior)
             found["batch@time"] = (*found["batch"], f"schedule.epochs={round(self.epochs * 2 / 3)}")
         for k in self.budgets[1:]:
             found |= {f"{arm}@{k}": overrides for arm, overrides in at_budget(k, self.prior).items()}
@@ -154,6 +158,19 @@ def without_budget(prior: float) -> Arms:
         "batch": (*every, "method=simclr"),
         "sogclr": (*every, "method=sogclr"),
         "neighbours": (*every, "method=simclr", "data.order=neighbours"),
+    }
+
+
+def between(k: int, prior: float) -> Arms:
+    """Return the arms that differ from ``all_rows`` or ``batch`` in one thing; see ``ablate_methods``."""
+    chosen, every = at_budget(k, prior), without_budget(prior)["all_rows"]
+    both_views = (*every, "objective.symmetric=true")
+    return {
+        "all_rows@symmetric": both_views,
+        "all_rows@fast": (*both_views, "encoder.momentum=0.9"),
+        "batch@keys": every,
+        "batch@band": chosen["band"],
+        "batch@hardest": chosen["hardest"],
     }
 
 

@@ -102,13 +102,15 @@ def test_arms_differ_from_each_other_alone(ablation: Any) -> None:
 
 
 def test_arms_are_valid_configs_that_differ_in_method_loss_order_bank_and_mining_alone(load: Any) -> None:
-    every = load("ablate_presets").PRESETS
+    presets = load("ablate_presets")
+    every, between = presets.PRESETS, presets.between(64, 0.1)
     twins = {f"{name}-gpu" for name in every} - {"instances-gpu"}  # their arms are those of a CPU
     for preset in (preset for name, preset in every.items() if name not in twins):
         settings = [*preset.settings, f"data.global_batch={preset.batch}"]
         configs = {
             arm: load_config(PretrainConfig, "pretrain", preset.recipe, [*settings, *overrides])
             for arm, overrides in preset.arms(5000).items()
+            if arm not in between
         }
         for arm, config in configs.items():
             changed = set(differences(configs["all_rows"], config))
@@ -117,6 +119,18 @@ def test_arms_are_valid_configs_that_differ_in_method_loss_order_bank_and_mining
             assert all(name.startswith(parts) for name in changed - shorter), arm
             assert changed or arm == "all_rows"
             assert not changed & {"objective.symmetric", "objective.temperature"}
+
+
+def test_arms_between_all_rows_and_the_batch_take_one_thing_away(load: Any) -> None:
+    presets = load("ablate_presets")
+    arms, between = presets.FRAMES.arms(5000), presets.between(64, presets.FRAMES.prior)
+    assert set(between) < set(arms)
+    assert set(presets.METHODS) == {arm for arm in between if arm.startswith("batch@")}
+    assert arms["all_rows@symmetric"] == (*arms["all_rows"], "objective.symmetric=true")
+    assert arms["all_rows@fast"] == (*arms["all_rows@symmetric"], "encoder.momentum=0.9")
+    assert [arms[f"batch@{arm}"] for arm in ("keys", "band", "hardest")] == [
+        arms[arm] for arm in ("all_rows", "band", "hardest")
+    ]
 
 
 def test_an_arm_that_diverged_is_told_and_not_averaged(ablation: Any) -> None:
