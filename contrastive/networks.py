@@ -59,6 +59,7 @@ class Networks(nn.Module):
         self._apply(_channels_last)  # type: ignore[no-untyped-call]
         self._averages: list[Ema] = []
         self._frozen = False
+        self._frames: Callable[[Tensor], Tensor] = self.encoder.encode_frames
         self._query = _unit_rows(self._features, self.projector, self.predictor)
         self._key = _unit_rows(self.key_encoder, self.key_projector)
 
@@ -71,7 +72,9 @@ class Networks(nn.Module):
         if self.key_encoder is not None and self.key_projector is not None:
             self._averages = [Ema(self.encoder, self.key_encoder), Ema(self.projector, self.key_projector)]
         if compile is not None:
-            self._query, self._key = (torch.compile(f, backend=compile) for f in (self._query, self._key))
+            self._frames, self._query, self._key = (
+                torch.compile(f, backend=compile) for f in (self._frames, self._query, self._key)
+            )
 
     def freeze(self, frozen: bool) -> None:
         """Freeze or thaw the encoder: its weights and, in evaluation mode, its batch statistics.
@@ -90,24 +93,32 @@ class Networks(nn.Module):
         for weight in self.encoder.parameters() if self._frozen else ():
             weight.grad = None
 
-    def _features(self, view: Float[Tensor, "b *t 3 h w"]) -> Float[Tensor, "b d"]:
+    def encode_frames(self, view: Float[Tensor, "b *t 3 h w"]) -> Float[Tensor, "b ..."]:
+        """Compute the encoder's part that sees each frame alone, with gradient; see ``Encoder``."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
+            return self._frames(view)
+
+    def _features(self, frames: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
         """Compute the encoder's features, without gradient if it is frozen."""
         if not self._frozen:
-            features: Tensor = self.encoder(view)
-            return features
+            return self.encoder.join(frames)
         with torch.no_grad():
-            features = self.encoder(view)
+            features = self.encoder.join(frames)
         return features + zero_of(weight for weight in self.encoder.parameters() if weight.requires_grad)
 
     def embed(self, view: Float[Tensor, "b *t 3 h w"]) -> Float[Tensor, "b d"]:
         """Compute unit-norm queries by encoder, projector and predictor; float32, with gradient."""
-        return self._query(view)
+        return self.embed_frames(self.encode_frames(view))
+
+    def embed_frames(self, frames: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
+        """Compute unit-norm queries from what ``encode_frames`` returned; float32, with gradient."""
+        return self._query(frames)
 
     def project_and_predict(
         self, view: Float[Tensor, "b *t 3 h w"]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
         """Compute unit-norm outputs of projector and predictor in one pass, float32, with gradient."""
-        projection = self.projector(self._features(view))
+        projection = self.projector(self._features(self.encode_frames(view)))
         return F.normalize(projection.float(), dim=1), F.normalize(self.predictor(projection).float(), dim=1)
 
     @torch.no_grad()

@@ -156,7 +156,8 @@ class ProfileSteps(StepCallback):
         for owner, name, part in (
             (module, "views", "augmentation"),
             (module, "_first_views", "augmentation"),
-            (networks, "embed", "query"),
+            (networks, "encode_frames", "query"),
+            (networks, "embed_frames", "query"),
             (networks, "embed_key", "key"),
             (miner, "negatives", "mining"),
             (miner, "nearest", "mining"),

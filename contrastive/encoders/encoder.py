@@ -68,6 +68,18 @@ class Encoder(nn.Module, ABC):
         """Compute only the pooled features."""
         return self.encode(x).pooled
 
+    def encode_frames(self, x: Float[Tensor, "b *t 3 h w"]) -> Float[Tensor, "b ..."]:
+        """Compute of each frame all that does not depend on the others; by default these are the pixels.
+
+        So clips whose frames were only put into another order need no second pass of this part.
+        """
+        return x
+
+    def join(self, frames: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
+        """Compute the pooled features from what ``encode_frames`` returned, its frames in any order."""
+        features: Tensor = self(frames)
+        return features
+
     def published_weights(self, name: str) -> Mapping[str, Tensor]:
         """Return the weights that the network's library publishes under one of ``weight_names``."""
         raise NotImplementedError(f"{type(self).__name__}: weight_names is {self.weight_names}")

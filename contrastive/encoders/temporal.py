@@ -59,7 +59,17 @@ class TemporalEncoder(Encoder):
     @override
     def encode(self, x: Float[Tensor, "b *t 3 h w"]) -> Encoded:
         """Encode clips, or images as clips of one frame; tokens are the features of the frames."""
-        clips = as_clips(x)
-        frames = self.image(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
+        frames = self.encode_frames(x)
         pooled, weights = self.over_time(frames)
         return Encoded(pooled, frames, None, frame_weights=weights)
+
+    @override
+    def encode_frames(self, x: Float[Tensor, "b *t 3 h w"]) -> Float[Tensor, "b t d"]:
+        clips = as_clips(x)
+        frames: Tensor = self.image(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
+        return frames
+
+    @override
+    def join(self, frames: Float[Tensor, "b t d"]) -> Float[Tensor, "b e"]:
+        pooled: Tensor = self.over_time(frames)[0]
+        return pooled

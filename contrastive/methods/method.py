@@ -107,7 +107,7 @@ class Method(nn.Module, ABC):
     def take_other(
         self, views: Sequence[Float[Tensor, "b ..."]]
     ) -> tuple[Sequence[Float[Tensor, "b ..."]], Float[Tensor, "b ..."] | None]:
-        """Separate the views from the clips that ``own_negatives=clips`` adds at the end; None without."""
+        """Separate the views, or their frames, from the clips that ``own_negatives=clips`` adds last."""
         if self.parts.config.objective.own_negatives == "clips":
             return views[:-1], views[-1]
         return views, None
@@ -123,11 +123,14 @@ class Method(nn.Module, ABC):
         """Add the negatives that ``objective.own_negatives`` makes of each query's own clip.
 
         The key network embeds them, without gradient; if there is none, the query network with gradient, as
-        it embeds all negatives of such a method. Collective.
+        it embeds all negatives of such a method. It then takes the frames that were encoded for the queries:
+        shuffled or reversed clips have the same ones, so loss and gradients are those of a second pass, and
+        running batch statistics move once. Of frozen clips the batch norms of a second pass would see other
+        frames. Collective.
 
         Args:
             negatives: Not modified; returned as they are if the option is ``none``.
-            view: The view of the queries.
+            view: The view of the queries; without a key network, its frames (``Networks.encode_frames``).
             other: See ``take_other``.
             rows: See ``step``.
             step: See ``step``.
@@ -141,7 +144,7 @@ class Method(nn.Module, ABC):
         if self.averages_keys:
             own = self.networks.keys(disturbed, rows, step)
         else:
-            own = self.networks.embed(disturbed)
+            own = self.networks.embed_frames(disturbed)
         return negatives.with_own(own[:, None])
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ _STREAM = 4_000
 
 
 def disturb(
-    kind: str, clip: Float[Tensor, "b t 3 h w"], ids: Int[Tensor, " b"], seed: int, step: int
-) -> Float[Tensor, "b t 3 h w"]:
+    kind: str, clip: Float[Tensor, "b t ..."], ids: Int[Tensor, " b"], seed: int, step: int
+) -> Float[Tensor, "b t ..."]:
     """Return each clip with its frames in another order, or with one of them alone.
 
     IIC (Tao et al. 2020, arXiv:2008.13426) calls shuffled and repeated frames intra-negatives. A pure
@@ -20,7 +20,7 @@ def disturb(
 
     Args:
         kind: ``shuffle``, ``reverse`` or ``freeze``, see ``objective.own_negatives``.
-        clip: Clips of two frames or more.
+        clip: Clips of two frames or more, or the features of their frames.
         ids: Their data set rows.
         seed: Seed of the run.
         step: Optimizer step.

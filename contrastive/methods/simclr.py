@@ -39,10 +39,10 @@ class SimClr(Method):
 
     def step(self, views: Sequence[Float[Tensor, "b ..."]], rows: Rows, step: int) -> Outcome:
         """See Method. The bank, which only monitors read here, stores view 2."""
-        views, other = self.take_other(views)
-        first, second, *local = (self.networks.embed(view) for view in views)
+        frames, other = self.take_other([self.networks.encode_frames(view) for view in views])
+        first, second, *local = (self.networks.embed_frames(each) for each in frames)
         negatives, gathered = other_images((first, second), rows)
-        own_1, own_2, *own = (self.with_own_negatives(negatives, view, other, rows, step) for view in views)
+        own_1, own_2, *own = (self.with_own_negatives(negatives, each, other, rows, step) for each in frames)
         pairs = [(first, second, own_1), (second, first, own_2)]
         pairs += [
             (crop, whole, each) for whole in (first, second) for crop, each in zip(local, own, strict=True)

@@ -78,7 +78,8 @@ def test_a_loss_takes_both_views_of_all_other_images_as_negatives(name):
 @pytest.mark.parametrize("name", sorted(FROM_THE_BATCH.keys() - {"dclw"}))  # its weights are constants
 def test_its_gradient_is_that_of_its_value_in_both_views_and_all_roles(name, monkeypatch):
     module = with_loss(name)
-    monkeypatch.setattr(module.networks, "embed", partial(normalize, dim=1))
+    monkeypatch.setattr(module.networks, "encode_frames", lambda view: view)
+    monkeypatch.setattr(module.networks, "embed_frames", partial(normalize, dim=1))
     views = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows = Rows.of(torch.tensor([0, 3, 1]))  # the first two are of one class
     views.requires_grad_()

@@ -10,6 +10,7 @@ from contrastive.distributed import Rows
 from contrastive.encoders.build import build_encoder
 from contrastive.fit_checks import check_method, check_sees_order
 from contrastive.methods.build import find_method
+from contrastive.methods.in_batch import other_images
 from contrastive.methods.own_negatives import disturb
 from contrastive.objectives.build import build_objective
 from memory_bank.negatives import Negatives
@@ -143,6 +144,40 @@ def test_simclr_embeds_it_with_gradient_and_local_clips_have_their_own():
     assert found.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
     found.loss.backward()
     assert module.networks.encoder.over_time.join.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["resnet10", "r3d_10"])
+@pytest.mark.parametrize(("kind", "training"), [("reverse", True), ("shuffle", True), ("freeze", False)])
+def test_simclr_learns_what_a_second_pass_of_the_disturbed_clips_teaches(kind, training, name):
+    head = ("encoder.temporal=nuta", "encoder.temporal_args={dim: 8}") if name == "resnet10" else ()
+    settings = (
+        "method=simclr",
+        f"encoder.name={name}",
+        f"data.frames={T}",
+        f"objective.own_negatives={kind}",
+    )
+    module = tiny.module(*head, *settings).double().train(training)  # of frozen clips, batch norms see others
+    views, rows = [view.double() for view in clip_views()], Rows.of(torch.arange(8))
+    sizes = []
+    module.encoder.image_encoder.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    loss = module.method.step(views, rows, 3).loss
+    loss.backward()
+    found = {key: weight.grad for key, weight in module.networks.named_parameters()}
+    assert sizes == ([8 * T] * 2 if head else [8] * 4)  # a network of clips is run again
+    module.zero_grad(set_to_none=True)
+    embed = module.networks.embed
+    both = [embed(view) for view in views]
+    negatives, _ = other_images(both, rows)
+    against = [negatives.with_own(embed(disturbed(module, view))[:, None]) for view in views]
+    objective = module.method.objective
+    second = (objective(both[0], both[1], against[0])[0] + objective(both[1], both[0], against[1])[0]) / 2
+    second.backward()
+    near = {"rtol": 1e-5, "atol": 1e-7}  # embeddings are float32
+    torch.testing.assert_close(loss, second, **near)
+    for key, weight in module.networks.named_parameters():
+        torch.testing.assert_close(
+            found[key], weight.grad, **near, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 def test_local_clips_have_negatives_of_their_own():
