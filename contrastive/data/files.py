@@ -157,7 +157,7 @@ def split_class_folders(
     classes = sorted({_class(key, depth, root, kind) for key in known})
     names = [[_class(key, depth, root, kind) for key in keys] for keys in (train_keys, test_keys)]
     for part in names:
-        if untrained := describe_untrained(classes, part):
+        if untrained := describe_untrained(classes, part, noun=kind.name):
             raise UserError(f"data.root={root}: {untrained}; both parts need the same class folders")
     return Split(train_keys, test_keys, classes, depth, test is None)
 
@@ -167,12 +167,13 @@ def is_held_out(key: bytes) -> bool:
     return int.from_bytes(hashlib.sha256(key).digest()[:8]) < HELD_OUT_SHARE * 2**64
 
 
-def describe_untrained(train: Iterable[str], test: Sequence[str]) -> str:
+def describe_untrained(train: Iterable[str], test: Sequence[str], *, noun: str = "image") -> str:
     """Describe the test images of classes without a training image: no classifier can get them right.
 
     Args:
         train: Class of each training image.
         test: Class of each test image.
+        noun: Word for one of them.
 
     Returns:
         One sentence; empty if there are no such images.
@@ -183,8 +184,8 @@ def describe_untrained(train: Iterable[str], test: Sequence[str]) -> str:
         return ""
     classes = list(dict.fromkeys(missed))
     return (
-        f"{len(missed)} of {len(test)} test images are of {len(classes)} "
-        f"{'class' if len(classes) == 1 else 'classes'} without a training image ({shorten(classes)})"
+        f"{len(missed)} of {len(test)} test {noun}s are of {len(classes)} "
+        f"{'class' if len(classes) == 1 else 'classes'} without a training {noun} ({shorten(classes)})"
     )
 
 

@@ -83,7 +83,7 @@ class Plan:
         if self.rows < self.global_batch:
             raise UserError(
                 f"data.global_batch={self.global_batch} is larger than the data set, which has {self.rows} "
-                f"training images; set data.global_batch to {self.rows} or less, or add images"
+                f"to train on; set data.global_batch to {self.rows} or less, or add more"
             )
         self.total_steps = NO_END if self.epochs is None else self.steps_per_epoch * self.epochs
 

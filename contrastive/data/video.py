@@ -30,7 +30,9 @@ VIDEO = Kind(
     tuple(f".{ending}" for ending in _ENDINGS.split()),
     "where these are videos, save them as .mp4 or .mkv",
 )
+FRAMES = Kind("video", IMAGE.endings, IMAGE.remedy)  # files of which a folder is a video
 
+_LISTS = ("concat", "hls", "dash")  # formats that show other files, which may lie anywhere
 _REMEMBERED = 20_000  # videos whose index is kept in memory: a few KiB each
 
 
@@ -225,7 +227,7 @@ def open_clips(data: DataConfig) -> Dataset:
             f"data.fps={data.fps:g}: data.root={root} holds folders of frames, which have no clock; use "
             "data.frame_step"
         )
-    kind, group = (IMAGE, _folders_of) if folders else (VIDEO, list)
+    kind, group = (FRAMES, _folders_of) if folders else (VIDEO, list)
     build = partial(FrameClips if folders else VideoClips, root, cut=Cut.of(data), size=data.stored_size)
     keys = group(list_files(root, kind))
     if not _are_labelled(root, keys):
@@ -268,9 +270,10 @@ def _open(path: bytes) -> Any:
     if os.path.exists(path) and not os.path.getsize(path):
         raise Unreadable("empty file")
     container = import_av().open(os.fsdecode(path), metadata_errors="replace")
-    if not container.streams.video:
+    is_list = container.format.name in _LISTS
+    if is_list or not container.streams.video:
         container.close()
-        raise Unreadable("no pictures in it")
+        raise Unreadable("a list of other files" if is_list else "no pictures in it")
     # Workers are the parallelism; a decoder of several threads would also hold frames back.
     container.streams.video[0].codec_context.thread_count = 1
     return container

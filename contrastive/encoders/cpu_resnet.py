@@ -86,14 +86,14 @@ def build(
 
 
 def _whole_number(name: str, value: object, most: int) -> int:
-    if not isinstance(value, int):
+    if type(value) is not int:  # True is an int too
         raise ValueError(f"encoder.args.{name}={value!r}: a whole number is needed, e.g. 1")
     check_range(f"encoder.args.{name}", value, 1, most)
     return value
 
 
 def _whole_numbers(name: str, values: object) -> list[int]:
-    if not isinstance(values, list | tuple) or not all(isinstance(value, int) for value in values):
+    if not isinstance(values, list | tuple) or not all(type(value) is int for value in values):
         raise ValueError(
             f"encoder.args.{name}={values!r}: a list of whole numbers is needed, one a stage, e.g. "
             "[64,128,256]"

@@ -56,7 +56,7 @@ def test_rows_come_from_the_order():
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(UserError, match=r"global_batch=256 .* 100 training images.*100 or less"):
+    with pytest.raises(UserError, match=r"global_batch=256 .* which has 100 to train on; .*100 or less"):
         Plan(100, 0, 256, 1)
     assert Plan(100, 0, 100, 1).total_steps == 1
 

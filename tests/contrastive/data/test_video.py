@@ -117,6 +117,7 @@ def broken(folder):
         "no_index.mp4": good[: len(good) // 2],
         "cut.mp4": early[: len(early) * 2 // 3],
         "image.mp4": b"\x89PNG\r\n\x1a\n" + bytes(60),
+        "list.mp4": b"ffconcat version 1.0\nfile good.mp4\n",
     }
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -132,6 +133,7 @@ def broken(folder):
         "no_index.mp4": "Invalid data",
         "cut.mp4": "cut off: ",
         "image.mp4": ".",
+        "list.mp4": "a list of other files",
         "folder.mp4": ".",
         "gone.mp4": "No such file",
     }
@@ -229,6 +231,15 @@ def test_folders_of_frames_are_found_at_any_depth(tmp_path):
         write_frames(tmp_path / name, 2)
     train = opened(tmp_path).train
     assert [train.key(row) for row in range(len(train))] == ["2024/05/06/07/d", "2024/05/c", "2024/b", "a"]
+
+
+def test_folders_of_frames_are_called_videos_where_a_part_of_the_classes_is_missing(tmp_path):
+    for part, name in (("train", "jump"), ("train", "run"), ("test", "run"), ("test", "swim")):
+        write_frames(tmp_path / part / name / "0", 2)
+    with pytest.raises(
+        UserError, match=r"1 of 2 test videos are of 1 class without a training video \(swim\)"
+    ):
+        opened(tmp_path)
 
 
 def test_a_folder_of_one_frame_and_a_broken_frame_are_unreadable(tmp_path):

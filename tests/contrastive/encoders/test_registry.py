@@ -191,6 +191,8 @@ def test_an_encoder_inside_a_module_keeps_its_names_in_checkpoints():
         ({"name": "cpu_resnet", "args": {"blocks": 2}}, "blocks=2: a list of whole numbers"),
         ({"name": "cpu_resnet", "args": {"features": "x"}}, "features='x': a whole number is needed"),
         ({"name": "cpu_resnet", "args": {"features": 1.5}}, "features=1.5: a whole number is needed"),
+        ({"name": "cpu_resnet", "args": {"grid": True}}, "grid=True: a whole number is needed"),
+        ({"name": "cpu_resnet", "args": {"widths": [True]}}, r"widths=\[True\]: a list of whole numbers"),
         ({"name": "cpu_resnet", "args": {"features": 0}}, "features=0: allowed is 1 to"),
         ({"name": "cpu_resnet", "args": {"grid": 0}}, "grid=0: allowed is 1 to"),
         ({"name": "convnext_tiny", "args": {"patch_size": 64}}, "args.patch_size=64: allowed is 1 to 32"),
