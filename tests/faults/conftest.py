@@ -1,5 +1,6 @@
 import pytest
 
+from tests import tiny
 from tests.faults.harness import Lab, Zygote
 
 EPOCHS, STEPS = 2, 12
@@ -17,6 +18,18 @@ def zygote():
 @pytest.fixture
 def lab(zygote, tmp_path):
     return Lab(zygote, tmp_path, list(OVERRIDES))
+
+
+@pytest.fixture
+def films(lab):
+    """Write 48 videos in the place of the photos; return the lab, whose runs train on clips of them."""
+    pytest.importorskip("av")
+    (lab.folder / "photos").rename(lab.folder / "other")
+    for number in range(48):
+        tiny.write_video(lab.folder / "photos" / f"{number}.mp4", 6 + number % 5)
+    lab.overrides += ["data.name=clips", "data.frames=4", "objective.own_negatives=shuffle"]
+    lab.overrides += ["encoder.temporal=nuta", "encoder.temporal_args={dim: 8}"]
+    return lab
 
 
 class Whole:

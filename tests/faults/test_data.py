@@ -74,6 +74,38 @@ def damaged(lab):
     return names
 
 
+def _without_index(path):
+    path.write_bytes(path.read_bytes().replace(b"moov", b"gone"))
+
+
+BROKEN_FILMS = {
+    "empty": WAYS["empty"],
+    "cut in half": WAYS["cut in half"],
+    "header only": WAYS["header only"],
+    "a web page": WAYS["a web page"],
+    "random bytes": lambda path: path.write_bytes(np.random.default_rng(0).bytes(4000)),
+    "without its index": _without_index,
+    "sound alone": lambda path: tiny.write_video(path, 0, sound=True),
+    "one frame": lambda path: tiny.write_video(path, 1),
+    "a picture": lambda path: Image.new("RGB", (24, 20)).save(path, "PNG"),
+    "a list of other files": lambda path: path.write_text("ffconcat version 1.0\nfile 1.mp4\n"),
+    "dangling link": _link_to_nothing,
+    "link to itself": _link_to_itself,
+}
+
+
+def test_broken_videos_are_named(films):
+    broken = {f"{4 * number}.mp4": damage for number, damage in enumerate(BROKEN_FILMS.values())}
+    for name, damage in broken.items():
+        damage(films.folder / "photos" / name)
+    ended = films.run("tolerant", "data.max_corrupt=0.25")
+    assert ended.codes == [0], ended.err
+    assert listed(films, "tolerant") == sorted(broken)
+    ended = films.run("strict", "data.max_corrupt=0.24", "data.resident=false", "data.num_workers=0")
+    assert ended.codes == [3]
+    assert set(listed(films, "strict")) <= broken.keys()
+
+
 def listed(lab, name):
     rows = list(csv.DictReader((lab.folder / "runs" / name / "corrupt.csv").read_text().splitlines()))
     assert all(row["reason"] for row in rows)

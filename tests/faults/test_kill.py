@@ -14,27 +14,31 @@ def long(*values):
     return pytest.param(*values, marks=pytest.mark.faults)
 
 
-@pytest.mark.parametrize(("workers", "kills"), [(0, 1), (2, 1), long(0, 20), long(2, 20)])
-def test_kill_9_at_random_steps(lab, whole, workers, kills):
-    lab.overrides += [f"data.num_workers={workers}", f"data.resident={'false' if workers else 'auto'}"]
-    chance = random.Random(workers)
+def kill_and_compare(lab, expected, kills, *, seed, ranks=1):
+    chance = random.Random(seed)
     for trial in range(kills):
         name = f"killed-{trial}"
         # A single kill comes after the first checkpoint, so that there is one to resume from.
         step, delay_s = chance.randrange(0 if kills > 1 else 5, STEPS), chance.uniform(0, 0.04)
-        assert lab.kill_when("tell_step", step, name, delay_s=delay_s).codes == [-9]
-        lab.finish(name).assert_equals(whole())
+        assert lab.kill_when("tell_step", step, name, delay_s=delay_s, ranks=ranks).codes == [-9] * ranks
+        lab.finish(name, ranks=ranks).assert_equals(expected)
+
+
+@pytest.mark.parametrize(("workers", "kills"), [(0, 1), (2, 1), long(0, 20), long(2, 20)])
+def test_kill_9_at_random_steps(lab, whole, workers, kills):
+    lab.overrides += [f"data.num_workers={workers}", f"data.resident={'false' if workers else 'auto'}"]
+    kill_and_compare(lab, whole(), kills, seed=workers)
+
+
+@pytest.mark.parametrize(("workers", "kills"), [(0, 1), long(0, 10), long(2, 10)])
+def test_kill_9_of_runs_on_clips(films, workers, kills):
+    films.overrides += [f"data.num_workers={workers}", f"data.resident={'false' if workers else 'auto'}"]
+    kill_and_compare(films, films.finish("whole"), kills, seed=4 + workers)
 
 
 @pytest.mark.parametrize("kills", [1, long(5)])
 def test_kill_9_of_two_ranks(lab, whole, kills):
-    chance = random.Random(2)
-    for trial in range(kills):
-        name = f"killed-{trial}"
-        # A single kill comes after the first checkpoint, so that there is one to resume from.
-        step, delay_s = chance.randrange(0 if kills > 1 else 5, STEPS), chance.uniform(0, 0.04)
-        assert lab.kill_when("tell_step", step, name, delay_s=delay_s, ranks=2).codes == [-9, -9]
-        lab.finish(name, ranks=2).assert_equals(whole(2))
+    kill_and_compare(lab, whole(2), kills, seed=2, ranks=2)
 
 
 @pytest.mark.parametrize("kills", [2, long(50)])
