@@ -232,34 +232,62 @@ def test_a_head_that_is_not_used_is_named_and_one_for_images_refused(monkeypatch
         build_encoder(EncoderConfig(name="resnet10", width=8, temporal="nuta"), SIDE)
 
 
-def signal_in_the_last_third(n, seed, dim=8, t=9):
-    """Features of noise; in the last third one of two patterns is added, which is the label."""
+def signal_in_a_third(n, seed, third=None, everywhere=False, dim=8, t=9):
+    """Features of noise; one of two patterns, which is the label, is added in a third that is drawn or given.
+
+    Returns:
+        Frames, labels, and the third of each clip.
+    """
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 2, (n,), generator=generator)
     patterns = 2 * torch.randn(2, dim, generator=torch.Generator().manual_seed(7))
     frames = torch.randn(n, t, dim, generator=generator)
-    frames[:, 2 * t // 3 :] += patterns[labels][:, None]
-    return frames, labels
+    thirds = torch.randint(0, 3, (n,), generator=generator) if third is None else torch.full((n,), third)
+    there = (torch.arange(t) // 3 == thirds[:, None]) | everywhere
+    return frames + there[..., None] * patterns[labels][:, None], labels, thirds
 
 
-@pytest.mark.parametrize("name", ["attention", "nuta"])
-def test_weights_over_time_peak_where_one_part_tells_and_are_even_where_none_does(name):
-    torch.manual_seed(0)
-    head = {"attention": lambda: Attention(8, dim=16, heads=2), "nuta": lambda: Nuta(8, dim=16)}[name]()
-    classifier = nn.Linear(16, 2)
-    frames, labels = signal_in_the_last_third(512, 0)
-    test, test_labels = signal_in_the_last_third(256, 1)
-    with torch.no_grad():
-        before = head(test)[1][:, 6:].sum(1).mean()
-    assert 0.25 < before < 0.42  # random weights: about a third
+def train_head(head, frames, labels):
+    """Train a head and a classifier on its features; return the classifier."""
+    classifier = nn.Linear(head.dim, 2)
     optimizer = torch.optim.AdamW([*head.parameters(), *classifier.parameters()], lr=3e-3)
     for step in range(150):
-        batch = torch.arange(64 * step, 64 * step + 64) % 512
+        batch = torch.arange(64 * step, 64 * step + 64) % len(frames)
         loss = F.cross_entropy(classifier(head(frames[batch])[0]), labels[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    return classifier
+
+
+@torch.no_grad()
+def weight_of_each_third(head, frames):
+    return head(frames)[1].unflatten(1, (3, 3)).sum(2)
+
+
+@pytest.mark.parametrize("name", ["attention", "nuta"])
+def test_weights_over_time_peak_where_one_part_tells(name):
+    torch.manual_seed(0)
+    head = {"attention": lambda: Attention(8, dim=16, heads=2), "nuta": lambda: Nuta(8, dim=16)}[name]()
+    frames, labels, _ = signal_in_a_third(512, 0, third=2)
+    test, test_labels, _ = signal_in_a_third(256, 1, third=2)
+    assert 0.25 < weight_of_each_third(head, test)[:, 2].mean() < 0.42  # random weights: about a third
+    classifier = train_head(head, frames, labels)
     with torch.no_grad():
-        features, weights = head(test)
-    assert (classifier(features).argmax(1) == test_labels).float().mean() > 0.95
-    assert weights[:, 6:].sum(1).mean() >= 0.5
+        assert (classifier(head(test)[0]).argmax(1) == test_labels).float().mean() > 0.95
+    assert weight_of_each_third(head, test)[:, 2].mean() >= 0.5
+
+
+def test_weights_of_nuta_follow_the_third_that_tells_and_are_even_where_all_do():
+    torch.manual_seed(0)
+    head = Nuta(8, dim=16)
+    frames, labels, _ = signal_in_a_third(512, 0)
+    test, _, thirds = signal_in_a_third(256, 1)
+    alike, _, _ = signal_in_a_third(256, 2, everywhere=True)
+    before = weight_of_each_third(head, test)
+    train_head(head, frames, labels)
+    after, uniform = weight_of_each_third(head, test), weight_of_each_third(head, alike)
+    for third in range(3):
+        assert 0.25 < before[thirds == third, third].mean() < 0.42
+        assert after[thirds == third, third].mean() >= 0.5
+        assert 0.23 < uniform[:, third].mean() < 0.43
