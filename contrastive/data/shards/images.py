@@ -1,11 +1,12 @@
 """``data.name=shards``: images in indexed tar shards, on a disk or behind a URL."""
 
+import bisect
 import io
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from contrastive.config import DataConfig, UserError
@@ -51,7 +52,7 @@ class ShardImages(BatchedImages):
         _check_local(root, places)
         indices = _read_indices(root, found, ranges)
         self._places, self._names = places, [entry.base for entry in found.shards]
-        self._starts = np.cumsum([0] + [len(index) for index in indices])
+        self._starts = [0, *itertools.accumulate(map(len, indices))]
         self._index = concatenate(indices)
         if (self._index.labels >= 0).any():
             self.labels = torch.from_numpy(self._index.labels)
@@ -93,7 +94,7 @@ class ShardImages(BatchedImages):
         return Span(self._places[self._shard(row)], start, start + int(self._index.sizes[row]))
 
     def _shard(self, row: int) -> int:
-        return int(np.searchsorted(self._starts, row, side="right")) - 1
+        return bisect.bisect_right(self._starts, row) - 1
 
     def _is_intact(self, row: int, data: bytes) -> bool:
         return hash_bytes(data) == self._hash(row)
