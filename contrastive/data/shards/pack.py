@@ -15,6 +15,7 @@ from PIL import Image
 
 from contrastive.config import RemoteConfig, UserError
 from contrastive.data.decode import Encoded, Unreadable, explain_unreadable
+from contrastive.data.files import EXTENSIONS
 from contrastive.data.images import EncodedImages, Images, stored_at
 from contrastive.data.shards.index import (
     SET_FILE,
@@ -206,10 +207,19 @@ def _encoded(images: Images, row: int) -> tuple[bytes, str]:
     images, row = stored_at(images, row)
     if isinstance(images, EncodedImages):
         with explain_unreadable(), images.open(row) as file:
-            return file.read(), os.path.splitext(images.key(row))[1].lower()
+            data = file.read()
+            suffix = os.path.splitext(images.key(row))[1].lower()
+            return data, suffix if suffix in EXTENSIONS else _suffix_of(data)
     buffer = io.BytesIO()
     Image.fromarray(images.read(row).permute(1, 2, 0).numpy()).save(buffer, "PNG")
     return buffer.getvalue(), ".png"
+
+
+def _suffix_of(data: bytes) -> str:
+    """Return the suffix of an encoded image by its header, for sources whose keys are not names of files."""
+    known = Image.registered_extensions()
+    with Image.open(io.BytesIO(data)) as image:
+        return next(suffix for suffix in EXTENSIONS if known.get(suffix) == image.format)
 
 
 def _shards(

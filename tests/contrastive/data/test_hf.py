@@ -9,6 +9,8 @@ from PIL import Image
 
 from contrastive.config import DataConfig, HfConfig, UserError
 from contrastive.data.hf import open_hf
+from contrastive.data.shards.images import open_shards
+from contrastive.shards import main
 
 
 def encoded(number):
@@ -47,6 +49,21 @@ def test_images_labels_and_parts_are_those_of_the_table(saved):
     assert [test.key(row) for row in range(2)] == ["test/0", "test/1"]
     assert train.stamp(3) == str(len(encoded(3)["bytes"]))
     assert train.dimensions(0) == (9, 9)
+
+
+def test_a_table_becomes_shards(saved, tmp_path):
+    out = tmp_path / "shards"
+    assert main(["pack", str(saved), str(out), "data.name=hf", "data.image_size=9"]) == 0
+    parts = opened(saved).labelled_parts("hf")
+    packed = open_shards(DataConfig("shards", str(out), image_size=9)).labelled_parts("shards")
+    for part, shards in zip(parts, packed, strict=True):
+        keys = [shards.key(row) for row in range(len(shards))]
+        assert all(key.endswith(".png") for key in keys)
+        rows = [int(key.split("/")[-1].removesuffix(".png")) for key in keys]
+        assert sorted(rows) == list(range(len(part)))
+        for place, row in enumerate(rows):
+            assert torch.equal(shards.read(place), part.read(row))
+            assert shards.labels[place] == part.labels[row]
 
 
 def test_a_selection_without_labels_has_its_own_rows(tmp_path):
