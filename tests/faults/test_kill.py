@@ -1,6 +1,7 @@
 """Kill -9 at any step and in any save: the resumed run ends equal to the uninterrupted one, to the bit."""
 
 import random
+import shutil
 import warnings
 
 import pytest
@@ -14,31 +15,37 @@ def long(*values):
     return pytest.param(*values, marks=pytest.mark.faults)
 
 
-def kill_and_compare(lab, expected, kills, *, seed, ranks=1):
-    chance = random.Random(seed)
-    for trial in range(kills):
-        name = f"killed-{trial}"
+def check_kills(lab, expected, kills, seed, *overrides, ranks=1):
+    """Kill -9 ``kills`` runs at random steps, resume each, and compare what it ends with to the bit."""
+    chance, resumed = random.Random(seed), 0
+    for _ in range(kills):
+        name = f"killed-{lab.count}"
+        run_dir = lab.folder / "runs" / name
         # A single kill comes after the first checkpoint, so that there is one to resume from.
         step, delay_s = chance.randrange(0 if kills > 1 else 5, STEPS), chance.uniform(0, 0.04)
-        assert lab.kill_when("tell_step", step, name, delay_s=delay_s, ranks=ranks).codes == [-9] * ranks
-        lab.finish(name, ranks=ranks).assert_equals(expected)
+        ended = lab.kill_when("tell_step", step, name, *overrides, delay_s=delay_s, ranks=ranks)
+        assert ended.codes == [-9] * ranks
+        resumed += (run_dir / "checkpoints" / "last").exists()
+        lab.finish(name, *overrides, ranks=ranks).assert_equals(expected)
+        shutil.rmtree(run_dir)
+    print(f"{kills} of {kills} ended equal, {resumed} of them from a checkpoint")  # pytest -rP shows it
 
 
 @pytest.mark.parametrize(("workers", "kills"), [(0, 1), (2, 1), long(0, 20), long(2, 20)])
 def test_kill_9_at_random_steps(lab, whole, workers, kills):
-    lab.overrides += [f"data.num_workers={workers}", f"data.resident={'false' if workers else 'auto'}"]
-    kill_and_compare(lab, whole(), kills, seed=workers)
+    reading = [f"data.num_workers={workers}", f"data.resident={'false' if workers else 'auto'}"]
+    check_kills(lab, whole(), kills, workers, *reading)
 
 
 @pytest.mark.parametrize(("workers", "kills"), [(0, 1), long(0, 10), long(2, 10)])
 def test_kill_9_of_runs_on_clips(films, workers, kills):
     films.overrides += [f"data.num_workers={workers}", f"data.resident={'false' if workers else 'auto'}"]
-    kill_and_compare(films, films.finish("whole"), kills, seed=4 + workers)
+    check_kills(films, films.finish("whole"), kills, 4 + workers)
 
 
 @pytest.mark.parametrize("kills", [1, long(5)])
 def test_kill_9_of_two_ranks(lab, whole, kills):
-    kill_and_compare(lab, whole(2), kills, seed=2, ranks=2)
+    check_kills(lab, whole(2), kills, 2, ranks=2)
 
 
 @pytest.mark.parametrize("kills", [2, long(50)])

@@ -1,27 +1,35 @@
 """Train on shards behind a server that runs are killed over, that goes away, and that answers badly."""
 
+import contextlib
+import io
 import itertools
 import os
-import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from contrastive.data.files import open_tree
+from contrastive.data.images import EncodedImages
 from contrastive.data.order.blocks import BlockOrder
 from contrastive.data.plan import Plan
 from contrastive.data.shards.pack import pack
 from tests.faults.conftest import OVERRIDES, STEPS
-from tests.faults.harness import LIMIT_S, ROOT, TINY, Lab, load_bank, outcome
-from tests.faults.test_kill import long
+from tests.faults.harness import LIMIT_S, ROOT, TINY, Lab, free_port, load_bank, outcome, read_rows
+from tests.faults.test_kill import check_kills, long
 from tests.faults.test_ranks import rows_by_step
 from tests.object_server import ObjectServer
 
 BLOCKS = ["data.order=blocks", "data.blocks.rows=4", "data.blocks.interleave=2"]
+# The first steps of an epoch of many rows, with a rate that moves the weights and a bank that is mined.
+ONE_EPOCH = ["schedule.epochs=1", "schedule.warmup_epochs=0", "mining.min_fill=1e-6"]
+ONE_EPOCH += [f"trainer.max_steps={STEPS}"]
 STREAMED = ["data.resident=false", "data.num_workers=0", "data.remote.retry_s=0.3"]
+AWAY_S = 20
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +55,68 @@ def healthy(site):
     site[0].most_shards, site[0].requests, site[0].faults = None, [], []
 
 
+def reading(workers, cache):
+    """Return the settings of a run that reads shards in ``workers`` processes, or keeps what it read."""
+    kept = [] if cache is None else [f"data.remote.cache={cache}"]
+    return [*STREAMED[::2], f"data.num_workers={workers}", *kept]
+
+
+class Noise(EncodedImages):
+    """Files of 8 x 8 random pixels, each another, made faster than PNG can be written."""
+
+    size = 8
+
+    def __init__(self, rows):
+        self._pixels = np.random.default_rng(0).integers(0, 256, (rows, 8 * 8 * 3), dtype=np.uint8)
+
+    def __len__(self):
+        return len(self._pixels)
+
+    def open(self, row):
+        return io.BytesIO(b"P6 8 8 255 " + self._pixels[row].tobytes())
+
+    def key(self, row):
+        return f"{row}.ppm"
+
+    def stamp(self, row):
+        raise NotImplementedError
+
+
+@pytest.fixture(scope="module")
+def many(zygote, tmp_path_factory):
+    """200,000 images in shards (or those of the folder SHARDS), where they lie, and the undisturbed run."""
+    folder = tmp_path_factory.mktemp("many")
+    root = Path(os.environ.get("SHARDS", folder / "set"))
+    if "SHARDS" not in os.environ:
+        pack(Noise(200_000), root, shard_bytes=2**25, shuffle=True)
+    lab = Lab(zygote, folder, [*OVERRIDES, "data.name=shards", "data.order=blocks", *ONE_EPOCH])
+    whole = lab.finish("undisturbed", f"data.root={root}", *STREAMED)
+    server = ObjectServer(root)
+    yield lab, {"server": server.url, "disk": root}, whole
+    server.close()
+
+
 @pytest.mark.parametrize(
     ("workers", "cached", "kills"),
     [(2, True, 1), *(long(*case, 20) for case in itertools.product((0, 2), (0, 1)))],
 )
 def test_kill_9_over_shards(site, undisturbed, workers, cached, kills, tmp_path):
-    lab, chance = site[1], random.Random(workers)
-    reading = [*STREAMED[::2], f"data.num_workers={workers}"]
-    reading += [f"data.remote.cache={tmp_path / 'cache'}"] * cached
-    for trial in range(kills):
-        name = f"killed-{workers}-{cached}-{trial}-{kills}"
-        step, delay_s = chance.randrange(0 if kills > 1 else 5, STEPS), chance.uniform(0, 0.04)
-        assert lab.kill_when("tell_step", step, name, *reading, delay_s=delay_s).codes == [-9]
-        lab.finish(name, *reading).assert_equals(undisturbed)
-    assert any((tmp_path / "cache").glob("*/*")) == cached
+    cache = tmp_path / "cache"
+    check_kills(site[1], undisturbed, kills, workers, *reading(workers, cache if cached else None))
+    assert any(cache.glob("*/*")) == cached
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("place", "workers", "cached"),
+    [*itertools.product(["server"], (0, 2), (False, True)), ("disk", 2, False)],
+)
+def test_kill_9_over_many_rows(many, place, workers, cached, tmp_path):
+    lab, places, undisturbed = many
+    cache = tmp_path / "cache"
+    options = [f"data.root={places[place]}", *reading(workers, cache if cached else None)]
+    check_kills(lab, undisturbed, 5, workers + 10 * cached, *options)
+    assert any(cache.glob("*/*")) == cached
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 1), (2, 0)])
@@ -115,6 +171,58 @@ def check_bank(lab, name):
     moved, still = (load_bank(lab.folder / "runs" / run) for run in (name, "undisturbed"))
     assert moved["id"].tolist() == list(range(48))
     assert torch.equal(moved["written_at"], still["written_at"])
+
+
+@contextlib.contextmanager
+def server_process(folder, port):
+    """A server that ends with its connections; each answer is late, so that a run takes seconds."""
+    command = [sys.executable, "-m", "tests.object_server", str(folder), str(port), "0.3"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def wait_until(holds):
+    limit = time.monotonic() + LIMIT_S
+    while not holds():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("workers", "retry_s"), [(0, 60), (2, 60), (0, 10)])
+def test_server_gone_for_20_s(site, undisturbed, workers, retry_s):
+    """Within the time of retries the run goes on; beyond, it ends, and goes on from its last checkpoint."""
+    lab, name, port = site[1], f"gone-{workers}-{retry_s}", free_port()
+    run_dir = lab.folder / "runs" / name
+    with server_process(site[0].folder, port) as url:
+        settings = [f"data.root={url}", *reading(workers, None), f"data.remote.retry_s={retry_s}"]
+        run = lab.start(name, *settings)
+        wait_until((run_dir / "checkpoints" / "step-4").exists)
+    time.sleep(AWAY_S)
+    assert 4 <= max(read_rows(run_dir)) < STEPS
+    with server_process(site[0].folder, port):
+        ended = run.wait()
+        assert ended.codes == [0 if retry_s > AWAY_S else 3], ended.err
+        assert ("gave up after" in ended.err[0]) == (retry_s < AWAY_S)
+        lab.finish(name, *settings).assert_equals(undisturbed)
+
+
+@pytest.mark.faults
+def test_server_that_fails_late_or_cuts_its_answers_for_20_s(site, undisturbed):
+    server, lab = site
+    server.faults = [None] * 10 + [500, "cut", "slow"] * 1000
+    settings = [*STREAMED[:2], "data.remote.retry_s=60", "data.remote.timeout_s=0.5"]
+    run = lab.start("failing", *settings)
+    wait_until(lambda: len(server.faults) < 3000)
+    time.sleep(AWAY_S)
+    assert len(server.faults) < 2997  # each was met
+    server.faults = []
+    ended = run.wait()
+    assert ended.codes == [0], ended.err
+    outcome(lab.folder / "runs" / "failing").assert_equals(undisturbed)
 
 
 @pytest.mark.faults

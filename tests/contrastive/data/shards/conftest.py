@@ -1,6 +1,13 @@
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+
 import pytest
 
 from tests import tiny
+from tests.faults.harness import free_port
 from tests.object_server import ObjectServer
 
 
@@ -16,6 +23,35 @@ def serve():
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def nginx(tmp_path):
+    """Start nginx servers of folders, where it is installed; they end with the test."""
+    command = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if command is None:
+        pytest.skip("nginx is not installed")
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    stores = " ".join(f"{kind}_temp_path {tmp_path / kind};" for kind in kinds)
+    with contextlib.ExitStack() as servers:
+
+        def start(folder):
+            port = free_port()
+            (tmp_path / "nginx.conf").write_text(
+                f"daemon off; master_process off; pid {tmp_path / 'nginx.pid'}; events {{}}\n"
+                f"http {{ access_log off; {stores} server {{ listen 127.0.0.1:{port}; root {folder}; }} }}\n"
+            )
+            server = servers.enter_context(
+                subprocess.Popen([command, "-e", "stderr", "-c", str(tmp_path / "nginx.conf")])
+            )
+            servers.callback(server.kill)
+            while server.poll() is None:
+                with contextlib.suppress(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    return f"http://127.0.0.1:{port}"
+            raise AssertionError("nginx ended at once")
+
+        yield start
 
 
 @pytest.fixture

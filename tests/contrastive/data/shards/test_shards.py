@@ -18,7 +18,7 @@ from contrastive.data.files import open_imagefolder, open_tree
 from contrastive.data.images import ArrayImages, SomeImages
 from contrastive.data.shards.index import SET_FILE, read_set, scan
 from contrastive.data.shards.pack import check_set, index_shards, pack
-from contrastive.data.shards.ranges import Ranges
+from contrastive.data.shards.ranges import Ranges, Span
 from contrastive.shards import main
 from tests import tiny
 
@@ -364,14 +364,23 @@ def test_an_object_store_is_read_with_the_credentials_of_the_environment(packed,
         bucket = boto3.resource("s3").create_bucket(Bucket="photos")
         for path in root.iterdir():
             bucket.put_object(Key=f"set/train/{path.name}", Body=path.read_bytes())
-        images = open_set("s3://photos/set").train
-        assert_same_images(by_member(images), source)
-        short = Ranges(RemoteConfig(retry_s=0.0))
-        place = images._places[0]
-        beyond = short.read([type(images._span(0))(place, place.size + 10, place.size + 20)])[0]
-        assert isinstance(beyond, Unreadable)
-        bucket.Object("set/train/shard-000000.tar").delete()
-        with pytest.raises(SourceLost, match=r"s3://photos/set/train/shard-000000\.tar: not found"):
-            images.read(0)
+        remove = bucket.Object("set/train/shard-000000.tar").delete
+        check_served(open_set("s3://photos/set").train, source, remove)
     finally:
         server.stop()
+
+
+def test_a_set_behind_nginx_is_read(packed, open_set, nginx):
+    root, source = packed
+    check_served(open_set(nginx(root)).train, source, shard(root).unlink)
+
+
+def check_served(images, source, remove):
+    """Compare a set behind a server with its source; read behind the end of a shard, and one that is gone."""
+    assert_same_images(by_member(images), source)
+    place = images._places[0]
+    (beyond,) = ranges().read([Span(place, place.size + 10, place.size + 20)])
+    assert isinstance(beyond, Unreadable)
+    remove()
+    with pytest.raises(SourceLost, match=rf"{re.escape(place.url)}: not found"):
+        images.read(0)
