@@ -221,9 +221,9 @@ def _encoder(known: Known) -> Choice:
     if not known.machine.has_gpu and known["encoder.weights"] is None and not OF_RESNETS & set(known.stated):
         return Choice(
             "cpu_resnet",
-            "learns most in the same time on a CPU",
-            f"{CPU.encoder} if encoder.width is stated. It is exported as ONNX or embeddings; torchvision "
-            f"and timm load encoder.name=resnet18 encoder.width=64. {CONTINUES}",
+            "learns most in the same time on a CPU; it is exported as ONNX and embeddings, not for "
+            "torchvision and timm, which load encoder.name=resnet18 encoder.width=64",
+            f"{CPU.encoder} if encoder.width is stated. {CONTINUES}",
         )
     device, size, memory = _device(known), known["data.image_size"], known.machine.memory / 2**30
     large = size > SMALL_IMAGE and memory >= device.large_memory

@@ -91,6 +91,17 @@ class InputSpec:
         """Return the input of the network of a run with these settings."""
         return cls(data.image_size, data.stored_size, [*data.mean], [*data.std], data.frames)
 
+    @property
+    def data(self) -> DataConfig:
+        """Return these settings as those of data, for ``contrastive.augment.views.center_view``."""
+        return DataConfig(
+            image_size=self.size,
+            decode_size=self.decode_size,
+            mean=self.mean,
+            std=self.std,
+            frames=self.frames,
+        )
+
     def at(self, size: int | None) -> "InputSpec":
         """Return the same input at another size, with the default decode size; None changes nothing."""
         if size in (None, self.size):
@@ -111,14 +122,8 @@ class InputSpec:
         values = _fields(text, cls, {})
         if not all(type(values[name]) is int for name in ("size", "decode_size", "frames")):
             raise ValueError(f"{text!r:.80}: size, decode_size and frames are whole numbers")
-        data = DataConfig(
-            image_size=values["size"],
-            decode_size=values["decode_size"],
-            mean=numbers(values["mean"]),
-            std=numbers(values["std"]),
-            frames=values["frames"],
-        )
-        return cls.of(data)
+        spec = cls(**values | {name: numbers(values[name]) for name in ("mean", "std")})
+        return cls.of(spec.data)
 
 
 def numbers(values: Any) -> list[float]:

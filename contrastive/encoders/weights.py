@@ -71,8 +71,11 @@ def save_encoder(path: Path, encoder: Encoder, input: InputSpec, extra: Mapping[
     sealed.write(path, encoder.state_dict(), metadata | dict(extra))
 
 
-def load_encoder(path: Path, encoder: Encoder | None = None) -> tuple[Encoder, EncoderInfo]:
-    """Load the encoder of an ``encoder.safetensors``, on the CPU, in evaluation mode.
+def load_encoder(path: str | Path, encoder: Encoder | None = None) -> tuple[Encoder, EncoderInfo]:
+    """Load the encoder of an ``encoder.safetensors``, on the CPU, in evaluation mode, and its description.
+
+    ``encoder(center_view(images, info.input.data))`` are then the features of images that
+    ``contrastive.data.decode.read_file(path, info.input.decode_size)`` reads.
 
     Args:
         path: The file.
@@ -83,6 +86,7 @@ def load_encoder(path: Path, encoder: Encoder | None = None) -> tuple[Encoder, E
         UserError: no such file, a damaged file, a file of another program or of a later version, a network
             that this release cannot build, or tensors that do not fit the network.
     """
+    path = Path(path)
     tensors, metadata = _read(path)
     info = _parse_info(path, metadata)
     if encoder is None:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from contrastive.config import DataConfig, PretrainConfig, UserError
 from contrastive.config_files import load_saved
 from contrastive.data.image_list import read_image_list
+from contrastive.encoders.spec import OWN
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import ExportedEncoder
 from contrastive.find_part import find_part
@@ -50,11 +51,30 @@ def _lines(config: ExportConfig, source: ExportedEncoder, out: Path, facts: dict
     }
     lines = [f"# {source.run.name if source.run else out.stem}", "", *_table(about), "", "## Load it", ""]
     lines += ["```python", *facts["load"], "```", ""]
+    lines += ["## Or the encoder itself, with this package", "", "```python", *_python(source), "```", ""]
     if config.format == "embeddings":
         lines += ["## Rows", "", *_table(_rows(facts)), ""]
     if source.run is None or saved is None:
         return [*lines, "The run that made it is not known: it was exported from the file alone."]
     return [*lines, *_recipe(source.run, saved), *_scores(source, source.run)]
+
+
+def _python(source: ExportedEncoder) -> list[str]:
+    """Return the Python code from files, or the frames of clips, to features, by ``load_encoder``."""
+    own = f", encoder={source.arch.name.removeprefix(OWN)}()" if source.arch.is_own else ""
+    clips = source.input.frames > 1
+    read = "torch.stack([read_file(path, info.input.decode_size) for path in paths])  # files of images"
+    return [
+        "import torch",
+        "from contrastive.augment.views import center_view",
+        *["from contrastive.data.decode import read_file"] * (not clips),
+        "from contrastive.encoders.weights import load_encoder",
+        "",
+        f'encoder, info = load_encoder("{source.file}"{own})',
+        "images = " + ("frames  # uint8 (b, t, 3, s, s), squares of any size" if clips else read),
+        "with torch.inference_mode():",
+        f"    features = encoder(center_view(images, info.input.data))  # (b, {source.encoder.dim})",
+    ]
 
 
 def _fed(config: ExportConfig, source: ExportedEncoder) -> str:

@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from contrastive.config import UserError
-from contrastive.encoders import timm_model, torchvision_model
+from contrastive.encoders import torchvision_model
+from contrastive.encoders.library import LibraryEncoder
 from contrastive.encoders.resnet import ResNetEncoder
-from contrastive.encoders.timm_model import TimmEncoder
 from contrastive.encoders.torchvision_model import TorchvisionEncoder
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import ExportedEncoder
@@ -22,6 +21,7 @@ from memory_bank import sealed
 
 def write_torchvision(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict[str, Any]:
     """Write a state dict with torchvision's names, without the classifier."""
+    _check_library(source, "torchvision")
     name, encoder = source.arch.name, source.encoder
     model: Any
     if isinstance(encoder, TorchvisionEncoder):
@@ -32,7 +32,6 @@ def write_torchvision(config: ExportConfig, source: ExportedEncoder, out: Path) 
             f'model.set_submodule("{head}", torch.nn.Identity())',
         ]
     else:
-        _check_residual(source, "torchvision")
         if name == "resnet10":
             model = ResNet(BasicBlock, [1, 1, 1, 1])
             make = "model = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])"
@@ -46,13 +45,17 @@ def write_torchvision(config: ExportConfig, source: ExportedEncoder, out: Path) 
 
 def write_timm(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict[str, Any]:
     """Write a state dict with timm's names, which are torchvision's for residual networks."""
+    _check_library(source, "timm")
+    import timm  # takes seconds
+
+    from contrastive.encoders import timm_model
+
     name, encoder = source.arch.name, source.encoder
-    if isinstance(encoder, TimmEncoder):
+    if isinstance(encoder, timm_model.TimmEncoder):
         model = timm_model.create(*encoder.made_of)
         call = _call(encoder.made_of[0], timm_model.arguments(*encoder.made_of))
         lines = [f"model = timm.create_model({call}, num_classes=0)"]
     else:
-        _check_residual(source, "timm")
         if name == "resnet10":
             block: Any = timm.models.resnet.BasicBlock
             model = timm.models.ResNet(block, (1, 1, 1, 1), num_classes=0)
@@ -69,18 +72,20 @@ def _call(model: str, given: dict[str, Any]) -> str:
     return ", ".join([f'"{model}"', *(f"{name}={value!r}" for name, value in given.items())])
 
 
-def _check_residual(source: ExportedEncoder, library: str) -> None:
+def _check_library(source: ExportedEncoder, library: str) -> None:
     """Refuse networks that the library does not have."""
-    name = source.arch.name
-    use = ""
-    if isinstance(source.encoder, TimmEncoder | TorchvisionEncoder):
-        use = f"format={'timm' if isinstance(source.encoder, TimmEncoder) else 'torchvision'}, "
-    other = f"use {use}format=onnx, or contrastive.encoders.weights.load_encoder in Python"
-    if not isinstance(source.encoder, ResNetEncoder):
-        raise UserError(f"{source.file}: is a {source.arch}, which {library} does not have; {other}")
-    if (width := source.arch.args["width"]) != 64:
+    encoder, arch = source.encoder, source.arch
+    made_by = encoder.name.partition(":")[0] if isinstance(encoder, LibraryEncoder) else ""
+    if made_by == library:
+        return
+    use = f"use {f'format={made_by}, ' if made_by else ''}format=onnx, or in Python load_encoder"
+    other = f'{use}("{source.file}") of contrastive.encoders.weights'
+    if not isinstance(encoder, ResNetEncoder):
+        raise UserError(f"{source.file}: is a {arch}, which {library} does not have; {other}")
+    if (width := arch.args["width"]) != 64:
         raise UserError(
-            f"{source.file}: is a {name} of width {width}, torchvision and timm have width 64 only; {other}"
+            f"{source.file}: is a {arch.name} of width {width}, torchvision and timm have width 64 only; "
+            f"{other}"
         )
 
 

@@ -51,7 +51,7 @@ def outputs(model, images):
 def test_there_and_back(tmp_path, images):
     encoder, config, data = make("resnet10", 32, width=16)
     path = save(tmp_path / "encoder.safetensors", encoder, config, data, step="12")
-    loaded, info = load_encoder(path)
+    loaded, info = load_encoder(str(path))
     assert not loaded.training
     assert torch.equal(outputs(loaded, images), outputs(encoder, images))
     assert (info.arch.name, info.arch.args) == ("resnet10", {"width": 16, "stem": "small"})

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,9 +55,9 @@ def expected(run, pixels):
         return encoder((pixels - mean) / std)
 
 
-def lines_of(card):
-    """The Python that a card tells its reader to run."""
-    return re.search(r"```python\n(.*?)```", card.read_text(), re.DOTALL)[1]
+def lines_of(card, block=0):
+    """The Python that a card tells its reader to run: of the file, and of the encoder itself."""
+    return re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)[block]
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,24 @@ def test_embeddings_have_ids_and_paths(command, tmp_path, photos):
             (photos / "val" / path).is_file() for path in table["path"]
         )
         assert (result["rows"], len(table["id"])) == (2, 2)
+
+
+def test_the_card_loads_the_encoder_that_other_libraries_lack(command, tmp_path, monkeypatch):
+    """The network of ``own`` on a CPU; above 64 px the centre view is cut from a larger square."""
+    run = make_run(tmp_path / "run", name="cpu_resnet", size=72)
+    tiny.write_classes(tmp_path / "photos", 2, names=("cat", "dog"), size=(120, 90))
+    asked = [f"checkpoint={run}", "device=cpu", "data.name=images", f"data.root={tmp_path / 'photos'}"]
+    code, result, err = command(*asked, "format=embeddings", f"out={tmp_path / 'photos.npz'}")
+    assert code == 0, err
+    with np.load(tmp_path / "photos.npz") as table:
+        paths = [str(tmp_path / "photos" / path) for path in table["path"]]
+        names: dict[str, object] = {"paths": paths}
+        exec(lines_of(Path(result["card"]), block=1), names)
+        np.testing.assert_allclose(names["features"], table["embedding"], rtol=1e-4, atol=1e-5)
+    monkeypatch.setitem(sys.modules, "timm", None)  # is refused before a library is imported for it
+    code, _, err = command(f"checkpoint={run}", "format=timm", f"out={tmp_path / 'e.pth'}")
+    assert code == 2
+    assert f'format=onnx, or in Python load_encoder("{run}/encoder.safetensors") of contrastive.' in err
 
 
 def test_a_run_without_labels_has_no_test_part_to_export(command, tmp_path, photos):
@@ -232,6 +251,7 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
         "# my-run",
         "resnet10, width 64, stem small",
         "512 numbers an image",
+        f'load_encoder("{run}/encoder.safetensors")',
         "16 x 16 px",
         "minus mean [0.3, 0.4, 0.5]",
         result["encoder_sha256"],
