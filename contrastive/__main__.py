@@ -23,7 +23,7 @@ Pretrains an encoder on unlabelled images; negatives are mined from a bank of em
   --config NAME|FILE  a shipped recipe ({recipes}) or a yaml file
   --print-config      print the resolved config and stop
   --dry-run           build everything, run a few steps, estimate time and memory, keep nothing
-  --explain           with --config own: also what was seen, the rules and the alternatives
+  --explain           with --config own: say what was seen, the choices, rules and alternatives, and stop
   key=value           change any setting, e.g. data.name=images data.root=photos schedule.epochs=100
   group=option        take a group from configs/pretrain/<group>/, e.g. augment=moco_v2 mining=band
 
@@ -86,6 +86,7 @@ def _run(arguments: Sequence[str]) -> int:
     config = _config(recipe, overrides, explain="--explain" in flags)
     if "--print-config" in flags:
         answer(to_yaml(config).rstrip())
+    if flags & {"--print-config", "--explain"}:
         return 0
     try:
         from contrastive.pretrain import pretrain
@@ -107,6 +108,11 @@ def _run(arguments: Sequence[str]) -> int:
 def _config(recipe: str, overrides: Sequence[str], *, explain: bool) -> PretrainConfig:
     stated = read_stated(PretrainConfig, "pretrain", recipe, overrides)
     if not stated["choose"]:
+        if explain:
+            raise UserError(
+                f"--explain: --config {recipe} states all of its settings, so there is no choice to explain; "
+                "--print-config prints them"
+            )
         return stated.config()
     if "data.name" not in stated.keys and (root := stated["data.root"]) and "://" not in root:
         _check_folder(Path(check_path("data.root", str(root))))

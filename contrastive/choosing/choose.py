@@ -47,7 +47,7 @@ def choose(stated: Stated[PretrainConfig], *, explain: bool = False) -> Pretrain
 
     Args:
         stated: What recipe and command line state.
-        explain: Log what was seen and the rules, too.
+        explain: Log what was seen and the rules, too; of a run that has begun, what was chosen then.
 
     Returns:
         A config with ``choose=False``: read again, it chooses nothing.
@@ -56,13 +56,15 @@ def choose(stated: Stated[PretrainConfig], *, explain: bool = False) -> Pretrain
         UserError: see ``choose_config``.
     """
     given = stated.config(UNTIL_CHOSEN)
-    chosen = _chosen_before(given, stated)
+    chosen = _chosen_before(given, stated, explain=explain)
     if chosen is None:
         chosen = _look_and_decide(given, stated, explain=explain)
     return replace(stated.config(chosen), choose=False)
 
 
-def _chosen_before(given: PretrainConfig, stated: Stated[PretrainConfig]) -> dict[str, Any] | None:
+def _chosen_before(
+    given: PretrainConfig, stated: Stated[PretrainConfig], *, explain: bool
+) -> dict[str, Any] | None:
     """Return what was chosen for the run that is continued; None if there is none."""
     if not given.data.root:
         raise UserError("data.root is not set: settings are chosen for your images; add data.root=FOLDER")
@@ -74,6 +76,8 @@ def _chosen_before(given: PretrainConfig, stated: Stated[PretrainConfig]) -> dic
     if not saved["chosen"]:  # of another recipe
         return None
     _say(f"{run_dir}: has begun; what was chosen then is kept, and the images are not looked at again")
+    for line in saved["chosen"] if explain else ():
+        _say(f"  {line}")
     kept = {*RULES, "chosen"}
     groups = tuple(f"{name}." for name in kept)  # of encoder.args, saved has the names below it
     return {key: value for key, value in saved.items() if key in kept or key.startswith(groups)}

@@ -119,6 +119,16 @@ def test_explain_adds_what_was_seen_and_the_rules(own):
     assert "choose: false" in out
 
 
+def test_explain_stops_before_training_and_needs_choices(own, tmp_path):
+    code, out, err = own("--explain", *SMALL)
+    assert (code, out) == (0, "")
+    assert "data.image_size=16: " in err
+    assert not (tmp_path / "runs").exists()
+    code, _, err = own("--explain", config="digits")
+    assert code == 2
+    assert "--config digits states all of its settings" in err
+
+
 def test_the_same_command_resumes_without_looking_again(own, photos, blind, tmp_path):
     assert own(*SMALL, "run.name=whole")[0] == 0
     assert own(*SMALL, "trainer.max_steps=2", "run.checkpoint_every=1", "data.root=photos/")[0] == 0
@@ -129,6 +139,8 @@ def test_the_same_command_resumes_without_looking_again(own, photos, blind, tmp_
     assert "runs/photos: has begun; what was chosen then is kept" in err
     assert "continuing from step 2" in err
     assert not [line for line in err.splitlines() if line.startswith("  ")]
+    _, _, err = own(*SMALL, "--explain")
+    assert [line.strip() for line in err.splitlines() if line.startswith("  ")] == chosen
     assert same(weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/photos"))
     before = (tmp_path / "runs/photos/encoder.safetensors").stat().st_mtime_ns
     code, again, err = own(*SMALL, "run.checkpoint_every=1")
