@@ -23,6 +23,14 @@ def test_every_path_that_is_named_exists(document):
     assert [path for path in named if "NAME" not in path and not (ROOT / path).exists()] == []
 
 
+def test_every_link_leads_somewhere():
+    pages = [ROOT / "README.md", ROOT / "benchmarks" / "results" / "README.md", *(ROOT / "docs").glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)", page.read_text())]
+    local = [(page, link) for page, link in links if not link.startswith("http")]
+    assert len(local) > 15
+    assert [(page.name, link) for page, link in local if not (page.parent / link).exists()] == []
+
+
 def test_the_map_is_short():
     assert len(ARCHITECTURE.read_text().splitlines()) <= 150
 
