@@ -83,7 +83,7 @@ class ContrastiveModule(pl.LightningModule):
         self.diagnostics: dict[str, Tensor] = {}
         self.scheduled: dict[str, float] = {}
         self.last: LastBatch | None = None
-        self.guard = StepGuard(lambda: plan.total_steps, lambda: explain_no_negatives(self.miner.metrics))
+        self.guard = StepGuard(lambda: plan.total_steps, lambda: explain_no_negatives(self.miner.dropped()))
         self._unwritten: list[tuple[Tensor, Tensor]] = []
         self._loader: Any = None
 

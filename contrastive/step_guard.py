@@ -1,8 +1,7 @@
 """Skip optimizer steps whose loss is not finite on any rank, and stop a run that diverged."""
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool
@@ -224,12 +223,9 @@ class AsyncFlags:
         return list(map(bool, self._flags))
 
 
-def explain_no_negatives(metrics: Callable[[], dict[str, Any]]) -> str:
-    """Describe which filters remove all negatives, from the miner's ``mining/drop_*`` metrics."""
-    shares = {name: float(share) for name, share in metrics().items() if "/drop_" in name}
-    drops = [
-        f"mining.{name.partition('drop_')[2]} drops {share:.1%}" for name, share in shares.items() if share
-    ]
+def explain_no_negatives(dropped: Mapping[str, Tensor]) -> str:
+    """Describe which filters remove all negatives, from the share that each drops."""
+    drops = [f"mining.{name} drops {float(share):.1%}" for name, share in dropped.items() if share]
     if not drops:
         return "The bank holds no other image; a higher mining.min_fill lets it fill first"
     return f"Of the bank's rows {', '.join(drops)}; loosen that, in a new run"

@@ -70,11 +70,15 @@ def mining_metrics(stats: LookupStats, bank: Bank) -> Metrics:
 
 
 def bank_metrics(bank: Bank, step: int) -> Metrics:
-    """Compute ``bank/...`` without a device sync or a collective; of a sharded bank, for this rank's part."""
-    age = (step - bank.written_at).float().masked_fill(bank.id < 0, torch.nan)
+    """Compute ``bank/...`` of all ranks; collective if the bank is sharded, else without a device sync."""
+    held = bank.id >= 0
+    age = (step - bank.written_at).masked_fill(~held, 0)
+    num_held, num_admissible, ages = bank.total(
+        torch.stack([held.sum(), bank.admissible(step).sum(), age.sum()])
+    )
     return {
-        "bank/fill": (bank.id >= 0).float().mean(),
-        "bank/age_mean": age.nanmean(),
-        "bank/admissible": bank.admissible(step).float().mean(),
+        "bank/fill": num_held / bank.capacity,
+        "bank/age_mean": ages / num_held,
+        "bank/admissible": num_admissible / bank.capacity,
         "bank/refused": bank.refused.float(),
     }

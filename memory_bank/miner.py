@@ -159,10 +159,14 @@ class Miner:
         return self._ready
 
     def metrics(self) -> Metrics:
-        """Return ``mining/...`` of the last ``negatives``, and ``bank/...``. Waits for the worker."""
+        """Return ``mining/...`` of this rank's last ``negatives``, and ``bank/...``. Waits for the worker."""
         self._worker.wait()
         metrics = bank_metrics(self.bank, self._step) | self.retrieval.metrics()
         return metrics if self._stats is None else metrics | mining_metrics(self._stats, self.bank)
+
+    def dropped(self) -> dict[str, Tensor]:
+        """Return the share of the admissible rows that each filter removed in the last ``negatives``."""
+        return {} if self._stats is None else self._stats.dropped
 
     def describe(self) -> str:
         """Describe bank and backend in one line, for the log."""
@@ -266,8 +270,8 @@ def build_miner(
         upcoming: Returns the dataset rows of a coming optimizer step, None past the end; needed for
             ``mining.query=stored``.
         exchange: Communication with the other ranks, for ``bank.placement=sharded``. That makes
-            ``negatives``, ``nearest``, ``write``, ``state_dict`` and ``ready`` collective: all ranks call
-            them, in the same order.
+            ``negatives``, ``nearest``, ``write``, ``metrics``, ``state_dict`` and ``ready`` collective: all
+            ranks call them, in the same order.
         method: A mining method of your own (memory_bank/methods/base.py); None is the one that
             ``mining.method`` names.
 

@@ -47,13 +47,16 @@ class LogMetrics(StepCallback):
         self._clock = state_dict
 
     def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
-        """Log the values of rank 0's share of the batch, also to the progress bar."""
-        if not is_logged(trainer) or not trainer.is_global_zero:
+        """Log the values of rank 0's share of the batch, and of the whole bank, also to the progress bar."""
+        if not is_logged(trainer):
+            return
+        mined = module.miner.metrics()  # on all ranks, as each may hold a part of the bank
+        if not trainer.is_global_zero:
             return
         row: dict[str, float | Tensor] = {
             f"train/{name}": value for name, value in module.diagnostics.items()
         }
-        row |= module.miner.metrics()
+        row |= mined
         if self.labels is not None and module.last is not None and module.mines:
             row["mining/same_label_rate"] = _same_label_rate(module.last, self.labels)
         row |= {f"train/{name}": value for name, value in module.scheduled.items()}

@@ -43,7 +43,7 @@ METRICS = {
     "mining/recall": "share of the exact nearest rows that the approximate search found",
     "mining/nprobe": "lists that the search visits",
     "mining/same_label_rate": "share of the mined negatives with their query's label (where labels exist)",
-    "bank/fill": "share of the slots that hold a key (of a sharded bank, all bank/* are of rank 0's slots)",
+    "bank/fill": "share of the slots that hold a key",
     "bank/admissible": "share of the slots that are young enough to be used",
     "bank/age_mean": "optimizer steps since the keys were written, mean",
     "bank/refused": "keys refused so far because they were not finite",

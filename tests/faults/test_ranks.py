@@ -50,16 +50,15 @@ def test_two_one_two_ranks_across_resumes(lab, whole):
 
 
 def test_sharded_bank_trains_and_resumes_as_a_replicated_one(lab, whole):
-    """The run is killed and resumed; metrics.csv has the values of rank 0."""
+    """The run is killed and resumed; metrics.csv has the loss of rank 0, and the whole bank."""
     sharded = "bank.placement=sharded"
     assert lab.kill_when("tell_step", 6, "parts", sharded, delay_s=0.01, ranks=2).codes == [-9, -9]
     parts, one = lab.finish("parts", sharded, ranks=2), whole(2)
     assert_same(parts.trainer, one.trainer)
     assert parts.encoder == one.encoder
     assert_same(load_bank(lab.folder / "runs" / "parts"), load_bank(whole.folder(2)))
-    assert [row["train/loss"] for row in parts.rows.values()] == [
-        row["train/loss"] for row in one.rows.values()
-    ]
+    for name in ("train/loss", "bank/fill", "bank/age_mean"):
+        assert [row[name] for row in parts.rows.values()] == [row[name] for row in one.rows.values()]
 
 
 def test_ranks_of_unequal_speed_end_a_time_budget_together(lab):

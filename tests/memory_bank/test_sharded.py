@@ -144,6 +144,7 @@ MININGS = {
         "relative_margin": 0.1,
     },
 }
+BANK_METRICS = ("bank/fill", "bank/age_mean", "bank/admissible", "bank/refused")
 QUEUES = ("band", "sample", "estimate", "all rows", "inverted file")
 """Kinds of mining that a queue is tested with, too."""
 
@@ -163,7 +164,7 @@ def test_sharded_negatives_are_those_of_one_bank(name, bank, world):
         miner = make(mining, exchange, max_age=4, **bank)
         found = steps(miner, exchange.rank, world)
         near = miner.nearest(unit(3, exchange.rank), torch.tensor([1, -1, exchange.rank]), 6, 4)
-        return found, near, miner.state_dict()["bank"], miner.bank.local.key.nbytes
+        return found, near, miner.state_dict()["bank"], miner.bank.local.key.nbytes, miner.metrics()
 
     parts = on_ranks(world, work)
     assert_equal(expected, [part[0] for part in parts])
@@ -172,6 +173,7 @@ def test_sharded_negatives_are_those_of_one_bank(name, bank, world):
         assert torch.equal(part[1][0], near[0])
         torch.testing.assert_close(part[1][1], near[1])
         assert part[3] <= -(-ROWS // world) * DIM * 2
+        assert {n: part[4][n] for n in BANK_METRICS} == {n: whole.metrics()[n] for n in BANK_METRICS}
     saved = whole.state_dict()["bank"]
     assert saved.keys() == parts[0][2].keys()
     assert all(torch.equal(saved[key], value) for key, value in parts[0][2].items() if key != "kind")
