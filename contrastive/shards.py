@@ -1,6 +1,7 @@
 """``contrastive-shards``: pack images into indexed tar shards, index and check shards."""
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from contrastive.config_files import Stated, read_stated
 from contrastive.console import answer, log_to_stderr
 from memory_bank.config import check_range
 
+logger = logging.getLogger(__name__)
+
 USAGE = """\
 usage: contrastive-shards pack [DIR] OUT [data.name=NAME] [shard_mib=256] [shuffle=true] [key=value ...]
        contrastive-shards index DIR|TAR|URL ... [out=DIR]
@@ -20,8 +23,9 @@ usage: contrastive-shards pack [DIR] OUT [data.name=NAME] [shard_mib=256] [shuff
 Indexed tar shards: data in a few large files, on a disk or behind a URL, trained on with
 data.name=shards data.root=DIR-or-URL. The layout is WebDataset's: KEY.jpg, KEY.cls.
 
-  pack   write images (any data.name; images unless given) into shards below OUT; their test part, if
-         there is one, goes to OUT/test, the others to OUT/train
+  pack   write images into shards below OUT; their test part, if there is one, goes to OUT/test, the others
+         to OUT/train. Unless data.name is given, class folders are read as imagefolder, which holds some
+         images out, and other trees as images
   index  index uncompressed tar files that are there, by reading each once; the index is written beside
          them, or to out=DIR, which is then the data.root
   check  compare every sample with its hash
@@ -97,7 +101,7 @@ def _pack(places: Sequence[str], stated: Stated[ShardsConfig]) -> tuple[int, dic
         config.data.root = places[0]
     _check_local(config.data, places[-1])
     if "data.name" not in stated.keys and config.data.root:
-        _check_parts(Path(config.data.root))
+        config.data.name = _find_source(config.data.root)
     data, out = open_dataset(config.data), Path(places[-1])
     parts = {"train": data.train} | ({"test": data.test} if data.test is not None else {})
     size, sets = int(config.shard_mib * 2**20), {}
@@ -107,6 +111,7 @@ def _pack(places: Sequence[str], stated: Stated[ShardsConfig]) -> tuple[int, dic
         sets[name] = pack(images, folder, shard_bytes=size, shuffle=config.shuffle, held_out=held_out)
     counts = {name: sum(entry.samples for entry in found.shards) for name, found in sets.items()}
     shards = {name: len(found.shards) for name, found in sets.items()}
+    logger.info("%s: %s", out, _describe(counts, sets["train"].classes))
     return 0, {"root": str(out), "samples": counts, "shards": shards}
 
 
@@ -131,21 +136,31 @@ def _check_local(data: DataConfig, out: str) -> None:
         )
 
 
-def _check_parts(root: Path) -> None:
-    """Refuse a folder of two parts, which ``data.name=images`` would mix.
+def _describe(counts: dict[str, int], classes: Sequence[str] | None) -> str:
+    kind = "without labels" if classes is None else f"of {len(classes)} classes"
+    test = f", {counts['test']:,} of them in the test part" if "test" in counts else ""
+    return f"{sum(counts.values()):,} samples {kind}{test}"
+
+
+def _find_source(root: str) -> str:
+    """Choose how a folder is read as ``--config own`` does; return ``data.name``.
 
     Raises:
-        UserError: it has a training and a test part, or folders that may be parts or classes.
+        UserError: see ``look.find_source``; also a training and a test part that are no class folders.
     """
+    from contrastive.choosing.look import find_source
     from contrastive.data.files import find_parts
 
-    train, test = find_parts(root)
-    if test is not None:
+    source, why = find_source(root)
+    if source == "images" and (parts := find_parts(Path(root)))[1] is not None:
+        train, test = parts
         raise UserError(
             f"pack {root}: {train} and {test} are parts of one data set, and would be mixed; add "
             "data.name=imagefolder, which keeps both with the labels of their class folders, or pack each "
             "into a folder of its own, OUT/train and OUT/test, or add data.name=images to mix them"
         )
+    logger.info("%s: data.name=%s, as %s", root, source, why)
+    return source
 
 
 def _index(places: Sequence[str], stated: Stated[ShardsConfig]) -> tuple[int, dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from contrastive.config import DataConfig, UserError
-from contrastive.data.dataset import open_dataset
+from contrastive.data.dataset import Dataset, open_dataset
 from contrastive.data.decode import (
     Unreadable,
     explain_unreadable,
@@ -58,6 +58,7 @@ class Folder:
         source: ``data.name`` that reads it.
         why: Why that one, for people; empty if the user states it.
         num_images: Training images.
+        labelled: Whether they have labels, so that a run can have scores.
         looked_at: Images that were looked at and can be read.
         unreadable: Images that were looked at and cannot be read.
         side: Median of the shorter side, in pixels.
@@ -74,6 +75,7 @@ class Folder:
     source: str
     why: str
     num_images: int
+    labelled: bool
     looked_at: int
     unreadable: int
     side: int
@@ -132,7 +134,8 @@ def look_at_folder(data: DataConfig, *, source_is_stated: bool) -> Folder:
     if Path(root).is_file() and Path(root).suffix.lower() in _ARCHIVES:
         raise UserError(f"{root}: is an archive; unpack it, and set data.root to the folder of the images")
     source, why = (data.name, "") if source_is_stated else find_source(root)
-    images = open_dataset(replace(data, name=source)).train
+    dataset = open_dataset(replace(data, name=source))
+    images = dataset.train
     if not isinstance(stored_at(images, 0)[0], EncodedImages):
         raise UserError(
             f"data.name={source}: settings are chosen for image files alone, in folders or in shards; use "
@@ -144,7 +147,7 @@ def look_at_folder(data: DataConfig, *, source_is_stated: bool) -> Folder:
             f"data.root={root}: none of the images that were looked at can be read "
             f"({reasons[0]}); check data.root, the files' rights and format"
         )
-    return _summary(root, source, why, len(images), glances, len(reasons))
+    return _summary(root, source, why, dataset, glances, len(reasons))
 
 
 def find_source(place: str | Path) -> tuple[str, str]:
@@ -247,7 +250,7 @@ def _glance(images: Images, row: int, decoded: bool) -> _Glance | str:
 
 
 def _summary(
-    root: str, source: str, why: str, num_images: int, glances: Sequence[_Glance], unreadable: int
+    root: str, source: str, why: str, dataset: Dataset, glances: Sequence[_Glance], unreadable: int
 ) -> Folder:
     sides = [one.side for one in glances]
     points = [one.points for one in glances if one.points is not None]
@@ -256,7 +259,8 @@ def _summary(
         root=root,
         source=source,
         why=why,
-        num_images=num_images,
+        num_images=len(dataset.train),
+        labelled=dataset.labelled is not None,
         looked_at=len(glances),
         unreadable=unreadable,
         side=int(np.median(sides)),

@@ -428,7 +428,7 @@ def _devices(known: Known) -> Choice | None:
 
 
 def _score_every(known: Known) -> Choice | None:
-    if known["data.name"] == "images":  # no labels, no scores
+    if not known.folder.labelled:
         return None
     images, minutes = known.folder.num_images, known["schedule.minutes"]
     speed = _device(known).images_per_second * (32 / known["data.image_size"]) ** 2
@@ -445,7 +445,7 @@ def _score_every(known: Known) -> Choice | None:
 
 def _probe_every(known: Known) -> Choice | None:
     short = _is_compact(known) and _is_short(known)
-    if not short or known["data.name"] == "images":
+    if not short or not known.folder.labelled:
         return _score_every(known)
     return Choice(
         0,

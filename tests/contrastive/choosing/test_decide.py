@@ -17,6 +17,7 @@ FOLDER = Folder(
     source="imagefolder",
     why="10 class folders",
     num_images=5000,
+    labelled=True,
     looked_at=256,
     unreadable=0,
     side=300,
@@ -284,7 +285,7 @@ def test_scores_are_rare_enough_to_be_cheap():
     assert value("logging.knn_every_epochs", "schedule.epochs=10", num_images=5000) == 3
     short, long = (value("logging.knn_every_epochs", f"schedule.minutes={each}") for each in (1, 1000))
     assert 1 <= short < long
-    assert not {"logging.knn_every_epochs", "logging.probe_every_epochs"} & decided(source="images").keys()
+    assert not {"logging.knn_every_epochs", "logging.probe_every_epochs"} & decided(labelled=False).keys()
 
 
 def test_a_blur_of_pixels_is_for_images_that_have_them():

@@ -137,7 +137,7 @@ def test_any_other_tree_is_read_as_images(classes, tmp_path_factory):
     assert find_source(albums)[1] == "20 folders of typically 3 images are hardly classes"
     tiny.write_images(classes, 1)
     assert find_source(classes) == ("images", "1 of 61 images lie in no class folder (0.png)")
-    assert looked(classes).num_images == 61
+    assert (looked(classes).num_images, looked(classes).labelled) == (61, False)
 
 
 def test_parts_without_class_folders_are_both_trained_on_and_said_so(tmp_path):
@@ -191,6 +191,8 @@ def test_shards_are_looked_at_as_the_folder_that_was_packed(classes, tmp_path_fa
     whole = FileImages(classes, list_images(classes), 32, torch.arange(60) // 20)
     pack(whole, out / "whole", shard_bytes=2**20, shuffle=False)
     assert looked(out / "whole").num_images == folder.num_images  # the same are held out
+    pack(FileImages(classes, list_images(classes), 32), out / "bare", shard_bytes=2**20, shuffle=False)
+    assert (folder.labelled, looked(out / "whole").labelled, looked(out / "bare").labelled) == (1, 1, 0)
 
 
 def test_other_data_that_can_be_trained_on_is_named(tmp_path):

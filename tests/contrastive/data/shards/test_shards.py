@@ -102,11 +102,26 @@ def test_command_packs_class_folders_with_their_parts_labels_and_names(tmp_path,
         assert named == [part.key(row).split("/")[-2] for row in range(len(part))]
     assert main(["check", str(out)]) == 0
     assert json.loads(capsys.readouterr().out) == {"root": str(out), "samples": 10, "shards": 2, "damaged": 0}
-    mixed = ["pack", str(tmp_path / "photos"), str(out)]
+    for part in ("train", "val"):
+        tiny.write_images(tmp_path / "loose" / part, 3, size=(12, 12))
+    mixed = ["pack", str(tmp_path / "loose"), str(out)]
     assert main(mixed) == 2
     assert "train and val are parts of one data set, and would be mixed; add data" in capsys.readouterr().err
     assert main([*mixed, "data.name=images"]) == 0  # beside train/ and test/
     assert main([*mixed, "data.name=images"]) == 2
+
+
+def test_command_packs_a_folder_as_own_would_read_it_and_says_what_it_packed(tmp_path, open_set, capsys):
+    tiny.write_classes(tmp_path / "photos", 20, names=("cat", "dog", "hen"), size=(12, 12))
+    assert main(["pack", str(tmp_path / "photos"), str(tmp_path / "set")]) == 0
+    out, err = capsys.readouterr()
+    counts = json.loads(out)["samples"]
+    assert counts["train"] + counts["test"] == 60
+    assert "data.name=imagefolder, as 3 class folders; one image in five is held out" in err
+    assert f"set: 60 samples of 3 classes, {counts['test']} of them in the test part" in err
+    assert len(open_set(tmp_path / "set").labelled_parts("shards")[1]) == counts["test"] > 0
+    assert main(["pack", str(tmp_path / "photos"), str(tmp_path / "bare"), "data.name=images"]) == 0
+    assert "bare: 60 samples without labels\n" in capsys.readouterr().err
 
 
 def test_a_part_that_was_split_by_hash_names_the_set(tmp_path, open_set):
