@@ -205,7 +205,10 @@ def _picture_every(module: ContrastiveModule) -> int:
 
 
 def hardest(mined: LastBatch, anchors: int, negatives: int) -> list[tuple[int, int, int, float]]:
-    """List (anchor row, rank, negative row, similarity) of the first queries' most similar negatives."""
+    """List (anchor row, rank, negative row, similarity) of the first queries' most similar negatives.
+
+    Of a row that is a negative twice, by both views of its image, the more similar one is listed.
+    """
     query, used = mined.query[:anchors], mined.negatives
     similarity = own_similarity(query, used.hard, used.hard_index[:anchors]) + used.hard_log_weight[:anchors]
     ids = used.hard_ids[:anchors]
@@ -214,16 +217,18 @@ def hardest(mined: LastBatch, anchors: int, negatives: int) -> list[tuple[int, i
         similarity = query @ used.shared.T
         similarity = similarity.masked_fill(used.shared_log_weight[:anchors] == -torch.inf, -torch.inf)
         ids = used.shared_ids.expand(len(query), -1)
-    similarity, columns = similarity.topk(min(negatives, ids.shape[1]), dim=1)
+    similarity, columns = similarity.topk(min(2 * negatives, ids.shape[1]), dim=1)
     rows: Tensor = ids.gather(1, columns)
-    return [
-        (anchor, rank, row, score)
-        for anchor, found, scores in zip(
-            mined.ids[:anchors].tolist(), rows.tolist(), similarity.tolist(), strict=True
-        )
-        for rank, (row, score) in enumerate(zip(found, scores, strict=True))
-        if row >= 0 and score > -torch.inf
-    ]
+    listed = []
+    for anchor, found, scores in zip(
+        mined.ids[:anchors].tolist(), rows.tolist(), similarity.tolist(), strict=True
+    ):
+        best: dict[int, float] = {}
+        for row, score in zip(found, scores, strict=True):
+            if row >= 0 and score > -torch.inf:
+                best.setdefault(row, score)
+        listed += [(anchor, rank, *pair) for rank, pair in enumerate(list(best.items())[:negatives])]
+    return listed
 
 
 def _as_large(views: Float[Tensor, "b *t 3 _ _"], size: int) -> Float[Tensor, "b *t 3 s s"]:

@@ -55,7 +55,7 @@ def gallery(report: Report) -> str:
     strips = "".join(_strip(images, found) for found in groups[:_MOST_ANCHORS])
     note = "Left: an image. Right: the most similar of its negatives, with their similarity."
     if images is not None and images.labels is not None:
-        note += " A red frame: the same label, so probably not a negative at all."
+        note += " A red frame: the same label. With few classes, most of the closest images have it."
     return section("What does it find hard?", note, strips)
 
 

@@ -1,5 +1,7 @@
 """Test the pictures and measures of Gallery; W&B is tested in test_wandb.py."""
 
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import create_autospec
 
@@ -14,7 +16,8 @@ from contrastive.config import AugmentConfig, DataConfig
 from contrastive.data.crops import CroppedImages
 from contrastive.data.images import ArrayImages
 from contrastive.drawing.figures import class_colour
-from contrastive.module import ContrastiveModule
+from contrastive.module import ContrastiveModule, LastBatch
+from memory_bank.negatives import Negatives
 from memory_bank.sharded import ShardedBank
 
 
@@ -125,6 +128,20 @@ def test_views_of_another_size_are_drawn_as_large_as_images(gallery, tmp_path):
     view = drawn[20:36, 2:18]  # the first view of the first image: each pixel is four
     assert (view == view[::2, ::2].repeat(2, 0).repeat(2, 1)).all()
     assert view.std() > 0
+
+
+def test_an_image_whose_two_views_are_negatives_is_listed_once(gallery):
+    """The batch's negatives of SimCLR: rows 5, 6 and 7 by two views each, and a query's own left out."""
+    angles = torch.tensor([0.0, 0.0, 0.3, 0.2, 0.1, 0.4])
+    shared = torch.stack([angles.cos(), angles.sin()], 1)
+    query = torch.tensor([[1.0, 0.0]])
+    weight = torch.tensor([[-torch.inf, -torch.inf, 0.0, 0.0, 0.0, 0.0]])
+    ids = torch.tensor([5, 5, 6, 6, 7, 7])
+    negatives = replace(Negatives.none(query), shared=shared, shared_log_weight=weight, shared_ids=ids)
+    batch = LastBatch(torch.tensor([5]), query, negatives)
+    found = [(rank, row, round(score, 4)) for _, rank, row, score in gallery.hardest(batch, 4, 8)]
+    assert found == [(0, 7, round(math.cos(0.1), 4)), (1, 6, round(math.cos(0.2), 4))]
+    assert [row for _, _, row, _ in gallery.hardest(batch, 4, 1)] == [7]
 
 
 def test_the_map_of_a_sharded_bank_waits_for_no_other_rank(gallery, four_images, tmp_path):
