@@ -103,8 +103,7 @@ def score(network: Network, config: FinetuneEvaluation) -> Scored:
         "per_class": per_class(counts, classes),
         "confusion": counts.tolist(),
     }
-    grid = {"finetune.learning_rates": config.finetune.learning_rates}
-    return Scored([accuracy_line("top1", hits)], details, edge_warnings(choices, grid))
+    return Scored([accuracy_line("top1", hits)], details, edge_warnings(choices, "finetune"))
 
 
 PROTOCOL = Scoring(FinetuneEvaluation, score, needs_network=True, title="Fine-tuned")

@@ -1,6 +1,7 @@
 """Train a grid of linear probes at once, choose one on a part of train, refit it, score it once on test."""
 
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -57,6 +58,9 @@ class LinearConfig:
             0.9, 0.1 adds up to one full step. Above 3.8 a head may diverge; the held-out part notices.
         weight_decays: w in ``mean cross-entropy + w / 2 * |weights|^2``; scikit-learn's C is 1 / (w n),
             for two classes 2 / (w n): it fits one weight vector there, the difference of our two.
+        widen: Most values that each of the two lists grows by at either end, one at a time and in its own
+            ratio, while the best value is the last there; a list of one stays. Of the encoder and of its
+            baselines alike.
         held_out: Share of each class of *train* on which the pair is chosen.
         batch_size: Rows of a step; fewer rows are one batch.
         epochs: Passes over the rows, unless ``min_steps`` is more.
@@ -72,6 +76,7 @@ class LinearConfig:
     weight_decays: list[float] = field(
         default_factory=lambda: [1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1]
     )
+    widen: int = 3
     held_out: float = 0.15
     batch_size: int = 4096
     epochs: int = 25
@@ -84,6 +89,7 @@ class LinearConfig:
             check_grid(f"linear.{name}", getattr(self, name))
         if not 0 < self.held_out < 1:
             raise ValueError(f"linear.held_out={self.held_out}: allowed is above 0 and below 1")
+        check_range("linear.widen", self.widen, 0)
         for name in ("batch_size", "epochs", "min_steps"):
             check_range(f"linear.{name}", getattr(self, name), 1)
 
@@ -112,12 +118,16 @@ class Choice:
         learning_rate: Best learning rate of the grid.
         weight_decay: Best weight decay of the grid.
         held_out_top1: Its accuracy there.
+        learning_rates: The grid; more than the setting's values if it was widened.
+        weight_decays: Likewise.
         edges: Names of the settings whose chosen value is the first or last of its list.
     """
 
     learning_rate: float
     weight_decay: float
     held_out_top1: float
+    learning_rates: list[float]
+    weight_decays: list[float]
     edges: tuple[str, ...]
 
 
@@ -127,18 +137,14 @@ def score(features: Features, config: LinearEvaluation) -> Scored:
     choices = [choose(train, num_classes, config.linear, seed) for seed in range(config.seeds)]
     probes = [fit(train, num_classes, config.linear, choice, seed) for seed, choice in enumerate(choices)]
     logits = torch.stack([probe(features.test.features) for probe in probes])
-    grid = {
-        "linear.learning_rates": config.linear.learning_rates,
-        "linear.weight_decays": config.linear.weight_decays,
-    }
-    return summarise(logits, features, choices, grid)
+    return summarise(logits, features, choices, "linear")
 
 
 PROTOCOL = Scoring(LinearEvaluation, score, title="Linear probe")
 
 
 def summarise(
-    logits: Float[Tensor, "r n c"], features: Features, choices: list[Choice], grid: dict[str, list[float]]
+    logits: Float[Tensor, "r n c"], features: Features, choices: list[Choice], group: str
 ) -> Scored:
     """Score the logits of a linear probe.
 
@@ -146,7 +152,7 @@ def summarise(
         logits: Logits of the test images, for each seed; details are of the first.
         features: Features with the test labels and the classes.
         choices: The chosen setting, for each seed.
-        grid: The values that were chosen from, by the names of their settings in the config.
+        group: Where the settings that were chosen are in the config, e.g. ``linear.sgd``.
     """
     classes, test = features.classes, features.test
     lines = [
@@ -161,20 +167,43 @@ def summarise(
         "per_class": per_class(counts, classes),
         "confusion": counts.tolist(),
     }
-    return Scored(lines, details, edge_warnings(choices, grid))
+    return Scored(lines, details, edge_warnings(choices, group))
 
 
 def choose(train: PartFeatures, num_classes: int, config: LinearConfig, seed: int) -> Choice:
-    """Train the whole grid on one part of ``train``, take the best on the other.
+    """Train the whole grid on one part of ``train``, take the best on the other; widen it as ``widen`` says.
 
     Raises:
         UserError: too few rows to hold some out, or every setting diverged.
     """
     fit_part, held = split_to_choose(train, config.held_out, seed)
-    rates, decays = _grid(config, train.features.device)
-    heads, standardise = _train(fit_part, num_classes, config, rates, decays, seed)
-    held = replace(held, features=standardise(held.features))
-    return pick(*score_heads(heads, held), config.learning_rates, config.weight_decays)
+    rates, decays = config.learning_rates, config.weight_decays
+    tried: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
+    while True:
+        new = [pair for pair in product(rates, decays) if pair not in tried]
+        heads, standardise = _train(fit_part, num_classes, config, new, seed)
+        seen = score_heads(heads, replace(held, features=standardise(held.features)))
+        tried |= zip(new, zip(*seen, strict=True), strict=True)
+        top1, loss = zip(*(tried[pair] for pair in product(rates, decays)), strict=True)
+        choice = pick(torch.stack(top1), torch.stack(loss), rates, decays)
+        rates = _widened(rates, choice.learning_rate, config.learning_rates, config.widen)
+        decays = _widened(decays, choice.weight_decay, config.weight_decays, config.widen)
+        if (rates, decays) == (choice.learning_rates, choice.weight_decays):
+            return choice
+
+
+def _widened(values: list[float], best: float, given: list[float], most: int) -> list[float]:
+    """Add a value beyond ``best`` if that is at an end of the list where fewer than ``most`` were added."""
+    if len(values) > 1 and best == values[0] and values.index(given[0]) < most:
+        return [_beyond(values[1], best), *values]
+    if len(values) > 1 and best == values[-1] and values[::-1].index(given[-1]) < most:
+        return [*values, _beyond(values[-2], best)]
+    return values
+
+
+def _beyond(before: float, last: float) -> float:
+    """Return the next value of a geometric series, to three digits."""
+    return float(f"{last * last / before:.3g}")
 
 
 def split_to_choose(train: PartFeatures, share: float, seed: int) -> tuple[PartFeatures, PartFeatures]:
@@ -229,6 +258,8 @@ def pick(
         learning_rates[rate],
         weight_decays[decay],
         top1[best].item(),
+        learning_rates,
+        weight_decays,
         tuple(name for name, index, values in edges if _on_edge(index, values)),
     )
 
@@ -251,18 +282,18 @@ class Probe:
 
 def fit(train: PartFeatures, num_classes: int, config: LinearConfig, choice: Choice, seed: int) -> Probe:
     """Train the chosen setting on all of ``train``."""
-    rate, decay = (
-        torch.tensor([value], device=train.features.device)
-        for value in (choice.learning_rate, choice.weight_decay)
+    heads, standardise = _train(
+        train, num_classes, config, [(choice.learning_rate, choice.weight_decay)], seed
     )
-    heads, standardise = _train(train, num_classes, config, rate, decay, seed)
     return Probe(standardise, heads)
 
 
 def _train(
-    train: PartFeatures, num_classes: int, config: LinearConfig, rates: Tensor, decays: Tensor, seed: int
+    train: PartFeatures, num_classes: int, config: LinearConfig, pairs: list[tuple[float, float]], seed: int
 ) -> tuple[Heads, Standardiser]:
+    """Train a head for each pair of learning rate and weight decay."""
     standardise = Standardiser.fit(train.features)
+    rates, decays = torch.tensor(pairs, device=train.features.device).T.contiguous()
     heads = train_heads(
         standardise(train.features),
         train.labels,
@@ -274,15 +305,6 @@ def _train(
         seed=seed,
     )
     return heads, standardise
-
-
-def _grid(config: LinearConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return every pair of learning rate and weight decay, one a head."""
-    pairs = torch.cartesian_prod(
-        torch.tensor(config.learning_rates, device=device), torch.tensor(config.weight_decays, device=device)
-    )
-    rates, decays = pairs.unbind(1)
-    return rates.contiguous(), decays.contiguous()
 
 
 def score_heads(heads: Heads, part: PartFeatures) -> tuple[Float[Tensor, " h"], Float[Tensor, " h"]]:
@@ -303,15 +325,14 @@ def _on_edge(index: int, grid: list[float]) -> bool:
     return len(grid) > 1 and index in (0, len(grid) - 1)
 
 
-def edge_warnings(choices: list[Choice], grid: dict[str, list[float]]) -> list[str]:
-    """Warn if the best value was the first or last of its list; ``grid`` is as in ``summarise``."""
+def edge_warnings(choices: list[Choice], group: str) -> list[str]:
+    """Warn if the best value was the first or last of its list; ``group`` is as in ``summarise``."""
     warnings = []
-    for name, values in grid.items():
-        kind = name.rpartition(".")[2]
-        chosen = [getattr(choice, kind.removesuffix("s")) for choice in choices if kind in choice.edges]
-        if chosen:
+    for kind in ("learning_rates", "weight_decays"):
+        for choice in [choice for choice in choices if kind in choice.edges][:1]:
+            best, values = getattr(choice, kind.removesuffix("s")), getattr(choice, kind)
             warnings.append(
-                f"{name}: the best value, {chosen[0]:g}, is on the edge of {values}; "
+                f"{group}.{kind}: the best value, {best:g}, is on the edge of {values}; "
                 "a wider grid may score higher"
             )
     return warnings

@@ -33,8 +33,7 @@ def score(network: Network, config: LinearEvaluation) -> Scored:
     if tensor_hash(network.module) != before:
         raise RuntimeError("the encoder's parameters or buffers changed while it was probed")
     logits = torch.stack([probe(network.features.test.features) for probe in probes])
-    grid = {"linear.sgd.learning_rates": settings.learning_rates}
-    return summarise(logits, network.features, choices, grid)
+    return summarise(logits, network.features, choices, "linear.sgd")
 
 
 PROTOCOL = Scoring(LinearEvaluation, score, needs_network=True, title="Linear probe, SGD on random views")

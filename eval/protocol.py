@@ -105,7 +105,7 @@ class Scoring(Protocol):
             seconds[name] = round(time.perf_counter() - before, 3)
         return {
             "scores": compare({name: each.lines for name, each in scored.items()}),
-            "warnings": warnings + scored["encoder"].warnings,
+            "warnings": warnings + warnings_of(scored),
             "details": {name: each.details for name, each in scored.items()},
             "seconds": seconds,
         }
@@ -169,6 +169,17 @@ def accuracy_titles() -> dict[str, str]:
     kinds = [(name, *(kind for kind in VARIANTS if kind.startswith(f"{name}-"))) for name in PROTOCOLS]
     protocols = {kind: find_protocol(kind) for group in kinds for kind in group}
     return {kind: each.title or kind for kind, each in protocols.items() if isinstance(each, Scoring)}
+
+
+def warnings_of(scored: dict[str, Scored]) -> list[str]:
+    """Return the warnings of all representations; one that is not of all begins with those it is of."""
+    told: dict[str, list[str]] = {}
+    for name, each in scored.items():
+        for text in each.warnings:
+            told.setdefault(text, []).append(name.replace("_", " "))
+    return [
+        text if len(names) == len(scored) else f"{', '.join(names)}: {text}" for text, names in told.items()
+    ]
 
 
 def compare(lines: dict[str, list[Line]]) -> list[Result]:

@@ -54,7 +54,7 @@ def test_the_choice_never_sees_test_labels(clusters):
 
 def test_choice_is_the_best_of_the_grid_on_held_out_rows(clusters):
     """Retrained one by one, no other setting does better on the held-out rows."""
-    settings = config(learning_rates=[0.1], weight_decays=[1e-3, 1e-1, 10.0], min_steps=60).linear
+    settings = config(learning_rates=[0.1], weight_decays=[1e-3, 1e-1, 10.0], min_steps=60, widen=0).linear
     train = clusters.train
     fit, held = hold_out(train.labels, settings.held_out, 0)
     assert not set(fit.tolist()) & set(held.tolist())
@@ -77,9 +77,27 @@ def test_choice_is_the_best_of_the_grid_on_held_out_rows(clusters):
     assert top1[chosen.weight_decay] >= max(top1.values()) - 0.005
 
 
-def test_a_best_value_on_the_edge_is_a_warning(clusters):
-    too_strong = score(clusters, config(weight_decays=[10.0, 100.0, 1000.0], min_steps=40))
-    assert any("linear.weight_decays" in text and "10" in text for text in too_strong.warnings)
+def test_a_grid_grows_at_the_end_where_the_best_value_lies_and_no_further(clusters):
+    """The rest of it is searched as before; what is still on the edge then is a warning."""
+    grid = {"learning_rates": [0.1], "weight_decays": [10.0, 100.0, 1000.0], "min_steps": 40}
+    train = clusters.train
+    as_given = choose(train, 6, config(**grid, widen=0).linear, 0)
+    assert as_given.weight_decays == [10.0, 100.0, 1000.0]
+    assert (as_given.weight_decay, as_given.edges) == (10.0, ("weight_decays",))
+    wider = choose(train, 6, config(**grid, widen=2).linear, 0)
+    assert wider.weight_decays == [0.1, 1.0, 10.0, 100.0, 1000.0]
+    assert wider.learning_rates == [0.1]  # nothing to grow by
+    assert wider.held_out_top1 > as_given.held_out_top1
+    inside = choose(train, 6, config(**grid | {"weight_decays": [1e-6, 1e-3, 1e-2, 1e3]}).linear, 0)
+    assert inside == choose(
+        train, 6, config(**grid | {"weight_decays": inside.weight_decays}, widen=0).linear, 0
+    )
+
+    told = score(clusters, config(**grid, widen=0)).warnings
+    assert told == [
+        "linear.weight_decays: the best value, 10, is on the edge of [10.0, 100.0, 1000.0]; "
+        "a wider grid may score higher"
+    ]
     single = score(clusters, config(learning_rates=[0.1], weight_decays=[1e-3], min_steps=40))
     assert single.warnings == []
 

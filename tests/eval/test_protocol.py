@@ -4,8 +4,9 @@ import pytest
 
 from contrastive.config_files import load_config
 from eval import linear_probe, linear_sgd
-from eval.protocol import Page, Protocol, accuracy_titles, find_protocol
+from eval.protocol import Page, Protocol, accuracy_titles, find_protocol, warnings_of
 from eval.registry import PROTOCOLS, VARIANTS
+from eval.scores import Scored
 
 
 @pytest.mark.parametrize("name", [*PROTOCOLS, *VARIANTS])
@@ -33,3 +34,13 @@ def test_a_setting_chooses_the_variant(way, kind, score):
 def test_accuracies_have_headings_in_the_order_of_the_registry():
     probes = ["worth", "linear", "linear-sgd_augmented", "knn", "lowshot", "finetune"]
     assert [*accuracy_titles()] == [*probes, "retrieval", "segment"]
+
+
+def test_a_warning_that_is_not_of_all_representations_names_those_it_is_of():
+    told = {
+        "encoder": ["of all", "ours"],
+        "raw_pixels": ["of all", "theirs"],
+        "random_encoder": ["theirs", "of all"],
+    }
+    found = warnings_of({name: Scored([], {}, texts) for name, texts in told.items()})
+    assert found == ["of all", "encoder: ours", "raw pixels, random encoder: theirs"]
