@@ -48,11 +48,19 @@ def grid(cards: Iterable[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """Return a table of texts; with ``kind="set"`` cells are long texts, otherwise numbers."""
+    """Return a table of texts; with ``kind="set"`` cells are long texts, otherwise numbers.
+
+    What stands in brackets behind a number is small, and below it on a narrow screen.
+    """
     lines = ["".join(f"<th>{escape(text)}</th>" for text in head)]
-    lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    lines += ["".join(f"<td>{escape(cell) if kind else _number(cell)}</td>" for cell in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="scroll"><table class="{kind}">{body}</table></div>'
+
+
+def _number(cell: str) -> str:
+    value, bracket, more = cell.partition(" (")
+    return f"{escape(value)} <small>({escape(more)}</small>" if bracket else escape(cell)
 
 
 def details(texts: Mapping[str, str]) -> str:

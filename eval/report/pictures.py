@@ -93,7 +93,7 @@ def attention(report: Report) -> str:
     scores = table(run.attention[0], run.attention[1:]) if run.attention else ""
     shown = files[:: math.ceil(len(files) / _MOST_SHEETS)]
     body = "".join(
-        f'<div class="views"><img alt="attention in an image" src="{data_uri(file.read_bytes())}"></div>'
+        f'<div class="sheet"><img alt="attention in an image" src="{data_uri(file.read_bytes())}"></div>'
         for file in shown
     )
     note = f"{len(shown)} of {len(files)} pictures; eval/attention.html has all, and says what they show."

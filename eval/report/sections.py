@@ -82,7 +82,8 @@ def worth(report: Report) -> str:
     answer = report.runs[0].answer
     if not report.alone or answer is None:
         return ""
-    head, *rows = zip(*answer.table, strict=True)  # a column for each network: there are few
+    names, *baselines, ours = answer.table
+    head, *rows = zip(names, ours, *baselines, strict=True)  # a column for each network: there are few
     notes = "".join(f'<p class="note">{escape(line)}</p>' for line in answer.notes)
     earlier = "Of an earlier encoder, evaluate again. " if "worth" in report.runs[0].outdated else ""
     return section("Was it worth it?", earlier + answer.sentence, table(head, rows) + notes)

@@ -8,6 +8,7 @@ import pytest
 from eval.__main__ import main
 from tests.browser import browser, installed
 from tests.eval.conftest import add_pictures, make_run
+from tests.eval.report.test_comparison import add_scores
 
 pytestmark = pytest.mark.skipif(
     installed() is None, reason="no Chromium here; .ci/run installs Debian's where it may"
@@ -16,6 +17,8 @@ pytestmark = pytest.mark.skipif(
 STATE = """({
     images: [...document.images].map(image => [image.alt, image.complete && image.naturalWidth > 0]),
     width: [document.documentElement.scrollWidth, window.innerWidth],
+    cut: [...document.querySelectorAll('.scroll, .mined')].filter(b => b.scrollWidth > b.clientWidth).length,
+    views: document.querySelector('.views img')?.offsetWidth,
     mined: [...document.querySelectorAll('.mined figure:not(:first-child)')].map(cell => cell.offsetWidth),
     paper: getComputedStyle(document.body).backgroundColor,
     ink: getComputedStyle(document.body).color,
@@ -34,6 +37,7 @@ def pages(tmp_path_factory):
         add_pictures(run)
         assert main(["knn", f"checkpoint={run}", "device=cpu", "progress=false", "knn.k=[5]"]) == 0
     assert main(["stats", f"checkpoint={runs[0]}", "device=cpu", "progress=false", "stats.rows=64"]) == 0
+    add_scores(runs[0], 0.9, protocol="worth")
     foreign = folder / "torchvision-resnet18-random" / "eval"
     foreign.mkdir(parents=True)
     foreign.joinpath("knn.json").write_bytes((runs[0] / "eval" / "knn.json").read_bytes())
@@ -68,6 +72,9 @@ def test_a_page_as_a_reader_sees_it(name, width, dark, pages, chromium):
     page, window = seen["width"]
     assert page <= window == width
     assert seen["mined"] == ([84, 84] if name == "report" else [])  # whatever the length of a path
+    if name == "report":
+        assert seen["cut"] == 0  # the worth table, health, negatives: nothing is beside the screen
+        assert seen["views"] >= 700  # its images can be seen; a narrow screen scrolls
     assert seen["bars"] == (name == "comparison" or width > 560)
     assert seen["legend"] == (name == "report" and width > 560)  # of the bars
     assert [url for url in seen["resources"] if not url.startswith("data:")] == []
