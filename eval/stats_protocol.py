@@ -18,7 +18,7 @@ from eval.subject import Extractor
 from eval.two_views import ViewSampler
 from memory_bank.config import check_range
 
-_TITLES = {
+TITLES = {
     "verdict": "verdict",
     "rankme": "effective rank (RankMe)",
     "dimensions": "of dimensions",
@@ -101,7 +101,7 @@ class Stats(Protocol):
     def table(self, result: Result) -> list[Row]:
         scores = result["scores"]
         rows: list[Row] = [("", *(name.replace("_", " ") for name in scores))]
-        for number, title in _TITLES.items():
+        for number, title in TITLES.items():
             rows.append((title, *(_text(of_one.get(number, "")) for of_one in scores.values())))
         return rows
 

@@ -25,12 +25,15 @@ from eval.lowshot import LowshotConfig, LowshotEvaluation
 from eval.protocol import Result, Row, Scoring, representations
 from eval.scores import Line, Scored, accuracy_line, difference
 from eval.stats import alignment, found_again, health
+from eval.stats_protocol import TITLES
 from eval.subject import Extractor
 from eval.two_views import ViewSampler
 from eval.verdict import judge, judge_without_labels, title
 from memory_bank.config import check_range
 
-_SIGNALS = ("retrieval", "rankme", "dimensions", "alignment", "uniformity", "std", "verdict")
+_SIGNALS = {"retrieval": "share of second views found"} | {
+    name: text for name, text in TITLES.items() if name != "dead"
+}
 
 
 @dataclass
@@ -144,7 +147,7 @@ class Worth(Scoring):
         if not _has_labels(result):
             names = [*[name for name in scores if name != "encoder"], "encoder"]
             lines = [(title(name), *(_signal(scores[name].get(key)) for key in _SIGNALS)) for name in names]
-            return [("", *_SIGNALS), *lines]
+            return [("", *_SIGNALS.values()), *lines]
         ours, *baselines = representations(scores[0])
         lines = [(title(name), *(_cell(row[name]) for row in scores)) for name in [*baselines, ours]]
         return [("", *(row["name"] for row in scores)), *lines]
@@ -152,7 +155,7 @@ class Worth(Scoring):
     @override
     def notes(self, result: Result) -> list[str]:
         if not _has_labels(result):
-            about = "retrieval: share of images whose second view is closer to the first than all others'"
+            about = "A second view is found if it is closer to the first than all other images' second views"
             return [about, result["sentence"]]
         return [
             "top-1 in %; in brackets ours has its 95% interval, a baseline has what ours gains over it, with "

@@ -56,14 +56,13 @@ def interval_bar(
     low: float,
     high: float,
     marks: Sequence[tuple[str, float, str]],
-    floor: float,
     colour: str = "s0",
 ) -> Drawing:
-    """Draw a value in [floor, 1] as a bar with its interval, and others as marks (name, value, colour)."""
+    """Draw a value in [0, 1] as a bar with its interval, and others as marks (name, value, colour)."""
     width, height = 260, 22
 
     def place(share: float) -> float:
-        return 4 + (width - 8) * (min(max(share, floor), 1.0) - floor) / (1 - floor)
+        return 4 + (width - 8) * min(max(share, 0.0), 1.0)
 
     shapes: list[Shape] = [
         Line([(4, 11), (width - 4, 11)], "line"),

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
+from itertools import zip_longest
 
 from contrastive.drawing.canvas import COLOURS, css
 
@@ -47,15 +48,24 @@ def grid(cards: Iterable[str]) -> str:
     return f'<div class="grid2">{"".join(cards)}</div>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "", pictures: Sequence[str] = ()
+) -> str:
     """Return a table of texts; with ``kind="set"`` cells are long texts, otherwise numbers.
 
-    What stands in brackets behind a number is small, and below it on a narrow screen.
+    What stands in brackets behind a number is small, and below it on a narrow screen. ``pictures`` are the
+    cells of one more column as HTML, the first for the head.
     """
     lines = ["".join(f"<th>{escape(text)}</th>" for text in head)]
-    lines += ["".join(f"<td>{escape(cell) if kind else _number(cell)}</td>" for cell in row) for row in rows]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    lines += [_cells(row, kind) for row in rows]
+    body = "".join(f"<tr>{line}{cell}</tr>" for line, cell in zip_longest(lines, pictures, fillvalue=""))
     return f'<div class="scroll"><table class="{kind}">{body}</table></div>'
+
+
+def _cells(row: Sequence[str], kind: str) -> str:
+    name, *others = row
+    own = escape if kind else _number
+    return "".join(f"<td>{cell}</td>" for cell in (escape(name), *map(own, others)))
 
 
 def _number(cell: str) -> str:

@@ -22,6 +22,10 @@ from eval.report.read import BASELINES, Run, Score, describe_epochs, read_json
 
 _MOST_POINTS = 400  # in a curve
 _COLOURS = {"raw_pixels": "s1", "random_encoder": "s2"}  # of the baselines' marks
+_SCALE = '<th class="picture">0 to 100%</th>'
+_FIXED = (
+    "settings by a fixed rule; the linear probe chooses its own, so the two differ at 100%, baselines too"
+)
 _CHARTS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], str], ...] = (
     ("Loss", (("loss", ("train/loss",)),), ""),
     (
@@ -84,9 +88,19 @@ def worth(report: Report) -> str:
         return ""
     names, *baselines, ours = answer.table
     head, *rows = zip(names, ours, *baselines, strict=True)  # a column for each network: there are few
+    statistics, measured = report.runs[0].statistics, report.runs[0].results.get("worth")
+    below = {row[0] for row in statistics.table} if statistics is not None else set()
+    rows = [row for row in rows if row[0] not in below]
+    pictures = [_SCALE, *map(_bar, measured.scores)] if measured is not None else []
+    warnings = "".join(map(warning, measured.warnings)) if measured is not None else ""
+    legends = _baselines_legend() if pictures else ""
     notes = "".join(f'<p class="note">{escape(line)}</p>' for line in answer.notes)
     earlier = "Of an earlier encoder, evaluate again. " if "worth" in report.runs[0].outdated else ""
-    return section("Was it worth it?", earlier + answer.sentence, table(head, rows) + notes)
+    return section(
+        "Was it worth it?",
+        earlier + answer.sentence,
+        table(head, rows, "", pictures) + legends + notes + warnings,
+    )
 
 
 def _outdated(run: Run) -> list[str]:
@@ -141,19 +155,17 @@ def scores(report: Report) -> str:
 
 
 def _beside_baselines(run: Run) -> str:
-    results = run.results
-    found = [score for result in results.values() for score in result.scores]
-    floor = _floor(
-        [value for each in found for value in (each.value, *(b[0] for b in each.baselines.values()))]
-    )
+    results = {name: result for name, result in run.results.items() if name != "worth"}  # shown above
+    if not results:
+        return ""
     lines = []
     for protocol, result in results.items():
-        lines.append(f'<tr class="group"><td colspan="5">{accuracy_titles()[protocol]}</td></tr>')
-        lines += [_score_row(escape(score.name), score, floor, baselines=True) for score in result.scores]
-    names = ("top-k accuracy, %", "encoder", *BASELINES.values())
-    head = "".join(f"<th>{name}</th>" for name in names)
-    head += f'<th class="picture">{100 * floor:.0f} to 100%</th>'
-    keys = [("encoder, 95% interval", "s0"), *((BASELINES[name], _COLOURS[name]) for name in BASELINES)]
+        about = _FIXED if any(score.name.endswith(" 100%") for score in result.scores) else ""
+        title = f"{accuracy_titles()[protocol]} <small>{about}</small>"
+        lines.append(f'<tr class="group"><td colspan="5">{title}</td></tr>')
+        lines += [_score_row(escape(score.name), score, baselines=True) for score in result.scores]
+    names = ("score, %", "encoder", *BASELINES.values())
+    head = "".join(f"<th>{name}</th>" for name in names) + _SCALE
     warnings = "".join(warning(text) for result in results.values() for text in result.warnings)
     first = next(iter(results.values()))
     note = (
@@ -161,44 +173,45 @@ def _beside_baselines(run: Run) -> str:
         f"the encoder gains over that baseline on the same splits. Test part: {first.test_part}."
     )
     body = f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
-    return section(
-        "How good are the features?", note, f"{body}<p class='note picture'>{legend(keys)}</p>{warnings}"
-    )
+    return section("How good are the features?", note, f"{body}{_baselines_legend()}{warnings}")
+
+
+def _baselines_legend() -> str:
+    keys = [("encoder, 95% interval", "s0"), *((BASELINES[name], _COLOURS[name]) for name in BASELINES)]
+    return f'<p class="note picture">{legend(keys)}</p>'
 
 
 def _beside_each_other(runs: list[Run]) -> str:
     cards = []
     for protocol, title in accuracy_titles().items():
         results = [run.results[protocol].scores if protocol in run.results else [] for run in runs]
-        floor = _floor([score.value for found in results for score in found])
         for name in dict.fromkeys(score.name for found in results for score in found):
             rows = [
-                _score_row(f"{key(f's{place}')}{escape(run.name)}", score, floor, f"s{place}")
+                _score_row(f"{key(f's{place}')}{escape(run.name)}", score, f"s{place}")
                 for place, (run, found) in enumerate(zip(runs, results, strict=True))
                 for score in found
                 if score.name == name
             ]
             body = f'<table class="runs">{"".join(rows)}</table>'
-            cards.append(card(f"{title}: {name}", body, f"bar from {100 * floor:.0f} to 100%, 95% interval"))
+            cards.append(card(f"{title}: {name}", body, "bar from 0 to 100%, 95% interval"))
     note = "Frozen features on the test part, except where fine-tuned; in %."
     return section("How good are they?", note, _unlike(runs) + grid(cards))
 
 
-def _floor(values: list[float]) -> float:
-    """Return where bars begin: a multiple of 10% below all values."""
-    return max(0.0, math.floor(10 * min(values, default=0.0) - 0.5) / 10)
-
-
-def _score_row(label: str, score: Score, floor: float, colour: str = "s0", *, baselines: bool = False) -> str:
+def _score_row(label: str, score: Score, colour: str = "s0", *, baselines: bool = False) -> str:
     """Return a row; ``label`` is HTML."""
     interval = f"{100 * score.low:.1f}–{100 * score.high:.1f}"
     cells = f'<td>{label}</td><td class="own">{100 * score.value:.1f} <small>{interval}</small></td>'
-    marks = []
-    for name, (value, gain) in score.baselines.items() if baselines else ():
+    for value, gain in score.baselines.values() if baselines else ():
         cells += f"<td>{100 * value:.1f} <small>({100 * gain:+.1f})</small></td>"
-        marks.append((BASELINES[name], value, _COLOURS[name]))
-    picture = interval_bar(score.value, score.low, score.high, marks, floor, colour).svg()
-    return f'<tr>{cells}<td class="picture">{picture}</td></tr>'
+    return f"<tr>{cells}{_bar(score, colour, baselines=baselines)}</tr>"
+
+
+def _bar(score: Score, colour: str = "s0", *, baselines: bool = True) -> str:
+    """Return a cell with the score as a bar."""
+    own = score.baselines.items() if baselines else ()
+    marks = [(BASELINES[name], value, _COLOURS[name]) for name, (value, _) in own]
+    return f'<td class="picture">{interval_bar(score.value, score.low, score.high, marks, colour).svg()}</td>'
 
 
 def _unlike(runs: list[Run]) -> str:

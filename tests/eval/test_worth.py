@@ -238,6 +238,7 @@ def test_one_table_and_one_sentence_with_labels(new_run, capsys, monkeypatch):
     page = (run / "report.html").read_text()
     assert "Was it worth it?" in page.partition("How good are the features?")[0]
     assert result["sentence"] in page
+    assert page.count("kNN k=20</td>") == 1
 
 
 def test_without_labels_it_says_what_can_be_said(new_run, tmp_path, capsys):

@@ -17,11 +17,11 @@ def strokes(page):
     return {(line["stroke-width"], line["stroke"].removeprefix("var(--").rstrip(")")) for line in lines}
 
 
-def add_scores(run, value, protocol="knn", fingerprint="same"):
+def add_scores(run, value, protocol="knn", fingerprint="same", name="top1 <k=5>"):
     """A result as the command writes it, as far as the page reads it."""
     number = {"value": value, "low": value - 0.02, "high": value + 0.02}
     baseline = number | {"gain": {"value": 0.0, "low": -0.02, "high": 0.02}}
-    row = {"name": "top1 <k=5>", "interval": "Wilson", "encoder": number}
+    row = {"name": name, "interval": "Wilson", "encoder": number}
     result = {
         "protocol": protocol,
         "sentence": "Worth it: it is.",
@@ -103,6 +103,31 @@ def test_the_probe_of_worth_has_no_second_tile(alone, compared):
     found = compared(alone)[2].text
     assert "beside the baselines, top1 <k=5>" not in found
     assert {"linear probe, top1 <k=5>", "nearest neighbours, top1 <k=5>"} <= {*found}
+
+
+def test_numbers_stand_once_and_their_bars_begin_at_0(alone, compared):
+    add_scores(alone, 0.5, protocol="worth", name="linear probe")
+    add_scores(alone, 0.75, protocol="lowshot", name="top1 at 100%")
+    page = compared(alone)[2]
+    assert page.text.count("linear probe") == 1  # in the answer's table, not again below it
+    assert "Beside the baselines" not in page.text
+    assert page.text.count("0 to 100%") == 2
+    bars = [given["d"] for tag, given in page.tags if tag == "path" and given["stroke-width"] == BAR]
+    assert bars == [f"M4.0 11.0L{4 + 252 * value:.1f} 11.0" for value in (0.5, 0.9, 0.75)]
+    assert "settings by a fixed rule; the linear probe chooses its own" in " ".join(page.text)
+
+
+def test_health_without_labels_stands_once(alone, compared):
+    number = dict.fromkeys(("retrieval", "rankme", "dimensions", "alignment", "uniformity", "std"), 0.25)
+    scores = dict.fromkeys(("encoder", "raw_pixels", "random_encoder"), number)
+    unlabelled = {"sentence": "Not known.", "scores": scores, "data": {"classes": []}}
+    (alone / "eval" / "worth.json").write_text(json.dumps(unlabelled))
+    texts = compared(alone)[2].text
+    assert {"share of second views found", "effective rank (RankMe)"} <= {*texts}
+    assert not {"rankme", "std"} & {*texts}
+    duplicates = {"pairs": 0, "listed": 0, "file": "near_duplicates.csv"}
+    (alone / "eval" / "stats.json").write_text(json.dumps({"scores": scores, "near_duplicates": duplicates}))
+    assert compared(alone)[2].text.count("effective rank (RankMe)") == 1
 
 
 def test_a_path_may_hold_any_character(runs, compared, tmp_path):
