@@ -91,7 +91,9 @@ def _same_negatives(epochs: Sequence[EpochLoss]) -> list[EpochLoss]:
     return list(epochs[start + 1 if start else 0 :])
 
 
-def below_untrained(name: str, score: float, untrained: float, rows: int) -> str | None:
+def below_untrained(
+    name: str, score: float, untrained: float, rows: int, *, jitter: float = 1.0
+) -> str | None:
     """Return a warning if an accuracy is below that of the encoder before its first step.
 
     Args:
@@ -99,15 +101,25 @@ def below_untrained(name: str, score: float, untrained: float, rows: int) -> str
         score: Accuracy now, in [0, 1]; NaN is no score.
         untrained: Accuracy before the first step.
         rows: Images scored; two standard errors of the accuracy are allowed for chance.
+        jitter: The larger ``jitter`` of the two views. At 0 they keep the brightness and colour of their
+            image, which may suffice to match them.
     """
     chance = 2 * (untrained * (1 - untrained) / rows) ** 0.5
     if not score < untrained - chance:
         return None
+    look = (
+        "if the two views of an image do not show the same thing, soften augment.view_1 and view_2 "
+        "(crop_scale, jitter)"
+    )
+    if not jitter:
+        look = (
+            "if brightness or colour tell which two views are of one image, set augment.view_1.jitter=0.8 "
+            "and view_2's; if the two do not show the same thing, raise their crop_scale"
+        )
     return (
         f"{name} is {100 * score:.1f}%, the encoder before its first step had {100 * untrained:.1f}% "
-        f"({rows} images): training removes what tells the classes apart. See views.png: if the two views "
-        "of an image do not show the same thing, soften augment.view_1 and view_2 (crop_scale, jitter); "
-        "otherwise lower optimizer.base_lr"
+        f"({rows} images): training removes what tells the classes apart. See views.png: {look}; otherwise "
+        "lower optimizer.base_lr"
     )
 
 
@@ -224,7 +236,9 @@ class WatchLearning(Watcher):
         if score is None or untrained is None or not _is_under_way(trainer, module):
             return
         rows = len(self._online.score_rows)
-        below = below_untrained(name, score, untrained, rows)
+        augment = module.config.augment
+        jitter = max(augment.view_1.jitter, augment.view_2.jitter)
+        below = below_untrained(name, score, untrained, rows, jitter=jitter)
         self.judge(trainer, "below the untrained encoder", below)
         if trainer.global_step >= module.plan.total_steps / 2:
             level = None if below else level_with_untrained(self._online.scores, self._untrained, rows)

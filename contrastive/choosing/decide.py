@@ -67,13 +67,16 @@ def decide(
 def remarks(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
     """Describe what was seen that no setting is chosen by, and what to state if it matters.
 
-    Flips and colour changes stay: pixels do not show whether left and right, or colours, carry meaning.
+    Flips and colour changes stay: pixels do not show whether left and right, or colours, carry meaning. Of
+    writing too: where paper and ink differ from scan to scan, the views of ``augment=digits``, which keep the
+    brightness, match by it alone.
     """
     lines = []
     if folder.two_valued > 0.5:
         lines.append(
             f"{folder.two_valued:.0%} of the images have two brightnesses, as writing has; if left and right "
-            "carry meaning, add augment.view_1.flip=0; for small written characters, augment=digits"
+            "carry meaning, add augment.view_1.flip=0; for written characters, also small motions: "
+            "augment.view_1.rotate=15 augment.view_1.translate=0.1 augment.view_1.shear=10"
         )
     elif folder.grey > 0.9 and settings["augment.view_1.flip"]:
         lines.append(

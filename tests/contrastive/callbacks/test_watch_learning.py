@@ -108,6 +108,13 @@ def test_a_score_below_the_untrained_one(score, untrained, rows, bad):
     if bad:
         assert f"probe/top1 is {100 * score:.1f}%, the encoder before its first step had 80.0%" in said
         assert "optimizer.base_lr" in said
+        assert "(crop_scale, jitter)" in said
+        still = below_untrained("probe/top1", score, untrained, rows, jitter=0.0)
+        assert (
+            "if brightness or colour tell which two views are of one image, set augment.view_1.jitter"
+            in still
+        )
+        assert "(crop_scale, jitter)" not in still
 
 
 @pytest.mark.parametrize(
