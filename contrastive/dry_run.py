@@ -86,7 +86,8 @@ def state_needs(module: ContrastiveModule, ranks: int) -> dict[str, float]:
     """Log what the bank needs on each rank, of this run and of a cluster; return that of this run in MiB."""
     bank, miner, batch = module.config.bank, module.miner, module.config.data.global_batch
     here = needs(miner, ranks if bank.placement == "sharded" else 1, batch)
-    logger.info("MiB a rank: %s bank.placement=%s, %d rank(s)", _mib(here), bank.placement, ranks)
+    if module.reads_bank:
+        logger.info("MiB a rank: %s bank.placement=%s, %d rank(s)", _mib(here), bank.placement, ranks)
     for number in CLUSTERS if here.bank > LARGE_BANK or bank.placement == "sharded" else ():
         if number <= miner.bank.capacity:
             logger.info("MiB a rank: %s sharded, %d ranks", _mib(needs(miner, number, batch)), number)

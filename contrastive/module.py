@@ -102,14 +102,20 @@ class ContrastiveModule(pl.LightningModule):
         """Return whether negatives come from the bank; else it is kept for monitors, and for neighbours."""
         return self.method.mines and self.miner.method.uses_bank
 
+    @property
+    def reads_bank(self) -> bool:
+        """Return whether a step reads the bank, for negatives or neighbours; else only monitors do."""
+        return self.mines or self.method.finds_neighbours
+
     def on_fit_start(self) -> None:
         """Compile networks and views, and pair the EMA tensors, now that all are on the training device."""
         backend = compiler(self.config.run.compile, self.device)
         if backend is not None:
             self._build_views(backend)
         self.networks.prepare(backend)
-        unused = "" if self.mines else "; no negatives are taken from it"
-        logger.info("%s%s", self.miner.describe(), unused)
+        if self.reads_bank:
+            unused = "" if self.mines else "; no negatives are taken from it"
+            logger.info("%s%s", self.miner.describe(), unused)
         self.guard.attach(self, loss_scaler(self))
 
     def on_train_start(self) -> None:

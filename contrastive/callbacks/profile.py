@@ -107,7 +107,7 @@ class Stopwatch(PassThroughProfiler):
 
 
 class ProfileSteps(StepCallback):
-    """Prints and logs ``perf/share_*`` of some steps, once, after warm-up and when the bank is mined.
+    """Prints and logs ``perf/share_*`` of some steps after the warm-up, with a filled bank where it is read.
 
     These steps wait for the device between parts, so they are slower than others; their results are equal.
 
@@ -134,7 +134,7 @@ class ProfileSteps(StepCallback):
             self._measured += 1
             if self._measured == self.steps:
                 self._finish(trainer, module)
-        elif self._taken >= self.skip and module.miner.ready():
+        elif self._taken >= self.skip and (module.miner.ready() or not module.reads_bank):
             self._time_parts(module)
             self.watch.begin(module.device)
 
@@ -144,10 +144,14 @@ class ProfileSteps(StepCallback):
         if self._measured and not self._done:
             self._finish(trainer, pl_module)
         elif not self._done:
+            schedule, filled = pl_module.config.schedule, " and until the bank is filled to mining.min_fill"
             logger.warning(
-                "profile=true: the run ended after %d steps, before the bank was filled to mining.min_fill; "
-                "raise trainer.max_steps or schedule.epochs",
+                "profile=true: the run ended after %d steps, and none was measured: that begins after %d "
+                "steps%s; raise %s",
                 self._taken,
+                self.skip,
+                filled if pl_module.reads_bank else "",
+                "trainer.max_steps or schedule.epochs" if schedule.minutes is None else "schedule.minutes",
             )
 
     def _time_parts(self, module: ContrastiveModule) -> None:

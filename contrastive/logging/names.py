@@ -53,7 +53,7 @@ METRICS = {
     "probe/*": "linear probe, other numbers: few labels, fine-tuning, baselines; NAME_*: the protocol NAME",
     "knn/top1": "nearest-neighbour vote, top-1 accuracy",
     "knn/*": "nearest-neighbour vote, other numbers",
-    "stats/rankme": "effective rank of the bank's keys (RankMe)",
+    "stats/rankme": "effective rank of the embeddings in the bank (RankMe)",
     "stats/uniformity": "log mean Gaussian potential of the keys: 0 all equal, -4 spread over the sphere",
     "stats/std": "mean standard deviation of a key's dimensions times sqrt(d): 1 spread, 0 collapsed",
     "stats/attention_*": "attention protocol: share of a map on the masked thing, over the thing's area",

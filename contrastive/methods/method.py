@@ -68,6 +68,9 @@ class Method(nn.Module, ABC):
     mines: ClassVar[bool] = True
     """Whether the negatives come from the bank; ``mining.query=stored`` is refused where they do not."""
 
+    finds_neighbours: ClassVar[bool] = False
+    """Whether it calls ``nearest_rows``, which reads the bank."""
+
     needs_predictor: ClassVar[bool] = False
     """Whether it collapses without one; ``encoder.predictor_hidden=0`` is then refused."""
 

@@ -20,6 +20,8 @@ class Neighbour(Moco):
     positives.
     """
 
+    finds_neighbours = True
+
     def compare(
         self,
         query: Float[Tensor, "b d"],

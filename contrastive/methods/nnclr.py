@@ -31,6 +31,7 @@ class Nnclr(Method):
 
     averages_keys = False
     mines = False
+    finds_neighbours = True
 
     def __init__(self, parts: Parts, objective: Loss | None = None) -> None:
         super().__init__(parts)

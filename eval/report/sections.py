@@ -49,7 +49,7 @@ _CHARTS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], str], ...] = 
         "labels only watch",
     ),
     (
-        "Effective rank of the bank's keys",
+        "Effective rank of the embeddings",
         (("RankMe", ("stats/rankme",)),),
         "behind the projector; a fall early on is usual, below 5% of their dimensions is a collapse",
     ),

@@ -1,8 +1,14 @@
 """A stopwatch that is never wrong by more than the parts it was told of."""
 
+import logging
+from types import SimpleNamespace
+from unittest.mock import MagicMock, create_autospec
+
 import pytest
+import pytorch_lightning as pl
 
 from contrastive.callbacks import profile
+from contrastive.module import ContrastiveModule
 
 
 def test_a_part_within_another_interrupts_it(monkeypatch):
@@ -29,3 +35,21 @@ def test_a_part_within_another_interrupts_it(monkeypatch):
         "query": 4,
     }
     assert not watch.running
+
+
+@pytest.mark.parametrize("reads_bank", [True, False])
+def test_only_a_method_that_reads_the_bank_waits_for_it(reads_bank, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("contrastive"), "propagate", True)
+    module = create_autospec(ContrastiveModule, instance=True)
+    config = SimpleNamespace(schedule=SimpleNamespace(minutes=1.0))
+    vars(module).update(reads_bank=reads_bank, config=config, miner=MagicMock(ready=lambda: False))
+    trainer, steps = create_autospec(pl.Trainer, instance=True), profile.ProfileSteps(skip=3)
+    monkeypatch.setattr(steps, "_time_parts", lambda module: None)
+    monkeypatch.setattr(steps.watch, "begin", lambda device: steps.watch._parts.append("other"))
+    for step in (1, 2):
+        steps.on_step(trainer, module, step)
+    steps.on_train_end(trainer, module)
+    bank = " and until the bank is filled to mining.min_fill" if reads_bank else ""
+    assert f"2 steps, and none was measured: that begins after 3 steps{bank}; raise schedule" in caplog.text
+    steps.on_step(trainer, module, 3)
+    assert steps.watch.running == (not reads_bank)

@@ -180,7 +180,10 @@ def test_a_profile_tells_the_parts_of_a_step_and_changes_none(run, tmp_path):
     assert "profile of 2 steps" in err  # 10 of the 12 warm up
     run("run.name=plain")
     assert same(weights(tmp_path / "runs/plain"), weights(tmp_path / "runs/profiled"))
-    assert "before the bank was filled" in run("run.name=short", "profile=true", "trainer.max_steps=2")[2]
+    assert (
+        "10 steps and until the bank is filled to mining.min_fill; raise trainer"
+        in run("run.name=short", "profile=true", "trainer.max_steps=2")[2]
+    )
 
 
 def test_a_collapse_is_named_and_a_good_run_is_not(run, monkeypatch, alerts):
