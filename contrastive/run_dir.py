@@ -289,18 +289,21 @@ class UnreadableFiles:
 
     Args:
         path: The file; created with the first row.
+
+    Attributes:
+        path: The file.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._known: set[str] = set()
         self._end = 0  # bytes read so far
 
     def __len__(self) -> int:
         """Count the rows in the file, including those that other ranks added."""
-        if not self._path.is_file():
+        if not self.path.is_file():
             self._forget()
-        elif self._path.stat().st_size != self._end:
+        elif self.path.stat().st_size != self._end:
             with self._open() as file:
                 self._read_rest(file)
         return len(self._known)
@@ -323,7 +326,7 @@ class UnreadableFiles:
 
     def _open(self) -> IO[bytes]:
         """Open for reading and appending, locked until it is closed."""
-        file = self._path.open("ab+")
+        file = self.path.open("ab+")
         if fcntl is not None:
             fcntl.lockf(file, fcntl.LOCK_EX)
         return file

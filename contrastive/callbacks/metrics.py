@@ -1,5 +1,6 @@
 """Log the metrics of a step to all loggers, at an interval."""
 
+import logging
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,6 +11,8 @@ from contrastive.logging.memory import peak_memory_mib
 from contrastive.logging.metrics_csv import MetricsCsv
 from contrastive.module import ContrastiveModule, LastBatch
 from contrastive.run_dir import UnreadableFiles
+
+logger = logging.getLogger(__name__)
 
 
 class LogMetrics(StepCallback):
@@ -28,6 +31,7 @@ class LogMetrics(StepCallback):
         self.labels = labels
         self._csv: MetricsCsv | None = None
         self._clock: dict[str, Any] = {}
+        self._told_unreadable = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Rewind metrics.csv to the step resumed from, and continue its clock: no row appears twice."""
@@ -37,6 +41,15 @@ class LogMetrics(StepCallback):
             self._csv.rewind(trainer.global_step)
             if self._clock:
                 self._csv.load_state_dict(self._clock)
+        self._tell_unreadable(trainer)
+
+    def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
+        """Say how many files the epoch found that cannot be read, if they are decoded in each one."""
+        self._tell_unreadable(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say it too if the run ends within an epoch."""
+        self._tell_unreadable(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the clock of metrics.csv."""
@@ -66,6 +79,14 @@ class LogMetrics(StepCallback):
         log_row(trainer, row | module.progress())
         if "loss" in module.diagnostics:
             module.log("loss", module.diagnostics["loss"], prog_bar=True, logger=False)
+
+    def _tell_unreadable(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero and len(self.unreadable) > self._told_unreadable:
+            self._told_unreadable = len(self.unreadable)
+            logger.warning(
+                "%d of the files cannot be read and are left out, see %s",
+                *(self._told_unreadable, self.unreadable.path),
+            )
 
 
 def _same_label_rate(mined: LastBatch, labels: Tensor) -> Tensor:
