@@ -711,6 +711,9 @@ class LoggingConfig:
         every_n_steps: Optimizer steps between rows of metrics.csv.
         knn_every_epochs: Epochs between online kNN scores on held-out rows; 0 turns them off.
         probe_every_epochs: Epochs between scores of an online linear probe; 0 turns them off.
+        score_share: Largest share of the time that online scores may take, in (0, 1]: where the last one took
+            more, the next ones are left out until it is reached. Those before the first step and at the end
+            are always computed.
         mined_rows: Number of anchors in mined.csv and the report's gallery, which show the most similar
             negatives of each: mined ones, or, where nothing is mined, those of the batch.
         attention_every_epochs: Epochs between pictures of attention on W&B; 0 turns them off.
@@ -722,6 +725,7 @@ class LoggingConfig:
     every_n_steps: int = 10
     knn_every_epochs: int = 5
     probe_every_epochs: int = 5
+    score_share: float = 1.0
     mined_rows: int = 16
     attention_every_epochs: int = 0
     progress: bool = True
@@ -731,6 +735,7 @@ class LoggingConfig:
         check_range("logging.every_n_steps", self.every_n_steps, 1)
         check_range("logging.knn_every_epochs", self.knn_every_epochs, 0)
         check_range("logging.probe_every_epochs", self.probe_every_epochs, 0)
+        check_range("logging.score_share", self.score_share, 0.001, 1)
         check_range("logging.mined_rows", self.mined_rows, 0)
         check_range("logging.attention_every_epochs", self.attention_every_epochs, 0)
 

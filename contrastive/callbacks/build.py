@@ -61,7 +61,9 @@ def build_monitors(
         callbacks.append(ProfileSteps())
     scored = logging.knn_every_epochs or logging.probe_every_epochs
     if scored and dataset.labelled is not None:
-        online = OnlineScores(dataset.labelled, logging.knn_every_epochs, logging.probe_every_epochs)
+        online = OnlineScores(
+            dataset.labelled, logging.knn_every_epochs, logging.probe_every_epochs, logging.score_share
+        )
         callbacks.append(online)
     callbacks.append(WatchLearning(health, online))
     if logging.mined_rows:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+import time
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -92,6 +93,7 @@ class OnlineScores(StepCallback):
         images: A labelled view of the training part.
         knn_every: Epochs between scores by kNN, 0 for none; the end of the run is scored too.
         probe_every: Epochs between scores by the linear probe, 0 for none; the end of the run is scored too.
+        most_share: Largest share of the time that scores between the first and the last may take.
         batch_size: Images per forward pass.
 
     Attributes:
@@ -99,10 +101,14 @@ class OnlineScores(StepCallback):
         scores: The newest scores after a step.
     """
 
-    def __init__(self, images: Images, knn_every: int, probe_every: int, batch_size: int = 256) -> None:
+    def __init__(
+        self, images: Images, knn_every: int, probe_every: int, most_share: float = 1.0, batch_size: int = 256
+    ) -> None:
         assert images.labels is not None
         self.images, self.labels, self.batch_size = images, images.labels, batch_size
         self._every = {"knn": knn_every, "probe": probe_every}
+        self._rest = 1 / most_share - 1  # seconds without scores for each second of the last one
+        self._took_s, self._ended = 0.0, -math.inf
         self.fit_rows, self.score_rows = monitor_split(images)
         self._parts: tuple[_Part, _Part] | None = None
         self._scored_step = dict.fromkeys(self._every, -1)
@@ -120,7 +126,8 @@ class OnlineScores(StepCallback):
     def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
         """Compute the scores that are due after this epoch."""
         wanted = [name for name, every in self._every.items() if every and not epochs % every]
-        self._score(trainer, module, wanted)
+        if time.monotonic() - self._ended >= self._rest * self._took_s:
+            self._score(trainer, module, wanted)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the final weights, unless a signal stopped the run: a cluster would not wait for it."""
@@ -135,19 +142,29 @@ class OnlineScores(StepCallback):
     def _score(self, trainer: pl.Trainer, module: ContrastiveModule, wanted: list[str]) -> None:
         """Compute and log the ``wanted`` scores, except those already logged for this step."""
         due = [name for name in wanted if self._scored_step[name] != trainer.global_step]
+        last = max(self._scored_step.values())
         self._scored_step |= dict.fromkeys(due, trainer.global_step)
         if not due or not trainer.is_global_zero:
             return
         every = max(self._every[name] for name in due) * module.plan.steps_per_epoch
-        with off_the_clock(trainer, "+".join(due), every):
+        with off_the_clock(trainer, "+".join(due), self._expected(every, trainer.global_step, last)):
             if self._parts is None:
                 self._parts = self._decode(self.fit_rows), self._decode(self.score_rows)
             if self._lacks_images(*self._parts):
                 return
+            began = time.monotonic()
             features = self._features(module, *self._parts)
             row = {f"{name}/top1": _SCORES[name](features) for name in due}
+            self._ended = time.monotonic()
+            self._took_s = self._ended - began
         self.scores |= row
         log_row(trainer, row | module.progress())
+
+    def _expected(self, every: int, step: int, last: int) -> int | None:
+        """Return the steps between scores to count on; None while the time that one takes is not known."""
+        if not self._rest:
+            return every
+        return max(every, step - last) if last >= 0 else None
 
     def _lacks_images(self, *parts: _Part) -> bool:
         """Return whether there are no rows to fit on or to score; if so, warn and turn the scores off."""

@@ -124,8 +124,9 @@ BYTES_A_CELL, SHARE_OF_MEMORY = 16, 0.1
 SAMPLED_ROWS = 65_536
 """Negatives of larger sets: the length of MoCo's queue (arXiv:1911.05722)."""
 
-MOST_SCORES, SHARE_FOR_SCORES = 10, 0.05
-"""Online scores in a run: as many, if they take no more than this share of the time."""
+MOST_SCORES, SHARE_FOR_SCORES, MOST_SHARE = 10, 0.05, 0.1
+"""Online scores in a run: as many, if by the speeds below they take no more than the first share of the time;
+those beyond the second share, by the measured speed, are left out."""
 
 SCORED_IMAGES, FORWARD_SPEED = 12_000, 8
 """Most images of an online score, and how many can be encoded while one is trained on."""
@@ -439,7 +440,7 @@ def _score_every(known: Known) -> Choice | None:
     return Choice(
         max(1, math.ceil(trained_on / images / scores)),
         f"about {scores} score{'s' * (scores > 1)} in the run{guess}",
-        f"up to {MOST_SCORES}, in about {SHARE_FOR_SCORES:.0%} of the time; 0 turns them off",
+        f"up to {MOST_SCORES}; 0 turns them off",
     )
 
 
@@ -452,6 +453,12 @@ def _probe_every(known: Known) -> Choice | None:
         f"a probe of {FEATURES} features takes too much of a short run",
         "contrastive-eval linear computes it at the end",
     )
+
+
+def _score_share(known: Known) -> Choice | None:
+    if not known.folder.labelled or "logging.knn_every_epochs" in known.stated:
+        return None
+    return Choice(MOST_SHARE, "scores that take more of the time are computed less often", "1 never does")
 
 
 def _log_steps(known: Known) -> Choice:
@@ -500,6 +507,7 @@ RULES: dict[str, Rule] = {
     "logging.every_n_steps": _log_steps,
     "logging.knn_every_epochs": _score_every,
     "logging.probe_every_epochs": _probe_every,
+    "logging.score_share": _score_share,
     "run.checkpoint_every": _save_steps,
 }
 """The rule of each setting; a rule may use what the rows above it have settled."""

@@ -1,6 +1,8 @@
 """Scores during training are those of the offline protocols, and leave training alone."""
 
 import math
+from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import pytest
 import pytorch_lightning as pl
@@ -9,6 +11,7 @@ import torch
 from contrastive.augment.views import center_view
 from contrastive.callbacks.online import OnlineScores, knn_top1, probe_top1
 from contrastive.data.images import DatasetImages
+from contrastive.logging.throughput import Clock
 from eval import knn, linear_probe
 from eval.features import Features, PartFeatures
 from tests import tiny
@@ -101,6 +104,32 @@ def test_features_are_of_readable_rows_and_leave_training_alone(monkeypatch):
         with torch.no_grad():
             expected = module.encoder(center_view(pixels, module.config.data))
         torch.testing.assert_close(part.features, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_scores_that_take_too_much_of_the_time_are_computed_less_often(monkeypatch):
+    """A score takes 2 s and an epoch 2 s: at a share of a quarter, 6 s must lie between two scores."""
+    now, waited, scored = [0.0], [], []
+
+    def score(features):
+        now[0] += 2
+        scored.append(trainer.global_step)
+        return 0.5
+
+    images = DatasetImages([torch.zeros(3, 16, 16, dtype=torch.uint8)] * 20, 16, labels=torch.arange(20) % 2)
+    monkeypatch.setattr("contrastive.callbacks.online.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("contrastive.callbacks.online._SCORES", {"knn": score})
+    monkeypatch.setattr("contrastive.callbacks.online.log_row", lambda trainer, row: None)
+    trainer, module = create_autospec(pl.Trainer, instance=True), tiny.module()
+    clock = create_autospec(Clock, instance=True)
+    clock.leave_out.side_effect = lambda work, every, seconds: waited.append(every)
+    trainer.global_step, trainer.is_global_zero, trainer.callbacks = 0, True, [clock]
+    scores = OnlineScores(images, 1, 0, most_share=0.25)
+    scores.on_train_start(trainer, module)
+    for epoch in range(1, 9):
+        trainer.global_step, now[0] = epoch * 10, now[0] + 2
+        scores.on_epoch(trainer, module, epoch)
+    assert scored == [0, 30, 60]
+    assert waited == [None, 30, 30]  # steps between two, as a time budget counts on them
 
 
 def test_scores_before_the_first_step_are_kept_apart_from_later_ones(monkeypatch):

@@ -285,7 +285,10 @@ def test_scores_are_rare_enough_to_be_cheap():
     assert value("logging.knn_every_epochs", "schedule.epochs=10", num_images=5000) == 3
     short, long = (value("logging.knn_every_epochs", f"schedule.minutes={each}") for each in (1, 1000))
     assert 1 <= short < long
-    assert not {"logging.knn_every_epochs", "logging.probe_every_epochs"} & decided(labelled=False).keys()
+    names = {"logging.knn_every_epochs", "logging.probe_every_epochs", "logging.score_share"}
+    assert decided()["logging.score_share"].value == 0.1
+    assert "logging.score_share" not in decided("logging.knn_every_epochs=1")
+    assert not names & decided(labelled=False).keys()
 
 
 def test_a_blur_of_pixels_is_for_images_that_have_them():
