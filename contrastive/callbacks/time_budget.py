@@ -184,9 +184,11 @@ class TimeBudget(StepCallback, Clock):
         elif trainer.is_global_zero:
             self._told = self._plan.total_steps
             logger.info(
-                "%.1f of schedule.minutes=%g are spent; the run ends after step %d",
+                "%.1f of schedule.minutes=%g are spent, %.1f of them on this start; the run ends after step "
+                "%d",
                 self.spent_s / 60,
                 self.minutes,
+                (self.spent_s - self._before_s) / 60,
                 self._plan.total_steps,
             )
             _warn_if_too_short(pl_module)
