@@ -58,7 +58,7 @@ def augmented_batches(
         unit="step",
         file=sys.stderr,
         leave=False,
-        disable=not network.title,
+        disable=None if network.title else True,
     )
     for step, batch in enumerate(bar):
         ids = batch.ids.to(network.device)

@@ -130,7 +130,12 @@ def extract(
     with (
         torch.inference_mode(),
         tqdm(
-            total=len(images), desc=title, unit="img", file=sys.stderr, leave=False, disable=not title
+            total=len(images),
+            desc=title,
+            unit="img",
+            file=sys.stderr,
+            leave=False,
+            disable=None if title else True,  # None: only on a terminal
         ) as bar,
     ):
         for batch in batches:

@@ -109,7 +109,12 @@ def decode_blocks(images: Images, *, progress: bool = False) -> Iterator[Decoded
     with (
         warnings.catch_warnings(),
         tqdm(
-            total=len(images), desc="decoding", unit="img", leave=False, file=sys.stderr, disable=not progress
+            total=len(images),
+            desc="decoding",
+            unit="img",
+            leave=False,
+            file=sys.stderr,
+            disable=None if progress else True,  # None: only on a terminal
         ) as bar,
         ThreadPoolExecutor(threads) as pool,
     ):

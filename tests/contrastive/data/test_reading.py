@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ class Odd(ArrayImages):
         return super().read(row)
 
 
-def test_all_at_once(tmp_path, write_image, capfd):
+def test_all_at_once(tmp_path, write_image, capfd, monkeypatch):
     for number in range(150):  # more than one block of rows
         write_image(f"{number:03}.png", number)
     (tmp_path / "070.png").write_bytes(b"")
@@ -40,6 +41,9 @@ def test_all_at_once(tmp_path, write_image, capfd):
     wanted[70] = 0
     assert torch.equal(decoded.images, wanted[:, None, None, None].expand(-1, 3, 8, 8))
     assert capfd.readouterr() == ("", "")
+    decode_all(open_tree(tmp_path, 8), progress=True)
+    assert capfd.readouterr() == ("", "")  # no bar in a file
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     decode_all(open_tree(tmp_path, 8), progress=True)
     out, err = capfd.readouterr()
     assert out == ""  # which is for results
