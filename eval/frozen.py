@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from contrastive.config import UserError
+from contrastive.data.files import shorten
 from contrastive.encoders.build import build_arch
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.foreign import RANDOM, Foreign, load_foreign, parse_foreign
@@ -77,9 +78,11 @@ def resolve(path: str, out: str | None = None) -> EncoderLocation:
         return EncoderLocation(foreign, None, home, _results(home / "eval", out))
     given = Path(path)
     if not given.exists():
+        runs = [str(config.parent) for config in sorted(given.parent.glob("*/config.yaml"))]
         raise UserError(
             f"checkpoint={path}: does not exist; give a run directory (runs/NAME), a checkpoint directory "
             f"(runs/NAME/checkpoints/step-N), an {_ENCODER_FILE}, or torchvision:MODEL or timm:MODEL"
+            + (f"; the runs there are {shorten(runs)}" if runs else "")
         )
     encoder = given if given.is_file() and given.name != "last" else _find_inside(given)
     if not encoder.is_file():

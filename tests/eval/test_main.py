@@ -95,6 +95,7 @@ def test_overall_numbers_make_sense(shared_run, capsys):
         (["linear"], ["checkpoint is not set", "checkpoint=runs/NAME"]),
         (["linear", "RUN"], ["key=value", "checkpoint="]),
         (["linear", "checkpoint=/nowhere"], ["/nowhere", "does not exist", "runs/NAME"]),
+        (["linear", "checkpoint=RUN (alt)"], ["(alt): does not exist", "; the runs there are /"]),
         (["linear", "checkpoint=TMP"], ["holds no encoder.safetensors", "checkpoints/step-N"]),
         (
             ["linear", "checkpoint=RUN/config.yaml"],
