@@ -22,6 +22,17 @@ logger = logging.getLogger(__name__)
 _VIDEOS = ("clips", "moving_digits")
 """Sources that no rule knows."""
 
+_SHOWN = {
+    "run.name",
+    "data.name",
+    "data.image_size",
+    "data.global_batch",
+    "schedule.minutes",
+    "encoder.name",
+    "method",
+}
+"""Settings whose choice is said also without ``--explain``: those that a user may want to state."""
+
 
 def choose_config(overrides: Sequence[str], recipe: str = "own", *, explain: bool = False) -> PretrainConfig:
     """Load a recipe with overrides, and choose the settings that neither states.
@@ -32,7 +43,7 @@ def choose_config(overrides: Sequence[str], recipe: str = "own", *, explain: boo
     Args:
         overrides: As on the command line; ``data.root=DIR`` is needed.
         recipe: Name or file of a recipe with ``choose: true``.
-        explain: Log what was seen and the rules, too.
+        explain: Log every choice, what was seen and the rules.
 
     Raises:
         UserError: wrong settings; a folder that is missing, or that has no image or too few.
@@ -41,13 +52,13 @@ def choose_config(overrides: Sequence[str], recipe: str = "own", *, explain: boo
 
 
 def choose(stated: Stated[PretrainConfig], *, explain: bool = False) -> PretrainConfig:
-    """Choose the settings that are not stated; log each with its reason.
+    """Choose the settings that are not stated; log the main ones with their reasons, and keep all.
 
     An unfinished run of the same name is continued with what was chosen when it began: nothing is looked at.
 
     Args:
         stated: What recipe and command line state.
-        explain: Log what was seen and the rules, too; of a run that has begun, what was chosen then.
+        explain: Log every choice, what was seen and the rules; of a run that has begun, what was chosen then.
 
     Returns:
         A config with ``choose=False``: read again, it chooses nothing.
@@ -101,12 +112,16 @@ def _look_and_decide(
         _say(f"machine: {machine}")
     chosen = []
     for (reason, more), group in groupby(decisions, lambda decision: (decision.reason, decision.more)):
-        chosen.append(f"{' '.join(map(str, group))}: {reason}")
-        _say(f"  {chosen[-1]}")
+        made = list(group)
+        chosen.append(f"{' '.join(map(str, made))}: {reason}")
+        if explain or not _SHOWN.isdisjoint(decision.key for decision in made):
+            _say(f"  {chosen[-1]}")
         if explain and more:
             _say(f"      {more}")
+    if not explain:
+        _say("  the others, with reasons, rules and alternatives: --explain")
     for line in remarks(folder, settings):
-        _say(line)
+        _say(f"you decide: {line}")
     return {"chosen": chosen} | {decision.key: decision.value for decision in decisions}
 
 

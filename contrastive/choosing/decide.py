@@ -71,6 +71,11 @@ def remarks(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
     writing too: where paper and ink differ from scan to scan, the views of ``augment=digits``, which keep the
     brightness, match by it alone.
     """
+    follows = all(
+        value == settings[key.replace("view_1", "view_2")]
+        for key, value in settings.items()
+        if key.startswith("augment.view_1.")
+    )
     lines = []
     if folder.two_valued > 0.5:
         lines.append(
@@ -85,7 +90,7 @@ def remarks(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
         )
     elif settings["augment.view_1.jitter"]:
         lines.append(
-            "views differ in colour and are mirrored; if colours carry meaning, add augment.view_1.jitter=0 "
+            "views differ in colour and are mirrored; if colours carry meaning, add augment.view_1.hue=0 "
             "augment.view_1.grayscale=0; if left and right do, augment.view_1.flip=0"
         )
-    return lines
+    return [f"{line}{' (view_2 follows)' * follows}" for line in lines]

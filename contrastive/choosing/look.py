@@ -90,10 +90,10 @@ class Folder:
     def __str__(self) -> str:
         shares = {
             "grey": self.grey,
-            "with two brightnesses, as writing": self.two_valued,
+            "with two brightnesses": self.two_valued,
             "16-bit": self.deep,
         }
-        shares |= {"with transparency": self.alpha}
+        shares |= {"with transparency, seen on white": self.alpha}
         kinds = [f"{share:.0%} {kind}" for kind, share in shares.items() if share]
         kinds += [f"{self.unreadable} of {self.looked_at + self.unreadable} cannot be read"] * bool(
             self.unreadable

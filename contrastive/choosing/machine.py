@@ -35,7 +35,7 @@ class Machine:
         return self.device == "cuda"
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.memory / 2**30:.0f} GiB, {self.cores} processors"
+        return f"{self.name}, {self.memory / 2**30:.0f} GiB, {self.cores} processor{'s' * (self.cores > 1)}"
 
 
 def look_at_machine(accelerator: Any = "auto") -> Machine:

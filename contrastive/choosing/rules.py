@@ -138,9 +138,11 @@ def run_name(root: str) -> str:
 
 
 def _name(known: Known) -> Choice:
+    name = run_name(known.folder.root)
+    changed = ", with dashes for spaces and signs" * (name != Path(os.path.abspath(known.folder.root)).name)
     return Choice(
-        run_name(known.folder.root),
-        "the name of the folder",
+        name,
+        f"the name of the folder{changed}",
         "another folder of this name needs another run.name",
     )
 

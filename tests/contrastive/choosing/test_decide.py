@@ -346,7 +346,10 @@ def test_a_run_is_named_after_its_folder(root, name):
 
 def test_what_may_carry_meaning_is_named_and_left_alone():
     settings = flat(asdict(PretrainConfig()))
-    assert "augment.view_1.jitter=0" in remarks(FOLDER, settings)[0]
+    colours = remarks(FOLDER, settings)[0]
+    assert "augment.view_1.hue=0 augment.view_1.grayscale=0" in colours
+    assert colours.endswith("(view_2 follows)")
+    assert "view_2" not in remarks(FOLDER, settings | {"augment.view_2.flip": 0.1})[0]
     grey = remarks(replace(FOLDER, grey=1.0), settings)
     assert "100% of the images are grey" in grey[0]
     assert "augment.view_1.flip=0" in grey[0]
