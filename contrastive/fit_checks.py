@@ -2,10 +2,12 @@
 
 import logging
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.decode import Unreadable
@@ -150,6 +152,16 @@ def warn_of_settings(config: PretrainConfig, plan: Plan, miner: Miner, mines: bo
         lines += too_short_for(config, plan, mines=mines, approximate=miner.retrieval.approximate)
     for line in lines if is_first_rank() else ():
         logger.warning("%s", line)
+
+
+def tell_busy(device: torch.device) -> None:
+    """Say if other processes keep the processors busy, on which steps are shared among several threads."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if device.type == "cpu" and load > cores and torch.get_num_threads() > 1 and is_first_rank():
+        logger.info(
+            "this machine is busy (load %.0f on %d processors): with OMP_NUM_THREADS=1 a step may be faster",
+            *(load, cores),
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

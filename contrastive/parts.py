@@ -26,6 +26,7 @@ from contrastive.fit_checks import (
     check_order,
     check_sees_order,
     is_out_of_memory,
+    tell_busy,
     warn_of_settings,
 )
 from contrastive.methods.build import find_method
@@ -123,6 +124,7 @@ def build_module(
     networks = _build_networks(config, given.encoder, resumed, getattr(method, "averages_keys", True))
     miner = _build_miner(config, given.miner, plan, trainer)
     warn_of_settings(config, plan, miner, getattr(method, "mines", True) and miner.method.uses_bank)
+    tell_busy(trainer.strategy.root_device)
     labels = images.labels if config.objective.name == "supcon" else None
     if config.objective.name == "supcon" and labels is None:
         raise UserError(
