@@ -15,6 +15,7 @@ from eval.frozen import resolve
 from eval.processes import is_first, joined
 from eval.protocol import Page, Protocol, Result, find_protocol
 from eval.results import open_results, write_json
+from eval.stats_protocol import describe_duplicates
 from eval.subject import Extractor
 
 _NAMED = 10  # classes in the table and on stdout
@@ -155,10 +156,7 @@ def _notes(result: Result) -> list[str]:
     )
     notes = [f"{sizes} of {data['name']}{classes}; test part: {data['test_part']}; {result['file']}"]
     if "near_duplicates" in result:
-        pairs = result["near_duplicates"]
-        notes.append(
-            f"pairs of near-duplicates: {pairs['pairs']}, {pairs['listed']} listed in {pairs['file']}"
-        )
+        notes.append(describe_duplicates(result["near_duplicates"]))
     if missing := sum(data["unreadable"].values()):
         notes.append(f"unreadable {data['rows_are']} left out: {missing}")
     return notes

@@ -106,6 +106,15 @@ class Stats(Protocol):
         return rows
 
 
+def describe_duplicates(pairs: Result) -> str:
+    """Describe ``near_duplicates`` of a result: how many pairs there are, and where they are listed."""
+    count, listed = pairs["pairs"], pairs["listed"]
+    if not count:
+        return "no near-duplicates"
+    where = "in" if listed == count else f"the {listed:,} closest in"
+    return f"{count:,} pair{'s' * (count > 1)} of near-duplicates, {where} {pairs['file']}"
+
+
 def _text(value: int | float | str | None) -> str:
     """Format a statistic; null in JSON is a value that is not finite."""
     if value is None:

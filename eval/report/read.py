@@ -12,6 +12,7 @@ from contrastive.config import PretrainConfig, ScheduleConfig, UserError
 from contrastive.config_files import load_saved
 from contrastive.logging.hard_negatives import HardNegative
 from eval.protocol import Row, accuracy_titles, find_protocol
+from eval.stats_protocol import describe_duplicates
 
 T = TypeVar("T")
 
@@ -168,9 +169,9 @@ def _score(row: dict[str, Any]) -> Score:
 
 
 def _statistics(raw: dict[str, Any]) -> Statistics:
-    pairs = raw["near_duplicates"]
-    duplicates = f"Pairs of near-duplicates: {pairs['pairs']}, {pairs['listed']} listed in {pairs['file']}."
-    return Statistics(find_protocol("stats").table(raw), duplicates)
+    pairs = dict(raw["near_duplicates"])
+    pairs["file"] = f"eval/{Path(pairs['file']).name}"
+    return Statistics(find_protocol("stats").table(raw), f"{describe_duplicates(pairs).capitalize()}.")
 
 
 def _answer(raw: dict[str, Any]) -> Answer:

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from contrastive.config import PretrainConfig
+from contrastive.config import DataConfig, PretrainConfig
 from contrastive.drawing.canvas import Points
 from contrastive.drawing.figures import interval_bar, line_chart
 from contrastive.encoders.build import arch_of
@@ -18,7 +18,7 @@ from eval.protocol import accuracy_titles
 from eval.report import pictures
 from eval.report.context import Report
 from eval.report.page import card, details, grid, key, legend, section, table, warning
-from eval.report.read import BASELINES, Run, Score, describe_epochs, read_json
+from eval.report.read import BASELINES, Run, Score, describe_epochs, read_csv, read_json
 
 _MOST_POINTS = 400  # in a curve
 _COLOURS = {"raw_pixels": "s1", "random_encoder": "s2"}  # of the baselines' marks
@@ -69,7 +69,7 @@ def _one(report: Report, run: Run) -> str:
     assert settings is not None  # a run directory
     data = settings.data
     summary = (
-        f"{_network(run, settings)}, on {data.name} at {data.image_size} px without labels: "
+        f"{_network(run, settings)}, on {_images(run, data)} at {data.image_size} px without labels: "
         f"{describe_epochs(run.folder, settings.schedule)} in batches of {data.global_batch}, "
         f"method {settings.method_name}, loss {settings.objective.name}."
     )
@@ -79,6 +79,15 @@ def _one(report: Report, run: Run) -> str:
     intro = f'<h1>{escape(run.name)}</h1><p class="muted">{escape(summary)}</p>'
     warnings = "".join(map(warning, [*_outdated(run), *run.warnings]))
     return f'<header>{intro}<dl class="facts">{cells}</dl></header>{warnings}'
+
+
+def _images(run: Run, data: DataConfig) -> str:
+    """Name the folder or the source that the run was trained on, its number of images, and those left out."""
+    listed, left_out = (len(read_csv(run.folder / name)) for name in ("manifest.csv", "corrupt.csv"))
+    noun = "videos" if data.name == "clips" or data.frames > 1 else "images"
+    count = f"{listed:,} {noun} of " if listed else ""
+    lacking = f" ({left_out:,} left out, see corrupt.csv)" if left_out else ""
+    return f"{count}{data.root or data.name}{lacking}"
 
 
 def worth(report: Report) -> str:
@@ -122,7 +131,7 @@ def _facts(report: Report, run: Run) -> Iterator[tuple[str, str]]:
         tenth = [score for score in result.scores if protocol == "lowshot" and score.name.endswith(" 10%")]
         for score in (tenth or result.scores)[:1]:
             yield f"{accuracy_titles()[protocol].lower()}, {score.name}", f"{100 * score.value:.1f}%"
-    if report.map is not None:
+    if report.map is not None and run.statistics is None:  # which has them of the training images
         yield "test features", report.map.health.verdict
         yield "their effective rank", f"{report.map.health.rankme:.0f} of {report.map.full_rank}"
     if isinstance(seconds := read_json(run.folder / "summary.json").get("seconds"), int | float):

@@ -12,6 +12,7 @@ from contrastive.config_files import load_saved
 from contrastive.data.dataset import open_dataset
 from contrastive.encoders.weights import load_encoder
 from eval.__main__ import main
+from eval.stats_protocol import describe_duplicates
 from memory_bank import sealed
 from tests.reference import probe
 
@@ -63,6 +64,18 @@ def test_unlabelled_images_from_end_to_end(new_run, photos, capsys):
     found = result["scores"]["encoder"]
     assert found["alignment"] == pytest.approx(probe.alignment(first, second), rel=1e-3)
     assert len(result["details"]["encoder"]["dimension_std"]) == found["dimensions"] == 64
+
+
+@pytest.mark.parametrize(
+    ("pairs", "listed", "text"),
+    [
+        (0, 0, "no near-duplicates"),
+        (1, 1, "1 pair of near-duplicates, in x.csv"),
+        (1200, 1000, "1,200 pairs of near-duplicates, the 1,000 closest in x.csv"),
+    ],
+)
+def test_near_duplicates_in_words(pairs, listed, text):
+    assert describe_duplicates({"pairs": pairs, "listed": listed, "file": "x.csv"}) == text
 
 
 def test_labelled_parts_are_searched_together(shared_run, capsys):

@@ -127,7 +127,9 @@ def test_health_without_labels_stands_once(alone, compared):
     assert not {"rankme", "std"} & {*texts}
     duplicates = {"pairs": 0, "listed": 0, "file": "near_duplicates.csv"}
     (alone / "eval" / "stats.json").write_text(json.dumps({"scores": scores, "near_duplicates": duplicates}))
-    assert compared(alone)[2].text.count("effective rank (RankMe)") == 1
+    texts = compared(alone)[2].text
+    assert texts.count("effective rank (RankMe)") == 1
+    assert "No near-duplicates." in texts
 
 
 def test_a_path_may_hold_any_character(runs, compared, tmp_path):

@@ -93,6 +93,13 @@ def test_a_whole_page_that_needs_no_network(scored_run):
     pictures = [given for tag, given in page.tags if tag == "img"]
     assert len(pictures) == 1 + 3  # views; an anchor and its two negatives
     assert sum(tag == "circle" for tag, _ in page.tags) >= 462  # the map
+    assert "their effective rank" in page.text
+    stats = {"scores": {name: {"rankme": 9.0} for name in ("encoder", "raw_pixels")}}
+    duplicates = {"pairs": 3, "listed": 3, "file": "/elsewhere/near_duplicates.csv"}
+    (scored_run / "eval/stats.json").write_text(json.dumps(stats | {"near_duplicates": duplicates}))
+    words = report(scored_run)[2].text
+    assert "their effective rank" not in words  # there is another, of the training images
+    assert "3 pairs of near-duplicates, in eval/near_duplicates.csv." in words
 
 
 def test_same_label_negatives_are_framed(scored_run):
@@ -122,6 +129,9 @@ def test_unreadable_files_are_counted_and_the_first_are_shown(new_run):
     (run / "corrupt.csv").write_text("row,key,reason\n" + "".join(lines))
     words = " ".join(report(run)[2].text)
     assert "Files that training left out: 12, 10 of them here" in words
+    assert "on /nowhere/at/all (12 left out, see corrupt.csv) at 16 px" in words
+    (run / "manifest.csv").write_text("row,key,size\n0,a.png,9\n1,b.png,9\n")
+    assert "on 2 images of /nowhere/at/all (12 left out" in " ".join(report(run)[2].text)
     assert "cats/<9>.jpg" in words
     assert "cats/<10>.jpg" not in words
     assert "OSError: truncated" in words
