@@ -1,11 +1,13 @@
 """Warn about test images that were pretrained on, or whose class has no training images."""
 
+import filecmp
 import os
+from collections import defaultdict
 from pathlib import Path
 
 from contrastive.config import DataConfig, UserError
 from contrastive.data.files import describe_untrained
-from contrastive.data.image_list import read_image_list
+from contrastive.data.image_list import ImageList, read_image_list
 from contrastive.data.images import FileImages, Images, printable
 from eval.eval_data import run_data
 from eval.features import Features
@@ -27,9 +29,9 @@ def warn_of_untrained(features: Features) -> list[str]:
 def warn_of_pretrained(run: Path | None, test: Images, own: DataConfig) -> list[str]:
     """Count the test images among those that the run was trained on.
 
-    Files are compared by their paths, or by relative path and size if the run's ``data.root`` does not exist
-    on this machine; samples of shards by their names and hashes; rows of tables by their numbers, where both
-    are of one table.
+    Files are compared by their paths and, for copies elsewhere, by name and content, or by relative path and
+    size if the run's ``data.root`` does not exist on this machine; samples of shards by their names and
+    hashes; rows of tables by their numbers, where both are of one table.
 
     Args:
         run: The run directory; its manifest.csv lists those images. None if the origin is unknown.
@@ -57,7 +59,9 @@ def warn_of_pretrained(run: Path | None, test: Images, own: DataConfig) -> list[
         here = os.path.realpath(os.fsdecode(test.root))
         start, own_start = (printable(os.fsencode(os.path.join(path, ""))) for path in (root, here))
         seen = {start + key for key in manifest.keys}
-        count = sum(own_start + test.key(row) in seen for row in range(len(test)))
+        paths = [own_start + test.key(row) for row in range(len(test))]
+        copies = _Copies(root, manifest)
+        count = sum(path in seen or copies.hold(test, row) for row, path in enumerate(paths))
     else:
         known = {*zip(manifest.keys, manifest.sizes, strict=True)}
         count = sum((test.key(row), test.stamp(row)) in known for row in range(len(test)))
@@ -67,3 +71,18 @@ def warn_of_pretrained(run: Path | None, test: Images, own: DataConfig) -> list[
         f"{count} of {len(test)} test {test.noun} were pretrained on (manifest.csv of {run}), so the score "
         f"is not of unseen {test.noun}; pretrain with the data.name and data.root of this evaluation"
     ]
+
+
+class _Copies:
+    """Look up files under another root by their names and sizes, then by their content."""
+
+    def __init__(self, root: str, listed: ImageList) -> None:
+        self._files: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for key, size in zip(listed.keys, listed.sizes, strict=True):
+            self._files[os.path.basename(key), size].append(os.path.join(root, key))
+
+    def hold(self, images: FileImages, row: int) -> bool:
+        """Return whether an image has the name and the content of one of them that still exists."""
+        path = os.fsdecode(images.path(row))
+        alike = self._files.get((os.path.basename(images.key(row)), images.stamp(row)), [])
+        return any(os.path.isfile(each) and filecmp.cmp(path, each, shallow=False) for each in alike)

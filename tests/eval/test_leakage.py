@@ -1,4 +1,6 @@
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +63,14 @@ def test_test_images_that_were_pretrained_on_are_counted(photos, tmp_path):
     )  # a part of the tree
     write_image_list(run / "manifest.csv", train)
     assert warn_of_pretrained(run, test, FOLDER) == []
+    shutil.copytree(root / "a", tmp_path / "copies" / "x")
+    copies = open_tree(tmp_path / "copies", 8)
+    trained_on = sum(key.startswith("a/") for key in map(train.key, range(len(train))))
+    assert f"{trained_on} of 20 test images" in warn_of_pretrained(run, copies, FOLDER)[0]
+    for row in range(20):  # of the same name and size alone
+        content = Path(os.fsdecode(copies.path(row))).read_bytes()
+        Path(os.fsdecode(copies.path(row))).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert warn_of_pretrained(run, copies, FOLDER) == []
     os.rename(root / "a", tmp_path / "a")  # other images than those of the run
     assert warn_of_pretrained(run, open_tree(tmp_path / "a", 8), FOLDER) == []
 
