@@ -86,11 +86,13 @@ class Scoring(Protocol):
         needs_network: Whether ``score`` takes a ``Network``: it computes features of other views than the
             center view, or trains the network. Otherwise it takes ``Features``.
         title: Heading of the scores in a report; empty is the protocol's name.
+        parts: What a report calls the images that are known, and those that are scored.
     """
 
     score: Callable[[Any, Any], Scored]
     needs_network: bool = False
     title: str = ""
+    parts: tuple[str, str] = ("training", "test")
 
     @override
     def measure(self, extractor: Extractor, config: Any) -> Result:

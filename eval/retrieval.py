@@ -263,7 +263,7 @@ def score(subject: Subject, settings: RetrievalConfig) -> Scored:
     return Scored(lines, details, warnings)
 
 
-PROTOCOL = FindAgain(RetrievalEvaluation, score, title="Identities found again")
+PROTOCOL = FindAgain(RetrievalEvaluation, score, title="Identities found again", parts=("gallery", "query"))
 
 
 def _warn_of_recall(search: Search, settings: RetrievalConfig) -> list[str]:

@@ -36,10 +36,8 @@ class Result:
 
     scores: list[Score]
     warnings: list[str]
-    data: str  # name of the data set
+    images: str  # how many, of which folder or data set, and where the test part comes from
     classes: list[str]
-    rows: tuple[int, int]  # training, test
-    test_part: str  # where the test images come from
     fingerprint: str  # of the images
     confusion: list[list[int]] | None  # by true class, then by predicted class
     origin: str  # settings, hashes and versions, as JSON
@@ -152,14 +150,20 @@ def _result(raw: dict[str, Any]) -> Result | None:
     return Result(
         [_score(row) for row in raw["scores"]],
         list(map(str, raw["warnings"])),
-        str(data["name"]),
+        _images(data, find_protocol(raw["protocol"]).parts),
         classes,
-        (int(data["rows"]["train"]), int(data["rows"]["test"])),
-        str(data["test_part"]),
         json.dumps(data["fingerprint"], sort_keys=True),
         counts,
         json.dumps(origin, indent=1),
     )
+
+
+def _images(data: dict[str, Any], parts: tuple[str, str]) -> str:
+    counts = (
+        f"{int(data['rows'][name]):,} {part}" for name, part in zip(("train", "test"), parts, strict=True)
+    )
+    origin = data.get("root") or data["name"]
+    return f"{' and '.join(counts)} images of {origin}, test part: {data['test_part']}"
 
 
 def _score(row: dict[str, Any]) -> Score:

@@ -101,14 +101,16 @@ def worth(report: Report) -> str:
     below = {row[0] for row in statistics.table} if statistics is not None else set()
     rows = [row for row in rows if row[0] not in below]
     pictures = [_SCALE, *map(_bar, measured.scores)] if measured is not None else []
-    warnings = "".join(map(warning, measured.warnings)) if measured is not None else ""
-    legends = _baselines_legend() if pictures else ""
+    below_table = ""
+    if measured is not None:
+        images = f'<p class="note">{escape(measured.images)}</p>'
+        below_table = _baselines_legend() + images + "".join(map(warning, measured.warnings))
     notes = "".join(f'<p class="note">{escape(line)}</p>' for line in answer.notes)
     earlier = "Of an earlier encoder, evaluate again. " if "worth" in report.runs[0].outdated else ""
     return section(
         "Was it worth it?",
         earlier + answer.sentence,
-        table(head, rows, "", pictures) + legends + notes + warnings,
+        table(head, rows, "", pictures) + notes + below_table,
     )
 
 
@@ -151,7 +153,7 @@ def _several(runs: list[Run]) -> str:
         warnings.append(f"Not all runs trained on the same data, so their curves do not compare: {listed}.")
     if bare := [run.name for run in runs if not run.results]:
         warnings.append(f"Not evaluated yet, so without scores: {', '.join(bare)}.")
-    warnings += [f"{run.name}: {text}" for run in runs for text in _outdated(run)]
+    warnings += [f"{run.name}: {text}" for run in runs for text in [*_outdated(run), *run.warnings]]
     lines = "".join(map(warning, warnings))
     return f'<header><h1>{len(runs)} runs compared</h1><ul class="runs">{items}</ul></header>{lines}'
 
@@ -167,20 +169,18 @@ def _beside_baselines(run: Run) -> str:
     results = {name: result for name, result in run.results.items() if name != "worth"}  # shown above
     if not results:
         return ""
-    lines = []
+    lines, before = [], ""
     for protocol, result in results.items():
         about = _FIXED if any(score.name.endswith(" 100%") for score in result.scores) else ""
-        title = f"{accuracy_titles()[protocol]} <small>{about}</small>"
+        about = "; ".join(filter(None, [result.images if result.images != before else "", about]))
+        before = result.images
+        title = f"{accuracy_titles()[protocol]} <small>{escape(about)}</small>"
         lines.append(f'<tr class="group"><td colspan="5">{title}</td></tr>')
         lines += [_score_row(escape(score.name), score, baselines=True) for score in result.scores]
     names = ("score, %", "encoder", *BASELINES.values())
     head = "".join(f"<th>{name}</th>" for name in names) + _SCALE
     warnings = "".join(warning(text) for result in results.values() for text in result.warnings)
-    first = next(iter(results.values()))
-    note = (
-        f"Frozen features, {first.rows[0]:,} training and {first.rows[1]:,} test images; in brackets what "
-        f"the encoder gains over that baseline on the same splits. Test part: {first.test_part}."
-    )
+    note = "Frozen features; in brackets what the encoder gains over that baseline on the same splits."
     body = f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
     return section("How good are the features?", note, f"{body}{_baselines_legend()}{warnings}")
 
@@ -191,19 +191,26 @@ def _baselines_legend() -> str:
 
 
 def _beside_each_other(runs: list[Run]) -> str:
-    cards = []
-    for protocol, title in accuracy_titles().items():
-        results = [run.results[protocol].scores if protocol in run.results else [] for run in runs]
-        for name in dict.fromkeys(score.name for found in results for score in found):
-            rows = [
-                _score_row(f"{key(f's{place}')}{escape(run.name)}", score, f"s{place}")
-                for place, (run, found) in enumerate(zip(runs, results, strict=True))
-                for score in found
-                if score.name == name
-            ]
-            body = f'<table class="runs">{"".join(rows)}</table>'
-            cards.append(card(f"{title}: {name}", body, "bar from 0 to 100%, 95% interval"))
-    note = "Frozen features on the test part, except where fine-tuned; in %."
+    """Return a card for each score that several runs have of the same images."""
+    titles, shared = accuracy_titles(), dict[tuple[str, str, str], list[str]]()
+    for place, run in enumerate(runs):
+        for protocol, result in run.results.items():
+            for score in result.scores:
+                row = _score_row(f"{key(f's{place}')}{escape(run.name)}", score, f"s{place}")
+                shared.setdefault((protocol, score.name, result.fingerprint), []).append(row)
+    cards = [
+        card(
+            f"{titles[protocol]}: {name}",
+            f'<table class="runs">{"".join(rows)}</table>',
+            "bar from 0 to 100%, 95% interval",
+        )
+        for (protocol, name, _), rows in sorted(shared.items(), key=lambda item: [*titles].index(item[0][0]))
+        if len(rows) > 1
+    ]
+    note = (
+        "Frozen features on the test part, except where fine-tuned; in %. What one run alone has is in its "
+        "own report."
+    )
     return section("How good are they?", note, _unlike(runs) + grid(cards))
 
 
@@ -224,15 +231,19 @@ def _bar(score: Score, colour: str = "s0", *, baselines: bool = True) -> str:
 
 
 def _unlike(runs: list[Run]) -> str:
-    """Warn if scores are not of the same images."""
-    seen: dict[str, list[str]] = {}
-    for run in runs:
-        for result in run.results.values():
-            seen.setdefault(result.fingerprint, []).append(f"{run.name} on {result.data}")
-    if len(seen) < 2:
-        return ""
-    groups = "; ".join(", ".join(dict.fromkeys(names)) for names in seen.values())
-    return warning(f"Not all scores are of the same images, so they do not compare: {groups}.")
+    """Warn of protocols whose scores are not of the same images in all runs."""
+    told: dict[str, list[str]] = {}
+    for protocol, title in accuracy_titles().items():
+        groups: dict[str, list[str]] = {}
+        for run in runs:
+            if (result := run.results.get(protocol)) is not None:
+                groups.setdefault(result.fingerprint, []).append(f"{run.name} on {result.images}")
+        if len(groups) > 1:
+            told.setdefault("; ".join(map(", ".join, groups.values())), []).append(title.lower())
+    return "".join(
+        warning(f"Not of the same images, so they do not compare ({', '.join(titles)}): {text}.")
+        for text, titles in told.items()
+    )
 
 
 def curves(report: Report) -> str:
@@ -299,11 +310,18 @@ def differences(report: Report) -> str:
     known = {run.name: dict(_flat(run.settings)) for run in report.runs if run.settings is not None}
     if len(known) < 2:
         return ""
-    names = dict.fromkeys(name for settings in known.values() for name in settings if name != "run.name")
-    rows = [[name, *(settings.get(name, "") for settings in known.values())] for name in names]
-    rows = [row for row in rows if len({*row[1:]}) > 1]
+    values = {
+        name: [settings.get(name, "") for settings in known.values()]
+        for name in dict.fromkeys(name for settings in known.values() for name in settings)
+        if name != "run.name" and not name.startswith("chosen")  # reasons, whose settings are here
+    }
+    rows = [
+        [name, *own]
+        for name, own in values.items()
+        if len({*own}) > 1 and own != values.get(name.replace("view_2", "view_1") if "view_2" in name else "")
+    ]
     note = "Every other setting of their config.yaml is the same." if rows else "Their settings are the same."
-    return section("What differs?", note, table(["", *known], rows, "set") if rows else "")
+    return section("What differs?", note, table(["", *known], rows, "set keys") if rows else "")
 
 
 def _flat(settings: PretrainConfig) -> Iterator[tuple[str, str]]:

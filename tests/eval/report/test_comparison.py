@@ -1,9 +1,12 @@
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from contrastive.config import PretrainConfig
+from contrastive.config_files import load_saved, to_yaml
 from eval.__main__ import main
 from tests.eval.conftest import add_pictures, make_run
 from tests.eval.report.test_sections import Page
@@ -105,6 +108,16 @@ def test_the_probe_of_worth_has_no_second_tile(alone, compared):
     assert {"linear probe, top1 <k=5>", "nearest neighbours, top1 <k=5>"} <= {*found}
 
 
+def test_each_protocol_names_the_images_it_is_of(alone, compared):
+    add_scores(alone, 0.9, protocol="linear")
+    add_scores(alone, 0.9, protocol="retrieval")
+    texts = [text for text in compared(alone)[2].text if "images of digits" in text]
+    assert texts == [
+        f"{parts} images of digits, test part: the data set's own"
+        for parts in ("9 training and 8 test", "9 gallery and 8 query")
+    ]
+
+
 def test_numbers_stand_once_and_their_bars_begin_at_0(alone, compared):
     add_scores(alone, 0.5, protocol="worth", name="linear probe")
     add_scores(alone, 0.75, protocol="lowshot", name="top1 at 100%")
@@ -167,7 +180,26 @@ def test_scores_curves_and_differences_of_all_runs(runs, compared):
 def test_scores_of_other_images_are_a_warning(runs, compared):
     add_scores(runs[1], 0.8, fingerprint="other")
     _, _, page = compared(*runs)
-    assert "do not compare: one on digits; <two> on digits" in " ".join(page.text)
+    images = "9 training and 8 test images of digits, test part: the data set's own"
+    told = f"do not compare (nearest neighbours): one on {images}; <two> on {images}."
+    assert told in " ".join(page.text)
+    assert "Nearest neighbours: top1 <k=5>" not in page.text  # no bars of both in one card
+
+
+def test_a_comparison_shows_what_several_runs_have_and_how_they_ended(runs, compared):
+    add_scores(runs[0], 0.7, protocol="retrieval", fingerprint="elsewhere")
+    (runs[1] / "summary.json").write_text(json.dumps({"warnings": ["the loss rises"]}))
+    for run, chosen in zip(runs, ("[a]", "[b]"), strict=True):
+        config = load_saved(PretrainConfig, run / "config.yaml")
+        jitter = replace(config.augment.view_1, jitter=0.5 if run is runs[0] else 0.25)
+        augment = replace(config.augment, view_1=jitter, view_2=jitter)
+        (run / "config.yaml").write_text(to_yaml(replace(config, augment=augment, chosen=[chosen])))
+    page = compared(*runs)[2]
+    assert "Nearest neighbours: top1 <k=5>" in page.text
+    assert not any("Identities found again" in text for text in page.text)
+    assert "<two>: the loss rises" in page.text
+    assert "augment.view_1.jitter" in page.text
+    assert not any(text.startswith(("augment.view_2", "chosen")) for text in page.text)
 
 
 def test_another_librarys_network_has_scores_only(runs, tmp_path, compared, monkeypatch):
