@@ -1,5 +1,6 @@
 """Define an evaluation protocol: its settings, what it measures, and how its result is shown."""
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ from eval.leakage import warn_of_pretrained, warn_of_untrained
 from eval.registry import PROTOCOLS, VARIANTS
 from eval.scores import Line, Scored, difference
 from eval.subject import Extractor, Network
+
+log = logging.getLogger(__name__)
 
 Result = dict[str, Any]
 """Result of a protocol, as written to JSON."""
@@ -105,6 +108,9 @@ class Scoring(Protocol):
             before = time.perf_counter()
             scored[name] = self.score(subject, config)
             seconds[name] = round(time.perf_counter() - before, 3)
+            if config.progress:
+                first, title = scored[name].lines[0], name.replace("_", " ")
+                log.info("%s: %s %.1f%%, %.1f s", title, first.name, 100 * first.value, seconds[name])
         return {
             "scores": compare({name: each.lines for name, each in scored.items()}),
             "warnings": warnings + warnings_of(scored),

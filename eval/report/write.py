@@ -39,11 +39,13 @@ def write_report(config: EvalConfig) -> dict[str, Any]:
         beside, name = beside.absolute().parent, comparison_name(runs)
     target = (Path(config.out) if config.out else beside) / name
     open_results(target.parent)
+    log.info("drawing the report of %s", ", ".join(run.name for run in runs))
     report = Report(config, runs)
     text = build(report)
     write_text(target, text)
     for reason in report.missing:
         log.warning("report: %s", reason)
+    log.info("report: %s", target)
     more = {"runs": [run.name for run in runs]} if config.compare else {"missing": report.missing}
     return {"protocol": "report", "file": str(target), "bytes": len(text.encode()), **more}
 

@@ -76,7 +76,9 @@ def test_a_protocol_from_end_to_end(protocol, names, shared_run, capsys):
     assert result["data"]["rows"] == {"train": 1335, "test": 462}
     assert len(result["encoder_sha256"]) == 64
     assert names[0] in err
-    assert "random encoder" in err
+    for baseline, told in (("encoder", "encoder"), ("random_encoder", "random encoder")):
+        value = result["scores"][0][baseline]["value"]
+        assert f"{told}: {names[0]} {100 * value:.1f}%, " in err  # as soon as it is known
 
 
 def test_overall_numbers_make_sense(shared_run, capsys):

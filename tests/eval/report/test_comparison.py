@@ -54,7 +54,9 @@ def compared(tmp_path, capsys):
 
     def call(*paths):
         assert main(["report", *map(str, paths), f"out={tmp_path / 'out'}"]) == 0
-        result = json.loads(capsys.readouterr().out)
+        told = capsys.readouterr()
+        result = json.loads(told.out)
+        assert told.err.splitlines()[-1] == f"report: {result['file']}"
         text = Path(result["file"]).read_text()
         page = Page()
         page.feed(text)
