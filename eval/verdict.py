@@ -6,6 +6,9 @@ from typing import Any
 WORTH, IN_PART, NOT_YET, UNKNOWN = "worth it", "worth it in part", "not worth it yet", "not known"
 """The answers."""
 
+_POOR = 0.5
+"""Share of the second views below which more training is advised, though the encoder is ahead."""
+
 _NAMES = {
     "encoder": "ours",
     "raw_pixels": "raw pixels",
@@ -113,9 +116,14 @@ def judge_without_labels(scores: dict[str, dict[str, Any]], images: int) -> Verd
             f"{NOT_YET.capitalize()}: {found}, so the network recognises an image no better than "
             f"{title(worst)}; the features are healthy, {rank}. {_ADVICE['random_encoder']}.",
         )
-    trained = (
-        f"nothing is left to gain over {title(worst)}" if full else "training did what it is meant to do"
-    )
+    trained = "training did what it is meant to do"
+    if full:
+        trained = f"nothing is left to gain over {title(worst)}"
+    elif ours["retrieval"] < _POOR:
+        trained = (
+            f"it is better than {title(worst)} but still poor, as {100 * (1 - ours['retrieval']):.0f}% of "
+            "the second views are not found: train longer (schedule.minutes or schedule.epochs)"
+        )
     return Verdict(
         UNKNOWN,
         f"{UNKNOWN.capitalize()} without labels: {found} and the features are healthy, {rank}. So "

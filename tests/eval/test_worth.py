@@ -115,9 +115,15 @@ def test_a_baseline_at_100_percent_leaves_nothing_to_gain():
     assert "nothing is left to gain over the random encoder" in found.sentence
 
 
-def signals(verdict="healthy", gain_low=0.1, gain=0.5):
-    ours = {"retrieval": 0.9, "rankme": 31.0, "dimensions": 64, "verdict": verdict}
-    other = {"retrieval": 0.9 - gain, "gain": gain, "gain_low": gain_low, "rankme": 9.0, "dimensions": 64}
+def signals(verdict="healthy", gain_low=0.1, gain=0.5, retrieval=0.9):
+    ours = {"retrieval": retrieval, "rankme": 31.0, "dimensions": 64, "verdict": verdict}
+    other = {
+        "retrieval": retrieval - gain,
+        "gain": gain,
+        "gain_low": gain_low,
+        "rankme": 9.0,
+        "dimensions": 64,
+    }
     return {"encoder": ours, "raw_pixels": other | {"gain": gain + 0.1}, "random_encoder": other}
 
 
@@ -125,6 +131,12 @@ def signals(verdict="healthy", gain_low=0.1, gain=0.5):
     ("given", "answer", "words"),
     [
         (signals(), "not known", ["90.0% of the second views", "the random encoder 40.0%", "imagefolder"]),
+        (signals(), "not known", ["training did what it is meant to do"]),
+        (
+            signals(retrieval=0.117, gain=0.06, gain_low=0.03),
+            "not known",
+            ["better than the random encoder but still poor, as 88% of the second views are", "train longer"],
+        ),
         (
             signals(gain_low=-0.1, gain=0.0),
             "not worth it yet",
