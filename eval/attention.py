@@ -31,6 +31,7 @@ from memory_bank.config import check_range
 _NETWORKS = ("encoder", "random_encoder")
 _MOST_IMAGES = 64  # drawn; they are one batch
 _BATCH = 16  # scored at once
+_ATTENDS = "What {} attends to"
 _ATTENTION_NOTE = (
     "Maps are the attention of the class token, as a multiple of an even spread over the picture. The "
     "rollout follows it through all blocks by the product of (A + I) / 2 (Abnar and Zuidema 2020). The last "
@@ -112,7 +113,7 @@ class Attention(Protocol):
             "seconds": {"attention": round(time.perf_counter() - started, 3)},
         }
         shown = {images.key(row): drawing for row, drawing in enumerate(drawings)}
-        page = _page(_header(extractor, drawn.note), self.table(result), shown)
+        page = _page(_header(extractor, drawn), self.table(result), shown)
         write_text(Path(result["page"]), page)
         return result
 
@@ -147,6 +148,7 @@ class _Drawn:
     """Sheets of some images or clips, what they show in words, and numbers of each network."""
 
     sheets: list[Drawing]
+    title: str  # of the page, the network in place of {}
     note: str
     details: dict[str, dict[str, Any]]
 
@@ -157,10 +159,13 @@ def _draw(networks: dict[str, Encoder], pixels: Tensor, data: DataConfig) -> _Dr
         clips = middle_clip(pixels, data)
         weights = {name: compute_weights(each, clips, data) for name, each in networks.items()}
         numbers = {name: {"frame_weights": found.tolist()} for name, found in weights.items()}
-        return _Drawn(draw_weights(weights, clips, data), _TIME_NOTE, numbers)
+        return _Drawn(draw_weights(weights, clips, data), _ATTENDS, _TIME_NOTE, numbers)
     maps = {name: compute_maps(each, pixels, data) for name, each in networks.items()}
-    kind = _SIMILARITY_NOTE if maps["encoder"].heads is None else _ATTENTION_NOTE
-    return _Drawn(draw(maps, pixels, data), f"{kind} {_ROWS_NOTE}", {name: {} for name in networks})
+    title, kind = _ATTENDS, _ATTENTION_NOTE
+    if maps["encoder"].heads is None:
+        rows, columns = next(iter(maps["encoder"].maps.values())).shape[1:]
+        title, kind = "Similarity maps of {}", f"{_SIMILARITY_NOTE} It has {rows} x {columns} cells."
+    return _Drawn(draw(maps, pixels, data), title, f"{kind} {_ROWS_NOTE}", {name: {} for name in networks})
 
 
 def _network(extractor: Extractor, name: str) -> Encoder:
@@ -245,10 +250,12 @@ def _details(lines: Sequence[Line]) -> dict[str, Any]:
     return {line.name: line.paired.tolist() for line in lines}
 
 
-def _header(extractor: Extractor, note: str) -> str:
-    network, data = escape(str(extractor.frozen.about["name"])), escape(extractor.data.name)
-    intro = f"<h1>What {network} attends to</h1>"
-    return f'<header>{intro}<p class="muted">{data}. {note}</p></header>'
+def _header(extractor: Extractor, drawn: _Drawn) -> str:
+    network, data = escape(str(extractor.frozen.about["name"])), extractor.data
+    images = f"Images of {escape(data.root or data.name)}."
+    return (
+        f'<header><h1>{drawn.title.format(network)}</h1><p class="muted">{images} {drawn.note}</p></header>'
+    )
 
 
 def _page(header: str, rows: list[Row], drawings: Mapping[str, Drawing]) -> str:

@@ -38,6 +38,7 @@ _RESAMPLES = 1000  # of identities, for an interval
 _DRAWN = 1 << 20  # identities, of some resamples at once
 _HITS = 10  # drawn of a query
 _TILE, _FRAME, _GAP = 72, 4, 6
+_APART = 1.3  # place of the first hit, in tiles: further from the query than from the next
 
 
 @dataclass
@@ -175,7 +176,8 @@ class FindAgain(Scoring):
     @override
     def notes(self, result: Result) -> list[str]:
         about = result["details"]["encoder"]
-        return [*super().notes(result), f"{about['search']}; recall {about['recall']:.3f}; {result['page']}"]
+        search = f"{about['search']}, which finds {100 * about['recall']:.1f}% of the closest entries"
+        return [*super().notes(result), search, f"page: {result['page']}"]
 
 
 def read_groups(file: str | None, identities: Sequence[str]) -> Int[Tensor, " i"] | None:
@@ -339,20 +341,21 @@ def _strip(subject: Subject, extractor: Extractor, index: int, ap: float) -> str
     [found] = subject.search.rank(asked.features[index : index + 1], subject.people.take(row))
     shown = found.valid[0].nonzero()[:_HITS, 0]
     rows = extractor.part_features("encoder")["train"].rows[subject.search.gallery.row[found.rows[0, shown]]]
-    shapes = _tile(extractor.parts["test"], int(row), 0, "", "query")
-    for place, (hit, entry) in enumerate(zip(rows.tolist(), shown.tolist(), strict=True), start=1):
+    held = extractor.parts["train"]
+    shapes = _tile(extractor.parts["test"], int(row), 0.0, "ink", "query")
+    for place, (hit, entry) in enumerate(zip(rows.tolist(), shown.tolist(), strict=True)):
         colour = "s2" if found.right[0, entry] else "same"
-        shapes += _tile(extractor.parts["train"], hit, place, colour, f"{found.similarity[0, entry]:.2f}")
-    width = (_HITS + 1) * (_TILE + _GAP)
+        shapes += _tile(held, hit, _APART + place, colour, f"{found.similarity[0, entry]:.2f}")
+    width = (_HITS + _APART) * (_TILE + _GAP)
     name = extractor.parts["test"].key(int(row))
     return card(
         name, Drawing(width, _TILE + 18, f"first hits of {name}", shapes).svg(), f"average precision {ap:.2f}"
     )
 
 
-def _tile(images: Images, row: int, place: int, colour: str, text: str) -> list[Shape]:
+def _tile(images: Images, row: int, place: float, colour: str, text: str) -> list[Shape]:
     left = place * (_TILE + _GAP)
-    frame: list[Shape] = [Box(left, 0, _TILE, _TILE, colour)] if colour else []
+    frame: list[Shape] = [Box(left, 0, _TILE, _TILE, colour)]
     pixels, side = read_or_none(images, row), _TILE - 2 * _FRAME
     if pixels is not None:
         pixels = scaled(pixels, side) if pixels.shape[-1] > side else pixels

@@ -94,6 +94,9 @@ def test_a_convolutional_network_shows_similarity(shared_run, tmp_path, capsys):
     text = (tmp_path / "attention.html").read_text()
     assert "similarity" in text
     assert "no class token" in text
+    assert "<h1>Similarity maps of resnet10</h1>" in text
+    assert "Images of digits. This network" in text
+    assert "It has 2 x 2 cells." in text
     assert "heads" not in text.partition("<svg")[2]
 
 

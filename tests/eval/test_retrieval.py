@@ -192,6 +192,8 @@ def test_folders_of_identities_are_found_and_drawn(shared_run, people, tmp_path,
     assert words.count("first hits of") == 4
     assert words.count("<image") == 4 * (1 + 6)  # the query, and all of the gallery
     assert words.count('var(--s2)"') == 4 * 2  # both right ones
+    assert words.count('fill="var(--ink)"') == 4  # each query, apart from its hits
+    assert f"page: {result['page']}" in told.err.splitlines()
 
 
 def test_a_table_gives_cameras_and_parts(shared_run, people, tmp_path, capsys):
