@@ -2,6 +2,7 @@ import csv
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from contrastive.data.images import ArrayImages
 from eval.duplicates import COLUMNS, alike, closest_pairs, write_duplicates
@@ -37,10 +38,26 @@ def test_fewer_neighbours_keep_the_closest_pair():
     assert few[0].tolist() == every[0].tolist()
 
 
+def test_marks_on_white_are_no_copies_of_each_other_and_blank_ones_are():
+    """Beside colored pictures, all that is nearly white deviates from the mean of all pictures alike."""
+    generator = torch.Generator().manual_seed(0)
+    colored = torch.rand(60, 3, 1, generator=generator).expand(-1, -1, 64) * 0.6
+    marks = torch.ones(20, 3, 64)
+    for row, picture in enumerate(marks):
+        picture[:, torch.randperm(64, generator=generator)[:3]] = 0.7 + 0.01 * (row % 3)
+    copy = marks[:1] + 0.002 * torch.randn(1, 3, 64, generator=generator)
+    pixels = torch.cat([colored, marks, copy, torch.ones(2, 3, 64)]).flatten(1)
+    centred = F.normalize(pixels - pixels.mean(0))
+    assert float(centred[60] @ centred[61]) > 0.97  # what would be said
+    found = alike(pixels, torch.tensor([[60, 61], [60, 80], [81, 82]]))
+    assert found[0] < 0.5 < 0.97 < found[1]
+    assert found[2] == 1
+
+
 def test_no_pair_at_all(tmp_path):
     pairs, similarity = closest_pairs(torch.eye(4), neighbours=3, least=0.99)
     assert pairs.shape == (0, 2)
-    write_duplicates(tmp_path / "pairs.csv", pairs, similarity, alike(torch.eye(4), pairs), [])
+    write_duplicates(tmp_path / "pairs.csv", pairs, similarity, alike(torch.eye(4, 12), pairs), [])
     assert (tmp_path / "pairs.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
@@ -51,7 +68,7 @@ def test_the_table_names_both_files(tmp_path):
         rows = torch.arange(len(labels))
         images = ArrayImages(part, [pixels[: len(labels)]], 8)
         places.append((part, images, PartFeatures(torch.zeros(len(labels), 2), torch.tensor(labels), rows)))
-    raw = torch.eye(5)
+    raw = torch.eye(5, 12)
     raw[4] = raw[1]
     pairs, similarity = torch.tensor([[1, 4], [0, 3], [2, 3]]), torch.tensor([0.99, 0.98, 0.97])
     write_duplicates(tmp_path / "pairs.csv", pairs, similarity, alike(raw, pairs), places)
