@@ -79,7 +79,7 @@ class Noise(EncodedImages):
         return f"{row}.ppm"
 
     def stamp(self, row):
-        raise NotImplementedError
+        return self.key(row)
 
 
 @pytest.fixture(scope="module")
