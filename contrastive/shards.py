@@ -13,7 +13,7 @@ from contrastive.config_files import Stated, read_stated
 from contrastive.console import answer, log_to_stderr
 from memory_bank.config import check_range
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("contrastive.shards")  # also as python -m contrastive.shards
 
 USAGE = """\
 usage: contrastive-shards pack [DIR] OUT [data.name=NAME] [shard_mib=256] [shuffle=true] [key=value ...]
