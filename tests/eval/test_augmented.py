@@ -1,5 +1,6 @@
 """The two protocols that train on random views: the papers' linear probe, and fine-tuning."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -67,7 +68,8 @@ def test_without_randomness_the_views_are_the_centre_views(networks):
     assert shares == [1.0, 0.5]
 
 
-def test_a_bar_counts_the_steps_on_stderr(networks, capsys):
+def test_a_bar_counts_the_steps_on_a_terminal(networks, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     network = replace(networks["encoder"], title="encoder")
     given = {"batch_size": 2, "epochs": 3, "seed": 0, "title": "fine-tuning"}
     for _ in augmented_batches(network, torch.arange(4), settings().view, **given):

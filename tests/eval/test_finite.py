@@ -24,7 +24,7 @@ def callers():
         "uniformity": stats.uniformity,
         "dimension_std": stats.dimension_std,
         "closest_pairs": lambda rows: duplicates.closest_pairs(rows, neighbours=3, least=-1.0)[1],
-        "alike": lambda rows: duplicates.alike(rows, torch.tensor([[0, 1], [2, 5]])),
+        "alike": lambda rows: duplicates.alike(rows.repeat(1, 3), torch.tensor([[0, 1], [2, 5]])),
     }
 
 
