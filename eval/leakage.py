@@ -1,6 +1,6 @@
 """Warn about test images that were pretrained on, or whose class has no training images."""
 
-import filecmp
+import hashlib
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -78,11 +78,24 @@ class _Copies:
 
     def __init__(self, root: str, listed: ImageList) -> None:
         self._files: dict[tuple[str, str], list[str]] = defaultdict(list)
+        self._contents: dict[tuple[str, str], set[bytes | None]] = {}
         for key, size in zip(listed.keys, listed.sizes, strict=True):
             self._files[os.path.basename(key), size].append(os.path.join(root, key))
 
     def hold(self, images: FileImages, row: int) -> bool:
-        """Return whether an image has the name and the content of one of them that still exists."""
-        path = os.fsdecode(images.path(row))
-        alike = self._files.get((os.path.basename(images.key(row)), images.stamp(row)), [])
-        return any(os.path.isfile(each) and filecmp.cmp(path, each, shallow=False) for each in alike)
+        """Return whether an image has the name and the content of one of them that can still be read."""
+        name = os.path.basename(images.key(row)), images.stamp(row)
+        if name not in self._files:
+            return False
+        if name not in self._contents:  # each file is read once, also where all folders have equal names
+            self._contents[name] = {_hash(path) for path in self._files[name]} - {None}
+        return _hash(os.fsdecode(images.path(row))) in self._contents[name]
+
+
+def _hash(path: str) -> bytes | None:
+    """Return the SHA-256 of a file; None if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return None

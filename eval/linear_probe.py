@@ -195,15 +195,16 @@ def choose(train: PartFeatures, num_classes: int, config: LinearConfig, seed: in
 def _widened(values: list[float], best: float, given: list[float], most: int) -> list[float]:
     """Add a value beyond ``best`` if that is at an end of the list where fewer than ``most`` were added."""
     if len(values) > 1 and best == values[0] and values.index(given[0]) < most:
-        return [_beyond(values[1], best), *values]
+        return [*_beyond(values[1], best), *values]
     if len(values) > 1 and best == values[-1] and values[::-1].index(given[-1]) < most:
-        return [*values, _beyond(values[-2], best)]
+        return [*values, *_beyond(values[-2], best)]
     return values
 
 
-def _beyond(before: float, last: float) -> float:
-    """Return the next value of a geometric series, to three digits."""
-    return float(f"{last * last / before:.3g}")
+def _beyond(before: float, last: float) -> list[float]:
+    """Return the next value of a geometric series, to three digits; none beyond the numbers of float32."""
+    value, numbers = float(f"{last * (last / before):.3g}"), torch.finfo(torch.float32)
+    return [value] if numbers.tiny <= value <= numbers.max else []
 
 
 def split_to_choose(train: PartFeatures, share: float, seed: int) -> tuple[PartFeatures, PartFeatures]:

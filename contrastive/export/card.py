@@ -63,7 +63,7 @@ def _python(source: ExportedEncoder) -> list[str]:
     """Return the Python code from files, or the frames of clips, to features, by ``load_encoder``."""
     own = f", encoder={source.arch.name.removeprefix(OWN)}()" if source.arch.is_own else ""
     clips = source.input.frames > 1
-    read = "torch.stack([read_file(path, info.input.decode_size) for path in paths])  # files of images"
+    read = 'torch.stack([read_file(path, info.input.decode_size) for path in ["photo.jpg"]])'
     return [
         "import torch",
         "from contrastive.augment.views import center_view",

@@ -1,6 +1,7 @@
 import os
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from contrastive.config import DataConfig
 from contrastive.data.dataset import open_dataset
 from contrastive.data.digits import open_digits
 from contrastive.data.files import open_class_folders, open_tree
-from contrastive.data.image_list import write_image_list
+from contrastive.data.image_list import ImageList, write_image_list
 from contrastive.data.images import SomeImages
 from contrastive.data.shards.pack import pack
+from eval import leakage
 from eval.features import Features, PartFeatures
 from eval.leakage import warn_of_pretrained, warn_of_untrained
 from tests.eval.conftest import make_run
@@ -111,3 +113,18 @@ def test_samples_of_shards_are_compared_and_what_cannot_be_is_said(photos, tmp_p
     write_image_list(run / "manifest.csv", scored)
     assert "data.name=hf data.root=b" in warn_of_pretrained(run, scored, DataConfig(name="hf", root="a"))[0]
     assert "20 of 20 test" in warn_of_pretrained(run, scored, DataConfig(name="hf", root="b"))[0]
+
+
+def test_files_of_one_name_and_size_are_each_read_once(tmp_path):
+    """Frames in folders: all are 0.bmp, and equally large."""
+    rng = np.random.default_rng(0)
+    for folder in ("old/a", "old/b", "new/c", "new/d"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / folder / "0.bmp")
+    shutil.copy(tmp_path / "old/b/0.bmp", tmp_path / "new/d")
+    old, new = open_tree(tmp_path / "old", 8), open_tree(tmp_path / "new", 8)
+    keys = [*map(old.key, range(2)), "gone/0.bmp"]
+    copies = leakage._Copies(str(tmp_path / "old"), ImageList(keys, [old.stamp(0)] * 3))
+    with patch("eval.leakage._hash", side_effect=leakage._hash) as hashed:
+        assert [copies.hold(new, row) for row in (0, 1, 0)] == [False, True, False]
+    assert hashed.call_count == 3 + 3  # those listed, of which one is gone, and those asked for

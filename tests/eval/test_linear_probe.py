@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from contrastive.config import UserError
-from eval.linear_probe import LinearConfig, LinearEvaluation, choose, score
+from eval.linear_probe import LinearConfig, LinearEvaluation, _widened, choose, score
 from eval.softmax import Standardiser, train_heads
 from eval.splits import hold_out
 
@@ -75,6 +75,13 @@ def test_choice_is_the_best_of_the_grid_on_held_out_rows(clusters):
     chosen = choose(train, 6, settings, 0)
     assert chosen.held_out_top1 == pytest.approx(max(top1.values()), abs=0.005)
     assert top1[chosen.weight_decay] >= max(top1.values()) - 0.005
+
+
+def test_a_grid_does_not_grow_beyond_the_numbers_of_float32():
+    assert _widened([1e-37, 1.0], 1e-37, [1e-37, 1.0], 3) == [1e-37, 1.0]
+    assert _widened([1.0, 1e30], 1e30, [1.0, 1e30], 3) == [1.0, 1e30]
+    assert _widened([1e-200, 1.0], 1e-200, [1e-200, 1.0], 3) == [1e-200, 1.0]
+    assert _widened([1.0, 1e15], 1e15, [1.0, 1e15], 3) == [1.0, 1e15, 1e30]
 
 
 def test_a_grid_grows_at_the_end_where_the_best_value_lies_and_no_further(clusters):

@@ -207,19 +207,23 @@ def _encoded(images: Images, row: int) -> tuple[bytes, str]:
     images, row = stored_at(images, row)
     if isinstance(images, EncodedImages):
         with explain_unreadable(), images.open(row) as file:
-            data = file.read()
-            suffix = os.path.splitext(images.key(row))[1].lower()
-            return data, suffix if suffix in EXTENSIONS else _suffix_of(data)
+            data, named = file.read(), os.path.splitext(images.key(row))[1].lower()
+            suffix = named if named in EXTENSIONS else _suffix_of(data)
+        if suffix:
+            return data, suffix
     buffer = io.BytesIO()
     Image.fromarray(images.read(row).permute(1, 2, 0).numpy()).save(buffer, "PNG")
     return buffer.getvalue(), ".png"
 
 
-def _suffix_of(data: bytes) -> str:
-    """Return the suffix of an encoded image by its header, for sources whose keys are not names of files."""
+def _suffix_of(data: bytes) -> str | None:
+    """Return the suffix of an encoded image by its header, for sources whose keys are not names of files.
+
+    None is a format that folders are not searched for.
+    """
     known = Image.registered_extensions()
     with Image.open(io.BytesIO(data)) as image:
-        return next(suffix for suffix in EXTENSIONS if known.get(suffix) == image.format)
+        return next((suffix for suffix in EXTENSIONS if known.get(suffix) == image.format), None)
 
 
 def _shards(

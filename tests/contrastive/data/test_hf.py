@@ -13,9 +13,9 @@ from contrastive.data.shards.images import open_shards
 from contrastive.shards import main
 
 
-def encoded(number):
+def encoded(number, kind="PNG"):
     buffer = io.BytesIO()
-    Image.fromarray(np.full((9, 9, 3), 20 * number, dtype=np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.full((9, 9, 3), 20 * number, dtype=np.uint8)).save(buffer, kind)
     return {"bytes": buffer.getvalue(), "path": None}
 
 
@@ -64,6 +64,18 @@ def test_a_table_becomes_shards(saved, tmp_path):
         for place, row in enumerate(rows):
             assert torch.equal(shards.read(place), part.read(row))
             assert shards.labels[place] == part.labels[row]
+
+
+def test_formats_that_folders_are_not_searched_for_become_png(tmp_path):
+    rows = {"image": [encoded(number, "DDS") for number in range(3)]}
+    datasets.Dataset.from_dict(rows, datasets.Features({"image": datasets.Image()})).save_to_disk(
+        tmp_path / "s"
+    )
+    asked = ["pack", str(tmp_path / "s"), str(tmp_path / "out"), "data.name=hf", "shuffle=false"]
+    assert main([*asked, "data.image_size=9"]) == 0
+    packed = open_shards(DataConfig("shards", str(tmp_path / "out"), image_size=9)).train
+    assert [packed.key(row).endswith(".png") for row in range(3)] == [True] * 3
+    assert [int(packed.read(row)[0, 0, 0]) for row in range(3)] == [0, 20, 40]
 
 
 def test_a_selection_without_labels_has_its_own_rows(tmp_path):

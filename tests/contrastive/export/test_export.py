@@ -150,8 +150,8 @@ def test_the_card_loads_the_encoder_that_other_libraries_lack(command, tmp_path,
     assert code == 0, err
     with np.load(tmp_path / "photos.npz") as table:
         paths = [str(tmp_path / "photos" / path) for path in table["path"]]
-        names: dict[str, object] = {"paths": paths}
-        exec(lines_of(Path(result["card"]), block=1), names)
+        names: dict[str, object] = {}
+        exec(lines_of(Path(result["card"]), block=1).replace('["photo.jpg"]', str(paths)), names)
         np.testing.assert_allclose(names["features"], table["embedding"], rtol=1e-4, atol=1e-5)
     monkeypatch.setitem(sys.modules, "timm", None)  # is refused before a library is imported for it
     code, _, err = command(f"checkpoint={run}", "format=timm", f"out={tmp_path / 'e.pth'}")
