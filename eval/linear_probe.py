@@ -118,8 +118,8 @@ class Choice:
         learning_rate: Best learning rate of the grid.
         weight_decay: Best weight decay of the grid.
         held_out_top1: Its accuracy there.
-        learning_rates: The grid; more than the setting's values if it was widened.
-        weight_decays: Likewise.
+        learning_rates: Those of the grid; more than the setting lists if it was widened.
+        weight_decays: Those of the grid, as for learning rates.
         edges: Names of the settings whose chosen value is the first or last of its list.
     """
 
