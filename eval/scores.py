@@ -52,17 +52,19 @@ class Scored:
 def accuracy_line(name: str, correct: Bool[Tensor, "r n"]) -> Line:
     """Return the accuracy over ``r`` repetitions on ``n`` test rows.
 
-    For one repetition the interval is Wilson's, over draws of the test images; for several it is
-    Student's, over the seeds, on the same test images.
+    For one repetition the interval is Wilson's, over draws of the test images. For several it is Student's,
+    over the seeds, extended at either end to Wilson's of the mean: seeds that agree on these test images
+    say nothing of others.
     """
     per_run = correct.double().mean(1).cpu()
+    value = float(per_run.mean())
+    low, high = wilson(float(correct.sum()) / len(correct), correct.shape[1])
     if len(correct) == 1:
-        hits = correct[0].double().cpu()
-        low, high = wilson(int(hits.sum()), len(hits))
-        return Line(name, float(per_run), low, high, "Wilson, test images", hits.float())
-    low, high = t_interval(per_run)
-    kind = f"t over {len(correct)} seeds, the same test images"
-    return Line(name, float(per_run.mean()), max(low, 0.0), min(high, 1.0), kind, per_run.float())
+        return Line(name, value, low, high, "Wilson, test images", correct[0].float().cpu())
+    over_seeds = t_interval(per_run)
+    low, high = max(0.0, min(low, over_seeds[0])), min(1.0, max(high, over_seeds[1]))
+    kind = f"t over {len(correct)} seeds, no narrower than Wilson, test images"
+    return Line(name, value, low, high, kind, per_run.float())
 
 
 def difference(ours: Line, other: Line) -> dict[str, float]:
@@ -72,8 +74,12 @@ def difference(ours: Line, other: Line) -> dict[str, float]:
     return {"value": float(paired.mean()), "low": low, "high": high}
 
 
-def wilson(hits: int, total: int) -> tuple[float, float]:
+def wilson(hits: float | int, total: int) -> tuple[float, float]:
     """Return the 95% score interval of a proportion (Wilson 1927); it holds near 0 and 1 too.
+
+    Args:
+        hits: From 0 to ``total``; a fraction if it is a mean over repetitions.
+        total: Number of trials.
 
     Raises:
         ValueError: no trials.

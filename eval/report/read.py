@@ -27,6 +27,7 @@ class Score:
     value: float
     low: float
     high: float
+    interval: str  # how it was computed, and over what it varies
     baselines: dict[str, tuple[float, float]]  # accuracy of each, and the encoder's gain over it
 
 
@@ -169,7 +170,7 @@ def _images(data: dict[str, Any], parts: tuple[str, str]) -> str:
 def _score(row: dict[str, Any]) -> Score:
     value, low, high = (float(row["encoder"][name]) for name in ("value", "low", "high"))
     baselines = {name: (float(row[name]["value"]), float(row[name]["gain"]["value"])) for name in BASELINES}
-    return Score(str(row["name"]), value, low, high, baselines)
+    return Score(str(row["name"]), value, low, high, str(row["interval"]), baselines)
 
 
 def _statistics(raw: dict[str, Any]) -> Statistics:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from typing import Any
 
@@ -18,7 +18,7 @@ from eval.protocol import accuracy_titles
 from eval.report import pictures
 from eval.report.context import Report
 from eval.report.page import card, details, grid, key, legend, section, table, warning
-from eval.report.read import BASELINES, Run, Score, describe_epochs, read_csv, read_json
+from eval.report.read import BASELINES, Result, Run, Score, describe_epochs, read_csv, read_json
 
 _MOST_POINTS = 400  # in a curve
 _COLOURS = {"raw_pixels": "s1", "random_encoder": "s2"}  # of the baselines' marks
@@ -180,7 +180,10 @@ def _beside_baselines(run: Run) -> str:
     names = ("score, %", "encoder", *BASELINES.values())
     head = "".join(f"<th>{name}</th>" for name in names) + _SCALE
     warnings = "".join(warning(text) for result in results.values() for text in result.warnings)
-    note = "Frozen features; in brackets what the encoder gains over that baseline on the same splits."
+    note = (
+        "Frozen features; in brackets what the encoder gains over that baseline on the same splits. "
+        f"{_intervals(results.values())}."
+    )
     body = f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
     return section("How good are the features?", note, f"{body}{_baselines_legend()}{warnings}")
 
@@ -188,6 +191,12 @@ def _beside_baselines(run: Run) -> str:
 def _baselines_legend() -> str:
     keys = [("encoder, 95% interval", "s0"), *((BASELINES[name], _COLOURS[name]) for name in BASELINES)]
     return f'<p class="note picture">{legend(keys)}</p>'
+
+
+def _intervals(results: Iterable[Result]) -> str:
+    """Say what the intervals are, as the protocols do below their tables."""
+    kinds = dict.fromkeys(score.interval for result in results for score in result.scores)
+    return f"95% intervals: {'; '.join(kinds)}"
 
 
 def _beside_each_other(runs: list[Run]) -> str:
@@ -209,7 +218,7 @@ def _beside_each_other(runs: list[Run]) -> str:
     ]
     note = (
         "Frozen features on the test part, except where fine-tuned; in %. What one run alone has is in its "
-        "own report."
+        f"own report. {_intervals(result for run in runs for result in run.results.values())}."
     )
     return section("How good are they?", note, _unlike(runs) + grid(cards))
 

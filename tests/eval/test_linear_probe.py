@@ -124,7 +124,7 @@ def test_details_agree_with_the_headline(clusters):
 def test_several_seeds_give_another_interval(clusters):
     scored = score(clusters, replace(config(min_steps=20), seeds=3))
     assert len(scored.details["per_seed"]) == 3
-    assert scored.lines[0].kind == "t over 3 seeds, the same test images"
+    assert scored.lines[0].kind == "t over 3 seeds, no narrower than Wilson, test images"
     assert scored.lines[0].value == pytest.approx(np.mean(scored.details["per_seed"]))
 
 

@@ -33,6 +33,19 @@ def test_lines_of_one_and_of_several_runs():
     assert several.high == 1.0  # an accuracy ends there
 
 
+def test_seeds_that_agree_leave_the_chance_of_the_test_images():
+    """Four of four, three times: no spread, yet of other images as many may be wrong as Wilson says."""
+    right = torch.ones(3, 4).bool()
+    line = accuracy_line("a", right)
+    assert (line.value, line.low, line.high) == (1.0, *wilson(4, 4))
+    alike = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1]]).bool()
+    assert accuracy_line("a", alike).low == pytest.approx(wilson(3, 4)[0])
+    apart = torch.tensor([[1] * 30 + [0] * 10, [1] * 10 + [0] * 30]).bool()
+    spread = accuracy_line("a", apart)
+    assert (spread.low, spread.high) == (0.0, 1.0)  # of the seeds: a single run has 35 to 65 points here
+    assert spread.kind == "t over 2 seeds, no narrower than Wilson, test images"
+
+
 def test_difference_is_paired():
     """The same accuracy on the same rows is no gain at all; on other rows the interval says so."""
     a = accuracy_line("a", torch.tensor([[1, 1, 0, 0]]).bool())

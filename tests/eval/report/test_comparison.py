@@ -166,7 +166,15 @@ def test_scores_curves_and_differences_of_all_runs(runs, compared):
     result, text, page = compared(*runs)
     assert result["runs"] == ["one", "<two>"]
     words = " ".join(page.text)
-    for expected in ("91.2", "87.3", "89.2–93.2", "top1 <k=5>", "Loss", "Similarity to the query: positive"):
+    for expected in (
+        "91.2",
+        "87.3",
+        "89.2–93.2",
+        "95% intervals: Wilson.",
+        "top1 <k=5>",
+        "Loss",
+        "Similarity to the query: positive",
+    ):
         assert expected in words
     assert "<two>" in page.text
     assert "<two>" not in text

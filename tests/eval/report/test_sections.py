@@ -90,6 +90,7 @@ def test_a_whole_page_that_needs_no_network(scored_run):
         assert heading in words
     score = json.loads((scored_run / "eval/knn.json").read_text())["scores"][0]["encoder"]["value"]
     assert f"{100 * score:.1f}" in words
+    assert "95% intervals: Wilson, test images." in words
     pictures = [given for tag, given in page.tags if tag == "img"]
     assert len(pictures) == 1 + 3  # views; an anchor and its two negatives
     assert sum(tag == "circle" for tag, _ in page.tags) >= 462  # the map
