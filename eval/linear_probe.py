@@ -18,10 +18,11 @@ from eval.protocol import Scoring
 from eval.scores import Scored, accuracy_line, confusion, in_top, per_class
 from eval.softmax import Heads, Standardiser, train_heads
 from eval.splits import hold_out
-from memory_bank.config import check_choice, check_range
+from memory_bank.config import check_choice, check_range, check_whole
 
 # Largest number of logits in memory when heads are scored.
 _PIECE = 1 << 26
+_MOST_ADDED = 20  # values at an end of a list: 20 powers of ten are far beyond any probe
 
 
 @dataclass
@@ -60,7 +61,7 @@ class LinearConfig:
             for two classes 2 / (w n): it fits one weight vector there, the difference of our two.
         widen: Most values that each of the two lists grows by at either end, one at a time and in its own
             ratio, while the best value is the last there; a list of one stays. Of the encoder and of its
-            baselines alike.
+            baselines alike. From 0 to 20.
         held_out: Share of each class of *train* on which the pair is chosen.
         batch_size: Rows of a step; fewer rows are one batch.
         epochs: Passes over the rows, unless ``min_steps`` is more.
@@ -89,9 +90,9 @@ class LinearConfig:
             check_grid(f"linear.{name}", getattr(self, name))
         if not 0 < self.held_out < 1:
             raise ValueError(f"linear.held_out={self.held_out}: allowed is above 0 and below 1")
-        check_range("linear.widen", self.widen, 0)
+        check_whole("linear.widen", self.widen, 0, _MOST_ADDED)
         for name in ("batch_size", "epochs", "min_steps"):
-            check_range(f"linear.{name}", getattr(self, name), 1)
+            check_whole(f"linear.{name}", getattr(self, name), 1)
 
 
 @dataclass

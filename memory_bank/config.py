@@ -20,11 +20,18 @@ _LARGEST_FLOAT = 3e38  # about float32's
 
 def check_range(name: str, value: float | int | None, low: float | int, high: float | int = MOST) -> None:
     """Raise ValueError unless ``low <= value <= high`` (None passes: the setting is off)."""
-    if value is not None and not isinstance(value, int | float):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise ValueError(f"{name}={value!r}: a number is needed")
     if value is not None and not low <= value <= high:
         allowed = f"{low} or more" if high == MOST and not value > high else f"{low} to {high}"
         raise ValueError(f"{name}={value}: allowed is {allowed}")
+
+
+def check_whole(name: str, value: float | int, low: int, high: int = MOST) -> None:
+    """Raise ValueError unless ``value`` is an integer and ``low <= value <= high``."""
+    check_range(name, value, low, high)
+    if not isinstance(value, int):
+        raise ValueError(f"{name}={value}: a whole number is needed")
 
 
 def check_above_zero(name: str, value: float, hint: str = "") -> None:

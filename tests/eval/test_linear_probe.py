@@ -121,6 +121,22 @@ def test_details_agree_with_the_headline(clusters):
     assert list(scored.details["per_class"].values()) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"widen": 1.5}, r"linear\.widen=1\.5: a whole number is needed"),
+        ({"widen": True}, r"linear\.widen=True: a number is needed"),
+        ({"widen": 21}, r"linear\.widen=21: allowed is 0 to 20"),
+        ({"epochs": 2.5}, r"linear\.epochs=2\.5: a whole number is needed"),
+    ],
+)
+def test_counts_are_whole_numbers(setting, reason):
+    settings = LinearConfig()
+    vars(settings).update(setting)  # given to the constructor, the tests' type checker would refuse it
+    with pytest.raises(ValueError, match=reason):
+        settings.__post_init__()
+
+
 def test_several_seeds_give_another_interval(clusters):
     scored = score(clusters, replace(config(min_steps=20), seeds=3))
     assert len(scored.details["per_seed"]) == 3
