@@ -25,7 +25,8 @@ data.name=shards data.root=DIR-or-URL. The layout is WebDataset's: KEY.jpg, KEY.
 
   pack   write images into shards below OUT; their test part, if there is one, goes to OUT/test, the others
          to OUT/train. Unless data.name is given, class folders are read as imagefolder, which holds some
-         images out, and other trees as images
+         images out, and other trees as images. Each is decoded once: those that cannot be read are
+         named with the reason, counted, and left out
   index  index uncompressed tar files that are there, by reading each once; the index is written beside
          them, or to out=DIR, which is then the data.root
   check  compare every sample with its hash
@@ -111,8 +112,9 @@ def _pack(places: Sequence[str], stated: Stated[ShardsConfig]) -> tuple[int, dic
         sets[name] = pack(images, folder, shard_bytes=size, shuffle=config.shuffle, held_out=held_out)
     counts = {name: sum(entry.samples for entry in found.shards) for name, found in sets.items()}
     shards = {name: len(found.shards) for name, found in sets.items()}
-    logger.info("%s: %s", out, _describe(counts, sets["train"].classes))
-    return 0, {"root": str(out), "samples": counts, "shards": shards}
+    left_out = {name: len(images) - counts[name] for name, images in parts.items()}
+    logger.info("%s: %s", out, _describe(counts, sum(left_out.values()), sets["train"].classes))
+    return 0, {"root": str(out), "samples": counts, "shards": shards, "left_out": left_out}
 
 
 def _check_local(data: DataConfig, out: str) -> None:
@@ -136,10 +138,11 @@ def _check_local(data: DataConfig, out: str) -> None:
         )
 
 
-def _describe(counts: dict[str, int], classes: Sequence[str] | None) -> str:
+def _describe(counts: dict[str, int], left_out: int, classes: Sequence[str] | None) -> str:
     kind = "without labels" if classes is None else f"of {len(classes)} classes"
     test = f", {counts['test']:,} of them in the test part" if "test" in counts else ""
-    return f"{sum(counts.values()):,} samples {kind}{test}"
+    lacking = f"; {left_out:,} more cannot be read and were left out, see above" if left_out else ""
+    return f"{sum(counts.values()):,} samples {kind}{test}{lacking}"
 
 
 def _find_source(root: str) -> str:

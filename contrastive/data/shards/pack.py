@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import tarfile
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from contrastive.config import RemoteConfig, UserError
-from contrastive.data.decode import Encoded, Unreadable, explain_unreadable
+from contrastive.data.decode import Encoded, Unreadable, decode_file, explain_unreadable, ignore_warnings
 from contrastive.data.files import EXTENSIONS
 from contrastive.data.images import EncodedImages, Images, stored_at
 from contrastive.data.shards.index import (
@@ -45,8 +46,9 @@ def pack(
 ) -> ShardSet:
     """Write ``images`` into shards below ``folder``, with their labels, index and list.
 
-    Encoded images are copied as they are, others written as PNG. An image that cannot be opened is left out,
-    with a warning.
+    Encoded images are copied as they are, others written as PNG. One that cannot be read, as training reads
+    it, is left out with a warning that names it and says why. That takes one decode an image, at
+    ``images.size``.
 
     Args:
         images: Any source.
@@ -71,14 +73,16 @@ def pack(
     entries: list[ShardEntry] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for members in _shards(samples, shard_bytes):
-            path = folder / f"shard-{len(entries):06}.tar"
-            _write_tar(path, members)
-            entries.append(index_shard(Ranges(RemoteConfig()), str(path), folder))
+        with warnings.catch_warnings():
+            ignore_warnings()
+            for members in _shards(samples, shard_bytes):
+                path = folder / f"shard-{len(entries):06}.tar"
+                _write_tar(path, members)
+                entries.append(index_shard(Ranges(RemoteConfig()), str(path), folder))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); free some space") from error
     if not entries:
-        raise UserError("none of the images can be opened; see the warnings above")
+        raise UserError("none of the images can be read; see the warnings above")
     found = ShardSet(entries, images.classes if images.labels is not None else None, held_out)
     write_set(folder, found)
     return found
@@ -202,7 +206,7 @@ def _encoded(images: Images, row: int) -> tuple[bytes, str]:
     """Return an image's file and suffix: as it is stored, or as PNG.
 
     Raises:
-        Unreadable: it cannot be opened.
+        Unreadable: training could not read it.
     """
     images, row = stored_at(images, row)
     if isinstance(images, EncodedImages):
@@ -210,6 +214,7 @@ def _encoded(images: Images, row: int) -> tuple[bytes, str]:
             data, named = file.read(), os.path.splitext(images.key(row))[1].lower()
             suffix = named if named in EXTENSIONS else _suffix_of(data)
         if suffix:
+            decode_file(io.BytesIO(data), images.size)
             return data, suffix
     buffer = io.BytesIO()
     Image.fromarray(images.read(row).permute(1, 2, 0).numpy()).save(buffer, "PNG")

@@ -16,6 +16,7 @@ from contrastive.config import DataConfig, RemoteConfig, UserError
 from contrastive.data.decode import SourceLost, Unreadable
 from contrastive.data.files import open_imagefolder, open_tree
 from contrastive.data.images import ArrayImages, SomeImages
+from contrastive.data.reading import decode_all
 from contrastive.data.shards.index import SET_FILE, read_set, scan
 from contrastive.data.shards.pack import check_set, index_shards, pack
 from contrastive.data.shards.ranges import Ranges, Span
@@ -94,7 +95,8 @@ def test_command_packs_class_folders_with_their_parts_labels_and_names(tmp_path,
     out = tmp_path / "set"
     assert main(["pack", str(tmp_path / "photos"), str(out), "data.name=imagefolder"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert said == {"root": str(out), "samples": {"train": 6, "test": 4}, "shards": {"train": 1, "test": 1}}
+    counts = {"samples": {"train": 6, "test": 4}, "shards": {"train": 1, "test": 1}}
+    assert said == {"root": str(out), **counts, "left_out": {"train": 0, "test": 0}}
     train, test = open_set(out).labelled_parts("shards")
     assert train.classes == test.classes == ["cat", "dog"]
     for part in (train, test):
@@ -122,6 +124,23 @@ def test_command_packs_a_folder_as_own_would_read_it_and_says_what_it_packed(tmp
     assert len(open_set(tmp_path / "set").labelled_parts("shards")[1]) == counts["test"] > 0
     assert main(["pack", str(tmp_path / "photos"), str(tmp_path / "bare"), "data.name=images"]) == 0
     assert "bare: 60 samples without labels\n" in capsys.readouterr().err
+
+
+def test_files_that_training_could_not_read_are_named_counted_and_left_out(tmp_path, open_set, capsys):
+    whole, cut, *_ = tiny.write_images(tmp_path / "photos", 6, size=(12, 12))
+    cut.write_bytes(whole.read_bytes()[:-40])  # its header is in order
+    (tmp_path / "photos" / "text.png").write_text("no image")
+    assert main(["pack", str(tmp_path / "photos"), str(tmp_path / "set"), "data.name=images"]) == 0
+    out, err = capsys.readouterr()
+    said = json.loads(out)
+    assert (said["samples"], said["left_out"]) == ({"train": 5}, {"train": 2})
+    images = open_tree(tmp_path / "photos", 12)
+    reasons = decode_all(images).bad
+    assert len(reasons) == 2
+    for row, reason in reasons.items():
+        assert f"{images.key(row)}: left out: {reason}\n" in err
+    assert "set: 5 samples without labels; 2 more cannot be read and were left out, see above\n" in err
+    assert decode_all(open_set(tmp_path / "set").train).bad == {}
 
 
 def test_a_part_that_was_split_by_hash_names_the_set(tmp_path, open_set):
@@ -318,11 +337,14 @@ def shard_name(images):
 
 
 def test_a_member_that_is_no_image_is_unreadable_like_any_file(tmp_path, open_set):
-    photos = tmp_path / "photos"
-    tiny.write_images(photos, 3, size=(12, 12))
-    (photos / "1.png").write_bytes(b"not an image")
-    pack(open_tree(photos, 12), tmp_path / "set", shard_bytes=10**6, shuffle=False)
-    images = open_set(tmp_path / "set").train
+    paths = tiny.write_images(tmp_path / "photos", 3, size=(12, 12))
+    paths[1].write_bytes(b"not an image")
+    tar = tmp_path / "0.tar"
+    with tarfile.open(tar, "w") as made:
+        for path in paths:
+            made.add(path, path.name)
+    index_shards(ranges(), [str(tar)], tmp_path)
+    images = open_set(tmp_path).train
     pixels = torch.zeros(3, 3, 12, 12, dtype=torch.uint8)
     assert images.read_into(pixels, range(3)) == {1: "not an image of a known format"}
 
