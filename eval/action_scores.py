@@ -161,4 +161,4 @@ def _line(name: str, value: float, without: list[float]) -> Line:
     pseudo = value - (len(left) - 1) * (left - left.mean())
     low, high = t_interval(pseudo)
     kind = f"jackknife over {len(left)} recordings"
-    return Line(name, value, max(low, 0.0), min(high, 1.0), kind, pseudo.float())
+    return Line(name, value, max(low, 0.0), min(high, 1.0), kind, pseudo.float()[None])

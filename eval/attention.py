@@ -243,11 +243,11 @@ def _score(
 
 def _line(title: str, ratios: Tensor) -> Line:
     low, high = t_interval(ratios.double())
-    return Line(title, float(ratios.mean()), low, high, f"t over {len(ratios)} images", ratios)
+    return Line(title, float(ratios.mean()), low, high, f"t over {len(ratios)} images", ratios[None])
 
 
 def _details(lines: Sequence[Line]) -> dict[str, Any]:
-    return {line.name: line.paired.tolist() for line in lines}
+    return {line.name: line.paired[0].tolist() for line in lines}
 
 
 def _header(extractor: Extractor, drawn: _Drawn) -> str:

@@ -317,7 +317,7 @@ def identity_line(name: str, values: Float[Tensor, " m"], identity: Int[Tensor, 
         means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
     low, high = torch.cat(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     kind = f"bootstrap over {len(sums)} identities"
-    return Line(name, float(values.mean()), low, high, kind, (sums * len(sums) / sizes.sum()).float())
+    return Line(name, float(values.mean()), low, high, kind, (sums * len(sums) / sizes.sum()).float()[None])
 
 
 def _draw(subject: Subject, extractor: Extractor, settings: RetrievalConfig) -> str:

@@ -23,7 +23,8 @@ class Line:
         low: Lower end of its 95% interval.
         high: Upper end.
         kind: How the interval was computed, and over what it varies.
-        paired: Hit or miss of each test row, or accuracy of each seed: compared pairwise with a baseline's.
+        paired: Values whose mean is ``value``, compared one by one with a baseline's: hit or miss of each
+            repetition (rows) on each test row (columns), or a value for each identity, in one row.
     """
 
     name: str
@@ -31,7 +32,7 @@ class Line:
     low: float
     high: float
     kind: str
-    paired: Float[Tensor, " m"]
+    paired: Float[Tensor, "r m"]
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,34 @@ class Scored:
 def accuracy_line(name: str, correct: Bool[Tensor, "r n"]) -> Line:
     """Return the accuracy over ``r`` repetitions on ``n`` test rows.
 
-    For one repetition the interval is Wilson's, over draws of the test images. For several it is Student's,
-    over the seeds, extended at either end to Wilson's of the mean: seeds that agree on these test images
-    say nothing of others.
+    For one repetition the interval is Wilson's, over draws of the test images. Several repetitions, e.g.
+    draws of the labels, move the accuracy too: the distance of each end from the mean is then that of
+    Wilson's and that of Student's over the repetitions, squares added.
     """
-    per_run = correct.double().mean(1).cpu()
+    hits = correct.float().cpu()
+    per_run = hits.double().mean(1)
     value = float(per_run.mean())
-    low, high = wilson(float(correct.sum()) / len(correct), correct.shape[1])
-    if len(correct) == 1:
-        return Line(name, value, low, high, "Wilson, test images", correct[0].float().cpu())
-    over_seeds = t_interval(per_run)
-    low, high = max(0.0, min(low, over_seeds[0])), min(1.0, max(high, over_seeds[1]))
-    kind = f"t over {len(correct)} seeds, no narrower than Wilson, test images"
-    return Line(name, value, low, high, kind, per_run.float())
+    low, high = wilson(value * hits.shape[1], hits.shape[1])
+    if len(hits) == 1:
+        return Line(name, value, low, high, "Wilson, test images", hits)
+    seeds = t_reach(per_run)
+    low, high = value - math.hypot(value - low, seeds), value + math.hypot(high - value, seeds)
+    kind = f"over test images (Wilson) and {len(hits)} seeds (t)"
+    return Line(name, value, max(0.0, low), min(1.0, high), kind, hits)
 
 
 def difference(ours: Line, other: Line) -> dict[str, float]:
-    """Return the mean of the paired differences and its 95% t-interval."""
+    """Return the mean of the paired differences and its 95% interval, over columns and over repetitions.
+
+    The squares of both reaches are added. What images and repetitions do together is then counted twice, so
+    the interval is rather too wide than too narrow.
+    """
     paired = ours.paired.double() - other.paired.double()
-    low, high = t_interval(paired)
-    return {"value": float(paired.mean()), "low": low, "high": high}
+    reach = t_reach(paired.mean(0))
+    if len(paired) > 1:
+        reach = math.hypot(reach, t_reach(paired.mean(1)))
+    value = float(paired.mean())
+    return {"value": value, "low": value - reach, "high": value + reach}
 
 
 def wilson(hits: float | int, total: int) -> tuple[float, float]:
@@ -94,11 +103,15 @@ def wilson(hits: float | int, total: int) -> tuple[float, float]:
 
 def t_interval(values: Float[Tensor, " m"]) -> tuple[float, float]:
     """Return the 95% interval of the mean of independent values; (-inf, inf) for a single value."""
-    if len(values) < 2:
-        return -math.inf, math.inf
-    mean, error = float(values.mean()), float(values.std(correction=1)) / math.sqrt(len(values))
-    reach = t_quantile(len(values) - 1) * error
+    mean, reach = float(values.mean()), t_reach(values)
     return mean - reach, mean + reach
+
+
+def t_reach(values: Float[Tensor, " m"]) -> float:
+    """Return half of the 95% t interval of the mean of independent values; inf for a single value."""
+    if len(values) < 2:
+        return math.inf
+    return t_quantile(len(values) - 1) * float(values.std(correction=1)) / math.sqrt(len(values))
 
 
 def t_quantile(freedom: int) -> float:

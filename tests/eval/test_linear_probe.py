@@ -140,7 +140,7 @@ def test_counts_are_whole_numbers(setting, reason):
 def test_several_seeds_give_another_interval(clusters):
     scored = score(clusters, replace(config(min_steps=20), seeds=3))
     assert len(scored.details["per_seed"]) == 3
-    assert scored.lines[0].kind == "t over 3 seeds, no narrower than Wilson, test images"
+    assert scored.lines[0].kind == "over test images (Wilson) and 3 seeds (t)"
     assert scored.lines[0].value == pytest.approx(np.mean(scored.details["per_seed"]))
 
 

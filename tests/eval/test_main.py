@@ -283,7 +283,7 @@ def test_the_table_says_over_what_its_intervals_are(new_run, tiny_folder, capsys
     assert (code, err.count("\n95% intervals: Wilson, test images\n")) == (0, 1)
     number = {"value": 0.5, "low": 0.4, "high": 0.6}
     kinds = (
-        "t over 5 seeds, no narrower than Wilson, test images",
+        "over test images (Wilson) and 5 seeds (t)",
         "Wilson, test images",
         "Wilson, test images",
     )

@@ -27,23 +27,34 @@ def test_lines_of_one_and_of_several_runs():
     single = accuracy_line("a", hits[:1])
     assert (single.value, (single.low, single.high)) == (0.75, wilson(3, 4))
     several = accuracy_line("a", hits)
-    runs = np.array([0.75, 0.5, 1.0])
+    seeds = 4.3027 * np.std([0.75, 0.5, 1.0], ddof=1) / 3**0.5
     assert several.value == pytest.approx(0.75)
-    assert several.low == pytest.approx(runs.mean() - 4.3027 * runs.std(ddof=1) / 3**0.5, abs=1e-4)
+    assert several.low == pytest.approx(max(0, 0.75 - np.hypot(seeds, 0.75 - wilson(3, 4)[0])), abs=1e-4)
     assert several.high == 1.0  # an accuracy ends there
+    assert several.kind == "over test images (Wilson) and 3 seeds (t)"
 
 
 def test_seeds_that_agree_leave_the_chance_of_the_test_images():
     """Four of four, three times: no spread, yet of other images as many may be wrong as Wilson says."""
-    right = torch.ones(3, 4).bool()
-    line = accuracy_line("a", right)
-    assert (line.value, line.low, line.high) == (1.0, *wilson(4, 4))
+    line = accuracy_line("a", torch.ones(3, 4).bool())
+    assert line.value == 1
+    assert (line.low, line.high) == pytest.approx(wilson(4, 4))
     alike = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1]]).bool()
     assert accuracy_line("a", alike).low == pytest.approx(wilson(3, 4)[0])
-    apart = torch.tensor([[1] * 30 + [0] * 10, [1] * 10 + [0] * 30]).bool()
-    spread = accuracy_line("a", apart)
-    assert (spread.low, spread.high) == (0.0, 1.0)  # of the seeds: a single run has 35 to 65 points here
-    assert spread.kind == "t over 2 seeds, no narrower than Wilson, test images"
+
+
+def test_gains_of_equal_encoders_hold_0_in_19_of_20_draws_of_images_and_labels():
+    """Images differ in how often a draw gets them right: intervals over draws alone miss a third."""
+    generator = np.random.default_rng(0)
+
+    def hits(n=400, seeds=5):
+        chance = generator.beta(0.5, 0.5, n)  # of each image, this network's own
+        moved = np.clip(chance + generator.normal(0, 0.05, (seeds, 1)), 0, 1)  # by the draw of labels
+        return torch.from_numpy(generator.random((seeds, n)) < moved)
+
+    gains = [difference(accuracy_line("a", hits()), accuracy_line("b", hits())) for _ in range(400)]
+    missed = np.mean([not gain["low"] < 0 < gain["high"] for gain in gains])
+    assert 0.002 < missed < 0.07
 
 
 def test_difference_is_paired():
