@@ -258,7 +258,13 @@ FIGURES = (
     "augment.view_1.blur=0",
     "augment.view_1.crop_scale=[0.1,0.6]",
 )
-COLOURS = ("augment=cifar", "augment.view_1.hue=0.5", "augment.view_2.hue=0.5")
+# Alike, as arms with a symmetric loss on the bank need them.
+COLOURS = (
+    "augment=cifar",
+    "augment.view_1.hue=0.5",
+    "augment.view_2.hue=0.5",
+    "augment.view_2.solarize=0",
+)
 
 FRAMES = Preset(
     "10,000 frames of figures, each in another outfit (outfits), views of 32 px of images of 48, cpu_resnet "

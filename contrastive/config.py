@@ -550,7 +550,8 @@ class ObjectiveConfig:
     Attributes:
         name: ``info_nce`` (MoCo, arXiv:1911.05722) or another of contrastive/objectives.
         temperature: Divides the similarities; usual are 0.07 to 0.5.
-        symmetric: Also match view 2's query with view 1's key, as ``nt_xent`` always does.
+        symmetric: Also match view 2's query with view 1's key, as ``nt_xent`` always does; on keys of a bank
+            only if ``augment.view_1`` and ``view_2`` are alike.
         tau_plus: For ``debiased`` and ``hcl``: share of images that are of the query's class; None takes
             ``mining.class_prior``.
         gamma: For ``method=sogclr``: weight of the batch in an image's running denominator, in (0, 1]; 1

@@ -107,6 +107,40 @@ def check_method(config: PretrainConfig, method: Callable[..., Any], name: str) 
         )
 
 
+def check_views(config: PretrainConfig, miner: Miner, method: Callable[..., Any], *, resumed: bool) -> None:
+    """Refuse a symmetric loss on keys of a bank if the views are unlike; of a resumed run, warn.
+
+    The bank has keys of view 2, and the positive of the second direction is a key of view 1: the augmentation
+    alone, whatever the image shows, would tell it from its negatives.
+
+    Args:
+        config: The run.
+        miner: Its miner.
+        method: The method's class, or a function that builds one, of which nothing is known.
+        resumed: Whether it was begun earlier, when this was not refused.
+
+    Raises:
+        UserError: half of the loss could be had for nothing.
+    """
+    augment = config.augment
+    if not config.objective.symmetric or augment.view_1 == augment.view_2:
+        return
+    reads = miner.method.uses_bank or getattr(method, "finds_neighbours", False)
+    if not reads or not getattr(method, "mines", True):
+        return
+    problem = (
+        "objective.symmetric=true, and augment.view_1 and view_2 differ: the bank has keys of view 2, "
+        "so the augmentation alone tells view 1's key from its negatives"
+    )
+    if not resumed:
+        raise UserError(
+            f"{problem}; set objective.symmetric=false, make the views alike, or take method=moco with "
+            "mining.method=in_batch"
+        )
+    if is_first_rank():
+        logger.warning("%s; a new run of these settings would be refused", problem)
+
+
 def check_sees_order(config: PretrainConfig, encoder: Encoder) -> None:
     """Refuse own negatives in another order of frames if the encoder gives them the query's own features.
 

@@ -25,6 +25,7 @@ from contrastive.fit_checks import (
     check_method,
     check_order,
     check_sees_order,
+    check_views,
     is_out_of_memory,
     tell_busy,
     warn_of_settings,
@@ -123,6 +124,7 @@ def build_module(
     check_order(config, plan)
     networks = _build_networks(config, given.encoder, resumed, getattr(method, "averages_keys", True))
     miner = _build_miner(config, given.miner, plan, trainer)
+    check_views(config, miner, method, resumed=resumed)
     warn_of_settings(config, plan, miner, getattr(method, "mines", True) and miner.method.uses_bank)
     tell_busy(trainer.strategy.root_device)
     labels = images.labels if config.objective.name == "supcon" else None

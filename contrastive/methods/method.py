@@ -75,7 +75,7 @@ class Method(nn.Module, ABC):
     """Whether it collapses without one; ``encoder.predictor_hidden=0`` is then refused."""
 
     takes_own_negatives: ClassVar[bool] = False
-    """Whether it calls ``with_own_negatives``; ``objective.own_negatives`` is refused where it does not."""
+    """Whether it asks for ``own_negatives``; ``objective.own_negatives`` is refused where it does not."""
 
     row_buffers: ClassVar[tuple[str, ...]] = ()
     """Names of its buffers that hold one value for each data set row: where files were added or removed, a
@@ -115,15 +115,10 @@ class Method(nn.Module, ABC):
             return views[:-1], views[-1]
         return views, None
 
-    def with_own_negatives(
-        self,
-        negatives: Negatives,
-        view: Float[Tensor, "b ..."],
-        other: Float[Tensor, "b ..."] | None,
-        rows: Rows,
-        step: int,
-    ) -> Negatives:
-        """Add the negatives that ``objective.own_negatives`` makes of each query's own clip.
+    def own_negatives(
+        self, view: Float[Tensor, "b ..."], other: Float[Tensor, "b ..."] | None, rows: Rows, step: int
+    ) -> Float[Tensor, "b d"] | None:
+        """Embed the negative that ``objective.own_negatives`` makes of each query's own clip.
 
         The key network embeds them, without gradient; if there is none, the query network with gradient, as
         it embeds all negatives of such a method. It then takes the frames that were encoded for the queries:
@@ -132,23 +127,35 @@ class Method(nn.Module, ABC):
         frames. Collective.
 
         Args:
-            negatives: Not modified; returned as they are if the option is ``none``.
             view: The view of the queries; without a key network, its frames (``Networks.encode_frames``).
             other: See ``take_other``.
             rows: See ``step``.
             step: See ``step``.
+
+        Returns:
+            Unit rows; None if the option is ``none``.
         """
         kind = self.parts.config.objective.own_negatives
         if kind == "none":
-            return negatives
+            return None
         disturbed = (
             disturb(kind, view, rows.ids, self.parts.config.run.seed, step) if other is None else other
         )
         if self.averages_keys:
-            own = self.networks.keys(disturbed, rows, step)
-        else:
-            own = self.networks.embed_frames(disturbed)
-        return negatives.with_own(own[:, None])
+            return self.networks.keys(disturbed, rows, step)
+        return self.networks.embed_frames(disturbed)
+
+    def with_own_negatives(
+        self,
+        negatives: Negatives,
+        view: Float[Tensor, "b ..."],
+        other: Float[Tensor, "b ..."] | None,
+        rows: Rows,
+        step: int,
+    ) -> Negatives:
+        """Add ``own_negatives`` to ``negatives``, which are returned as they are if there are none."""
+        own = self.own_negatives(view, other, rows, step)
+        return negatives if own is None else negatives.with_own(own[:, None])
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Raise UserError for a checkpoint that this method cannot continue from; accepts all by default."""

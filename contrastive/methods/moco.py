@@ -19,11 +19,17 @@ class Moco(Method):
     He et al. 2020 (arXiv:1911.05722), algorithm 1. Differs: negatives are chosen by the miner
     instead of being the whole queue, and the loss is any objective on given negatives.
 
+    With ``objective.symmetric`` the query of view 2 is matched with the key of view 1, too. Negatives of the
+    batch are then this key's: MoCo v3, algorithm 1 (Chen et al. 2021, arXiv:2104.02057; there the sum is
+    multiplied by 2 temperature, here it is the mean). The bank has keys of view 2 alone, found by one look-up
+    an image, and serves both directions, so there the views must be alike (``fit_checks.check_views``).
+
     With ``objective.own_negatives`` each query also has a negative of its own: its view, disturbed in time
     or another clip of its video, embedded by the key network.
 
     With more than two views (multi-crop: Caron et al. 2020, arXiv:2006.09882, section 3.2) local views are
-    queries only: each is matched with every key of a global view (one, or two if symmetric).
+    queries only: each is matched with every key of a global view (one, or two if symmetric), among the
+    negatives of this key.
 
     Args:
         parts: See Method.
@@ -41,23 +47,32 @@ class Moco(Method):
         self.symmetric = config.objective.symmetric
 
     def step(self, views: Sequence[Float[Tensor, "b ..."]], rows: Rows, step: int) -> Outcome:
-        """See Method. The bank stores the keys of view 2; one look-up per image serves all its views."""
+        """See Method. The bank stores the keys of view 2."""
         views, other = self.take_other(views)
-        query = self.networks.embed(views[0])
-        key = self.networks.keys(views[1], rows, step)
+        own_of = partial(self.own_negatives, other=other, rows=rows, step=step)
+        query, key = self.networks.embed(views[0]), self.networks.keys(views[1], rows, step)
         keys = gather_rows(key, rows.sizes)
-        negatives = self.miner.negatives(
+        negatives = self._mine(query, key, keys, rows, step)
+        pairs = [(query, own_of(views[0]), key, negatives)]
+        if self.symmetric:
+            second, first_key = self.networks.embed(views[1]), self.networks.keys(views[0], rows, step)
+            among = negatives
+            if not self.miner.method.uses_bank:
+                among = self._mine(second, first_key, gather_rows(first_key, rows.sizes), rows, step)
+            pairs.append((second, own_of(views[1]), first_key, among))
+        local = [(self.networks.embed(view), own_of(view)) for view in views[2:]]
+        pairs += [(crop, own, key, among) for _, _, key, among in list(pairs) for crop, own in local]
+        compared = [
+            self.compare(query, key, among if own is None else among.with_own(own[:, None]), rows, step)
+            for query, own, key, among in pairs
+        ]
+        return mean_outcome(compared, keys, query.detach(), negatives)
+
+    def _mine(self, query: Tensor, key: Tensor, keys: Tensor, rows: Rows, step: int) -> Negatives:
+        """Find the negatives of this rank's queries; ``keys`` are the gathered ``key``."""
+        return self.miner.negatives(
             query.detach(), key, rows.ids, step, batch_keys=keys, batch_ids=rows.all_ids
         )
-        against = partial(self.with_own_negatives, negatives, other=other, rows=rows, step=step)
-        pairs = [(query, key, against(views[0]))]
-        if self.symmetric:
-            second = self.networks.embed(views[1]), self.networks.keys(views[0], rows, step)
-            pairs.append((*second, against(views[1])))
-        local = [(self.networks.embed(view), against(view)) for view in views[2:]]
-        pairs += [(crop, global_key, own) for _, global_key, _ in list(pairs) for crop, own in local]
-        compared = [self.compare(*pair, rows, step) for pair in pairs]
-        return mean_outcome(compared, keys, query.detach(), negatives)
 
     def compare(
         self,

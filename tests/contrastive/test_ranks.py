@@ -16,6 +16,7 @@ CASES = {
     "mined": ["mining=band", "mining.num_hard=4", "mining.num_uniform=4"],
     "symmetric": ["mining=band", "mining.num_hard=4", "objective.symmetric=true"],
     "all rows": ["mining=all_rows"],
+    "MoCo v3": ["mining.method=in_batch", "objective.symmetric=true", "augment.view_2.noise=0.0"],
     "in the batch": ["mining=band", "mining.min_fill=1.0"],
     "SimCLR": ["objective.name=nt_xent"],
     "SogCLR": ["method=sogclr", "objective.gamma=0.6"],

@@ -11,6 +11,8 @@ from contrastive.__main__ import main
 from contrastive.config import PretrainConfig
 from contrastive.config_files import load_config
 from contrastive.data.plan import Plan
+from contrastive.fit_checks import check_views
+from contrastive.methods.build import find_method
 from memory_bank.miner import build_miner
 from tests import tiny
 
@@ -78,6 +80,13 @@ def test_the_published_negatives_of_moco_v3_are_the_keys_of_the_batch():
     assert torch.equal(found.shared, keys)
     assert torch.equal(found.shared_log_weight == -torch.inf, torch.eye(4, dtype=torch.bool))
     assert found.hard_index.numel() == 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_its_views_suit_its_loss_and_its_negatives(name):
+    config = load(name)
+    miner = build_miner(config.bank, config.mining, rows=8, dim=4, seed=0, device=torch.device("cpu"))
+    check_views(config, miner, find_method(config), resumed=False)
 
 
 def test_the_fast_recipe_stops_for_nothing_within_an_epoch():

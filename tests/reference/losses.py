@@ -98,6 +98,19 @@ def nt_xent(first, second, temperature):
     return total / len(views)
 
 
+def moco_v3(query_1, query_2, key_1, key_2, temperature):
+    """Compute Chen et al. 2021, algorithm 1, over 4 temperature: ``ctr(q1, k2) + ctr(q2, k1)``.
+
+    Each query finds the key of its image among those of the other view of all images.
+    """
+    total = 0.0
+    for queries, keys in ((query_1, key_2), (query_2, key_1)):
+        for i, query in enumerate(queries):
+            logits = similarities(query, keys, temperature)
+            total += -math.log(math.exp(logits[i]) / sum(math.exp(s) for s in logits))
+    return total / (2 * len(query_1))
+
+
 def nnclr(neighbours, predictions, temperature):
     """Compute Dwibedi et al. 2021, eq. 2: row i of ``neighbours`` is NN(z_i), of ``predictions`` view 2's."""
     total = 0.0

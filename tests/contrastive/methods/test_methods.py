@@ -1,14 +1,15 @@
 """Each method's step, recomputed from its networks' outputs by plain loops."""
 
+import math
 from functools import partial
 
 import pytest
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from contrastive.config import UserError
 from contrastive.distributed import Rows
-from contrastive.fit_checks import check_method
+from contrastive.fit_checks import check_method, check_views
 from contrastive.methods.build import find_method
 from contrastive.methods.in_batch import other_images
 from contrastive.methods.moco import Moco
@@ -153,20 +154,85 @@ def test_a_neighbour_is_the_positive_and_no_negative():
     assert found.loss.item() == pytest.approx(sum(terms) / 8, rel=1e-4)
 
 
+UNLIKE = "augment.view_2.noise=0.0"
+IN_BATCH = ["mining.method=in_batch", "objective.symmetric=true"]
+
+
+def queries_and_keys(module, views):
+    with torch.no_grad():
+        queries = [module.networks.embed(view) for view in views]
+        return queries, [module.networks.embed_key(view) for view in views[:2]]
+
+
+def test_symmetric_in_the_batch_is_moco_v3():
+    module, batch = tiny.module(*IN_BATCH, UNLIKE, "encoder.predictor_hidden=16"), tiny.batch()
+    views, found = outcome(module, batch)
+    queries, keys = queries_and_keys(module, views)
+    rows = [row.double().numpy() for row in (*queries, *keys)]
+    assert found.loss.item() == pytest.approx(reference.moco_v3(*rows, 0.2), rel=1e-5)
+    torch.testing.assert_close(found.keys, keys[1])
+
+
 @pytest.mark.parametrize(("symmetric", "pairs"), [(False, 3), (True, 6)])
 def test_local_views_are_queries_against_global_keys(symmetric, pairs):
     settings = ["augment.num_local=2", "augment.local_size=8", f"objective.symmetric={symmetric}"]
     module, batch = tiny.module("mining=band", *settings), tiny.batch()
     views, found = outcome(module, batch)
     assert [view.shape[-1] for view in views] == [16, 16, 8, 8]
-    with torch.no_grad():
-        queries = [module.networks.embed(view) for view in views]
-        keys = [module.networks.embed_key(view) for view in views[:2]]
+    queries, keys = queries_and_keys(module, views)
     matched = [(queries[0], keys[1])] + [(queries[1], keys[0])] * symmetric
     matched += [(query, keys[side]) for side in ([1, 0] if symmetric else [1]) for query in queries[2:]]
     assert len(matched) == pairs
     losses = [module.method.objective(*pair, found.negatives)[0] for pair in matched]
     torch.testing.assert_close(found.loss, torch.stack(losses).mean())
+
+
+def test_local_views_meet_the_negatives_of_the_key_that_they_are_matched_with():
+    module = tiny.module(*IN_BATCH, UNLIKE, "augment.num_local=2", "augment.local_size=8")
+    views, found = outcome(module, tiny.batch())
+    queries, keys = queries_and_keys(module, views)
+    matched = [(queries[0], keys[1]), (queries[1], keys[0])]
+    matched += [(query, key) for key in keys for query in queries[2:]]
+    losses = [cross_entropy(query @ key.T / 0.2, torch.arange(8)) for query, key in matched]
+    torch.testing.assert_close(found.loss, torch.stack(losses).mean())
+
+
+STYLES = normalize(torch.tensor([[1.0, 0.1], [-1.0, 0.1]]), dim=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "chance"), [(IN_BATCH, 8), (["mining.method=in_batch"], 8), (["mining=all_rows"], 40)]
+)
+def test_who_sees_only_how_a_view_was_made_guesses(settings, chance, monkeypatch):
+    """Views 0 and 1 are told apart, images are not: each query is the style of the key that it will meet."""
+    module = tiny.module(*settings, UNLIKE, "encoder.projector_dim=2", fill=False)
+    monkeypatch.setattr(module.networks, "keys", lambda view, *_: STYLES[view.long()])
+    monkeypatch.setattr(module.networks, "embed", lambda view: STYLES[1 - view.long()])
+    views = [torch.zeros(8), torch.ones(8)]
+    for first in range(0, 40, 8):
+        rows = torch.arange(first, first + 8)
+        module.miner.write(module.method.step(views, Rows.of(rows), 0).keys, rows, 0)
+    loss = module.method.step(views, Rows.of(torch.arange(8)), 1).loss
+    assert loss.item() > math.log(chance) - 1e-5
+
+
+def test_a_symmetric_loss_on_keys_of_the_bank_needs_views_that_are_alike(caplog):
+    def check(*settings, resumed=False):
+        module = tiny.module("objective.symmetric=true", *settings)
+        check_views(module.config, module.miner, type(module.method), resumed=resumed)
+
+    refused = [("mining=band",), ("mining=all_rows",), ("mining=full_bank",)]
+    refused += [("objective.name=neighbour_info_nce", "mining.method=in_batch")]
+    for settings in refused:
+        with pytest.raises(UserError, match=r"the augmentation alone.*make the views alike"):
+            check(UNLIKE, *settings)
+        check(*settings)
+        check(UNLIKE, "objective.symmetric=false", *settings)
+    for settings in (["mining.method=in_batch"], ["method=simclr"], ["method=nnclr"], ["method=sogclr"]):
+        check(UNLIKE, *settings)
+    assert not caplog.records
+    check(UNLIKE, "mining=band", resumed=True)
+    assert "a new run of these settings would be refused" in caplog.text
 
 
 def test_methods_without_key_network_have_none_and_resume_checkpoints_that_had_one():
