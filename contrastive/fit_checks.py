@@ -166,7 +166,7 @@ def check_order(config: PretrainConfig, plan: Plan) -> None:
     if not isinstance(plan.order, BankOrder):
         return
     given = f"data.order={config.data.order} composes each epoch from the bank at the end of the one before"
-    if config.bank.kind != "dataset" or config.bank.placement != "replicated":
+    if config.bank.kind == "queue" or config.bank.placement != "replicated":
         raise UserError(
             f"{given}: with bank.kind={config.bank.kind} and bank.placement={config.bank.placement} "
             "no process has the keys of all rows; use bank.kind=dataset and bank.placement=replicated"

@@ -1,7 +1,7 @@
 """Build the parts of a run that are not callbacks: networks, miner, method, module."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,6 +14,7 @@ from contrastive.data.clips import draw_clips
 from contrastive.data.crops import draw_crops
 from contrastive.data.images import Images
 from contrastive.data.loader import build_loader
+from contrastive.data.order.base import BankOrder
 from contrastive.data.plan import Plan, Share
 from contrastive.distributed import Collectives
 from contrastive.encoders.build import build_encoder, check_encoder
@@ -35,7 +36,12 @@ from contrastive.methods.method import BuildMethod, Method, Parts
 from contrastive.module import ContrastiveModule
 from contrastive.networks import Networks
 from contrastive.run_dir import UnreadableFiles
+from memory_bank.config import BankConfig
+from memory_bank.methods.base import method_of
 from memory_bank.miner import Miner, build_miner
+
+SHOWN_ROWS = 65_536
+"""Most slots of a bank that only monitors read: one for each of 100 million rows takes 25 GiB a rank."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,28 @@ class Given:
             for name, part in parts.items()
             if part is not None
         }
+
+
+def choose_bank(config: PretrainConfig, given: Given, plan: Plan, begun: PretrainConfig | None) -> BankConfig:
+    """Replace ``bank.kind=auto``: a slot for each row, or for a sample where only monitors read the bank.
+
+    Args:
+        config: The run.
+        given: Parts that replace those the config names.
+        plan: Rows of each optimizer step.
+        begun: The config that the run was begun with, whose bank it keeps; None of a new run.
+    """
+    bank = config.bank
+    if bank.kind != "auto":
+        return bank
+    if begun is not None:
+        return replace(bank, kind=begun.bank.kind, capacity=begun.bank.capacity)
+    method = given.method or find_method(config)
+    mined = getattr(method, "mines", True) and method_of(config.mining).uses_bank
+    read = mined or getattr(method, "finds_neighbours", False) or isinstance(plan.order, BankOrder)
+    if read or given.miner is not build_miner or plan.rows <= SHOWN_ROWS:
+        return replace(bank, kind="dataset")
+    return replace(bank, kind="queue", capacity=SHOWN_ROWS)
 
 
 def build_module(
@@ -133,7 +161,7 @@ def build_module(
             f"objective.name=supcon: data.name={config.data.name} has no labels; use data.name=imagefolder "
             "with a folder for each class, or another objective"
         )
-    parts = Parts(config, networks, miner, labels)
+    parts = Parts(config, networks, miner, plan.rows, labels)
     built = method(parts)
     if not isinstance(built, Method):
         raise UserError(f"method: {name} built a {type(built).__name__}; a Method is needed")

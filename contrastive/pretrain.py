@@ -31,11 +31,11 @@ from contrastive.lightning_glue import ignore_untrue_warnings
 from contrastive.logging.metrics_csv import MetricsCsv
 from contrastive.logging.wandb_logger import build_wandb
 from contrastive.methods.method import BuildMethod
-from contrastive.parts import Given, build_module
+from contrastive.parts import Given, build_module, choose_bank
 from contrastive.run_dir import (
     UnreadableFiles,
+    begun_config,
     check_writable,
-    crop_of,
     find_start_point,
     is_first_rank,
     lock_run_dir,
@@ -133,7 +133,7 @@ def pretrain(
 
 
 def _open(config: PretrainConfig, given: Given) -> tuple[PretrainConfig, Dataset, Plan]:
-    """Open the data; return the config with the ``data.crop`` that suits it, too."""
+    """Open the data; return the config with ``data.crop`` and ``bank.kind`` that suit it, too."""
     check_trainer(config.trainer, config.profile)
     data = config.data
     dataset = open_dataset(data) if given.images is None else as_dataset(given.images, data)
@@ -143,9 +143,10 @@ def _open(config: PretrainConfig, given: Given) -> tuple[PretrainConfig, Dataset
             "data.frames=1: each view is one frame of a video, for an encoder of images; for one of clips "
             "set e.g. data.frames=8"
         )
-    if data.crop == "auto":  # a run that is continued keeps its own
-        run_dir = Path(config.run.root) / config.run.name
-        crop = crop_of(run_dir) or "auto"
+    run_dir = Path(config.run.root) / config.run.name
+    begun = begun_config(run_dir)  # a run that is continued keeps its crop and its bank
+    if data.crop == "auto":
+        crop = "auto" if begun is None else begun.data.crop
         if crop == "original" and (data.cache is not None or data.resident == "true"):
             raise UserError(
                 f"{run_dir}: cuts its views from whole pictures (data.crop=original), whose squares are not "
@@ -155,7 +156,8 @@ def _open(config: PretrainConfig, given: Given) -> tuple[PretrainConfig, Dataset
     config = replace(config, data=replace(data, crop=choose_crop(dataset.train, data)))
     order = build_order(config, dataset.train)
     epochs = config.schedule.epochs if config.schedule.minutes is None else None
-    return config, dataset, Plan(len(dataset.train), config.run.seed, data.global_batch, epochs, order)
+    plan = Plan(len(dataset.train), config.run.seed, data.global_batch, epochs, order)
+    return replace(config, bank=choose_bank(config, given, plan, begun)), dataset, plan
 
 
 def _build_wandb(config: PretrainConfig, run_dir: Path) -> list[Logger]:

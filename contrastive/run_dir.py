@@ -197,14 +197,14 @@ def _load_config(run_dir: Path) -> PretrainConfig:
     return replace(saved, data=replace(saved.data, crop=saved.data.crop.replace("auto", "square")))
 
 
-def crop_of(run_dir: Path) -> str | None:
-    """Return ``data.crop`` of the run that was begun in this directory; None without one.
+def begun_config(run_dir: Path) -> PretrainConfig | None:
+    """Return the config of the run that was begun in this directory; None without one.
 
     Raises:
         UserError: its config.yaml cannot be read.
     """
     begun = is_begun(run_dir) and (run_dir / "config.yaml").is_file()
-    return _load_config(run_dir).data.crop if begun else None
+    return _load_config(run_dir) if begun else None
 
 
 def is_begun(run_dir: Path) -> bool:

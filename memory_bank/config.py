@@ -46,7 +46,8 @@ class BankConfig:
 
     Attributes:
         kind: ``dataset`` keeps one slot per dataset row, and a new key replaces the row's old one;
-            ``queue`` is a FIFO of ``capacity`` slots (MoCo, arXiv:1911.05722).
+            ``queue`` is a FIFO of ``capacity`` slots (MoCo, arXiv:1911.05722). ``auto`` is ``dataset``;
+            training takes a queue of 65,536 slots where rows are more and only monitors read the bank.
         capacity: Slots of a queue; a dataset bank has one per row and takes None.
         dtype: Storage precision: ``float16``, ``bfloat16`` or ``float32``.
         device: ``auto`` (with the model), ``cpu``, or ``accelerator`` (with the model, refused on CPU).
@@ -56,7 +57,7 @@ class BankConfig:
             max_age = K / global_batch, a data set bank mines the same keys as a queue of K.
     """
 
-    kind: str = "dataset"
+    kind: str = "auto"
     capacity: int | None = None
     dtype: str = "float16"
     device: str = "auto"
@@ -64,7 +65,7 @@ class BankConfig:
     max_age: int | None = None
 
     def __post_init__(self) -> None:
-        check_choice("bank.kind", self.kind, ("dataset", "queue"))
+        check_choice("bank.kind", self.kind, ("auto", "dataset", "queue"))
         check_choice("bank.dtype", self.dtype, ("float16", "bfloat16", "float32"))
         check_choice("bank.device", self.device, ("auto", "cpu", "accelerator"))
         check_choice("bank.placement", self.placement, ("replicated", "sharded"))
@@ -73,7 +74,7 @@ class BankConfig:
             raise ValueError(
                 f"bank.capacity={self.capacity}: a queue needs 1 or more slots, e.g. bank.capacity=65536"
             )
-        if self.kind == "dataset" and self.capacity is not None:
+        if self.kind != "queue" and self.capacity is not None:
             raise ValueError(
                 f"bank.capacity={self.capacity}: a dataset bank has one slot per row; "
                 "drop it or set bank.kind=queue"

@@ -280,7 +280,7 @@ def build_miner(
     """
     method = method or method_of(mining)
     ahead = mining.query == "stored"
-    if ahead and (upcoming is None or bank.kind != "dataset"):
+    if ahead and (upcoming is None or bank.kind == "queue"):
         raise ValueError(
             "mining.query=stored looks up the rows of coming steps with their stored keys: it needs "
             "bank.kind=dataset and the plan's rows (argument upcoming); else use mining.query=fresh"

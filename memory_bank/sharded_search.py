@@ -48,7 +48,7 @@ def build_sharded(
         )
     if exchange is None:
         raise ValueError("bank.placement=sharded needs a way to the other ranks (argument exchange)")
-    kind = ShardedBank if bank.kind == "dataset" else ShardedQueue
+    kind = ShardedQueue if bank.kind == "queue" else ShardedBank
     whole = kind(
         rows if bank.capacity is None else bank.capacity,
         dim,

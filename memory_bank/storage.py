@@ -320,7 +320,7 @@ def build_storage(config: BankConfig, *, rows: int, dim: int, device: torch.devi
     Raises:
         ValueError: ``bank.device=accelerator`` where the model is on the CPU.
     """
-    kind = DatasetBank if config.kind == "dataset" else QueueBank
+    kind = QueueBank if config.kind == "queue" else DatasetBank
     capacity = rows if config.capacity is None else config.capacity
     return kind(
         capacity, dim, dtype=DTYPES[config.dtype], device=bank_device(config, device), max_age=config.max_age

@@ -77,7 +77,9 @@ def module(*overrides, rows=40, epochs=2, method=None, fill=True):
         upcoming=lambda step: plan.ids(step) if step < plan.total_steps else None,
         exchange=Collectives(),
     )
-    made = ContrastiveModule(settings, plan, method(Parts(settings, networks, miner)), lambda trainer: None)
+    made = ContrastiveModule(
+        settings, plan, method(Parts(settings, networks, miner, rows)), lambda trainer: None
+    )
     made.on_fit_start()
     if fill:
         keys = torch.nn.functional.normalize(torch.randn(rows, settings.encoder.projector_dim), dim=1)

@@ -25,12 +25,14 @@ class Parts:
         config: The run.
         networks: Query network, and key network if the method asks for one.
         miner: The bank and its search.
+        rows: Rows of the data set.
         labels: Class of each data set row, -1 for unknown; None except for supervised losses (``supcon``).
     """
 
     config: PretrainConfig
     networks: Networks
     miner: Miner
+    rows: int
     labels: Int[Tensor, " n"] | None = None
 
 

@@ -46,13 +46,8 @@ class SogClr(Method):
                 f"objective.name={config.objective.name}: method=sogclr has a loss of its own; leave "
                 "objective.name out, or use method=simclr"
             )
-        if config.bank.kind != "dataset":
-            raise UserError(
-                f"bank.kind={config.bank.kind}: method=sogclr keeps a number for each image, so images need "
-                "slots of their own; use bank.kind=dataset"
-            )
         self.temperature, self.gamma = config.objective.temperature, config.objective.gamma
-        self.register_buffer("log_denominator", torch.full((parts.miner.bank.capacity,), _UNSEEN))
+        self.register_buffer("log_denominator", torch.full((parts.rows,), _UNSEEN))
 
     def step(self, views: Sequence[Float[Tensor, "b ..."]], rows: Rows, step: int) -> Outcome:
         """See Method. The bank, which only monitors read here, stores view 2."""

@@ -71,6 +71,26 @@ def test_a_run_keeps_what_its_views_are_cut_from(run, tmp_path, monkeypatch):
     assert seen == ["square", "square", "original"]
 
 
+def test_a_bank_that_only_monitors_read_is_a_sample_of_many_rows(run, tmp_path, monkeypatch):
+    """Runs of before have a slot for each row, and keep them; a bank that is read or stated has them, too."""
+
+    def slots(name, *given):
+        assert run(f"run.name={name}", "logging.mined_rows=2", *given)[0] == 0
+        return bank(tmp_path / "runs" / name)["id"].tolist()
+
+    begun = ["method=simclr", "trainer.max_steps=4"]
+    assert len(slots("before", *begun)) == 38
+    monkeypatch.setattr(parts, "SHOWN_ROWS", 20)
+    assert len(slots("before", "method=simclr")) == 38
+    assert len(slots("halves", *begun)) == 20
+    assert slots("halves", "method=simclr") == slots("whole", "method=simclr")
+    assert all((tmp_path / "runs/whole" / name).is_file() for name in ("bank.png", "mined.csv"))
+    every = [["method=moco"], ["method=nnclr"], NEIGHBOURS, ["method=simclr", "bank.kind=dataset"]]
+    for number, settings in enumerate(every):
+        assert len(slots(f"every{number}", "trainer.max_steps=1", *settings)) == 38
+    assert len(slots("batch", "trainer.max_steps=1", "mining.method=in_batch")) == 20
+
+
 def test_a_resumed_run_does_not_read_the_starting_weights(run, tmp_path):
     file = tmp_path / "start.safetensors"
     run("run.name=first", "trainer.max_steps=1")
