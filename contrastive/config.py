@@ -549,6 +549,7 @@ class ObjectiveConfig:
 
     Attributes:
         name: ``info_nce`` (MoCo, arXiv:1911.05722) or another of contrastive/objectives.
+        args: Settings of a loss of your own: further arguments of its function in the registry.
         temperature: Divides the similarities; usual are 0.07 to 0.5.
         symmetric: Also match view 2's query with view 1's key, as ``nt_xent`` always does; on keys of a bank
             only if ``augment.view_1`` and ``view_2`` are alike.
@@ -575,6 +576,7 @@ class ObjectiveConfig:
     """
 
     name: str = "info_nce"
+    args: dict[str, Any] = field(default_factory=dict)
     temperature: float = 0.2
     symmetric: bool = False
     tau_plus: float | None = None
@@ -588,6 +590,8 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         check_choice("objective.name", self.name, (*OBJECTIVES, *NAMED_AFTER_METHOD))
+        for name in self.args.keys() & vars(self):
+            raise ValueError(f"objective.args.{name}: is a setting of its own; use objective.{name}")
         check_choice(
             "objective.own_negatives", self.own_negatives, ("none", "clips", "shuffle", "reverse", "freeze")
         )

@@ -19,7 +19,11 @@ OBJECTIVES = {
     "neighbour_info_nce": "contrastive.objectives.neighbour_info_nce:build",
     "supcon": "contrastive.objectives.supcon:build",
 }
-"""``objective.name``: functions from ``contrastive.objectives.build.LossSettings`` to an Objective."""
+"""``objective.name``: functions from ``contrastive.objectives.build.LossSettings`` to an Objective.
+
+Further arguments are the loss's own settings: one that ``ObjectiveConfig`` has (``beta``) is taken from
+there, the others from ``objective.args``.
+"""
 
 NAMED_AFTER_METHOD = {
     "nt_xent": ("simclr", "info_nce"),

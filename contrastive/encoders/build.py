@@ -1,6 +1,5 @@
 """Build an encoder from a config or an ArchSpec, by the registry."""
 
-import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,11 +10,10 @@ import torch
 from torch import nn
 
 from contrastive.config import EncoderConfig, UserError
-from contrastive.config_files import nearest
 from contrastive.encoders.encoder import Encoded, Encoder
 from contrastive.encoders.spec import ArchSpec
 from contrastive.encoders.temporal import TemporalEncoder
-from contrastive.find_part import find_part
+from contrastive.find_part import argument_names, build_part, find_part
 from contrastive.registry import ENCODERS, HEADS, encoder_key
 
 logger = logging.getLogger(__name__)
@@ -24,9 +22,6 @@ Built = TypeVar("Built", bound=nn.Module)
 
 _SETTINGS = ("width", "stem")
 """Settings of ``EncoderConfig`` that are passed to networks with an argument of that name."""
-
-_FRAMES = "frames"
-"""Argument of networks of clips, which ``data.frames`` sets."""
 
 
 def build_encoder(config: EncoderConfig, image_size: int, frames: int = 1) -> Encoder:
@@ -43,7 +38,7 @@ def build_encoder(config: EncoderConfig, image_size: int, frames: int = 1) -> En
     Raises:
         UserError: arguments that the network does not have or does not accept; a temporal head for images.
     """
-    allowed, defaults = _arguments(config.name), EncoderConfig()
+    allowed, defaults = argument_names(_builder(config.name)), EncoderConfig()
     for name in _SETTINGS:  # only a warning, so that another network can be tried with a recipe
         value = getattr(config, name)
         if name not in allowed and value != getattr(defaults, name):
@@ -76,16 +71,8 @@ def under_head(image: Encoder, temporal: str, args: dict[str, Any]) -> TemporalE
         UserError: no such head, or arguments that it does not have or accept.
     """
     build = find_part("encoder.temporal", HEADS, temporal)
-    allowed = [*inspect.signature(build).parameters][1:]
-    if unknown := [name for name in args if name not in allowed]:
-        hint = nearest(unknown[0], allowed) if allowed else "it has none"
-        raise UserError(
-            f"encoder.temporal_args.{unknown[0]}: encoder.temporal={temporal} has no such argument; {hint}"
-        )
-    try:
-        encoder = TemporalEncoder(image, build(image.dim, **args))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"encoder.temporal={temporal} encoder.temporal_args={args}: {error}") from error
+    head = build_part(f"encoder.temporal={temporal}", "encoder.temporal_args", build, image.dim, args=args)
+    encoder = TemporalEncoder(image, head)
     if image.arch is not None:
         encoder.arch = replace(image.arch, temporal=temporal, temporal_args=dict(args))
     return encoder
@@ -93,7 +80,7 @@ def under_head(image: Encoder, temporal: str, args: dict[str, Any]) -> TemporalE
 
 def arch_of(config: EncoderConfig) -> ArchSpec:
     """Describe the network of ``config``: ``encoder.args``, and ``width`` and ``stem`` if it has them."""
-    allowed = _arguments(config.name)
+    allowed = argument_names(_builder(config.name))
     settings = {name: getattr(config, name) for name in _SETTINGS if name in allowed}
     return ArchSpec(config.name, settings | config.args)
 
@@ -109,21 +96,13 @@ def build_arch(arch: ArchSpec, image_size: int, frames: int = 1) -> Encoder:
     Raises:
         UserError: arguments that the network does not have or does not accept.
     """
-    build, allowed, key = _builder(arch.name), _arguments(arch.name), encoder_key(arch.name)
-    unknown = [name for name in arch.args if name not in allowed]
-    if unknown and "**" not in allowed:
-        raise UserError(
-            f"encoder.args.{unknown[0]}: encoder.name={arch.name} has no such argument; "
-            f"{nearest(unknown[0], allowed)}"
-        )
-    clips = {"frames": frames} if _FRAMES in inspect.signature(build).parameters else {}
+    build, key = _builder(arch.name), encoder_key(arch.name)
     name = arch.name.removeprefix(key) if key.endswith(":") else key
-    try:
-        encoder = build(name, image_size, **arch.args, **clips)
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UserError(f"encoder.name={arch.name} encoder.args={arch.args}: {error}") from error
+    encoder: Encoder = build_part(
+        *(f"encoder.name={arch.name}", "encoder.args", build, name, image_size),
+        args=arch.args,
+        offered={"frames": frames},
+    )
     encoder.arch = encoder.arch or replace(arch, temporal="", temporal_args={})
     return under_head(encoder, arch.temporal, arch.temporal_args) if arch.temporal else encoder
 
@@ -179,10 +158,3 @@ def _builder(name: str) -> Callable[..., Encoder]:
     module, _, function = ENCODERS[encoder_key(name)].partition(":")
     build: Callable[..., Encoder] = getattr(import_module(module), function)
     return build
-
-
-def _arguments(name: str) -> list[str]:
-    """List the further arguments of a network's function; ``**`` if it checks them itself."""
-    parameters = list(inspect.signature(_builder(name)).parameters.values())[2:]
-    names = ["**" if each.kind is each.VAR_KEYWORD else each.name for each in parameters]
-    return [each for each in names if each != _FRAMES]

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.config import ObjectiveConfig
-from contrastive.find_part import find_part
+from contrastive.find_part import build_part, find_part
 from contrastive.objectives.logits import Diagnostics
 from contrastive.registry import OBJECTIVES
 from memory_bank.config import MiningConfig
@@ -65,10 +65,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """The arguments of a function that builds a loss.
+    """The first argument of a function that builds a loss.
+
+    See ``contrastive.registry.OBJECTIVES`` for the others.
 
     Attributes:
-        config: Temperature and the loss's own settings.
+        config: Temperature and other settings of ``objective``.
         mining: Settings of the mined negatives.
         in_batch: Whether negatives are the other images of the batch instead, a fair sample of the data.
         seed: Seed of the run.
@@ -101,7 +103,14 @@ def build_objective(
         labels: See LossSettings.
 
     Raises:
-        UserError: the settings are incompatible.
+        UserError: the settings are incompatible, or ``config.args`` are not the loss's.
     """
-    build: Callable[[LossSettings], Objective] = find_part("objective.name", OBJECTIVES, config.loss)
-    return build(LossSettings(config, mining or MiningConfig(), in_batch, seed, labels))
+    settings = LossSettings(config, mining or MiningConfig(), in_batch, seed, labels)
+    tau_plus = settings.mining.class_prior if config.tau_plus is None else config.tau_plus
+    build = find_part("objective.name", OBJECTIVES, config.loss)
+    objective: Objective = build_part(
+        *(f"objective.name={config.name}", "objective.args", build, settings),
+        args=config.args,
+        offered=vars(config) | {"tau_plus": tau_plus},
+    )
+    return objective

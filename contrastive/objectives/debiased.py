@@ -113,23 +113,23 @@ def _log_difference(larger: Tensor, smaller: Tensor) -> Tensor:
     return torch.where(positive, larger + remaining, -torch.inf)
 
 
-def build_hcl(settings: LossSettings) -> Objective:
+def build_hcl(settings: LossSettings, tau_plus: float, beta: float) -> Objective:
     """Build ``hcl`` for a run.
 
     Raises:
         UserError: see ``_shared_settings``.
     """
-    return Objective("hcl", partial(hcl, beta=settings.config.beta, **_shared_settings(settings)))
+    return Objective("hcl", partial(hcl, beta=beta, **_shared_settings(settings, tau_plus)))
 
 
-def build_debiased(settings: LossSettings) -> Objective:
+def build_debiased(settings: LossSettings, tau_plus: float) -> Objective:
     """Build ``debiased`` for a run.
 
     Raises:
         UserError: tau_plus is 0; see also ``_shared_settings``.
     """
-    shared = _shared_settings(settings)
-    if shared["tau_plus"] == 0:
+    shared = _shared_settings(settings, tau_plus)
+    if tau_plus == 0:
         raise UserError(
             "objective.name=debiased with tau_plus=0 is info_nce; set mining.class_prior (0.1 for CIFAR-10) "
             "or objective.tau_plus"
@@ -137,7 +137,7 @@ def build_debiased(settings: LossSettings) -> Objective:
     return Objective("debiased", partial(debiased, **shared))
 
 
-def _shared_settings(settings: LossSettings) -> dict[str, Any]:
+def _shared_settings(settings: LossSettings, tau_plus: float) -> dict[str, Any]:
     """Return the arguments of both losses, after checking that negatives are a fair sample of the data.
 
     Raises:
@@ -157,7 +157,6 @@ def _shared_settings(settings: LossSettings) -> dict[str, Any]:
             f"objective.own_negatives={config.own_negatives} makes them of the query's own clip; leave it "
             "out, or use objective.name=info_nce"
         )
-    tau_plus = mining.class_prior if config.tau_plus is None else config.tau_plus
     if tau_plus >= 1:
         raise UserError(f"objective.tau_plus={tau_plus} (from mining.class_prior): less than 1 is needed")
     return {"temperature": config.temperature, "tau_plus": tau_plus, "hard_weighted": fair}

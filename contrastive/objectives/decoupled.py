@@ -68,7 +68,6 @@ def build_dcl(settings: LossSettings) -> Objective:
     return Objective("dcl", partial(dcl, temperature=settings.config.temperature))
 
 
-def build_dclw(settings: LossSettings) -> Objective:
+def build_dclw(settings: LossSettings, sigma: float) -> Objective:
     """Build ``dclw`` for a run."""
-    config = settings.config
-    return Objective("dclw", partial(dclw, temperature=config.temperature, sigma=config.sigma))
+    return Objective("dclw", partial(dclw, temperature=settings.config.temperature, sigma=sigma))

@@ -128,19 +128,18 @@ def _as_float(rows: Tensor) -> Tensor:
     return rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
 
 
-def build(settings: LossSettings) -> Objective:
+def build(settings: LossSettings, mix_hardest: int, mix_pairs: int, mix_query: int) -> Objective:
     """Build ``mixing`` for a run."""
-    config, seed = settings.config, settings.seed
-    count = num_uniforms(config.mix_pairs, config.mix_query)
+    seed, count = settings.seed, num_uniforms(mix_pairs, mix_query)
 
     def inputs(ids: Tensor, step: int) -> dict[str, Any]:
         return {"uniforms": draw(seed, step, ids, STREAM, count)}
 
     loss = partial(
         mixing,
-        temperature=config.temperature,
-        hardest=config.mix_hardest,
-        num_pairs=config.mix_pairs,
-        num_query=config.mix_query,
+        temperature=settings.config.temperature,
+        hardest=mix_hardest,
+        num_pairs=mix_pairs,
+        num_query=mix_query,
     )
     return Objective("mixing", loss, inputs)

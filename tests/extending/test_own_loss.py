@@ -1,12 +1,17 @@
 """Train with your own loss on the mined negatives: passed in, or named in the registry."""
 
+from functools import partial
+
+import pytest
 import torch
 
+from contrastive.config import UserError
 from contrastive.methods.moco import Moco
 from contrastive.objectives.build import LossSettings, Objective
 from contrastive.objectives.logits import Logits
 from contrastive.pretrain import pretrain
 from contrastive.registry import OBJECTIVES
+from memory_bank.config import check_above_zero
 from tests import tiny
 
 
@@ -17,9 +22,10 @@ def hinge(query, key, negatives, *, margin=0.5, **_):
     return logits.over_positives((closest - logits.positive + margin).relu()), logits.diagnostics()
 
 
-def build(settings: LossSettings) -> Objective:
-    """Build the loss from a config; the registry names this function."""
-    return Objective("hinge", lambda query, key, negatives: hinge(query, key, negatives))
+def build(settings: LossSettings, margin: float = 0.5) -> Objective:
+    """Build the loss from a config; its further arguments are ``objective.args``."""
+    check_above_zero("objective.args.margin", margin)
+    return Objective("hinge", partial(hinge, margin=margin))
 
 
 def run(tmp_path, *overrides, **parts):
@@ -38,6 +44,36 @@ def test_a_loss_in_the_registry_is_chosen_by_name(tmp_path, monkeypatch):
     _, named = run(tmp_path, "run.name=named", "objective.name=hinge")
     _, given = run(tmp_path, "run.name=given", method=lambda parts: Moco(parts, objective=hinge))
     assert named["metrics"]["train/loss"] == given["metrics"]["train/loss"]
+
+
+def test_it_has_settings_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "hinge", f"{__name__}:build")
+    named = ("objective.name=hinge", "objective.args={margin: 0.1}")
+    _, near = run(tmp_path, "run.name=near", *named)
+    _, given = run(tmp_path, "run.name=given", method=lambda parts: Moco(parts, partial(hinge, margin=0.1)))
+    assert near["metrics"]["train/loss"] == given["metrics"]["train/loss"]
+    with pytest.raises(UserError, match=r"objective\.args was \{'margin': 0\.1\}, is \{'margin': 0\.3\}"):
+        run(tmp_path, "run.name=near", "objective.name=hinge", "objective.args.margin=0.3")
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("hinge", "{margn: 1}", r"objective\.args\.margn: objective\.name=hinge .*did you mean 'margin'\?"),
+        (
+            "hinge",
+            "{margin: -1.0}",
+            r"objective\.name=hinge .*objective\.args\.margin=-1\.0: more than 0 is needed",
+        ),
+        ("info_nce", "{margin: 1}", r"objective\.args\.margin: objective\.name=info_nce .*it has none"),
+        ("hcl", "{beta: 2}", r"objective\.args\.beta: is a setting of its own; use objective\.beta"),
+    ],
+)
+def test_its_settings_are_checked_before_anything_is_written(name, args, message, tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "hinge", f"{__name__}:build")
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, "run.name=wrong", f"objective.name={name}", f"objective.args={args}")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_hinge_is_zero_once_the_margin_is_kept():
