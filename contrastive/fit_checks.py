@@ -18,6 +18,7 @@ from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.temporal import TemporalEncoder
 from contrastive.run_dir import is_first_rank
 from contrastive.short_run import too_short_for
+from contrastive.unread import unread
 from memory_bank.miner import Miner
 from memory_bank.policy import overruled
 
@@ -177,11 +178,23 @@ def check_order(config: PretrainConfig, plan: Plan) -> None:
         )
 
 
-def warn_of_settings(config: PretrainConfig, plan: Plan, miner: Miner, mines: bool) -> None:
-    """Warn of settings that others overrule, or that the run, if its length is known, is too short for."""
+def warn_of_settings(
+    config: PretrainConfig, plan: Plan, miner: Miner, method: Callable[..., Any], name: str
+) -> None:
+    """Warn of settings that nothing reads, that others overrule, or that the run is too short for.
+
+    Args:
+        config: The run.
+        plan: Its length, which a time budget leaves open; nothing is too short then.
+        miner: Its miner.
+        method: See ``check_method``.
+        name: See ``check_method``.
+    """
+    mines = getattr(method, "mines", True) and miner.method.uses_bank
     slots = config.bank.capacity or plan.rows
     young = (config.bank.max_age or slots) * config.data.global_batch
-    lines = overruled(config.mining, min(slots, young)) if mines else []
+    lines = unread(config, method, name, miner.method, plan.order)
+    lines += overruled(config.mining, min(slots, young)) if mines else []
     if plan.has_end:
         lines += too_short_for(config, plan, mines=mines, approximate=miner.retrieval.approximate)
     for line in lines if is_first_rank() else ():

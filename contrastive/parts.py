@@ -153,7 +153,7 @@ def build_module(
     networks = _build_networks(config, given.encoder, resumed, getattr(method, "averages_keys", True))
     miner = _build_miner(config, given.miner, plan, trainer)
     check_views(config, miner, method, resumed=resumed)
-    warn_of_settings(config, plan, miner, getattr(method, "mines", True) and miner.method.uses_bank)
+    warn_of_settings(config, plan, miner, method, name)
     tell_busy(trainer.strategy.root_device)
     labels = images.labels if config.objective.name == "supcon" else None
     if config.objective.name == "supcon" and labels is None:

@@ -1,6 +1,6 @@
 """Define the settings of the bank and of the miner: plain dataclasses that check their values."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from memory_bank.registry import METHODS
 
@@ -204,3 +204,23 @@ class MiningConfig:
                 "mining.overlap=true needs mining.query=stored: a look-up with the current query "
                 "cannot run ahead"
             )
+
+
+SEARCH = frozenset(
+    (
+        "min_fill",
+        "query",
+        "lag",
+        "overlap",
+        "backend",
+        "sample",
+        "index",
+        "nprobe",
+        "min_recall",
+        "recall_every",
+    )
+)
+"""Settings of the search, which also serves neighbours and monitors: read whatever chooses the negatives."""
+
+SELECTION = frozenset(each.name for each in fields(MiningConfig)) - SEARCH
+"""Settings that choose the negatives."""

@@ -63,18 +63,13 @@ def depth(config: MiningConfig, rows: int) -> int:
     return min(rows, alike + _ceil(skip_top(config) * rows) + deepest)
 
 
-_FILTERS = ("min_similarity", "max_similarity", "absolute_margin", "relative_margin", "skip_top")
-
-
 def overruled(config: MiningConfig, rows: int) -> list[str]:
     """Return a line for each setting that others overrule once a query has ``rows`` admissible rows.
 
-    A band of less than one row (mining=hardest) asks for the closest rows and is not among them.
+    Only ``ranked`` has such. A band of less than one row (mining=hardest) asks for the closest rows, and is
+    not among them.
     """
-    if config.method != "ranked":
-        stated = [name for name in _FILTERS if getattr(config, name) is not None]
-        return [f"mining.{name} is unused by mining.method={config.method}; use ranked" for name in stated]
-    if not config.num_hard:
+    if config.method != "ranked" or not config.num_hard:
         return []
     lines = []
     skip, most = _ceil(skip_top(config) * rows), max(0, rows - config.num_hard)

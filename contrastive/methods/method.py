@@ -79,6 +79,10 @@ class Method(nn.Module, ABC):
     takes_own_negatives: ClassVar[bool] = False
     """Whether it asks for ``own_negatives``; ``objective.own_negatives`` is refused where it does not."""
 
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Settings of ``objective`` that it reads itself, not by its loss (``objective.gamma``); training warns
+    of those that are set and that nothing reads."""
+
     row_buffers: ClassVar[tuple[str, ...]] = ()
     """Names of its buffers that hold one value for each data set row: where files were added or removed, a
     resume leaves them as they were built, since rows are then other images."""

@@ -35,6 +35,7 @@ class SogClr(Method):
 
     averages_keys = False
     mines = False
+    reads = frozenset({"objective.gamma"})
     row_buffers = ("log_denominator",)
     log_denominator: Tensor
 

@@ -12,6 +12,7 @@ class AllRows(MiningMethod):
     """Use every admissible row once; the batch's fresh keys stand for their own stale slots."""
 
     looks_up = False
+    reads = frozenset()
 
     @override
     def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:

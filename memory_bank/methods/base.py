@@ -2,14 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memory_bank.bank import Bank
-from memory_bank.config import MiningConfig
+from memory_bank.config import SELECTION, MiningConfig
 from memory_bank.draw import mix
 from memory_bank.metrics import LookupStats
 from memory_bank.negatives import Negatives, unless
@@ -91,11 +91,14 @@ class MiningMethod(ABC):
         uses_bank: Whether negatives come from the bank. If not, an empty bank is no fault.
         reads_every_row: Whether it reads ``bank.key`` and ``bank.id`` as those of all slots, which no rank of
             a sharded bank has; such a method is refused there. ``bank.every_row`` works everywhere.
+        reads: Settings of ``MiningConfig`` that it reads, besides ``method`` and those of the search; all by
+            default. Training warns of others that are set.
     """
 
     looks_up = True
     uses_bank = True
     reads_every_row = False
+    reads: ClassVar[frozenset[str]] = SELECTION
 
     @abstractmethod
     def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:

@@ -43,6 +43,8 @@ _SHARED = 3
 class FullBank(MiningMethod):
     """Retrieve the ``num_hard`` nearest rows (R), and draw ``num_uniform`` rows (U) to stand for the rest."""
 
+    reads = frozenset({"num_hard", "num_uniform"})
+
     @override
     def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:
         rest = bank.without(bank.admissible(asked.step), asked.batch_ids)

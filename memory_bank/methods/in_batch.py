@@ -12,6 +12,7 @@ class InBatch(MiningMethod):
     """Use the other keys of the batch as negatives of every query."""
 
     looks_up = False
+    reads = frozenset()
     uses_bank = False
 
     @override

@@ -25,8 +25,6 @@ SMALL = [
     "data.decode_size=null",
     "encoder.projector_hidden=16",
     "encoder.projector_dim=8",
-    "mining.num_hard=2",
-    "mining.num_uniform=2",
     "trainer.accelerator=cpu",
     "trainer.devices=1",
     "trainer.precision=32-true",
@@ -107,6 +105,8 @@ def small(name, folder, videos):
     """Return settings that make a recipe small, and the recipe."""
     config = load(name)
     given = ["data.name=imagefolder", f"data.root={folder}", "data.image_size=16", *SMALL]
+    if config.mining.method == "ranked" and find_method(config).mines:
+        given += ["mining.num_hard=2", "mining.num_uniform=2"]
     if config.data.frames > 1:
         given += ["data.name=clips", f"data.root={videos}", "data.frames=2", "data.fps=null"]
     if config.encoder.name == "torchvision:r3d_18":  # the small one of this shape

@@ -215,12 +215,6 @@ def test_rows_above_several_bounds_count_for_the_lowest_and_those_too_far_for_th
     assert float(low["max_similarity"]) == float(low["absolute_margin"]) == 0
 
 
-def test_filters_that_the_method_does_not_have_are_named():
-    (line,) = overruled(MiningConfig(method="all_rows", max_similarity=0.5), 100)
-    assert line == "mining.max_similarity is unused by mining.method=all_rows; use ranked"
-    assert overruled(MiningConfig(method="all_rows"), 100) == []
-
-
 def test_a_band_end_that_is_not_set_is_not_spoken_of():
     (line,) = overruled(MiningConfig(num_hard=50, band=[0.0, 0.1]), 20)
     assert line.startswith("mining.band=")

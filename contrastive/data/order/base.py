@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -14,7 +15,13 @@ class Order(ABC):
     An epoch has one position for each row, from 0. The row at a position is a pure function of the order's
     constructor arguments and the epoch, so that a resume, another rank and another world size get the same
     rows. ``ids`` is called for one optimizer step at a time, so an order may be computed in constant memory.
+
+    Attributes:
+        reads: Settings of ``mining`` that it reads (``mining.class_prior``); training warns of those that are
+            set, and that nothing reads.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def ids(self, epoch: int, start: int, stop: int) -> Int[Tensor, " n"]:

@@ -57,6 +57,8 @@ class NeighbourOrder(BankOrder):
         skip: Share of the closest rows that are in no neighbourhood.
     """
 
+    reads = frozenset({"mining.skip_top", "mining.class_prior"})
+
     def __init__(self, rows: int, seed: int, config: NeighboursConfig, skip: float) -> None:
         super().__init__(GlobalOrder(rows, seed))
         self._rows, self._seed, self._config, self._skip = rows, seed, config, skip
