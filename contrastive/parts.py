@@ -35,6 +35,7 @@ from contrastive.methods.build import find_method
 from contrastive.methods.method import BuildMethod, Method, Parts
 from contrastive.module import ContrastiveModule
 from contrastive.networks import Networks
+from contrastive.objectives.build import takes_labels
 from contrastive.run_dir import UnreadableFiles
 from memory_bank.config import BankConfig
 from memory_bank.methods.base import method_of
@@ -155,12 +156,7 @@ def build_module(
     check_views(config, miner, method, resumed=resumed)
     warn_of_settings(config, plan, miner, method, name)
     tell_busy(trainer.strategy.root_device)
-    labels = images.labels if config.objective.name == "supcon" else None
-    if config.objective.name == "supcon" and labels is None:
-        raise UserError(
-            f"objective.name=supcon: data.name={config.data.name} has no labels; use data.name=imagefolder "
-            "with a folder for each class, or another objective"
-        )
+    labels = images.labels if takes_labels(config.objective) else None
     parts = Parts(config, networks, miner, plan.rows, labels)
     built = method(parts)
     if not isinstance(built, Method):

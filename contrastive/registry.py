@@ -22,7 +22,7 @@ OBJECTIVES = {
 """``objective.name``: functions from ``contrastive.objectives.build.LossSettings`` to an Objective.
 
 Further arguments are the loss's own settings: one that ``ObjectiveConfig`` has (``beta``) is taken from
-there, the others from ``objective.args``.
+there, ``labels`` is the class of each row of the data, the others are from ``objective.args``.
 """
 
 NAMED_AFTER_METHOD = {

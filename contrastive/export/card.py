@@ -13,6 +13,7 @@ from contrastive.encoders.spec import OWN
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import ExportedEncoder
 from contrastive.find_part import find_part
+from contrastive.objectives.build import takes_labels
 from contrastive.registry import METHODS
 from eval.protocol import accuracy_titles
 from eval.report.read import describe_epochs, read_json
@@ -101,7 +102,7 @@ def _place(name: str, root: str | None) -> str:
 
 
 def _described(saved: PretrainConfig) -> str:
-    labels = "with labels" if saved.objective.loss == "supcon" else "without labels"
+    labels = "with labels" if takes_labels(saved.objective) else "without labels"
     source = "mined from a memory bank" if _mines(saved) else "are the other images of the batch"
     return f"{labels}, negatives {source}"
 

@@ -26,7 +26,7 @@ class Parts:
         networks: Query network, and key network if the method asks for one.
         miner: The bank and its search.
         rows: Rows of the data set.
-        labels: Class of each data set row, -1 for unknown; None except for supervised losses (``supcon``).
+        labels: Class of each data set row, -1 for unknown; None unless its loss ``takes_labels``.
     """
 
     config: PretrainConfig

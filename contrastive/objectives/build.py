@@ -7,8 +7,8 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from contrastive.config import ObjectiveConfig
-from contrastive.find_part import build_part, find_part
+from contrastive.config import ObjectiveConfig, UserError
+from contrastive.find_part import argument_names, build_part, find_part
 from contrastive.objectives.logits import Diagnostics
 from contrastive.registry import OBJECTIVES
 from memory_bank.config import MiningConfig
@@ -74,14 +74,17 @@ class LossSettings:
         mining: Settings of the mined negatives.
         in_batch: Whether negatives are the other images of the batch instead, a fair sample of the data.
         seed: Seed of the run.
-        labels: Class of each row of the data set, -1 for unknown; only for ``supcon``.
     """
 
     config: ObjectiveConfig
     mining: MiningConfig
     in_batch: bool = False
     seed: int = 0
-    labels: Int[Tensor, " n"] | None = None
+
+
+def takes_labels(config: ObjectiveConfig) -> bool:
+    """Return whether the loss is supervised: its function has an argument ``labels``."""
+    return "labels" in argument_names(find_part("objective.name", OBJECTIVES, config.loss))
 
 
 def build_objective(
@@ -100,17 +103,22 @@ def build_objective(
             used, and their tau_plus if ``config`` does not set it.
         in_batch: See LossSettings.
         seed: See LossSettings.
-        labels: See LossSettings.
+        labels: Class of each row of the data set, -1 for unknown; only for a loss that ``takes_labels``.
 
     Raises:
-        UserError: the settings are incompatible, or ``config.args`` are not the loss's.
+        UserError: the settings are incompatible, ``config.args`` are not the loss's, or labels are missing.
     """
-    settings = LossSettings(config, mining or MiningConfig(), in_batch, seed, labels)
+    if labels is None and takes_labels(config):
+        raise UserError(
+            f"objective.name={config.name} needs labels, and there are none; use data.name=imagefolder "
+            "with a folder for each class, or another objective"
+        )
+    settings = LossSettings(config, mining or MiningConfig(), in_batch, seed)
     tau_plus = settings.mining.class_prior if config.tau_plus is None else config.tau_plus
     build = find_part("objective.name", OBJECTIVES, config.loss)
     objective: Objective = build_part(
         *(f"objective.name={config.name}", "objective.args", build, settings),
         args=config.args,
-        offered=vars(config) | {"tau_plus": tau_plus},
+        offered=vars(config) | {"tau_plus": tau_plus, "labels": labels},
     )
     return objective

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from contrastive.config import UserError
 from contrastive.objectives.build import LossSettings, Objective
 from contrastive.objectives.logits import Diagnostics, Logits
 from memory_bank.negatives import Negatives
@@ -64,18 +63,8 @@ def _lookup(ids: Tensor, labels: Tensor) -> Tensor:
     return torch.where(ids >= 0, labels[ids.clamp(min=0)], -1)
 
 
-def build(settings: LossSettings) -> Objective:
-    """Build ``supcon`` for a run.
-
-    Raises:
-        UserError: there are no labels.
-    """
-    if settings.labels is None:
-        raise UserError(
-            "objective.name=supcon needs labels, which training never sees; it is an oracle for comparisons: "
-            "pass build_objective(..., labels=...)"
-        )
-    labels = settings.labels
+def build(settings: LossSettings, labels: Int[Tensor, " n"]) -> Objective:
+    """Build ``supcon`` for a run."""
     by_device = {labels.device: labels}
 
     def inputs(ids: Tensor, step: int) -> dict[str, Any]:

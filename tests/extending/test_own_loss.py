@@ -1,13 +1,16 @@
 """Train with your own loss on the mined negatives: passed in, or named in the registry."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 from contrastive.config import UserError
+from contrastive.data.dataset import open_dataset
 from contrastive.methods.moco import Moco
 from contrastive.objectives.build import LossSettings, Objective
+from contrastive.objectives.info_nce import info_nce
 from contrastive.objectives.logits import Logits
 from contrastive.pretrain import pretrain
 from contrastive.registry import OBJECTIVES
@@ -74,6 +77,31 @@ def test_its_settings_are_checked_before_anything_is_written(name, args, message
     with pytest.raises(UserError, match=message):
         run(tmp_path, "run.name=wrong", f"objective.name={name}", f"objective.args={args}")
     assert not [*tmp_path.iterdir()]
+
+
+given_labels = []
+
+
+def build_supervised(settings: LossSettings, labels) -> Objective:
+    """Build a loss that keeps away from other classes alone; the argument ``labels`` makes it supervised."""
+    given_labels.append(labels)
+
+    def loss(query, key, negatives, ids):
+        same = labels[negatives.shared_ids][None] == labels[ids][:, None]
+        weight = negatives.shared_log_weight.masked_fill(same, -torch.inf)
+        return info_nce(query, key, replace(negatives, shared_log_weight=weight), temperature=0.2)
+
+    return Objective("supervised", loss, lambda ids, step: {"ids": ids})
+
+
+def test_it_has_labels_if_it_asks_for_them(tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "supervised", f"{__name__}:build_supervised")
+    supervised = ("objective.name=supervised", "mining=all_rows")
+    assert run(tmp_path, "run.name=a", *supervised)[0] == 0
+    assert torch.equal(given_labels.pop(), open_dataset(tiny.config().data).train.labels)
+    tiny.write_images(tmp_path / "unlabelled", 130)
+    with pytest.raises(UserError, match=r"objective\.name=supervised needs labels, and there are none"):
+        run(tmp_path, "run.name=c", *supervised, "data.name=images", f"data.root={tmp_path / 'unlabelled'}")
 
 
 def test_the_hinge_is_zero_once_the_margin_is_kept():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from contrastive.config import DataConfig, EncoderConfig, PretrainConfig
+from contrastive.config import DataConfig, EncoderConfig, ObjectiveConfig, PretrainConfig
 from contrastive.config_files import load_saved, to_yaml
 from contrastive.data.dataset import open_dataset
 from contrastive.encoders.build import build_encoder
@@ -229,6 +229,15 @@ def test_the_card_describes_the_negatives_of_the_method(command, tmp_path, chang
     assert f"| negatives | {told}" in card
     bank = "negatives mined from a memory bank |" in card
     assert bank == ("memory bank" in told)
+
+
+def test_the_card_tells_whether_the_loss_had_labels(command, tmp_path):
+    run = make_run(tmp_path / "run")
+    config = load_saved(PretrainConfig, run / "config.yaml")
+    for name, told in (("info_nce", "without labels"), ("supcon", "with labels")):
+        (run / "config.yaml").write_text(to_yaml(replace(config, objective=ObjectiveConfig(name=name))))
+        assert command(f"checkpoint={run}", "format=torchvision", f"out={tmp_path / 'e.pth'}")[0] == 0
+        assert f"contrastive pretraining, {told}, negatives mined" in (tmp_path / "e.pth.md").read_text()
 
 
 def test_the_card_tells_data_recipe_and_scores(command, tmp_path):

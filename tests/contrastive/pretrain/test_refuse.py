@@ -36,7 +36,7 @@ from tests.contrastive.pretrain.runs import table
         (["encoder.weights=~nosuchuser/w.pth"], ["encoder.weights=~nosuchuser/w.pth", "home folder"]),
         (
             ["data.name=images", "objective.name=supcon"],
-            ["data.name=images has no labels; use data.name=imagefolder"],
+            ["objective.name=supcon needs labels, and there are none; use data.name=imagefolder"],
         ),
         (["data.name=imagefoldr"], ["imagefoldr", "imagefolder"]),
         (["run.root=/proc/version/runs"], ["/proc/version", "run.root"]),
