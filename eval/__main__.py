@@ -21,8 +21,8 @@ torchvision:MODEL[:WEIGHTS] or timm:MODEL[:WEIGHTS], WEIGHTS being a file, `rand
 
 {protocols}
 
-  key=value  change a setting, e.g. data.name=imagefolder data.root=photos seeds=5 device=cpu
-             linear.weight_decays=[1e-4,1e-3,1e-2] knn.k=[5,20] finetune.fraction=0.1 view.flip=0
+  key=value  change a setting, e.g. data.name=imagefolder data.root=photos batch_size=64 device=cpu
+             linear.weight_decays=[1e-4,1e-3,1e-2] knn.k=[5,20] finetune.fraction=0.1
 
 Features are computed once, under torchrun by several processes, and kept in RUN/eval/cache. Results are
 in RUN/eval/PROTOCOL.json; the last line of stdout is one JSON object.

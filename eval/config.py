@@ -78,33 +78,26 @@ class EvalConfig:
     Attributes:
         checkpoint: Run directory, checkpoint directory, ``encoder.safetensors``, or a network of another
             library, ``torchvision:MODEL[:WEIGHTS]`` or ``timm:MODEL[:WEIGHTS]``.
-        compare: Further checkpoints, which ``report`` compares with the first on one page.
         data: See EvalDataConfig.
         batch_size: Images of a forward pass.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
-        seeds: Repetitions with other random splits.
         out: Folder of the results; None is ``eval/`` in the run directory.
         progress: Show progress bars (on stderr).
         wandb: Mode of Weights & Biases, as ``logging.wandb.mode`` of pretraining; None is the run's own.
         baselines: See BaselineConfig.
-        view: Random view of protocols that train on images; the default is crop and flip.
     """
 
     checkpoint: str = ""
-    compare: list[str] = field(default_factory=list)
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     batch_size: int = 256
     device: str = "auto"
-    seeds: int = 1
     out: str | None = None
     progress: bool = True
     wandb: str | None = None
     baselines: BaselineConfig = field(default_factory=BaselineConfig)
-    view: ViewConfig = field(default_factory=weak_view)
 
     def __post_init__(self) -> None:
         check_range("batch_size", self.batch_size, 1)
-        check_range("seeds", self.seeds, 1, 1000)
         if self.wandb is not None:
             check_choice("wandb", self.wandb, ("auto", "online", "offline", "disabled"))
         if not self.checkpoint:
@@ -112,7 +105,6 @@ class EvalConfig:
                 "checkpoint is not set; add checkpoint=runs/NAME, a checkpoint directory or a file"
             )
         self.checkpoint = check_path("checkpoint", self.checkpoint)
-        self.compare = [check_path("compare", path) for path in self.compare]
         if self.out is not None:
             self.out = check_path("out", self.out)
 
@@ -120,3 +112,29 @@ class EvalConfig:
     def variant(self) -> str:
         """Which variant of its protocol to run; see ``eval.registry.VARIANTS``."""
         return ""
+
+
+@dataclass
+class SeededEvaluation(EvalConfig):
+    """Settings of protocols that are repeated.
+
+    Attributes:
+        seeds: Repetitions with other random splits.
+    """
+
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("seeds", self.seeds, 1, 1000)
+
+
+@dataclass
+class TrainedEvaluation(SeededEvaluation):
+    """Settings of protocols that train on images.
+
+    Attributes:
+        view: Random view of the training images; the default is crop and flip.
+    """
+
+    view: ViewConfig = field(default_factory=weak_view)

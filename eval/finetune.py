@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from contrastive.data.images import Images, SomeImages
 from contrastive.optim import parameter_groups
 from eval.augmented import augmented_batches
-from eval.config import FLOAT32_MAX, EvalConfig, check_grid
+from eval.config import FLOAT32_MAX, TrainedEvaluation, check_grid
 from eval.features import PartFeatures, extract, num_decoders
 from eval.linear_probe import (
     Choice,
@@ -67,7 +67,7 @@ class FinetuneConfig:
 
 
 @dataclass
-class FinetuneEvaluation(EvalConfig):
+class FinetuneEvaluation(TrainedEvaluation):
     """Settings of the ``finetune`` protocol.
 
     Attributes:

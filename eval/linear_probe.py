@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from contrastive.config import UserError
-from eval.config import EvalConfig, check_grid
+from eval.config import TrainedEvaluation, check_grid, weak_view
 from eval.features import Features, PartFeatures
 from eval.finite import finite_float32
 from eval.protocol import Scoring
@@ -96,7 +96,7 @@ class LinearConfig:
 
 
 @dataclass
-class LinearEvaluation(EvalConfig):
+class LinearEvaluation(TrainedEvaluation):
     """Settings of the ``linear`` protocol.
 
     Attributes:
@@ -104,6 +104,14 @@ class LinearEvaluation(EvalConfig):
     """
 
     linear: LinearConfig = field(default_factory=LinearConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.linear.protocol == "cached" and self.view != weak_view():
+            raise ValueError(
+                "view: linear.protocol=cached trains on the centre views alone; use "
+                "linear.protocol=sgd_augmented, or leave view out"
+            )
 
     @property
     @override

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from contrastive.config import UserError
-from eval.config import FLOAT32_MAX, EvalConfig
+from eval.config import FLOAT32_MAX, SeededEvaluation
 from eval.features import Features, PartFeatures
 from eval.finite import finite_float32
 from eval.protocol import Scoring
@@ -51,7 +51,7 @@ class LowshotConfig:
 
 
 @dataclass
-class LowshotEvaluation(EvalConfig):
+class LowshotEvaluation(SeededEvaluation):
     """Settings of the ``lowshot`` protocol.
 
     Attributes:

@@ -16,7 +16,7 @@ from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.spec import InputSpec
 from contrastive.encoders.weights import load_weights
 from eval import knn, linear_probe, lowshot
-from eval.config import EvalConfig
+from eval.config import SeededEvaluation
 from eval.features import Features
 from eval.frozen import open_frozen, resolve, seeded
 from eval.knn import KnnConfig, KnnEvaluation
@@ -65,7 +65,7 @@ class WorthConfig:
 
 
 @dataclass
-class WorthEvaluation(EvalConfig):
+class WorthEvaluation(SeededEvaluation):
     """Settings of the ``worth`` protocol.
 
     Attributes:

@@ -3,10 +3,11 @@
 import hashlib
 import logging
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contrastive.config import UserError
+from contrastive.config import UserError, check_path
 from contrastive.drawing.canvas import SERIES
 from contrastive.encoders.foreign import parse_foreign
 from eval.config import EvalConfig
@@ -23,7 +24,22 @@ log = logging.getLogger(__name__)
 _NAME_LENGTH = 40  # characters of the runs' names in a file name
 
 
-def write_report(config: EvalConfig) -> dict[str, Any]:
+@dataclass
+class ReportEvaluation(EvalConfig):
+    """Settings of the ``report``.
+
+    Attributes:
+        compare: Further checkpoints, which are compared with the first on one page.
+    """
+
+    compare: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.compare = [check_path("compare", path) for path in self.compare]
+
+
+def write_report(config: ReportEvaluation) -> dict[str, Any]:
     """Write a self-contained page; return its file, its runs and what is missing in it.
 
     Without ``compare`` it is ``report.html`` in the run directory; with ``compare`` it compares all runs and
@@ -50,7 +66,7 @@ def write_report(config: EvalConfig) -> dict[str, Any]:
     return {"protocol": "report", "file": str(target), "bytes": len(text.encode()), **more}
 
 
-PROTOCOL = Page(EvalConfig, write_report)
+PROTOCOL = Page(ReportEvaluation, write_report)
 
 
 def comparison_name(runs: list[Run]) -> str:

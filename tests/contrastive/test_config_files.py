@@ -6,6 +6,7 @@ from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import differences, load_config, load_saved, recipes, to_yaml
 from contrastive.export.config import ExportConfig
 from eval.knn import KnnEvaluation
+from eval.report.write import ReportEvaluation
 
 
 def load(*overrides, recipe="digits"):
@@ -172,6 +173,7 @@ def load_text(schema, *overrides):
     folder, recipe, needed = {
         PretrainConfig: ("pretrain", "digits", []),
         KnnEvaluation: ("eval", "knn", ["checkpoint=a"]),
+        ReportEvaluation: ("eval", "report", ["checkpoint=a"]),
         ExportConfig: ("export", "export", ["checkpoint=a", "format=onnx", "out=a.onnx"]),
     }[schema]
     return load_config(schema, folder, recipe, [*needed, *overrides])
@@ -196,7 +198,7 @@ def test_the_elements_of_a_list_of_text_keep_theirs():
     texts = [text for text in NUMBERS if text != "~"]
     assert load(f"logging.wandb.tags=[{','.join(texts)},'a, b']").logging.wandb.tags == [*texts, "a, b"]
     assert load("logging.wandb={tags: [1e5], project: 010}").logging.wandb.tags == ["1e5"]
-    assert load_text(KnnEvaluation, "compare=[1e3,010]").compare == ["1e3", "010"]
+    assert load_text(ReportEvaluation, "compare=[1e3,010]").compare == ["1e3", "010"]
 
 
 def test_a_number_stays_one_where_the_schema_has_no_text():
@@ -248,7 +250,7 @@ def test_every_path_setting_expands_the_home_folder_and_loses_a_last_slash(key, 
 
 def test_paths_of_a_report_of_an_export_and_of_a_config_expand_it_too(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert load_text(KnnEvaluation, "compare=[~/a]").compare == [f"{tmp_path}/a"]
+    assert load_text(ReportEvaluation, "compare=[~/a]").compare == [f"{tmp_path}/a"]
     assert load_text(KnnEvaluation, "data.root=~/a").data.root == f"{tmp_path}/a"
     assert load_text(ExportConfig, "out=~/a.onnx").out == f"{tmp_path}/a.onnx"
     (tmp_path / "mine.yaml").write_text("defaults: [digits]\nrun: {name: mine}\n")

@@ -19,9 +19,8 @@ from contrastive.encoders.spec import InputSpec
 from contrastive.encoders.weights import load_encoder, save_encoder
 from contrastive.logging.names import describe
 from eval.__main__ import main
-from eval.config import EvalConfig
 from eval.masks import over_area, read_mask
-from eval.report.write import write_report
+from eval.report.write import ReportEvaluation, write_report
 from eval.tracking import scalars
 from memory_bank import sealed
 from tests.eval.report.test_sections import Page
@@ -227,7 +226,7 @@ def test_a_network_with_one_position_is_refused(tmp_path, monkeypatch, capsys):
 def test_the_report_shows_pictures_and_numbers(transformer_run, things, capsys):
     assert attention(transformer_run, f"attention.masks={things[1]}") == 0
     result = json.loads((transformer_run / "eval" / "attention.json").read_text())
-    write_report(EvalConfig(checkpoint=str(transformer_run), device="cpu", progress=False))
+    write_report(ReportEvaluation(checkpoint=str(transformer_run), device="cpu", progress=False))
     page = Page()
     page.feed((transformer_run / "report.html").read_text())
     words = " ".join(page.text)
@@ -239,4 +238,4 @@ def test_the_report_shows_pictures_and_numbers(transformer_run, things, capsys):
 
     (transformer_run / "eval" / "attention.json").write_text('{"scores": [{"name": "rollout"}]}')
     with pytest.raises(UserError, match=r"attention\.json: not what contrastive-eval writes"):
-        write_report(EvalConfig(checkpoint=str(transformer_run), device="cpu", progress=False))
+        write_report(ReportEvaluation(checkpoint=str(transformer_run), device="cpu", progress=False))

@@ -24,7 +24,11 @@ PLAIN = {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "flip": 0.0}
 def shared(view=PLAIN, sgd=None):
     """Settings that the linear probe and fine-tuning have in common."""
     linear = LinearConfig(
-        learning_rates=[0.1], weight_decays=[1e-3, 1e-2], min_steps=50, sgd=SgdConfig(**(sgd or {}))
+        protocol="sgd_augmented",
+        learning_rates=[0.1],
+        weight_decays=[1e-3, 1e-2],
+        min_steps=50,
+        sgd=SgdConfig(**(sgd or {})),
     )
     view = ViewConfig(**({"jitter": 0.0, "grayscale": 0.0, "blur": 0.0} | view))
     return {"checkpoint": "x", "linear": linear, "view": view}

@@ -10,10 +10,9 @@ from contrastive.data.dataset import Dataset
 from contrastive.data.images import ArrayImages
 from contrastive.pretrain import pretrain
 from contrastive.registry import DATASETS
-from eval.config import EvalConfig
 from eval.evaluate import evaluate
 from eval.protocol import find_protocol
-from eval.report.write import write_report
+from eval.report.write import ReportEvaluation, write_report
 from tests.contrastive.callbacks.fits import quiet
 from tests.tiny import SETTINGS
 
@@ -76,5 +75,7 @@ def test_an_evaluation_opens_the_same_source_once(run, protocol):
 
 def test_a_report_opens_the_same_source_once(run):
     opened.clear()
-    written = write_report(load_config(EvalConfig, "eval", "report", [f"checkpoint={run}", "device=cpu"]))
+    written = write_report(
+        load_config(ReportEvaluation, "eval", "report", [f"checkpoint={run}", "device=cpu"])
+    )
     assert (opened, written["missing"]) == (["here"], [])

@@ -8,10 +8,9 @@ import pytest
 from contrastive.config import DataConfig, ScheduleConfig
 from contrastive.data.dataset import open_dataset
 from eval.__main__ import main
-from eval.config import EvalConfig
 from eval.report.pictures import confused
 from eval.report.read import describe_epochs
-from eval.report.write import write_report
+from eval.report.write import ReportEvaluation, write_report
 from tests.eval.conftest import add_pictures
 
 VOID = {"meta", "link", "img", "br"}
@@ -43,7 +42,7 @@ class Page(HTMLParser):
 
 
 def report(run):
-    result = write_report(EvalConfig(checkpoint=str(run), device="cpu", progress=False))
+    result = write_report(ReportEvaluation(checkpoint=str(run), device="cpu", progress=False))
     text = (run / "report.html").read_text()
     page = Page()
     page.feed(text)
