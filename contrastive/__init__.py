@@ -1,1 +1,1 @@
-"""Contrastive pretraining: the training side. Import the rooms directly; this file stays a docstring."""
+"""Contrastive pretraining: the training side. Import its modules directly; nothing is re-exported here."""

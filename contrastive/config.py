@@ -562,10 +562,10 @@ class ObjectiveConfig:
         own_negatives: Further negative of each clip for itself alone (``method=moco``, ``neighbour`` and
             ``simclr``; not with losses that assume negatives drawn from the data): its view of the query with
             its frames ``shuffle``d, ``reverse``d, or all like one of them, drawn at random (``freeze``); or
-            ``clips``, another clip of the same video, half of what the video leaves room for away
-            (``augment.time.max_gap`` is at most 0.25, so positives are nearer). ``none``: no such negative,
-            the only choice for images. All but ``none`` are for data whose labels are in the motion, since
-            other videos alone need not make the order of the frames count. ``reverse`` is wrong where a
+            ``clips``, another clip of the same video, that starts half of the range of possible starts later
+            or earlier (``augment.time.max_gap`` is at most 0.25, so positives are nearer). ``none``: no such
+            negative, the only choice for images. All but ``none`` are for data with labels in the motion,
+            since other videos alone need not make the order of the frames count. ``reverse`` is wrong where a
             motion looks the same backwards (a pendulum, waves), or where backwards is the same class: it
             would be pushed away from its own like. ``shuffle`` and ``freeze`` are wrong only where nothing
             moves. ``clips`` is for long videos in which different things happen, and wrong where one action
@@ -795,8 +795,8 @@ class PretrainConfig:
         if self.objective.own_negatives == "clips" and self.augment.time.max_gap > 0.25:
             raise ValueError(
                 f"augment.time.max_gap={self.augment.time.max_gap:g}: objective.own_negatives=clips pushes a "
-                "clip away from one half of the room away, so its positive must be nearer: set "
-                "augment.time.max_gap to 0.25 or less"
+                "clip away from one that starts half of the range of starts later or earlier, so its "
+                "positive must be nearer: set augment.time.max_gap to 0.25 or less"
             )
         if self.objective.name in NAMED_AFTER_METHOD and self.method_name != self._named_method:
             raise ValueError(

@@ -90,7 +90,8 @@ def score(network: Network, config: FinetuneEvaluation) -> Scored:
     for seed in range(config.seeds):
         train = labelled_part(network.features.train, config.finetune.fraction, seed)
         choices.append(choose_rate(network, train, config, seed))
-        tuned = tune(network, train, config, choices[-1].learning_rate, seed)
+        probe = start_probe(network, train, config, seed)
+        tuned = tune(network, train, probe, config, choices[-1].learning_rate, seed)
         logits, rows = _logits(tuned, network, network.test, config)
         assert torch.equal(rows, network.features.test.rows.cpu())
         predicted.append(logits.argmax(1).to(labels.device))
@@ -121,9 +122,10 @@ def choose_rate(network: Network, train: PartFeatures, config: FinetuneEvaluatio
     settings = config.finetune
     fit_part, held = split_to_choose(train, settings.held_out, seed)
     images, truth = SomeImages(network.images, held.rows.cpu()), held.labels.cpu()
+    probe = start_probe(network, fit_part, config, seed)
     top1, loss = [], []
     for rate in settings.learning_rates:
-        logits, _ = _logits(tune(network, fit_part, config, rate, seed), network, images, config)
+        logits, _ = _logits(tune(network, fit_part, probe, config, rate, seed), network, images, config)
         cost = F.cross_entropy(logits, truth)
         sound = cost.isfinite()
         top1.append(torch.where(sound, (logits.argmax(1) == truth).float().mean(), 0.0))
@@ -131,12 +133,22 @@ def choose_rate(network: Network, train: PartFeatures, config: FinetuneEvaluatio
     return pick(torch.stack(top1), torch.stack(loss), settings.learning_rates, [settings.weight_decay])
 
 
+def start_probe(network: Network, train: PartFeatures, config: FinetuneEvaluation, seed: int) -> Probe:
+    """Fit the linear probe that the head starts as."""
+    num_classes = len(network.features.classes)
+    return fit(train, num_classes, config.linear, choose(train, num_classes, config.linear, seed), seed)
+
+
 def tune(
-    network: Network, train: PartFeatures, config: FinetuneEvaluation, learning_rate: float, seed: int
+    network: Network,
+    train: PartFeatures,
+    probe: Probe,
+    config: FinetuneEvaluation,
+    learning_rate: float,
+    seed: int,
 ) -> nn.Module:
-    """Train a copy of the network with the linear probe's head on top; return it, from views to logits."""
-    settings, num_classes = config.finetune, len(network.features.classes)
-    probe = fit(train, num_classes, config.linear, choose(train, num_classes, config.linear, seed), seed)
+    """Train a copy of the network with the head ``probe`` on top; return it, from views to logits."""
+    settings = config.finetune
     model = _Classifier(copy.deepcopy(network.module), probe).to(network.device).train()
     optimizer = torch.optim.SGD(
         parameter_groups(model, settings.weight_decay), lr=learning_rate, momentum=SGD_MOMENTUM

@@ -155,7 +155,9 @@ class FindAgain(Scoring):
             subject = replace(prepare(extractor.parts, features, config.retrieval), groups=groups)
             scored[name] = self.score(subject, config.retrieval)
             if name == "encoder":
-                drawing = _draw(subject, extractor, config.retrieval)
+                drawing = _draw(
+                    subject, torch.tensor(scored[name].details["ap"]), extractor, config.retrieval
+                )
             seconds[name] = round(time.perf_counter() - before, 3)
         file = extractor.location.results / "retrieval.html"
         result: Result = {
@@ -320,9 +322,8 @@ def identity_line(name: str, values: Float[Tensor, " m"], identity: Int[Tensor, 
     return Line(name, float(values.mean()), low, high, kind, (sums * len(sums) / sizes.sum()).float()[None])
 
 
-def _draw(subject: Subject, extractor: Extractor, settings: RetrievalConfig) -> str:
-    """Return the HTML of the first hits of some queries: drawn at random, and the worst by AP."""
-    ap = _scores_of(subject, "test")[1]["mAP"]
+def _draw(subject: Subject, ap: Float[Tensor, " m"], extractor: Extractor, settings: RetrievalConfig) -> str:
+    """Return the HTML of the first hits of some queries: drawn at random, and the worst by ``ap``."""
     usable = (~ap.isnan()).nonzero()[:, 0]
     generator = torch.Generator().manual_seed(settings.seed)
     drawn = usable[torch.randperm(len(usable), generator=generator)][: -(-settings.queries // 2)]

@@ -22,8 +22,8 @@ class DrawMoments:
     Args:
         time: Distributions.
         seed: In [0, 2**32).
-        views: Clips of a row: 2; 1 for training on labels; 3 with one for ``own_negatives=clips``, half of
-            what the video leaves room for away from the first.
+        views: Clips of a row: 2; 1 for training on labels; 3 with one for ``own_negatives=clips``, which
+            starts half of the range of possible starts later or earlier than the first.
     """
 
     def __init__(self, time: TimeConfig, seed: int, views: int = 2) -> None:

@@ -12,7 +12,7 @@ from eval import linear_probe, linear_sgd
 from eval.augmented import augmented_batches
 from eval.config import BaselineConfig, EvalConfig
 from eval.features import extract
-from eval.finetune import FinetuneConfig, FinetuneEvaluation, labelled_part, tune
+from eval.finetune import FinetuneConfig, FinetuneEvaluation, labelled_part, start_probe, tune
 from eval.frozen import resolve, tensor_hash
 from eval.linear_probe import LinearConfig, LinearEvaluation, SgdConfig
 from eval.lowshot import LowshotConfig, draw_levels
@@ -156,9 +156,9 @@ def test_fine_tuning_starts_as_the_linear_probe(networks):
     """With next to no learning rate it is the probe: the same logits on every test image."""
     network = networks["raw_pixels"]
     part, config = first(network, 200), finetune_settings()
-    tuned = tune(network, part, config, 1e-12, seed=0)
     choice = linear_probe.choose(part, 10, config.linear, 0)
     probe = linear_probe.fit(part, 10, config.linear, choice, 0)
+    tuned = tune(network, part, start_probe(network, part, config, 0), config, 1e-12, seed=0)
     logits, _ = extract(
         tuned, network.test, network.data, batch_size=256, num_workers=0, device=network.device
     )
@@ -169,9 +169,10 @@ def test_fine_tuning_learns_and_leaves_the_encoder_alone(networks):
     network = networks["encoder"]
     before, part = tensor_hash(network.module), first(network, 256)
     config = finetune_settings(epochs=12, batch_size=64)
+    probe = start_probe(network, part, config, 0)
 
     def loss(rate):
-        model = tune(network, part, config, rate, seed=0)
+        model = tune(network, part, probe, config, rate, seed=0)
         logits, rows = extract(
             model, network.test, network.data, batch_size=256, num_workers=0, device=network.device
         )
