@@ -16,6 +16,9 @@ from contrastive.registry import (
 )
 from memory_bank.config import BankConfig, MiningConfig, check_above_zero, check_choice, check_range
 
+WHITE = 65535
+"""The largest value of 16 bits: white, unless ``data.white`` says that a smaller one is."""
+
 
 class UserError(ValueError):
     """The user's input is wrong; the message says what was given, what is allowed and what to do. Exit 2."""
@@ -181,6 +184,9 @@ class DataConfig:
             and small crops stay sharp (contrastive/data/crops.py). ``auto`` takes ``original`` if
             ``image_size`` is above 64 and images are decoded in every epoch. Evaluation and monitors see
             squares.
+        white: Value that is white in grey files of more than 8 bits; larger ones are white too. A camera of
+            12 bits writes up to 4095, nearly black beside 65535. One for all images, so that their
+            brightness compares.
         frames: Frames of a clip, which is what the network sees; 1 for data sets of images. With 1, videos
             train an encoder of images, whose positives are two moments of a video (``augment.time``), and
             evaluation sees the middle frame.
@@ -214,6 +220,7 @@ class DataConfig:
     image_size: int = 32
     decode_size: int | None = None
     crop: str = "auto"
+    white: int = WHITE
     frames: int = 1
     frame_step: int = 1
     fps: float | None = None
@@ -248,6 +255,7 @@ class DataConfig:
                 f"data.crop=original and data.{kept}: decoded squares are kept, and each epoch cuts others "
                 "from the files; leave one of them out"
             )
+        check_range("data.white", self.white, 1, WHITE)
         check_range("data.frames", self.frames, 1, 1024)
         check_range("data.frame_step", self.frame_step, 1)
         check_range("data.clips_per_video", self.clips_per_video, 1, 1000)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from contrastive.config import ViewConfig, check_path
+from contrastive.config import WHITE, ViewConfig, check_path
 from memory_bank.config import check_choice, check_range
 
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
@@ -22,6 +22,7 @@ class EvalDataConfig:
         clips_per_video: Clips of a video, evenly spaced; their features or logits are averaged.
         frame_step: Distance of a clip's frames, as ``data.frame_step`` of pretraining.
         fps: Frames a second of a clip, as ``data.fps`` of pretraining.
+        white: Value that is white, as ``data.white`` of pretraining; None is the encoder's.
     """
 
     name: str | None = None
@@ -32,6 +33,7 @@ class EvalDataConfig:
     clips_per_video: int | None = None
     frame_step: int | None = None
     fps: float | None = None
+    white: int | None = None
 
     def __post_init__(self) -> None:
         if self.root is not None:
@@ -39,6 +41,7 @@ class EvalDataConfig:
         check_range("data.image_size", self.image_size, 8)
         check_range("data.num_workers", self.num_workers, 0)
         check_range("data.clips_per_video", self.clips_per_video, 1, 1000)
+        check_range("data.white", self.white, 1, WHITE)
 
 
 @dataclass

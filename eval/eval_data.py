@@ -51,6 +51,7 @@ def choose_data(config: EvalConfig, run: Path | None, spec: InputSpec) -> DataCo
         mean=spec.mean,
         std=spec.std,
         frames=spec.frames,
+        white=spec.white if given.white is None else given.white,
         **chosen,
     )
 

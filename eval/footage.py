@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from contrastive.config import UserError
+from contrastive.config import WHITE, UserError
 from contrastive.data.clips import AllFrames, Cut
 from contrastive.data.decode import Unreadable
 from contrastive.data.files import log_once, shorten
@@ -20,6 +20,7 @@ class Footage(AllFrames):
     Args:
         root: Folder of the recordings: video files, or folders of images, whose names sort in time.
         size: Side of the decoded square.
+        white: See ``data.white``.
 
     Attributes:
         names: Names of the recordings, without extensions.
@@ -29,8 +30,9 @@ class Footage(AllFrames):
             or PyAV is missing.
     """
 
-    def __init__(self, root: Path, size: int) -> None:
+    def __init__(self, root: Path, size: int, white: int = WHITE) -> None:
         videos = _open_recordings(root, size)
+        videos.white = white
         super().__init__(videos)
         names = map(videos.key, range(len(videos)))
         is_file = isinstance(videos, VideoClips)

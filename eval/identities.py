@@ -69,7 +69,7 @@ def open_identities(data: DataConfig, table: str | None) -> Dataset:
             "pictures of others"
         )
     names = {key: sorted({row[key] for row in rows}) for key in ("identity", "camera")}
-    opened = [_pictures(root, part, data.stored_size, names) for part in parts]
+    opened = [_pictures(root, part, data, names) for part in parts]
     return Dataset(opened[0], opened[0], opened[-1])
 
 
@@ -170,13 +170,16 @@ def _check_files(root: Path, rows: Sequence[dict[str, str]], where: str) -> None
         raise UserError(f"{where}: {len(twice)} files are listed twice ({shorten(twice)}); list each once")
 
 
-def _pictures(root: Path, rows: Sequence[dict[str, str]], size: int, names: dict[str, list[str]]) -> Pictures:
+def _pictures(
+    root: Path, rows: Sequence[dict[str, str]], data: DataConfig, names: dict[str, list[str]]
+) -> Pictures:
     number = {key: {name: index for index, name in enumerate(values)} for key, values in names.items()}
     labels, cameras = (
         torch.tensor([number[key][row[key]] for row in rows]) for key in ("identity", "camera")
     )
     keys = [os.fsencode(row["path"]) for row in rows]
-    pictures = Pictures(root, keys, size, labels, names["identity"])
+    pictures = Pictures(root, keys, data.stored_size, labels, names["identity"])
+    pictures.white = data.white
     pictures.cameras = cameras if names["camera"] != [""] else None
     return pictures
 

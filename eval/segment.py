@@ -116,7 +116,7 @@ class Segment(Scoring):
 
     @override
     def open_data(self, data: DataConfig, config: SegmentEvaluation) -> Dataset:
-        footage = Footage(root_of(data), data.stored_size)
+        footage = Footage(root_of(data), data.stored_size, data.white)
         check_lengths(footage, config.segment)
         read_truth(root_of(data), footage)  # refused before anything is computed
         return Dataset(footage)

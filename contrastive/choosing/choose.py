@@ -26,6 +26,7 @@ _SHOWN = {
     "run.name",
     "data.name",
     "data.image_size",
+    "data.white",
     "data.global_batch",
     "schedule.minutes",
     "encoder.name",
@@ -102,7 +103,7 @@ def _look_and_decide(
             f"choose=true looks at images, and data.name={given.data.name} has videos; use "
             f"--config {given.data.name}, whose settings are a start, with choose=false"
         )
-    folder = look_at_folder(given.data, source_is_stated="data.name" in stated.keys)
+    folder = look_at_folder(given.data, stated.keys)
     machine = look_at_machine(given.trainer.get("accelerator", "auto"))
     settings = flat(asdict(given))
     network = described_network(given.encoder.weights)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from contrastive.config import DataConfig, UserError
+from contrastive.config import WHITE, DataConfig, UserError
 from contrastive.data.dataset import Dataset, open_dataset
 from contrastive.data.decode import (
     Unreadable,
+    deep_values,
     explain_unreadable,
     has_alpha,
     ignore_warnings,
@@ -66,7 +67,9 @@ class Folder:
         grey: Share without colour.
         alpha: Share with transparency.
         two_valued: Share that is grey and has pixels of mainly two brightnesses, as writing has.
-        deep: Share with more than 8 bits a channel.
+        deep: Share of grey files with more than 8 bits.
+        white: The value that is white in these: the least 2^k - 1 that none of them exceeds, but for one in a
+            hundred; as the user states it, if at all.
         mean: Mean of each channel, in [0, 1] units.
         std: Standard deviation of each channel, in [0, 1] units.
     """
@@ -84,6 +87,7 @@ class Folder:
     alpha: float
     two_valued: float
     deep: float
+    white: int
     mean: list[float]
     std: list[float]
 
@@ -109,23 +113,27 @@ class Folder:
 
 @dataclass(frozen=True)
 class _Glance:
-    """Describe one image: its header, and, if it was decoded, single pixels and a resized square."""
+    """Describe one image: its header, and, if it was decoded, single pixels and a resized square.
+
+    ``brightest`` is the largest value of a grey image with more than 8 bits.
+    """
 
     side: int
     alpha: bool
     deep: bool
+    brightest: int | None = None
     points: Pixels | None = None
     square: Pixels | None = None
 
 
-def look_at_folder(data: DataConfig, *, source_is_stated: bool) -> Folder:
+def look_at_folder(data: DataConfig, stated: Collection[str]) -> Folder:
     """Look at the images at ``data.root``.
 
     Labels decide nothing, except that class folders make ``source`` ``imagefolder``.
 
     Args:
-        data: Root and, if it is stated, name of the source.
-        source_is_stated: Whether ``data.name`` is the user's, so that it is kept.
+        data: Root and, if they are stated, name of the source and ``white``.
+        stated: Names of the settings that are the user's: ``data.name`` and ``data.white`` are kept.
 
     Raises:
         UserError: no folder, an archive, no image, none that can be read; also what the source refuses.
@@ -133,7 +141,7 @@ def look_at_folder(data: DataConfig, *, source_is_stated: bool) -> Folder:
     root = data.root or "."
     if Path(root).is_file() and Path(root).suffix.lower() in _ARCHIVES:
         raise UserError(f"{root}: is an archive; unpack it, and set data.root to the folder of the images")
-    source, why = (data.name, "") if source_is_stated else find_source(root)
+    source, why = (data.name, "") if "data.name" in stated else find_source(root)
     dataset = open_dataset(replace(data, name=source))
     images = dataset.train
     if not isinstance(stored_at(images, 0)[0], EncodedImages):
@@ -142,6 +150,10 @@ def look_at_folder(data: DataConfig, *, source_is_stated: bool) -> Folder:
             "data.name=images, imagefolder or shards, or the recipe of that data set"
         )
     glances, reasons = _look_at(images)
+    white = data.white if "data.white" in stated else _white(glances)
+    if white != images.white:
+        images.white = white
+        glances, reasons = _look_at(images)  # again, as training will see them
     if not any(one.points is not None for one in glances):
         raise UserError(
             f"data.root={root}: none of the images that were looked at can be read "
@@ -241,12 +253,13 @@ def _glance(images: Images, row: int, decoded: bool) -> _Glance | str:
             if not decoded:
                 return header
             image.draft(None, (2 * _SIDE, 2 * _SIDE))
-            rgb = to_rgb(image)
+            rgb = to_rgb(image, source.white)
+            brightest = int(deep_values(image).max()) if header.deep else None
     except Unreadable as error:
         return f"{images.key(row)}: {error}"
     # Single pixels show whether there are only two values; means over an area would hide it.
     points = np.asarray(rgb.resize((_SIDE, _SIDE), Image.Resampling.NEAREST))
-    return replace(header, points=points, square=np.asarray(to_square(rgb, _SIDE)))
+    return replace(header, brightest=brightest, points=points, square=np.asarray(to_square(rgb, _SIDE)))
 
 
 def _summary(
@@ -269,9 +282,19 @@ def _summary(
         alpha=_share([one.alpha for one in glances]),
         two_valued=_share([is_grey(one) and is_two_valued(one) for one in points]),
         deep=_share([one.deep for one in glances]),
+        white=dataset.train.white,
         mean=[round(value, 3) for value in (squares.mean((0, 1, 2)) / 255).tolist()],
         std=[round(value, 3) for value in (squares.std((0, 1, 2)) / 255).tolist()],
     )
+
+
+def _white(glances: Sequence[_Glance]) -> int:
+    """Return the white of the grey images of more than 8 bits: see ``Folder.white``."""
+    brightest = [one.brightest for one in glances if one.brightest is not None]
+    if not brightest:
+        return WHITE
+    usual = int(np.percentile(brightest, 99, method="higher"))
+    return (1 << max(8, usual.bit_length())) - 1
 
 
 def _share(flags: Sequence[bool]) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive.choosing.known import Choice, Known, Rule
-from contrastive.config import UserError
+from contrastive.config import WHITE, UserError
 from contrastive.encoders.resnet import SMALL_IMAGE
 from contrastive.registry import NAMED_AFTER_METHOD
 
@@ -176,6 +176,17 @@ def _decode_size(known: Known) -> Choice | None:
         return None
     return Choice(
         size, f"the images have {side} px, no more to cut views from", "else 8/7 of data.image_size"
+    )
+
+
+def _white(known: Known) -> Choice | None:
+    white = known.folder.white
+    if white == WHITE:
+        return None
+    return Choice(
+        white,
+        f"the 16-bit images have values of {white.bit_length()} bits, dark if white were {WHITE}",
+        "the least 2^k - 1 that 99 of 100 of them do not exceed; larger values are white too",
     )
 
 
@@ -484,6 +495,7 @@ RULES: dict[str, Rule] = {
     "data.name": _source,
     "data.image_size": _image_size,
     "data.decode_size": _decode_size,
+    "data.white": _white,
     "data.global_batch": _global_batch,
     "data.mean": _mean,
     "data.std": _std,

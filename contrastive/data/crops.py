@@ -12,7 +12,7 @@ from kornia_rs.io import decode_image_jpegturbo
 from PIL import Image
 from torch import Tensor
 
-from contrastive.config import DataConfig
+from contrastive.config import WHITE, DataConfig
 from contrastive.data.decode import (
     Encoded,
     Original,
@@ -81,7 +81,7 @@ class CroppedImages(Images):
             try:
                 if isinstance(original, Unreadable):
                     raise original
-                cut_into(views, original, boxes, self.sides)
+                cut_into(views, original, boxes, self.sides, self.source.white)
             except Unreadable as error:
                 bad[row] = str(error)
         return bad
@@ -95,7 +95,9 @@ class CroppedImages(Images):
         return self.source.stamp(row)
 
 
-def cut_into(views: UInt8[Tensor, " n"], original: Original, boxes: Boxes, sides: Sequence[int]) -> None:
+def cut_into(
+    views: UInt8[Tensor, " n"], original: Original, boxes: Boxes, sides: Sequence[int], white: int = WHITE
+) -> None:
     """Decode an image, cut its boxes out of it, and resize each to a square: bilinear, antialiased.
 
     Equals torchvision's ``resized_crop(..., antialias=True)`` of the whole image, up to rounding. Where every
@@ -106,16 +108,17 @@ def cut_into(views: UInt8[Tensor, " n"], original: Original, boxes: Boxes, sides
         original: The image; a file is closed.
         boxes: Gives the boxes, within the image.
         sides: Side of each view in pixels.
+        white: See ``decode_file``.
 
     Raises:
         Unreadable: see ``decode_file``.
     """
     with explain_unreadable():
         if isinstance(original, Image.Image):
-            _cut(views, original, boxes, sides)
+            _cut(views, original, boxes, sides, white)
         else:
             with original, open_image(original) as (image, turn):
-                _cut(views, image, boxes, sides, turn, original)
+                _cut(views, image, boxes, sides, white, turn, original)
 
 
 def _cut(
@@ -123,6 +126,7 @@ def _cut(
     image: Image.Image,
     boxes: Boxes,
     sides: Sequence[int],
+    white: int,
     turn: Image.Transpose | None = None,
     file: Encoded | None = None,
 ) -> None:
@@ -136,7 +140,7 @@ def _cut(
         if file is not None:  # an image in memory is not ours to change
             image.draft(None, _at_least(image, shrinkage))
         factor = round(before / image.width)
-        image = to_rgb(image)
+        image = to_rgb(image, white)
         image = image if turn is None else image.transpose(turn)
         pixels = torch.from_numpy(np.array(image))
     parts = views.split_with_sizes([3 * side**2 for side in sides])

@@ -66,7 +66,14 @@ def open_dataset(data: DataConfig) -> Dataset:
         )
     opened: Dataset = find_part("data.name", DATASETS, data.name)(data)
     _check_frames(opened.train, data)
+    _set_white(opened, data.white)
     return opened
+
+
+def _set_white(dataset: Dataset, white: int) -> None:
+    for part in (dataset.train, dataset.labelled, dataset.test):
+        if part is not None:
+            part.white = white
 
 
 def _check_frames(images: Images, data: DataConfig) -> None:
@@ -89,7 +96,8 @@ def as_dataset(images: Any, data: DataConfig) -> Dataset:
 
     Args:
         images: One of these.
-        data: Its ``stored_size``, the side of the decoded square, and ``frames`` are compared.
+        data: Its ``stored_size``, the side of the decoded square, and ``frames`` are compared; its ``white``
+            is used.
 
     Raises:
         UserError: the data set has no length, or its images have another size.
@@ -103,6 +111,7 @@ def as_dataset(images: Any, data: DataConfig) -> Dataset:
                 f"the images given are squares of {part.size} px, the settings ask for {size} px; give "
                 f"images of that size, or pretrain with data.decode_size={part.size}"
             )
+    _set_white(dataset, data.white)
     return dataset
 
 

@@ -8,12 +8,13 @@ from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from contrastive.config import UserError
+from contrastive.config import WHITE, UserError
 
 _ORIENTATION = 0x0112  # EXIF tag
 # The transpose that undoes each EXIF orientation; 1 is upright.
@@ -55,11 +56,16 @@ def explain_unreadable() -> Iterator[None]:
         raise Unreadable(why_unreadable(error)) from error
 
 
-def decode_file(file: Encoded, size: int) -> UInt8[Tensor, "3 s s"]:
+def decode_file(file: Encoded, size: int, white: int = WHITE) -> UInt8[Tensor, "3 s s"]:
     """Decode an open image file to a centred RGB square of side ``size``.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is composited on white; the EXIF
     orientation is applied; the first frame of an animation is used.
+
+    Args:
+        file: The file.
+        size: Side of the square.
+        white: Value that is white in grey files of more than 8 bits, see ``data.white``.
 
     Raises:
         Unreadable: not an image, damaged, truncated, empty, without pixels, too many pixels
@@ -68,7 +74,7 @@ def decode_file(file: Encoded, size: int) -> UInt8[Tensor, "3 s s"]:
     with explain_unreadable(), open_image(file) as (image, turn):
         # JPEG can decode at 1/2, 1/4 or 1/8; not below twice the target, for the final filter.
         image.draft(None, (2 * size, 2 * size))
-        rgb = to_rgb(image)
+        rgb = to_rgb(image, white)
     square = to_square(rgb, size)
     return to_tensor(square if turn is None else square.transpose(turn))
 
@@ -88,14 +94,14 @@ def open_image(file: Encoded) -> Iterator[tuple[Image.Image, Image.Transpose | N
         yield image, _UPRIGHT.get(_orientation(image))
 
 
-def read_file(path: str | bytes | Path, size: int) -> UInt8[Tensor, "3 s s"]:
+def read_file(path: str | bytes | Path, size: int, white: int = WHITE) -> UInt8[Tensor, "3 s s"]:
     """Decode an image file as ``decode_file`` does.
 
     Raises:
         Unreadable: see ``decode_file``; also no permission to read, or no such file.
     """
     with explain_unreadable(), open(path, "rb") as file:
-        return decode_file(file, size)
+        return decode_file(file, size, white)
 
 
 def read_dimensions(file: Encoded) -> tuple[int, int]:
@@ -113,19 +119,21 @@ def upright_size(image: Image.Image, turn: Image.Transpose | None) -> tuple[int,
     return (image.height, image.width) if turn in _SIDEWAYS else image.size
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any PIL image to 8-bit RGB; transparency on white, 16 bits scaled to 8.
+def to_rgb(image: Image.Image, white: int = WHITE) -> Image.Image:
+    """Convert any PIL image to 8-bit RGB; transparency on white, of 16-bit values ``white`` becomes 255.
 
     Raises:
         Unreadable: 32-bit pixels, which have no agreed range.
     """
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep(image).convert("RGB")
+        values = deep_values(image)
+        scaled = (255 * np.minimum(values, white) + white // 2) // white
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
     if has_alpha(image):
         # Dropping alpha would show the arbitrary colours of transparent pixels.
         overlay = image.convert("RGBA")
-        white = Image.new("RGBA", overlay.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, overlay).convert("RGB")
+        below = Image.new("RGBA", overlay.size, (255, 255, 255, 255))
+        return Image.alpha_composite(below, overlay).convert("RGB")
     return image.convert("RGB")  # loads the pixels, even if the mode is already RGB
 
 
@@ -166,14 +174,18 @@ def _check_size(image: Image.Image) -> None:
         raise Unreadable(f"{image.width}x{image.height} pixels, more than the limit of {limit}")
 
 
-def _from_deep(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey, which PIL opens as ``I;16`` or (older versions) ``I``, to 8 bits."""
+def deep_values(image: Image.Image) -> npt.NDArray[np.int64]:
+    """Return the values of 16-bit grey, which PIL opens as ``I;16`` or (older versions) ``I``.
+
+    Raises:
+        Unreadable: 32-bit pixels, which have no agreed range.
+    """
     if image.mode == "F":
         raise Unreadable("32-bit float pixels have no agreed range; save it with 8 or 16 bits")
     values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
+    if values.min() < 0 or values.max() > WHITE:
         raise Unreadable("32-bit integer pixels have no agreed range; save it with 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return values
 
 
 def _orientation(image: Image.Image) -> int:

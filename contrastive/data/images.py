@@ -4,6 +4,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from jaxtyping import Float64, Int, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from contrastive.config import UserError
+from contrastive.config import WHITE, UserError
 from contrastive.data.decode import (
     Encoded,
     Original,
@@ -40,6 +41,8 @@ class Images(ABC):
         frames: Frames of what ``read`` returns, an axis before the others; 0 for images, which lack the axis.
         are_videos: Whether rows are videos, of which training sees other frames than ``read`` returns.
         has_originals: Whether ``open`` gives whole images, for ``data.crop=original``.
+        white: Value that is white in grey images of more than 8 bits; who opens a data set sets it to
+            ``data.white``.
     """
 
     size: int
@@ -49,6 +52,7 @@ class Images(ABC):
     frames: int = 0
     are_videos: bool = False
     has_originals: bool = False
+    white: int = WHITE
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -159,12 +163,18 @@ class Images(ABC):
         return fingerprint((self.key(row), "") for row in range(len(self)))
 
     def fingerprint(self) -> str:
-        """Hash all keys and contents (SHA-256): equal if the images are equal."""
-        return fingerprint((self.key(row), self.content(row)) for row in range(len(self)))
+        """Hash all keys and contents (SHA-256), and ``white``: equal if the images are equal."""
+        rows = ((self.key(row), self.content(row)) for row in range(len(self)))
+        return fingerprint(chain(rows, self._scale()))
 
     def revision(self) -> str:
-        """Hash all keys and versions (SHA-256): differs if any image may have changed."""
-        return fingerprint((self.key(row), self.version(row)) for row in range(len(self)))
+        """Hash all keys and versions (SHA-256), and ``white``: differs if any image may have changed."""
+        rows = ((self.key(row), self.version(row)) for row in range(len(self)))
+        return fingerprint(chain(rows, self._scale()))
+
+    def _scale(self) -> list[tuple[str, str]]:
+        """Return what hashes of the images add for ``white``: nothing where it is the default."""
+        return [] if self.white == WHITE else [("white", str(self.white))]
 
 
 def fingerprint(rows: Iterable[tuple[str, str]]) -> str:
@@ -201,7 +211,7 @@ class EncodedImages(Images):
     def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
         """See Images."""
         with explain_unreadable(), self.open(row) as file:
-            return decode_file(file, self.size)
+            return decode_file(file, self.size, self.white)
 
     def dimensions(self, row: int) -> tuple[int, int]:
         """Return width and height by the file's header."""
@@ -231,7 +241,7 @@ class BatchedImages(EncodedImages):
                 if isinstance(file, Unreadable):
                     raise file
                 with file:
-                    pixels[index] = decode_file(file, self.size)
+                    pixels[index] = decode_file(file, self.size, self.white)
             except Unreadable as error:
                 bad[rows[index]] = str(error)
         return bad
@@ -471,7 +481,7 @@ class DatasetImages(Images):
 
     def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
         """See Images."""
-        return to_tensor(to_square(to_rgb(self.open(row)), self.size))
+        return to_tensor(to_square(to_rgb(self.open(row), self.white), self.size))
 
     def open(self, row: int) -> Image.Image:
         """See Images."""
@@ -525,6 +535,15 @@ class SomeImages(Images):
         self.frames, self.has_originals = images.frames, images.has_originals
         self.are_videos = images.are_videos
         self.labels = None if images.labels is None else images.labels[rows]
+
+    @property
+    def white(self) -> int:
+        """The other set's value."""
+        return self.images.white
+
+    @white.setter
+    def white(self, value: int) -> None:
+        self.images.white = value
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -172,7 +172,7 @@ class FrameClips(Clips, FileImages):
     def read_frames(self, row: int, indices: Int64[np.ndarray, " f"]) -> UInt8[Tensor, "f 3 s s"]:
         """See Clips."""
         files = self.files(row)
-        read = {index: read_file(files[index], self.size) for index in {*indices.tolist()}}
+        read = {index: read_file(files[index], self.size, self.white) for index in {*indices.tolist()}}
         return torch.stack([read[index] for index in indices.tolist()])
 
     def dimensions(self, row: int) -> tuple[int, int]:

@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from contrastive.config import DataConfig
+from contrastive.config import WHITE, DataConfig
 
 OWN = "own:"
 """Prefix of the name of a network that only the program that defines it can build."""
@@ -78,6 +78,7 @@ class InputSpec:
         mean: Per-channel mean to subtract, in [0, 1] units.
         std: Per-channel standard deviation to divide by.
         frames: Images of a clip; 1 for single images.
+        white: Value that is white in grey files of more than 8 bits.
     """
 
     size: int
@@ -85,11 +86,12 @@ class InputSpec:
     mean: list[float]
     std: list[float]
     frames: int = 1
+    white: int = WHITE
 
     @classmethod
     def of(cls, data: DataConfig) -> "InputSpec":
         """Return the input of the network of a run with these settings."""
-        return cls(data.image_size, data.stored_size, [*data.mean], [*data.std], data.frames)
+        return cls(data.image_size, data.stored_size, [*data.mean], [*data.std], data.frames, data.white)
 
     @property
     def data(self) -> DataConfig:
@@ -100,17 +102,21 @@ class InputSpec:
             mean=self.mean,
             std=self.std,
             frames=self.frames,
+            white=self.white,
         )
 
     def at(self, size: int | None) -> "InputSpec":
         """Return the same input at another size, with the default decode size; None changes nothing."""
         if size in (None, self.size):
             return self
-        return self.of(DataConfig(image_size=size, mean=self.mean, std=self.std, frames=self.frames))
+        return self.of(replace(self.data, image_size=size, decode_size=None))
 
     def to_json(self) -> str:
         """Write the spec as one line of JSON."""
-        return json.dumps(asdict(self))
+        values = asdict(self)
+        if self.white == WHITE:  # as files were before it could be set, so that releases of before read them
+            del values["white"]
+        return json.dumps(values)
 
     @classmethod
     def from_json(cls, text: str) -> "InputSpec":
@@ -119,9 +125,9 @@ class InputSpec:
         Raises:
             ValueError: anything else, or a value that no run can have.
         """
-        values = _fields(text, cls, {})
-        if not all(type(values[name]) is int for name in ("size", "decode_size", "frames")):
-            raise ValueError(f"{text!r:.80}: size, decode_size and frames are whole numbers")
+        values = _fields(text, cls, {"white": WHITE})
+        if not all(type(values[name]) is int for name in ("size", "decode_size", "frames", "white")):
+            raise ValueError(f"{text!r:.80}: size, decode_size, frames and white are whole numbers")
         spec = cls(**values | {name: numbers(values[name]) for name in ("mean", "std")})
         return cls.of(spec.data)
 

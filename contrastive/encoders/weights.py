@@ -75,7 +75,7 @@ def load_encoder(path: str | Path, encoder: Encoder | None = None) -> tuple[Enco
     """Load the encoder of an ``encoder.safetensors``, on the CPU, in evaluation mode, and its description.
 
     ``encoder(center_view(images, info.input.data))`` are then the features of images that
-    ``contrastive.data.decode.read_file(path, info.input.decode_size)`` reads.
+    ``contrastive.data.decode.read_file(path, info.input.decode_size, info.input.white)`` reads.
 
     Args:
         path: The file.

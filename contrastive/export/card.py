@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from contrastive.config import DataConfig, PretrainConfig, UserError
+from contrastive.config import WHITE, DataConfig, PretrainConfig, UserError
 from contrastive.config_files import load_saved
 from contrastive.data.image_list import read_image_list
 from contrastive.encoders.spec import OWN
@@ -46,6 +46,7 @@ def _lines(config: ExportConfig, source: ExportedEncoder, out: Path, facts: dict
         "input": (f"{source.input.frames} frames, " if clips else "")
         + f"RGB, {source.input.size} x {source.input.size} px, float32 in [0, 1]"
         + _fed(config, source)
+        + _scaled(source.input.white)
         + (_spaced(saved.data) if clips and saved else ""),
         "trained by": "contrastive pretraining" + (f", {_described(saved)}" if saved else ""),
         "encoder.safetensors": f"SHA-256 `{source.sha256}`",
@@ -64,7 +65,8 @@ def _python(source: ExportedEncoder) -> list[str]:
     """Return the Python code from files, or the frames of clips, to features, by ``load_encoder``."""
     own = f", encoder={source.arch.name.removeprefix(OWN)}()" if source.arch.is_own else ""
     clips = source.input.frames > 1
-    read = 'torch.stack([read_file(path, info.input.decode_size) for path in ["photo.jpg"]])'
+    read = "read_file(path, info.input.decode_size, info.input.white)"
+    read = f'torch.stack([{read} for path in ["photo.jpg"]])'
     return [
         "import torch",
         "from contrastive.augment.views import center_view",
@@ -82,6 +84,11 @@ def _fed(config: ExportConfig, source: ExportedEncoder) -> str:
     if config.format in ("onnx", "embeddings"):
         return "; normalised inside" if config.format == "onnx" else ""
     return f", then minus mean {source.input.mean}, over std {source.input.std}"
+
+
+def _scaled(white: int) -> str:
+    """Describe how grey files of more than 8 bits become numbers, where it is not by all of their 16 bits."""
+    return f"; of 16-bit grey files {white} and more is 1" if white != WHITE else ""
 
 
 def _spaced(data: DataConfig) -> str:

@@ -42,6 +42,15 @@ def cosines(queries, gallery):
     return (F.normalize(queries) @ F.normalize(gallery).T).double().numpy()
 
 
+def test_pictures_of_identities_have_the_white_of_the_encoder(tmp_path):
+    for name in ("ada", "bob"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / name / f"{number}.png")
+    data = DataConfig(name="imagefolder", root=str(tmp_path), image_size=8, white=4095)
+    assert open_identities(data, None).train.read(0).unique().tolist() == [255]
+
+
 @pytest.mark.parametrize("kind", ["each", "best"])
 @pytest.mark.parametrize("cameras", [None, 3])
 @pytest.mark.parametrize("own", [False, True])

@@ -4,15 +4,22 @@ import json
 import logging
 import shutil
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from contrastive.__main__ import main
 from contrastive.choosing import choose as choosing
 from contrastive.choosing.choose import choose_config
 from contrastive.config import PretrainConfig
 from contrastive.config_files import differences, load_saved
+from contrastive.data.dataset import open_dataset
+from contrastive.data.decode import read_file
+from contrastive.encoders.weights import read_info
 from contrastive.pretrain import pretrain
+from eval.config import EvalConfig, EvalDataConfig
+from eval.eval_data import choose_data
 from tests import tiny
 from tests.contrastive.pretrain.runs import same, weights
 
@@ -236,6 +243,28 @@ def test_unreadable_files_are_tolerated(own, photos):
     assert code == 0
     assert "2 of 60 cannot be read" in err
     assert err.count("2 of the files cannot be read and are left out, see runs/photos/corrupt.csv") == 1
+
+
+def test_the_white_that_was_chosen_goes_with_the_encoder(own, photos, tmp_path):
+    """Files of 16 bits whose values are of 12: run, encoder file and evaluation decode them alike."""
+    for path in photos.rglob("*.png"):
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
+        Image.fromarray(16 * grey).save(path)
+    code, _, err = own(*SMALL, "trainer.max_steps=2")
+    assert code == 0
+    assert "data.white=4095: the 16-bit images have values of 12 bits" in err
+    assert "nearly black" not in err
+    run = tmp_path / "runs/photos"
+    assert load_saved(PretrainConfig, run / "config.yaml").data.white == 4095
+    fed = read_info(run / "encoder.safetensors").input
+    assert fed.white == 4095
+    for given, white in ((EvalDataConfig(), 4095), (EvalDataConfig(white=8190), 8190)):
+        data = choose_data(EvalConfig(str(run), data=given), run, fed)
+        first = open_dataset(data).train
+        assert read_file(first.path(0), fed.decode_size, white).equal(first.read(0))
+        assert not read_file(first.path(0), fed.decode_size).equal(first.read(0))
+    code, _, err = own(*SMALL, "data.white=65535", "trainer.max_steps=2")
+    assert (code, "data.white was 4095, is 65535" in err) == (2, True)
 
 
 def test_python_chooses_as_the_command_line_does(own, caplog, monkeypatch, tmp_path):

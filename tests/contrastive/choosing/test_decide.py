@@ -26,6 +26,7 @@ FOLDER = Folder(
     alpha=0.0,
     two_valued=0.0,
     deep=0.0,
+    white=65535,
     mean=[0.5, 0.4, 0.3],
     std=[0.2, 0.2, 0.01],
 )
@@ -59,6 +60,13 @@ def test_the_image_size_follows_the_images_and_the_device(machine, sizes):
     for side, size in sizes.items():
         assert value("data.image_size", machine=machine, side=side) == size
         assert size <= max(16, 1.4 * side)
+
+
+def test_the_white_is_what_was_seen_unless_it_is_stated():
+    assert "data.white" not in decided()
+    assert value("data.white", white=4095) == 4095
+    assert "values of 12 bits" in decided(white=4095)["data.white"].reason
+    assert "data.white" not in decided("data.white=65535", white=65535)
 
 
 def test_images_are_not_decoded_to_more_pixels_than_they_have():
@@ -300,7 +308,8 @@ def test_a_blur_of_pixels_is_for_images_that_have_them():
 def test_what_is_stated_is_never_decided():
     gpus, settings = replace(H200, devices=2), flat(asdict(PretrainConfig())) | {"method": "moco"}
     large, small = (
-        replace(FOLDER, num_images=images, side=side) for images, side in ((10**7, 96), (5000, 32))
+        replace(FOLDER, num_images=images, side=side, white=4095)
+        for images, side in ((10**7, 96), (5000, 32))
     )
     network = ArchSpec("resnet18", {"width": 8, "stem": "small", "further": 1})
     cases = ((large, (), None), (small, (), None), (large, {"method"}, None), (small, (), network))

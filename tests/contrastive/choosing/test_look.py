@@ -1,5 +1,6 @@
 """Test the facts found in real folders: sizes, kinds of images, and how the folder is read."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tests import tiny
 
 
 def looked(root: Path, **data):
-    return look_at_folder(DataConfig(root=str(root), **data), source_is_stated="name" in data)
+    return look_at_folder(DataConfig(root=str(root), **data), [f"data.{name}" for name in data])
 
 
 def save(folder: Path, name: str, pixels) -> None:
@@ -52,6 +53,41 @@ def test_kinds_are_counted(tmp_path):
     folder = looked(tmp_path)
     assert (folder.grey, folder.deep, folder.alpha, folder.two_valued) == (0.6, 0.2, 0.2, 0.2)
     assert "60% grey" in str(folder)
+
+
+def write_deep(folder: Path, brightest: Sequence[int]) -> None:
+    """Write grey files of 16 bits: half of each is black, half has the value."""
+    for number, value in enumerate(brightest):
+        save(
+            folder, f"{number:03}.png", np.repeat(np.array([[0, value]], np.uint16), 32, axis=0).repeat(16, 1)
+        )
+
+
+@pytest.mark.parametrize(
+    ("brightest", "white"),
+    [([4000, 900], 4095), ([4096], 8191), ([65535, 900], 65535), ([17], 255), ([0], 255)],
+)
+def test_the_white_of_files_of_16_bits_is_what_their_values_need(tmp_path, brightest, white):
+    write_deep(tmp_path, brightest)
+    folder = looked(tmp_path)
+    assert folder.white == white
+    assert folder.mean == pytest.approx([np.mean(brightest) / 2 / white] * 3, abs=0.003)
+
+
+def test_one_file_in_a_hundred_does_not_decide_the_white(tmp_path):
+    write_deep(tmp_path, [4000] * 199 + [60000])
+    assert looked(tmp_path).white == 4095
+    write_deep(tmp_path, [4000] * 180 + [60000] * 20)
+    assert looked(tmp_path).white == 65535
+
+
+def test_a_stated_white_is_kept_and_files_of_8_bits_need_none(tmp_path):
+    write_deep(tmp_path / "deep", [4000])
+    folder = looked(tmp_path / "deep", white=8000)
+    assert folder.white == 8000
+    assert folder.mean == [0.251] * 3  # 4000 / 8000 in every second column, rounded to 128 of 255
+    save(tmp_path / "shallow", "a.png", np.full((32, 32), 15, np.uint8))
+    assert looked(tmp_path / "shallow").white == 65535
 
 
 def test_a_faint_tint_is_grey_and_a_colour_is_not():
@@ -208,4 +244,4 @@ def test_other_data_that_can_be_trained_on_is_named(tmp_path):
 
 def test_a_source_that_is_no_folder_of_files_is_refused():
     with pytest.raises(UserError, match=r"data.name=digits: settings are chosen for image files alone"):
-        look_at_folder(DataConfig(name="digits"), source_is_stated=True)
+        look_at_folder(DataConfig(name="digits"), ["data.name"])

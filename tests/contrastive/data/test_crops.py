@@ -82,6 +82,13 @@ def test_equals_torchvisions_resized_crop(kind):
     assert kind == "array" or file.closed
 
 
+def test_crops_have_the_white_of_their_source(tmp_path):
+    Image.fromarray(np.full((20, 30), 4095, np.uint16)).save(tmp_path / "a.png")
+    images = open_tree(tmp_path, 16)
+    images.white = 4095
+    assert cropped(AugmentConfig(), images).read(0).unique().tolist() == [255]
+
+
 @pytest.mark.parametrize("orientation", [1, 3, 5, 6, 8])
 @pytest.mark.parametrize("side", [16, 48])
 def test_turned_and_scaled_files_give_the_upright_picture(orientation, side):

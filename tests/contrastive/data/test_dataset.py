@@ -1,7 +1,9 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import IterableDataset, TensorDataset
 
 from contrastive.config import DataConfig, UserError
@@ -85,6 +87,12 @@ def test_a_torch_dataset_is_wrapped_without_labels():
     dataset = as_dataset(data, DataConfig(image_size=12))
     assert (len(dataset.train), dataset.labelled, dataset.test) == (5, None, None)
     assert torch.equal(dataset.train.read(4), torch.full((3, 12, 12), 7, dtype=torch.uint8))
+
+
+def test_the_white_of_the_settings_is_that_of_a_torch_dataset():
+    picture = Image.fromarray(np.full((8, 8), 4095, np.uint16))
+    dataset = as_dataset([picture], DataConfig(image_size=8, white=4095))
+    assert dataset.train.read(0).unique().tolist() == [255]
 
 
 def test_monitors_get_the_rows_whose_label_is_known():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from contrastive.data.decode import Unreadable, read_file, to_square
+from contrastive.data.decode import Unreadable, read_file, to_rgb, to_square
 
 SIZE = 16
 # Four colours, one a quarter: top left, top right, bottom left, bottom right.
@@ -104,6 +104,24 @@ def test_sixteen_bit_grey(tmp_path):
     for name in ("d.png", "d.tif"):
         read = read_file(saved(tmp_path / name, image), SIZE)
         assert corners(read) == [(v, v, v) for v in (0, 128, 255, 1)]
+
+
+def test_a_smaller_white(tmp_path):
+    """As of a camera of 12 bits in files of 16; 8-bit files have their own."""
+    deep = quarters(colours=[0, 1, 2, 3])[..., 0]
+    twelve = Image.fromarray(np.array([0, 2048, 4095, 5000], dtype=np.uint16)[deep])
+    for name in ("d.png", "d.tif"):
+        path = saved(tmp_path / name, twelve)
+        assert corners(read_file(path, SIZE, 4095)) == [(v, v, v) for v in (0, 128, 255, 255)]
+        assert corners(read_file(path, SIZE)) == [(v, v, v) for v in (0, 8, 16, 19)]
+    shallow = saved(tmp_path / "l.png", Image.fromarray(quarters()))
+    assert torch.equal(read_file(shallow, SIZE, 4095), read_file(shallow, SIZE))
+
+
+def test_by_default_every_value_of_sixteen_bits_is_scaled_as_before_there_was_a_white():
+    values = np.arange(65536)
+    image = Image.fromarray(values.astype(np.uint16).reshape(256, 256))
+    assert np.array_equal(np.asarray(to_rgb(image))[..., 0].ravel(), (values + 128) // 257)
 
 
 def test_sixteen_bit_rgb_png(tmp_path):

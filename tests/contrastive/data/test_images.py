@@ -46,6 +46,42 @@ def test_what_is_read_may_be_written_to():
     assert np.array_equal(source, kept)
 
 
+@pytest.fixture
+def deep(tmp_path):
+    """A grey file of 16 bits whose values are those of 12."""
+    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(tmp_path / "a.png")
+    return tmp_path
+
+
+def test_a_subset_of_files_has_the_white_of_all(deep):
+    images = FileImages(deep, [b"a.png"], 4)
+    subset = SomeImages(images, torch.tensor([0]))
+    assert images.read(0).unique().tolist() == [16]
+    subset.white = 4095
+    assert (subset.white, images.white) == (4095, 4095)
+    assert images.read(0).unique().tolist() == subset.read(0).unique().tolist() == [255]
+    pixels = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    assert not images.read_into(pixels, [0])
+    assert pixels.unique().tolist() == [255]
+
+
+def test_pictures_of_a_dataset_have_its_white(deep):
+    with Image.open(deep / "a.png") as picture:
+        images = DatasetImages([picture], 4)
+        images.white = 4095
+        assert images.read(0).unique().tolist() == [255]
+
+
+def test_images_of_another_white_are_others_for_caches_and_results(deep):
+    images = FileImages(deep, [b"a.png"], 4)
+    prints = images.fingerprint(), images.revision()
+    assert prints[0] == fingerprint([("a.png", images.content(0))])  # as before there was a white
+    assert prints[1] == fingerprint([("a.png", images.version(0))])
+    images.white = 4095
+    assert images.fingerprint() != prints[0]
+    assert images.revision() != prints[1]
+
+
 def test_fingerprint_tells_keys_sizes_and_order_apart():
     rows = [("a", "1"), ("b", "2")]
     others = [

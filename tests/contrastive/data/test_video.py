@@ -13,6 +13,7 @@ from contrastive.data.clips import Cut
 from contrastive.data.dataset import open_dataset
 from contrastive.data.decode import Unreadable
 from contrastive.data.video import FrameClips, VideoClips
+from eval.footage import Footage
 from tests.tiny import numbered_frame, write_video
 from tests.tiny import numbers_shown as numbers
 
@@ -251,6 +252,14 @@ def test_a_folder_of_one_frame_and_a_broken_frame_are_unreadable(tmp_path):
         with pytest.raises(Unreadable, match=words):
             images.read(row)
     assert images.stamp(2) == images.version(2) == "unreadable"
+
+
+def test_frames_have_the_white_of_their_set(tmp_path):
+    (tmp_path / "a").mkdir()
+    for number in range(2):
+        Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "a" / f"{number}.png")
+    assert opened(tmp_path, white=4095).train.read(0).unique().tolist() == [255]
+    assert Footage(tmp_path, 16, 4095).read(0).unique().tolist() == [255]
 
 
 def test_frames_have_no_clock(tmp_path):

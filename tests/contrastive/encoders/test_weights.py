@@ -68,6 +68,13 @@ def test_an_encoder_file_says_how_many_frames_it_takes():
     assert spec.at(64).frames == 8
 
 
+def test_an_encoder_file_says_which_value_is_white():
+    spec = InputSpec.of(DataConfig(image_size=96, white=4095))
+    assert spec.data.white == 4095
+    assert InputSpec.from_json(spec.to_json()) == spec
+    assert spec.at(64) == InputSpec.of(DataConfig(image_size=64, white=4095))
+
+
 def test_the_stem_is_written_as_built_not_as_auto(tmp_path):
     encoder, config, data = make("resnet10", 96, width=8)
     _, info = load_encoder(save(tmp_path / "encoder.safetensors", encoder, config, data))

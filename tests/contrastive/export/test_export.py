@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from contrastive.config import DataConfig, EncoderConfig, ObjectiveConfig, PretrainConfig
 from contrastive.config_files import load_saved, to_yaml
@@ -157,6 +158,26 @@ def test_the_card_loads_the_encoder_that_other_libraries_lack(command, tmp_path,
     code, _, err = command(f"checkpoint={run}", "format=timm", f"out={tmp_path / 'e.pth'}")
     assert code == 2
     assert f'format=onnx, or in Python load_encoder("{run}/encoder.safetensors") of contrastive.' in err
+
+
+def test_the_card_reads_files_of_16_bits_as_the_run_did(command, tmp_path):
+    run = make_run(tmp_path / "run", width=4, white=4095)
+    (tmp_path / "deep").mkdir()
+    values = np.random.default_rng(0).integers(0, 4096, (2, 16, 16)).astype(np.uint16)
+    for number, pixels in enumerate(values):
+        Image.fromarray(pixels).save(tmp_path / "deep" / f"{number}.png")
+    asked = [f"checkpoint={run}", "device=cpu", "data.name=images", f"data.root={tmp_path / 'deep'}"]
+    code, result, err = command(*asked, "format=embeddings", f"out={tmp_path / 'deep.npz'}")
+    assert code == 0, err
+    card = Path(result["card"])
+    assert "of 16-bit grey files 4095 and more is 1" in card.read_text()
+    names: dict[str, object] = {}
+    paths = [str(tmp_path / "deep" / f"{number}.png") for number in range(2)]
+    exec(lines_of(card, block=1).replace('["photo.jpg"]', str(paths)), names)
+    seen = torch.from_numpy(values / 4095)[:, None].expand(-1, 3, -1, -1).float()
+    with np.load(tmp_path / "deep.npz") as table:
+        np.testing.assert_allclose(table["embedding"], expected(run, seen), rtol=0.02, atol=0.01)
+        np.testing.assert_allclose(names["features"], table["embedding"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_without_labels_has_no_test_part_to_export(command, tmp_path, photos):

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from contrastive.config import DataConfig, RemoteConfig, UserError
+from contrastive.data.dataset import open_dataset
 from contrastive.data.decode import SourceLost, Unreadable
 from contrastive.data.files import open_imagefolder, open_tree
 from contrastive.data.images import ArrayImages, SomeImages
@@ -53,6 +55,18 @@ def test_packed_images_are_the_source_in_another_order_wherever_they_lie(packed,
     assert all(torch.equal(pixels[row], local.read(row)) for row in range(24))
     assert remote.dimensions(3) == (12, 12)
     assert local.labels is None
+
+
+def test_images_in_shards_have_the_white_of_the_settings(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for number in range(2):
+        Image.fromarray(np.full((12, 12), 4095, np.uint16)).save(tmp_path / "deep" / f"{number}.png")
+    pack(open_tree(tmp_path / "deep", 12), tmp_path / "shards", shard_bytes=14_000, shuffle=False)
+    data = DataConfig(name="shards", root=str(tmp_path / "shards"), image_size=12, white=4095)
+    images = open_dataset(data).train
+    pixels = torch.zeros(2, *images.shape, dtype=torch.uint8)
+    assert images.read_into(pixels, [0, 1]) == {}
+    assert pixels.unique().tolist() == [255]
 
 
 def test_packing_twice_gives_the_same_bytes(packed, photos, tmp_path):
