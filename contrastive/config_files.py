@@ -43,6 +43,7 @@ class Stated(Generic[Schema]):
 
     Attributes:
         keys: Dotted names of the settings that are stated, by whatever layer.
+        given: Those of the last layer: the command line's.
 
     Raises:
         UserError: unknown key, wrong type.
@@ -58,7 +59,10 @@ class Stated(Generic[Schema]):
             self._layer = _merge_open(*layers)
             OmegaConf.resolve(self._layer)
             self._typed = self._with_defaults(self._layer)
-        self.keys = frozenset(flat(cast(dict[str, Any], OmegaConf.to_container(self._layer))))
+        self.keys, self.given = (
+            frozenset(flat(cast(dict[str, Any], OmegaConf.to_container(layer))))
+            for layer in (self._layer, layers[-1])
+        )
 
     def __getitem__(self, key: str) -> Any:
         """Return a setting by its dotted name, stated or default; its range is not checked yet."""

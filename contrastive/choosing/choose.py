@@ -121,7 +121,7 @@ def _look_and_decide(
             _say(f"      {more}")
     if not explain:
         _say("  the others, with reasons, rules and alternatives: --explain")
-    for line in remarks(folder, settings):
+    for line in remarks(folder, settings, stated.given):
         _say(f"you decide: {line}")
     return {"chosen": chosen} | {decision.key: decision.value for decision in decisions}
 

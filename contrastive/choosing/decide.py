@@ -64,33 +64,39 @@ def decide(
     return decisions
 
 
-def remarks(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
+def remarks(folder: Folder, settings: Mapping[str, Any], given: Collection[str] = ()) -> list[str]:
     """Describe what was seen that no setting is chosen by, and what to state if it matters.
 
     Flips and colour changes stay: pixels do not show whether left and right, or colours, carry meaning. Of
     writing too: where paper and ink differ from scan to scan, the views of ``augment=digits``, which keep the
     brightness, match by it alone.
+
+    Args:
+        folder: What the images are like.
+        settings: Every setting by dotted name.
+        given: Names of those that the user gives, beside the recipe: nothing is said of them.
     """
-    follows = all(
-        value == settings[key.replace("view_1", "view_2")]
-        for key, value in settings.items()
-        if key.startswith("augment.view_1.")
-    )
-    lines = []
+    prefix = "augment.view_1."
+    view = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
+    decided = {key.removeprefix(prefix) for key in given if key.startswith(prefix)}
+    motions = {"rotate", "translate", "shear"}
+    mirrored = view["flip"] and "flip" not in decided
+    coloured = (view["jitter"] or view["grayscale"]) and not {"jitter", "hue", "grayscale"} & decided
+    advice = ["if left and right carry meaning, add augment.view_1.flip=0"] if mirrored else []
     if folder.two_valued > 0.5:
-        lines.append(
-            f"{folder.two_valued:.0%} of the images have two brightnesses, as writing has; if left and right "
-            "carry meaning, add augment.view_1.flip=0; for written characters, also small motions: "
-            "augment.view_1.rotate=15 augment.view_1.translate=0.1 augment.view_1.shear=10"
+        seen = f"{folder.two_valued:.0%} of the images have two brightnesses, as writing has"
+        if not motions & decided and not any(view[name] for name in motions):
+            advice.append(
+                "for written characters, add small motions: augment.view_1.rotate=15 "
+                "augment.view_1.translate=0.1 augment.view_1.shear=10"
+            )
+    elif folder.grey > 0.9:
+        seen = f"{folder.grey:.0%} of the images are grey, and views still differ in brightness"
+    else:
+        seen = "views " + " and ".join(
+            ["differ in colour"] * bool(coloured) + ["are mirrored"] * bool(mirrored)
         )
-    elif folder.grey > 0.9 and settings["augment.view_1.flip"]:
-        lines.append(
-            f"{folder.grey:.0%} of the images are grey, and views still differ in brightness; if left and "
-            "right carry meaning, add augment.view_1.flip=0"
-        )
-    elif settings["augment.view_1.jitter"]:
-        lines.append(
-            "views differ in colour and are mirrored; if colours carry meaning, add augment.view_1.hue=0 "
-            "augment.view_1.grayscale=0; if left and right do, augment.view_1.flip=0"
-        )
-    return [f"{line}{' (view_2 follows)' * follows}" for line in lines]
+        if coloured:
+            advice.insert(0, "if colours carry meaning, add augment.view_1.hue=0 augment.view_1.grayscale=0")
+    follows = all(value == settings[f"augment.view_2.{name}"] for name, value in view.items())
+    return ["; ".join([seen, *advice]) + " (view_2 follows)" * follows] if advice else []

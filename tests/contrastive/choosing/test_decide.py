@@ -353,6 +353,32 @@ def test_a_run_is_named_after_its_folder(root, name):
     assert run_name(root) == name
 
 
+@pytest.mark.parametrize(
+    ("facts", "given", "left"),
+    [
+        ({}, (), ["views differ in colour and are mirrored", "hue=0", "flip=0"]),
+        ({}, ("flip=0.1",), ["views differ in colour;", "hue=0"]),
+        ({}, ("hue=0.1",), ["views are mirrored;", "flip=0"]),
+        ({}, ("hue=0.1", "flip=0.1"), []),
+        ({"grey": 1.0}, ("hue=0.1",), ["are grey", "flip=0"]),
+        ({"grey": 1.0}, ("flip=0.1",), []),
+        ({"two_valued": 1.0}, ("flip=0.1",), ["two brightnesses", "rotate=15"]),
+        ({"two_valued": 1.0}, ("rotate=0",), ["two brightnesses", "flip=0"]),
+        ({"two_valued": 1.0}, ("rotate=0", "flip=0.1"), []),
+    ],
+)
+def test_what_the_user_gives_is_not_advised(facts, given, left):
+    """Whatever its value is, and also where the recipe states the same setting."""
+    overrides = [f"augment.view_1.{each}" for each in given]
+    stated = read_stated(PretrainConfig, "pretrain", "own", overrides)
+    settings = flat(asdict(stated.config({"schedule.warmup_epochs": 0.0})))
+    said = remarks(replace(FOLDER, **facts), settings, stated.given)
+    assert len(said) == bool(left)
+    assert all(words in said[0] for words in left)
+    absent = {"hue=0", "flip=0", "rotate=15"} - {*left}
+    assert not [words for words in absent if said and words in said[0]]
+
+
 def test_what_may_carry_meaning_is_named_and_left_alone():
     settings = flat(asdict(PretrainConfig()))
     colours = remarks(FOLDER, settings)[0]
@@ -363,9 +389,11 @@ def test_what_may_carry_meaning_is_named_and_left_alone():
     assert "100% of the images are grey" in grey[0]
     assert "augment.view_1.flip=0" in grey[0]
     writing = remarks(replace(FOLDER, grey=1.0, two_valued=0.9), settings)[0]
-    assert "for written characters, also small motions: augment.view_1.rotate=15" in writing
+    assert "for written characters, add small motions: augment.view_1.rotate=15" in writing
     assert "digits" not in writing  # its jitter of 0 lets the views of a scan match by their brightness
-    still = settings | {"augment.view_1.jitter": 0.0, "augment.view_1.flip": 0.0}
+    still = settings | {f"augment.view_1.{name}": 0.0 for name in ("jitter", "grayscale", "flip")}
     assert remarks(FOLDER, still) == remarks(replace(FOLDER, grey=1.0), still) == []
+    small = {f"augment.view_1.{name}": 1.0 for name in ("rotate", "translate", "shear")}
+    assert remarks(replace(FOLDER, two_valued=0.9), still | small) == []
     for facts in ({"grey": 1.0}, {"two_valued": 1.0}):
         assert not [key for key in decided(**facts) if key.endswith((".flip", ".jitter", ".grayscale"))]
