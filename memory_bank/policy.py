@@ -85,10 +85,11 @@ def overruled(config: MiningConfig, rows: int) -> list[str]:
             continue
         low, high = band
         first, last = _ceil(low * rows), _ceil(high * rows)
-        if last - first >= config.num_hard or (high * rows < 1 and config.refill):
+        most = config.num_hard if config.refill else 1  # without refill as many as the band has are meant
+        if last - first >= most or (high * rows < 1 and config.refill):
             continue
         share = min(config.num_hard, rows) / rows
-        effect = f"widens it to {share:.1%} of them" if config.refill else "cannot be had (refill=false)"
+        effect = f"widens it to {share:.1%} of them" if config.refill else "finds none (refill=false)"
         lines.append(
             f"mining.{name}={[low, high]} has {last - first} of {rows} rows, mining.num_hard="
             f"{config.num_hard} {effect}; lower num_hard, or widen the band"

@@ -38,6 +38,9 @@ _MARGIN = 0.01
 _EXCEEDED, _MUCH = 1.1, 1 / 3
 """Multiples of the budget that the run, or work beside training, may take before its use is itemized."""
 
+_FEW = 20
+"""Steps that should at least fit into the budget: if the first one is too slow for that, it is said."""
+
 _DECISIONS = 200
 """Decisions in a run; between two, ranks need not talk."""
 
@@ -162,12 +165,18 @@ class TimeBudget(StepCallback, Clock):
         self.minutes, self.pace = minutes, Pace(60 * minutes, first_cost)
         self._since, self._before_s = time.monotonic(), 0.0
         self._told = 0
+        self._before_first_s: float | None = None  # training before the first step, if no length is known yet
         self._beside_s: dict[str, float] = {}  # work beside training
 
     @property
     def spent_s(self) -> float:
         """Return the seconds since construction, and before the checkpoint that the run continued from."""
         return self._before_s + time.monotonic() - self._since
+
+    @property
+    def _training_s(self) -> float:
+        """Return the seconds spent without work beside training."""
+        return self.spent_s - sum(self._beside_s.values())
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remember the plan: a checkpoint, which is read before the loader exists, sets its length."""
@@ -181,6 +190,7 @@ class TimeBudget(StepCallback, Clock):
         assert isinstance(pl_module, ContrastiveModule)
         if not self._plan.has_end:
             end_after(trainer, None)
+            self._before_first_s = self._training_s
         elif trainer.is_global_zero:
             self._told = self._plan.total_steps
             logger.info(
@@ -195,6 +205,10 @@ class TimeBudget(StepCallback, Clock):
 
     def on_step(self, trainer: pl.Trainer, module: ContrastiveModule, step: int) -> None:
         """Measure the step; decide on the length of the run, about 200 times in all."""
+        if self._before_first_s is not None:
+            if trainer.is_global_zero:
+                self._tell_if_slow(self._training_s - self._before_first_s)
+            self._before_first_s = None
         total = self._plan.total_steps if self._plan.has_end else None
         self.pace.note_step(step, self.spent_s, total)
         if total is not None and (step >= total or step % max(1, total // _DECISIONS)):
@@ -252,6 +266,17 @@ class TimeBudget(StepCallback, Clock):
 
     def _note_beside(self, work: str, seconds: float) -> None:
         self._beside_s[work] = self._beside_s.get(work, 0.0) + seconds
+
+    def _tell_if_slow(self, first_s: float) -> None:
+        """Log what the first step took, if few like it fit into what is left of the budget."""
+        left_s = 60 * self.minutes - self.spent_s
+        fitting = max(0, int(left_s / max(first_s, 1e-9)))
+        if fitting < _FEW:
+            logger.info(
+                "the first step took %.3g s: schedule.minutes=%g has time for fewer than %d more like it; "
+                "smaller ones are faster (data.image_size, data.global_batch, data.frames, encoder.name)",
+                *(first_s, self.minutes, fitting + 1),
+            )
 
     def _tell(self, module: ContrastiveModule, step: int) -> None:
         """Log the length if it is the first, or differs by more than a fifth from the last one logged."""

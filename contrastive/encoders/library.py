@@ -147,13 +147,13 @@ def download(name: str, fetch: Callable[[], Any]) -> Any:
         if "loading state_dict" in str(error):
             raise UserError(
                 f"{name}: its published weights do not fit data.image_size and encoder.args "
-                f"({str(error).splitlines()[-1].strip()}); leave out what changes the network, or "
-                "encoder.weights"
+                f"({str(error).splitlines()[-1].strip()}); leave out what changes the network, or set "
+                "encoder.weights=null"
             ) from error
         raise UserError(
             f"{name}: its weights could not be downloaded ({first_line(error)}); to train, give a file "
-            f"(encoder.weights=FILE) or leave encoder.weights out; to evaluate, give {name}:FILE "
-            f"or {name}:random"
+            f"(encoder.weights=FILE) or begin from random ones (encoder.weights=null); to evaluate, give "
+            f"{name}:FILE or {name}:random"
         ) from error
 
 

@@ -14,6 +14,7 @@ from contrastive.data.plan import Plan
 from contrastive.fit_checks import check_views
 from contrastive.methods.build import find_method
 from memory_bank.miner import build_miner
+from memory_bank.policy import overruled
 from tests import tiny
 
 FOLDER = resources.files("configs") / "pretrain"
@@ -48,6 +49,11 @@ def videos(tmp_path_factory):
         for number in range(12):
             tiny.write_images(root / name / str(number), 4, size=(20, 20), seed=number)
     return root
+
+
+@pytest.mark.parametrize("videos", [100, 151, 1000, 100_000])
+def test_the_recipe_for_videos_is_not_at_odds_with_itself_where_they_are_few(videos):
+    assert overruled(load("clips").mining, videos) == []
 
 
 @pytest.mark.parametrize("name", RECIPES)

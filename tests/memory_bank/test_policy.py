@@ -256,10 +256,11 @@ def test_without_refill_ranks_are_those_of_all_rows_and_fewer_come_back(settings
     [
         ({"band": [0.5, 0.51], "num_hard": 200}, 1335, ["has 13 of 1335 rows, mining.num_hard=200 widens"]),
         ({"band": [0.5, 0.51], "num_hard": 13}, 1335, []),
+        ({"band": [0.5, 0.51], "num_hard": 200, "refill": False}, 1335, []),
         (
-            {"band": [0.5, 0.51], "num_hard": 200, "refill": False},
-            1335,
-            ["has 13 of 1335 rows, mining.num_hard=200 cannot be had (refill=false)"],
+            {"band": [0.501, 0.51], "num_hard": 200, "refill": False},
+            60,
+            ["has 0 of 60 rows, mining.num_hard=200 finds none (refill=false)"],
         ),
         ({"band": [0.0, 0.000001], "num_hard": 200}, 1335, []),
         ({"band": [0.5, 0.51], "num_hard": 0}, 1335, []),

@@ -9,6 +9,7 @@ import torchvision
 from contrastive.config import DataConfig, EncoderConfig, UserError
 from contrastive.encoders.build import build_encoder
 from contrastive.encoders.foreign import load_foreign, parse_foreign
+from contrastive.encoders.library import download
 from contrastive.encoders.spec import InputSpec
 from contrastive.encoders.weights import save_encoder
 
@@ -23,6 +24,16 @@ def features(text, images, image_size=None):
     module, fed = load_foreign(parse_foreign(text), image_size)
     assert not module.training
     return module(images), fed
+
+
+def test_weights_that_cannot_be_downloaded_can_be_done_without():
+    """A recipe may state them, so it is not enough to leave them out."""
+
+    def fetch():
+        raise OSError("no route to host")
+
+    with pytest.raises(UserError, match=r"downloaded \(no route to host\).*\(encoder.weights=null\)"):
+        download("torchvision:resnet18", fetch)
 
 
 @torch.no_grad()

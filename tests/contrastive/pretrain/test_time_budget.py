@@ -127,6 +127,23 @@ def test_a_slower_machine_means_fewer_steps_and_a_faster_one_more(run, tmp_path,
     assert fast["spent_minutes"] == pytest.approx(0.5, rel=0.1)
 
 
+def test_a_first_step_that_leaves_time_for_few_is_said(run, clock):
+    clock.step_s = lambda step: 9.0 if step == 0 else 1.0
+    _, _, err = run(HALF)
+    assert err.count("the first step took 9 s: schedule.minutes=0.5 has time for fewer than 3 more") == 1
+    clock.step_s = lambda step: 1.0
+    assert "the first step took" not in run(HALF, "run.name=fast")[2]
+
+
+def test_scores_before_the_first_step_are_none_of_its_time(run, clock, monkeypatch):
+    def score(features):
+        clock.now += 5
+        return 0.5
+
+    monkeypatch.setitem(online._SCORES, "knn", score)
+    assert "the first step took" not in run(HALF, "logging.knn_every_epochs=20")[2]
+
+
 def test_a_frozen_encoder_thaws_after_a_quarter_of_the_budget(run, tmp_path, clock):
     every = ["run.checkpoint_every=1", "run.keep_last=9", "trainer.max_steps=8"]
     code, result, err = run(HALF, "encoder.freeze_epochs=100", *every)
