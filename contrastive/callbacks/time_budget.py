@@ -279,9 +279,9 @@ class TimeBudget(StepCallback, Clock):
             )
 
     def _tell(self, module: ContrastiveModule, step: int) -> None:
-        """Log the length if it is the first, or differs by more than a fifth from the last one logged."""
+        """Log the length if it is the first, or differs by more than a third from the last one logged."""
         total, told = self._plan.total_steps, self._told
-        if abs(total - told) <= told / 5:
+        if abs(total - told) <= told / 3:
             return
         self._told = total
         step_s = self.pace.step_s * (self.pace.first_cost if 2 * step < total else 1)

@@ -112,12 +112,12 @@ def test_what_a_kill_lost_does_not_count(run, tmp_path, clock):
 
 
 def test_a_slower_machine_means_fewer_steps_and_a_faster_one_more(run, tmp_path, clock):
-    clock.step_s = lambda step: 1.0 if step < 15 else 2.0
+    clock.step_s = lambda step: 1.0 if step < 8 else 3.0
     code, slow, err = run(HALF)
     assert code == 0
     assert lengths(err)[0] == 29
     assert "schedule.minutes=0.5 is now enough for" in err
-    assert slow["steps"] == slow["planned_steps"] == 23
+    assert slow["steps"] == slow["planned_steps"] == 16
     assert slow["spent_minutes"] == pytest.approx(0.5, rel=0.1)
     assert float(metrics(tmp_path / "runs/tiny")[-1]["train/lr"]) < 0.02 * 0.0125
     clock.step_s = lambda step: 1.0 if step < 15 else 0.5
@@ -142,6 +142,12 @@ def test_scores_before_the_first_step_are_none_of_its_time(run, clock, monkeypat
 
     monkeypatch.setitem(online._SCORES, "knn", score)
     assert "the first step took" not in run(HALF, "logging.knn_every_epochs=20")[2]
+
+
+def test_the_length_is_said_again_only_if_it_differs_by_more_than_a_third(run, clock):
+    clock.step_s = lambda step: 1.0 if step < 15 else 2.0
+    _, result, err = run(HALF)
+    assert (lengths(err), result["steps"]) == ([29], 23)
 
 
 def test_a_frozen_encoder_thaws_after_a_quarter_of_the_budget(run, tmp_path, clock):
