@@ -142,8 +142,9 @@ def level_with_untrained(
     each = ", ".join(f"{name} {100 * now:.1f}% ({100 * then:.1f}%)" for name, (now, then) in pairs.items())
     return (
         f"no score is above that of the encoder before its first step (in brackets; {rows} images): {each}. "
-        "Nothing is learnt that tells the classes apart: train longer (schedule.minutes, schedule.epochs), "
-        "or make views that keep what does (augment.view_1 and view_2, see views.png)"
+        "Nothing is learnt that tells the classes apart: train longer under another run.name "
+        "(schedule.minutes or schedule.epochs), or make views that keep what does (augment.view_1 and "
+        "view_2, see views.png)"
     )
 
 

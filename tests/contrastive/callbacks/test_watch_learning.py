@@ -136,7 +136,7 @@ def test_scores_level_with_the_untrained_ones(probe, knn, rows, bad):
     if bad:
         assert f"probe/top1 {100 * probe:.1f}% (80.0%), knn/top1 {100 * knn:.1f}% (60.0%)" in said
         assert f"{rows} images" in said
-        assert "schedule.minutes" in said
+        assert "under another run.name (schedule.minutes" in said
     assert level_with_untrained({"probe/top1": 0.5}, {}, rows) is None
     assert level_with_untrained({"probe/top1": probe}, untrained, rows) is None
 
