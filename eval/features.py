@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 # Number of images from which decoding processes pay off.
 _WORKERS_FROM = 20_000
+# Unreadable files that are named.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def extract(
     Args:
         module: Network from views (b, 3, s, s), or (b, t, 3, s, s), to features (b, d), on ``device``; it is
             put in eval mode.
-        images: Images; unreadable ones are left out, with a warning for each.
+        images: Images; unreadable ones are left out, with warnings that name some and count all.
         data: How views are cut and normalised.
         batch_size: Images of a forward pass.
         num_workers: Decoding processes; 0 decodes in this process.
@@ -149,17 +151,23 @@ def extract(
                 features.append(output.float().cpu())
                 rows.append(batch.ids)
             bar.update(min(batch_size, len(images) - bar.n))
-    for row, reason in bad.items():  # after the bar is gone, or the first would share its line
-        _warn_unreadable(images.key(row), reason)
+    # After the bar is gone, or the first would share its line.
+    _warn_unreadable(tuple((images.key(row), reason) for row, reason in bad.items()), len(images))
     if not rows:
         return torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)
     return torch.cat(features), torch.cat(rows)
 
 
 @cache
-def _warn_unreadable(key: str, reason: str) -> None:
-    """Warn once for each file, though the encoder and its baselines all read it."""
-    log.warning("%s: left out (%s)", key, reason)
+def _warn_unreadable(bad: tuple[tuple[str, str], ...], total: int) -> None:
+    """Name the first files that cannot be read, once, though the encoder and its baselines all read them."""
+    for key, reason in bad[:_NAMED]:
+        log.warning("%s: left out (%s)", key, reason)
+    if len(bad) > _NAMED:
+        log.warning(
+            "%d of %d files cannot be read, these and %d more; the run's corrupt.csv lists those of training",
+            *(len(bad), total, len(bad) - _NAMED),
+        )
 
 
 def read_features(path: Path) -> tuple[Tensor, Tensor] | None:

@@ -41,15 +41,17 @@ class LogMetrics(StepCallback):
             self._csv.rewind(trainer.global_step)
             if self._clock:
                 self._csv.load_state_dict(self._clock)
-        self._tell_unreadable(trainer)
+        assert isinstance(pl_module, ContrastiveModule)
+        self._tell_unreadable(trainer, pl_module)
 
     def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
         """Say how many files the epoch found that cannot be read, if they are decoded in each one."""
-        self._tell_unreadable(trainer)
+        self._tell_unreadable(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say it too if the run ends within an epoch."""
-        self._tell_unreadable(trainer)
+        assert isinstance(pl_module, ContrastiveModule)
+        self._tell_unreadable(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the clock of metrics.csv."""
@@ -80,12 +82,12 @@ class LogMetrics(StepCallback):
         if "loss" in module.diagnostics:
             module.log("loss", module.diagnostics["loss"], prog_bar=True, logger=False)
 
-    def _tell_unreadable(self, trainer: pl.Trainer) -> None:
+    def _tell_unreadable(self, trainer: pl.Trainer, module: ContrastiveModule) -> None:
         if trainer.is_global_zero and len(self.unreadable) > self._told_unreadable:
             self._told_unreadable = len(self.unreadable)
             logger.warning(
-                "%d of the files cannot be read and are left out, see %s",
-                *(self._told_unreadable, self.unreadable.path),
+                "%d of the %d training files cannot be read and are left out, see %s",
+                *(self._told_unreadable, module.plan.rows, self.unreadable.path),
             )
 
 

@@ -30,6 +30,9 @@ EXTENSIONS = (
 )
 """Extensions of still images that this Pillow decodes; no documents, films or float pixels."""
 
+_BESIDE = {".db", ".ini", ".txt", ".md", ".csv", ".json", ".xml", ".xmp", ".html", ".log"}
+"""Extensions of what lies beside images, as Thumbs.db and desktop.ini do: nobody takes it for one."""
+
 HELD_OUT_SHARE = 0.2
 _TRAIN_FOLDERS = ("train", "training")
 _TEST_FOLDERS = ("val", "validation", "valid", "dev", "test", "testing", "eval", "evaluation")
@@ -270,7 +273,8 @@ def list_images(folder: Path) -> list[bytes]:
 
     Links to folders are followed, but no folder is entered twice, so loops end. Hidden names (a leading
     dot) are left out, and so are pipes and devices, which would block when opened; a dangling link is kept,
-    and later counted as unreadable. Files of other types are counted in one warning.
+    and later counted as unreadable. Files of other types are counted in one warning, unless they are of
+    those that usually lie beside images (Thumbs.db, text).
 
     Raises:
         UserError: no such folder, a folder that cannot be listed, no image file.
@@ -304,8 +308,9 @@ def find_files(folder: Path, root: Path, kind: Kind) -> tuple[list[bytes], Count
 
 
 def _warn_of_left_out(root: Path, others: Counter[str], kind: Kind) -> None:
-    if others:
-        log_once(f"{root}: left out: {_count_endings(others)} (endings that are not read); {kind.remedy}")
+    doubtful = Counter({ending: count for ending, count in others.items() if ending not in _BESIDE})
+    if doubtful:
+        log_once(f"{root}: left out: {_count_endings(doubtful)} (endings that are not read); {kind.remedy}")
 
 
 def _count_endings(others: Counter[str]) -> str:

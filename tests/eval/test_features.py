@@ -133,6 +133,19 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path, caplog):
     assert sum("3.png: left out" in text for text in caplog.messages) == 1
 
 
+def test_of_many_unreadable_images_the_first_are_named_and_all_are_counted(tmp_path, caplog):
+    for part, count in (("train", 8), ("val", 4)):
+        tiny.write_classes(tmp_path / "data" / part, count, names=("cat", "dog"), size=(20, 20))
+    for number in range(5):
+        (tmp_path / f"data/train/cat/{number}.png").write_bytes(b"no image")
+    at = extractor(make_run(tmp_path / "run", name="imagefolder", root=str(tmp_path / "data")))
+    for name in ("encoder", "raw_pixels"):
+        at.features(name)
+    *named, counted = caplog.messages
+    assert [text.partition(":")[0] for text in named] == [f"train/cat/{number}.png" for number in range(3)]
+    assert counted.startswith("5 of 16 files cannot be read, these and 2 more; the run's corrupt.csv lists")
+
+
 def test_paths(new_run):
     """A run, its encoder file, a checkpoint, the pointer, and a run that has only checkpoints."""
     run = new_run()

@@ -242,7 +242,10 @@ def test_unreadable_files_are_tolerated(own, photos):
     code, _, err = own(*SMALL, "data.name=images", "data.max_corrupt=0.2", "trainer.max_steps=2")
     assert code == 0
     assert "2 of 60 cannot be read" in err
-    assert err.count("2 of the files cannot be read and are left out, see runs/photos/corrupt.csv") == 1
+    assert (
+        err.count("2 of the 60 training files cannot be read and are left out, see runs/photos/corrupt.csv")
+        == 1
+    )
 
 
 def test_the_white_that_was_chosen_goes_with_the_encoder(own, photos, tmp_path):

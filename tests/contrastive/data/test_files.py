@@ -134,6 +134,18 @@ def test_files_left_out_are_counted_once_for_all_parts(tmp_path, write_image, ca
     assert "train: left out: 2 x .heic" in caplog.messages[1]
 
 
+def test_what_usually_lies_beside_images_is_left_out_without_a_word(tmp_path, write_image, caplog):
+    write_image("a.png")
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "readme.TXT", "labels.csv"):
+        (tmp_path / name).write_bytes(b"x")
+    assert list_images(tmp_path) == [b"a.png"]
+    assert caplog.messages == []
+    (tmp_path / "b.heic").write_bytes(b"x")
+    list_images(tmp_path)
+    (told,) = caplog.messages
+    assert "left out: 1 x .heic (" in told
+
+
 def test_other_processes_than_the_first_say_nothing(tmp_path, write_image, caplog, monkeypatch):
     write_image("a.png")
     (tmp_path / "b.heic").write_bytes(b"x")
