@@ -15,7 +15,7 @@ from contrastive.drawing.projection import principal_components
 
 _SIDE, _GAP = 128, 8  # of a tile, in units
 _PIXELS = 2 * _SIDE  # of a tile: PNG files have 2 px a unit
-_LEFT, _TOP, _LEGEND = 20, 20, 42  # names of the networks, headings, the scale below
+_LEFT, _TOP, _LEGEND = 20, 20, 84  # names of the networks, headings, what the colours mean
 _GREY = 0.4  # share of the picture under a map
 _TAILS = 0.02  # of a component's values, which are drawn in full colour
 _HEAT = ((16, 48, 140), (96, 146, 214), (216, 216, 216), (240, 130, 60), (170, 8, 24))
@@ -69,6 +69,8 @@ class Panels:
 def sheet(image: UInt8[Tensor, "3 s s"], networks: Mapping[str, Panels], scale: Scale) -> Drawing:
     """Draw an image and, in a row for each network, its maps over the image, its heads and its components.
 
+    What the colours mean stands below the image, beside the second row.
+
     Args:
         image: What the networks see.
         networks: Panels by the name of the network, with the same titles and number of heads.
@@ -100,11 +102,9 @@ def sheet(image: UInt8[Tensor, "3 s s"], networks: Mapping[str, Panels], scale: 
             )
         colours = Picture(components_left, top, _SIDE, _SIDE, panels.components, f"{name}: components")
         shapes.append(colours)
-    bottom = _TOP + len(networks) * step
-    shapes += _legend(_LEFT + step, bottom + 4, scale)
-    shapes.append(Label(components_left, bottom + 13, "1st red, 2nd green,", "start"))
-    shapes.append(Label(components_left, bottom + 27, "3rd blue", "start"))
-    return Drawing(components_left + _SIDE + 2, bottom + _LEGEND, "attention", shapes)
+    shapes += _legend(_LEFT, _TOP + step + 4, scale)  # below the image, where the other rows have none
+    bottom = _TOP + max(len(networks) * step, step + _LEGEND)
+    return Drawing(components_left + _SIDE + 2, bottom, "attention", shapes)
 
 
 def _legend(left: Number, top: Number, scale: Scale) -> list[Shape]:
@@ -114,6 +114,8 @@ def _legend(left: Number, top: Number, scale: Scale) -> list[Shape]:
         Label(left + _SIDE / 2, top + 21, f"{scale.middle:.2g}", "middle"),
         Label(left + _SIDE, top + 21, f"{scale.high:.2g}", "end"),
         Label(left, top + 35, scale.unit, "start"),
+        Label(left, top + 59, "components: 1st red,", "start"),
+        Label(left, top + 73, "2nd green, 3rd blue", "start"),
     ]
 
 

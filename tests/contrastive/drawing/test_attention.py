@@ -80,7 +80,15 @@ def test_a_sheet_has_a_row_for_each_network_and_a_tile_for_each_map(drawing):
             apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
             assert apart, (pictures[first].title, pictures[second].title)
     assert max(box[2] for box in boxes) <= made.width
-    assert max(box[3] for box in boxes) <= made.height
+    assert max(box[3] for box in boxes) <= made.height < max(box[3] for box in boxes) + 10
+    below = [shape for shape in made.shapes if isinstance(shape, drawing.Label) and shape.anchor == "start"]
+    assert {shape.text for shape in below if shape.x == by_title["image"].x} == {
+        "image",
+        "0.25",
+        "times",
+        "components: 1st red,",
+        "2nd green, 3rd blue",
+    }
     texts = {shape.text for shape in made.shapes if isinstance(shape, drawing.Label)}
     assert {
         "image",
@@ -103,4 +111,5 @@ def test_a_network_without_heads_has_no_column_for_them(drawing):
         {"encoder": drawing.Panels({"similarity": torch.ones(2, 2)}, [], colours)},
         drawing.Scale(0, 1, ""),
     )
+    assert max(shape.y for shape in made.shapes) < made.height
     assert not any("heads" in getattr(shape, "text", "") for shape in made.shapes)
