@@ -18,18 +18,22 @@ _NAMES = {
     "shuffled_frames": "ours on shuffled frames",
 }
 
+_DECISIVE = ("linear probe", "10 labels a class")
+"""Names of rows: the encoder must be ahead in one of them to be worth it."""
+
+_LONGER = "train longer under another run.name (schedule.minutes or schedule.epochs)"
 _ORDER = (
-    "What the frames' order adds is not learnt: train longer (schedule.minutes or schedule.epochs), or use a "
-    "head that sees order (encoder.temporal=nuta or attention) with objective.own_negatives=shuffle"
+    f"What the frames' order adds is not learnt: {_LONGER}, or use a head that sees order "
+    "(encoder.temporal=nuta or attention) with objective.own_negatives=shuffle"
 )
 _ADVICE = {
-    "raw_pixels": "If the two views of an image in views.png do not show the same thing, soften "
-    "augment.view_1 and view_2 (crop_scale, jitter); otherwise train longer (schedule.minutes or "
-    "schedule.epochs)",
-    "random_encoder": "Train longer (schedule.minutes or schedule.epochs); if the report warns of a rising "
-    "loss or a collapse, lower optimizer.base_lr first",
+    "raw_pixels": "If colours tell the classes apart, keep them (hue=0 and grayscale=0 in augment.view_1 and "
+    "view_2); if the two views of an image in views.png do not show the same thing, soften them (crop_scale, "
+    f"jitter); otherwise {_LONGER}",
+    "random_encoder": f"{_LONGER.capitalize()}; if the report warns of a rising loss or a collapse, lower "
+    "optimizer.base_lr first",
     "starting_weights": "Training loses what these weights know: lower optimizer.base_lr, or train for less "
-    "(schedule.minutes or schedule.epochs)",
+    "(schedule.minutes or schedule.epochs), under another run.name",
     "single_frame": _ORDER,
     "shuffled_frames": _ORDER,
 }
@@ -59,34 +63,54 @@ def judge(rows: list[dict[str, Any]]) -> Verdict:
     """Compare the encoder with the best baseline of each row of ``eval.protocol.compare``.
 
     It is ahead if it gains over every baseline, with a 95% interval above 0; behind if the interval of one
-    of its gains is below 0; otherwise level. Worth it: ahead somewhere and behind nowhere; in part: both.
-    Where a baseline has 100%, nothing can be gained, and if that is so everywhere, the answer is not known.
+    of its gains is below 0; otherwise level. Where a baseline has 100%, nothing can be gained.
+
+    Worth it: ahead on the linear probe at all labels or at 10 labels a class, and behind nowhere. In part:
+    ahead somewhere, and in at least as many rows as behind. Not known: nothing can be gained anywhere. Else
+    not worth it yet. The advice is about the row that is furthest behind, or if none is, level.
     """
-    groups: dict[str, list[str]] = {"ahead": [], "level": [], "behind": [], "full": []}
+    groups: dict[str, list[dict[str, Any]]] = {"ahead": [], "level": [], "behind": [], "full": []}
     for row in rows:
-        group = _group(row)
-        rival = _toughest(row, "high" if group == "behind" else "value")
-        against = f" against {title(rival)}" if group in ("behind", "full") else ""
-        groups[group].append(f"{row['name']} ({100 * row[rival]['gain']['value']:+.1f}{against})")
+        groups[_group(row)].append(row)
+    ahead, level, behind, full = groups.values()
     everything = _listed([title(name) for name in _baselines(rows[0])])
     starts = {
         "ahead": f"ahead of {everything}",
-        "level": "level with the best of them",
+        "level": f"level with the best of {'them' if ahead else everything}",
         "behind": "behind",
         "full": "a baseline at 100% leaves nothing to gain",
     }
-    if not groups["ahead"]:
-        starts["level"] = f"level with the best of {everything}"
-    parts = [f"{starts[group]} on {_listed(names)}" for group, names in groups.items() if names]
-    beatable = [row for row in rows if _group(row) != "full"]
-    if groups["ahead"]:
-        answer, advice = IN_PART if any(map(_is_behind, rows)) else WORTH, ""
-    elif beatable:
-        answer, advice = NOT_YET, f" {_ADVICE.get(_toughest(beatable[0], 'value'), _ADVICE_OTHERS)}."
+    parts = [
+        f"{starts[group]} on {len(found)} of {len(rows)}: {_listed([_gain(row) for row in found])}"
+        for group, found in groups.items()
+        if found
+    ]
+    if len(full) == len(rows):
+        answer = UNKNOWN
+    elif any(row["name"] in _DECISIVE for row in ahead) and not any(map(_is_behind, rows)):
+        answer = WORTH
     else:
-        answer, advice = UNKNOWN, " Compare on images where the baselines err."
+        answer = IN_PART if ahead and len(ahead) >= len(behind) else NOT_YET
+    advice = "" if answer == WORTH else _advice(behind or level, full)
     numbers = "Numbers are points of accuracy that ours gains over the best baseline."
-    return Verdict(answer, f"{answer.capitalize()}: {'; '.join(parts)}. {numbers}{advice}")
+    return Verdict(answer, f"{answer.capitalize()}: {'; '.join(parts)}. {numbers} {advice}".rstrip())
+
+
+def _gain(row: dict[str, Any]) -> str:
+    """Name a row with the gain over the best baseline, and that baseline where the gain is not clear."""
+    rival, group = _rival(row), _group(row)
+    against = f" against {title(rival)}" if group in ("behind", "full") else ""
+    return f"{row['name']} ({100 * row[rival]['gain']['value']:+.1f}{against})"
+
+
+def _advice(beatable: list[dict[str, Any]], full: list[dict[str, Any]]) -> str:
+    """Return what to change for the row that trails a baseline most, or what to compare instead."""
+    if beatable:
+        row = min(beatable, key=lambda each: each[_rival(each)]["gain"]["value"])
+        return f"{_ADVICE.get(_rival(row), _ADVICE_OTHERS)}."
+    if full:
+        return "Compare on images where the baselines err."
+    return "More labelled images, more than 10 a class, would tell more."
 
 
 def judge_without_labels(scores: dict[str, dict[str, Any]], images: int) -> Verdict:
@@ -122,7 +146,7 @@ def judge_without_labels(scores: dict[str, dict[str, Any]], images: int) -> Verd
     elif ours["retrieval"] < _POOR:
         trained = (
             f"it is better than {title(worst)} but still poor, as {100 * (1 - ours['retrieval']):.0f}% of "
-            "the second views are not found: train longer (schedule.minutes or schedule.epochs)"
+            f"the second views are not found: {_LONGER}"
         )
     return Verdict(
         UNKNOWN,
@@ -155,7 +179,7 @@ def _is_behind(row: dict[str, Any]) -> bool:
     return any(each["gain"]["high"] < 0 for each in _baselines(row).values())
 
 
-def _toughest(row: dict[str, Any], by: str) -> str:
-    """Return the baseline over which the encoder gains least: by ``value`` or an end of its interval."""
-    baselines = _baselines(row)
-    return min(baselines, key=lambda name: baselines[name]["gain"][by])
+def _rival(row: dict[str, Any]) -> str:
+    """Return the baseline over which the encoder gains least: surely, where it is behind one."""
+    baselines, end = _baselines(row), "high" if _is_behind(row) else "value"
+    return min(baselines, key=lambda name: baselines[name]["gain"][end])

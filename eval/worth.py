@@ -160,12 +160,22 @@ class Worth(Scoring):
         return [
             "top-1 in %; in brackets ours has its 95% interval, a baseline has what ours gains over it, with "
             "the 95% interval of that gain; of 40 gains of nothing, one is above 0 by chance",
+            _chance(result),
             *super().notes(result),
             result["sentence"],
         ]
 
 
 PROTOCOL = Worth(WorthEvaluation, score, title="Beside the baselines")
+
+
+def _chance(result: Result) -> str:
+    """Say what guessing scores: of all classes alike, or always the one with the most test images."""
+    classes = len(result["data"]["classes"])
+    counts = result["details"]["encoder"].get("confusion")  # none without a linear probe
+    largest = [sum(line) for line in counts] if counts else []
+    always = f", always naming the largest class {100 * max(largest) / sum(largest):.1f}%" if largest else ""
+    return f"chance: guessing among {classes} classes has {100 / classes:.1f}%{always}"
 
 
 def _has_labels(result: Result) -> bool:

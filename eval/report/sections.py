@@ -134,7 +134,8 @@ def _facts(report: Report, run: Run) -> Iterator[tuple[str, str]]:
         for score in (tenth or result.scores)[:1]:
             yield f"{accuracy_titles()[protocol].lower()}, {score.name}", f"{100 * score.value:.1f}%"
     if report.map is not None and run.statistics is None:  # which has them of the training images
-        yield "test features", report.map.health.verdict
+        verdict = report.map.health.verdict  # of their spread, so it says nothing of their use
+        yield "test features", "no collapse" if verdict == "healthy" else verdict
         yield "their effective rank", f"{report.map.health.rankme:.0f} of {report.map.full_rank}"
     if isinstance(seconds := read_json(run.folder / "summary.json").get("seconds"), int | float):
         yield "training time", f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"

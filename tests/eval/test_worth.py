@@ -20,7 +20,7 @@ from eval.lowshot import LowshotConfig, LowshotEvaluation
 from eval.report.read import read_run
 from eval.stats import found_again
 from eval.verdict import judge, judge_without_labels
-from eval.worth import Renormalised, WorthEvaluation, score
+from eval.worth import PROTOCOL, Renormalised, WorthEvaluation, score
 
 
 def row(name, **gains):
@@ -37,28 +37,52 @@ def row(name, **gains):
 WIN, LEVEL, LOSS = (3.0, 1.0, 5.0), (0.5, -1.0, 2.0), (-2.0, -3.0, -1.0)
 
 
-def test_ahead_of_every_baseline_is_worth_it():
-    found = judge(
-        [
-            row("linear probe", raw_pixels=WIN, random_encoder=(4.0, 2.0, 6.0)),
-            row("kNN k=20", raw_pixels=LEVEL, random_encoder=WIN),
-        ]
-    )
-    assert found.answer == "worth it"
-    assert found.sentence.startswith(
-        "Worth it: ahead of raw pixels and the random encoder on linear probe (+3.0); "
-        "level with the best of them on kNN k=20 (+0.5). "
-    )
+BOTH = {"raw_pixels": WIN, "random_encoder": WIN}
+NEITHER = {"raw_pixels": LEVEL, "random_encoder": WIN}
+BEHIND = {"raw_pixels": LOSS, "random_encoder": WIN}
 
 
-def test_behind_somewhere_is_worth_it_in_part():
+@pytest.mark.parametrize(
+    ("answer", "linear", "neighbours", "one", "ten"),
+    [
+        ("worth it", BOTH, BOTH, BOTH, BOTH),
+        ("worth it", BOTH, NEITHER, NEITHER, NEITHER),
+        ("worth it", NEITHER, NEITHER, NEITHER, BOTH),
+        ("worth it in part", NEITHER, BOTH, BOTH, NEITHER),  # neither with many labels nor with ten
+        ("worth it in part", BOTH, BEHIND, NEITHER, BOTH),
+        ("worth it in part", BOTH, NEITHER, BEHIND, NEITHER),
+        ("not worth it yet", BOTH, BEHIND, BEHIND, NEITHER),  # ahead once, behind twice
+        ("not worth it yet", NEITHER, NEITHER, NEITHER, NEITHER),
+        ("not worth it yet", NEITHER, BEHIND, NEITHER, NEITHER),
+    ],
+)
+def test_worth_it_is_ahead_with_many_or_ten_labels_and_behind_nowhere(answer, linear, neighbours, one, ten):
+    names = ("linear probe", "kNN k=20", "1 label a class", "10 labels a class")
+    rows = zip(names, (linear, neighbours, one, ten), strict=True)
+    found = judge([row(name, **gains) for name, gains in rows])
+    assert found.answer == answer
+    assert found.sentence.startswith(f"{answer.capitalize()}: ")
+    assert found.sentence.endswith("over the best baseline.") is (answer == "worth it")  # else an advice
+
+
+def test_each_verdict_counts_its_rows_and_names_the_baseline_that_is_ahead():
     rows = [
-        row("linear probe", raw_pixels=WIN, random_encoder=WIN),
-        row("kNN k=20", raw_pixels=LOSS, random_encoder=WIN),
+        row("linear probe", raw_pixels=WIN, random_encoder=(4.0, 2.0, 6.0)),
+        row("kNN k=20", raw_pixels=(-43.0, -50.0, -36.0), random_encoder=WIN),
+        row("1 label a class", raw_pixels=LEVEL, random_encoder=(-60.0, -200.0, 80.0)),
+        row("10 labels a class", raw_pixels=(-60.0, -200.0, 80.0), random_encoder=LOSS),
+        row("5 labels a class", raw_pixels=WIN, random_encoder=WIN),
     ]
-    found = judge(rows)
-    assert found.answer == "worth it in part"
-    assert "; behind on kNN k=20 (-2.0 against raw pixels)." in found.sentence
+    assert judge(rows).sentence.startswith(
+        "Worth it in part: ahead of raw pixels and the random encoder on 2 of 5: linear probe (+3.0) and "
+        "5 labels a class (+3.0); level with the best of them on 1 of 5: 1 label a class (-60.0); behind on "
+        "2 of 5: kNN k=20 (-43.0 against raw pixels) and 10 labels a class (-2.0 against the random encoder)"
+        ". Numbers are points of accuracy that ours gains over the best baseline. If colours tell"
+    )
+    assert "under another run.name" in judge(rows).sentence
+    alone = judge([row("kNN k=20", **BOTH)])  # of classes with a label each
+    assert alone.answer == "worth it in part"
+    assert alone.sentence.endswith("More labelled images, more than 10 a class, would tell more.")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +93,11 @@ def test_behind_somewhere_is_worth_it_in_part():
             "level with the best of raw pixels and the",
             "views.png",
         ),
-        ({"raw_pixels": WIN, "random_encoder": LOSS}, "(-2.0 against the random encoder)", "Train longer"),
+        (
+            {"raw_pixels": WIN, "random_encoder": LOSS},
+            "(-2.0 against the random encoder)",
+            "Train longer under another run.name",
+        ),
         (
             {"raw_pixels": WIN, "random_encoder": WIN, "starting_weights": LOSS},
             "(-2.0 against the weights it started from)",
@@ -97,16 +125,16 @@ def test_a_baseline_at_100_percent_leaves_nothing_to_gain():
     full["raw_pixels"]["value"] = 1.0
     found = judge([full])
     assert found.answer == "not known"
-    assert "100% leaves nothing to gain on kNN k=20 (-2.0 against raw pixels)" in found.sentence
+    assert "100% leaves nothing to gain on 1 of 1: kNN k=20 (-2.0 against raw pixels)" in found.sentence
     assert "longer" not in found.sentence
 
     beatable = row("linear probe", raw_pixels=WIN, random_encoder=LEVEL)
     found = judge([full, beatable])
     assert found.answer == "not worth it yet"
-    assert (
-        "Train longer (schedule.minutes or schedule.epochs)" in found.sentence
-    )  # of the row that can be won
-    assert judge([full, row("linear probe", raw_pixels=WIN)]).answer == "worth it in part"
+    assert "Train longer" in found.sentence  # of the row that can be won
+    found = judge([full, row("linear probe", raw_pixels=WIN)])
+    assert found.answer == "worth it in part"
+    assert found.sentence.endswith("Compare on images where the baselines err.")
 
     given = signals(gain_low=-0.1, gain=0.0)
     given["random_encoder"]["retrieval"] = 1.0
@@ -187,6 +215,14 @@ def test_its_numbers_are_those_of_the_protocols_it_runs(clusters):
     assert [*lines] == names
     for name, line in zip(names, expected, strict=True):
         assert (lines[name].value, lines[name].low, lines[name].high) == (line.value, line.low, line.high)
+
+
+def test_what_guessing_scores_is_said():
+    given = {"scores": [], "data": {"classes": [*"abcde"]}, "details": {"encoder": {}}, "sentence": "Yes."}
+    assert "chance: guessing among 5 classes has 20.0%" in PROTOCOL.notes(given)  # without a linear probe
+    given["details"]["encoder"]["confusion"] = [[1, 2, 0, 0, 0], [5, 0, 0, 0, 0], *[[0] * 5] * 3]
+    told = "chance: guessing among 5 classes has 20.0%, always naming the largest class 62.5%"
+    assert told in PROTOCOL.notes(given)
 
 
 def test_labels_that_a_class_does_not_have_are_left_out(clusters):

@@ -94,6 +94,8 @@ def test_a_whole_page_that_needs_no_network(scored_run):
     assert len(pictures) == 1 + 3  # views; an anchor and its two negatives
     assert sum(tag == "circle" for tag, _ in page.tags) >= 462  # the map
     assert "their effective rank" in page.text
+    assert "no collapse" in page.text  # which is no praise: kNN may still be at chance
+    assert "healthy" not in page.text
     stats = {"scores": {name: {"rankme": 9.0} for name in ("encoder", "raw_pixels")}}
     duplicates = {"pairs": 3, "listed": 3, "file": "/elsewhere/near_duplicates.csv"}
     (scored_run / "eval/stats.json").write_text(json.dumps(stats | {"near_duplicates": duplicates}))
