@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive.config import DataConfig, UserError
@@ -26,8 +27,8 @@ def warn_of_untrained(features: Features) -> list[str]:
     return [f"{counts}, which are right by chance at most; add images of them to train"] if counts else []
 
 
-def warn_of_pretrained(run: Path | None, test: Images, own: DataConfig) -> list[str]:
-    """Count the test images among those that the run was trained on.
+def warn_of_pretrained(run: Path | None, test: Images, own: DataConfig, rows: Sequence[int]) -> list[str]:
+    """Count the scored images among those that the run was trained on.
 
     Files are compared by their paths and, for copies elsewhere, by name and content, or by relative path and
     size if the run's ``data.root`` does not exist on this machine; samples of shards by their names and
@@ -35,8 +36,9 @@ def warn_of_pretrained(run: Path | None, test: Images, own: DataConfig) -> list[
 
     Args:
         run: The run directory; its manifest.csv lists those images. None if the origin is unknown.
-        test: The scored images; arrays in memory are not looked up.
-        own: Settings that the scored images were opened with.
+        test: The images of the test part; arrays in memory are not looked up.
+        own: Settings that they were opened with.
+        rows: The rows of ``test`` that are scored, without unreadable ones: two empty files are no copies.
     """
     data = run_data(run)
     if run is None or data is None or data.root is None or not (run / "manifest.csv").is_file():
@@ -59,18 +61,31 @@ def warn_of_pretrained(run: Path | None, test: Images, own: DataConfig) -> list[
         here = os.path.realpath(os.fsdecode(test.root))
         start, own_start = (printable(os.fsencode(os.path.join(path, ""))) for path in (root, here))
         seen = {start + key for key in manifest.keys}
-        paths = [own_start + test.key(row) for row in range(len(test))]
+        elsewhere = [row for row in rows if own_start + test.key(row) not in seen]
         copies = _Copies(root, manifest)
-        count = sum(path in seen or copies.hold(test, row) for row, path in enumerate(paths))
+        copied = sum(copies.hold(test, row) for row in elsewhere)
+        count = len(rows) - len(elsewhere) + copied
+        if here == root and count == copied > 0:
+            return [_warn_of_copies(run, test.noun, copied, len(rows))]
     else:
         known = {*zip(manifest.keys, manifest.sizes, strict=True)}
-        count = sum((test.key(row), test.stamp(row)) in known for row in range(len(test)))
+        count = sum((test.key(row), test.stamp(row)) in known for row in rows)
     if not count:
         return []
     return [
-        f"{count} of {len(test)} test {test.noun} were pretrained on (manifest.csv of {run}), so the score "
+        f"{count} of {len(rows)} test {test.noun} were pretrained on (manifest.csv of {run}), so the score "
         f"is not of unseen {test.noun}; pretrain with the data.name and data.root of this evaluation"
     ]
+
+
+def _warn_of_copies(run: Path, noun: str, copied: int, scored: int) -> str:
+    """Say that one folder holds files in both of its parts, which no other choice of data would mend."""
+    return (
+        f"{copied} of {scored} test {noun} have the name and content of {noun} that were pretrained on "
+        f"(manifest.csv of {run}): the folder holds copies in its training and its test part, so the score "
+        f"is not of unseen {noun} alone; keep one of each (contrastive-eval stats lists copies), then train "
+        "under another run.name"
+    )
 
 
 class _Copies:

@@ -100,11 +100,12 @@ class Scoring(Protocol):
     @override
     def measure(self, extractor: Extractor, config: Any) -> Result:
         scored, seconds = {}, {}
-        warnings = warn_of_pretrained(extractor.location.run, extractor.parts["test"], extractor.data)
+        warnings: list[str] = []
         for name in extractor.modules():
             subject, features = self._subject(extractor, name)
             if name == "encoder":
-                warnings += warn_of_untrained(features)
+                run, test, rows = extractor.location.run, extractor.parts["test"], features.test.rows.tolist()
+                warnings += warn_of_pretrained(run, test, extractor.data, rows) + warn_of_untrained(features)
             before = time.perf_counter()
             scored[name] = self.score(subject, config)
             seconds[name] = round(time.perf_counter() - before, 3)

@@ -148,7 +148,7 @@ class FindAgain(Scoring):
     def measure(self, extractor: Extractor, config: RetrievalEvaluation) -> Result:
         groups = read_groups(config.retrieval.groups, extractor.classes)
         scored, seconds = {}, {}
-        drawing = ""
+        drawing, warnings = "", list[str]()
         for name in extractor.modules():
             features = extractor.part_features(name)
             before = time.perf_counter()
@@ -158,12 +158,13 @@ class FindAgain(Scoring):
                 drawing = _draw(
                     subject, torch.tensor(scored[name].details["ap"]), extractor, config.retrieval
                 )
+                run, test, rows = extractor.location.run, extractor.parts["test"], features["test"].rows
+                warnings = warn_of_pretrained(run, test, extractor.data, rows.tolist())
             seconds[name] = round(time.perf_counter() - before, 3)
         file = extractor.location.results / "retrieval.html"
         result: Result = {
             "scores": compare({name: each.lines for name, each in scored.items()}),
-            "warnings": warn_of_pretrained(extractor.location.run, extractor.parts["test"], extractor.data)
-            + scored["encoder"].warnings,
+            "warnings": warnings + scored["encoder"].warnings,
             "details": {name: each.details for name, each in scored.items()},
             "page": str(file),
             "seconds": seconds,

@@ -23,6 +23,11 @@ from tests.eval.conftest import make_run
 FOLDER = DataConfig(name="images")
 
 
+def leaked(run, test, own):
+    """Return the warning if every test image is scored."""
+    return warn_of_pretrained(run, test, own, range(len(test)))
+
+
 def features(train, test, classes):
     def split(labels):
         return PartFeatures(torch.zeros(len(labels), 2), torch.tensor(labels), torch.arange(len(labels)))
@@ -54,47 +59,65 @@ def photos(tmp_path):
 def test_test_images_that_were_pretrained_on_are_counted(photos, tmp_path):
     root, run = photos
     train, test, _ = open_class_folders(root, 8)
-    (told,) = warn_of_pretrained(run, test, FOLDER)
+    (told,) = leaked(run, test, FOLDER)
     assert told.startswith(
         f"{len(test)} of {len(test)} test images were pretrained on (manifest.csv of {run})"
     )
     (tmp_path / "link").symlink_to(root)
-    assert warn_of_pretrained(run, open_class_folders(tmp_path / "link", 8)[1], FOLDER) == [told]
-    assert (
-        "20 of 20 test" in warn_of_pretrained(run, open_tree(root / "a", 8), FOLDER)[0]
-    )  # a part of the tree
+    assert leaked(run, open_class_folders(tmp_path / "link", 8)[1], FOLDER) == [told]
+    assert "20 of 20 test" in leaked(run, open_tree(root / "a", 8), FOLDER)[0]  # a part of the tree
     write_image_list(run / "manifest.csv", train)
-    assert warn_of_pretrained(run, test, FOLDER) == []
+    assert leaked(run, test, FOLDER) == []
     shutil.copytree(root / "a", tmp_path / "copies" / "x")
     copies = open_tree(tmp_path / "copies", 8)
     trained_on = sum(key.startswith("a/") for key in map(train.key, range(len(train))))
-    assert f"{trained_on} of 20 test images" in warn_of_pretrained(run, copies, FOLDER)[0]
+    assert f"{trained_on} of 20 test images" in leaked(run, copies, FOLDER)[0]
     for row in range(20):  # of the same name and size alone
         content = Path(os.fsdecode(copies.path(row))).read_bytes()
         Path(os.fsdecode(copies.path(row))).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert warn_of_pretrained(run, copies, FOLDER) == []
+    assert leaked(run, copies, FOLDER) == []
     os.rename(root / "a", tmp_path / "a")  # other images than those of the run
-    assert warn_of_pretrained(run, open_tree(tmp_path / "a", 8), FOLDER) == []
+    assert leaked(run, open_tree(tmp_path / "a", 8), FOLDER) == []
+
+
+def test_files_that_cannot_be_read_are_no_copies_and_those_of_one_folder_are_named_so(tmp_path):
+    """Two empty files of one name are equal; only what is scored counts."""
+    for number in range(40):
+        folder = tmp_path / "photos" / "ab"[number % 2] / str(number)
+        folder.mkdir(parents=True)
+        Image.fromarray(np.full((8, 8 + number, 3), number, dtype=np.uint8)).save(folder / "0.png")
+    train, test, _ = open_class_folders(tmp_path / "photos", 8)
+    for images in (train, test):
+        Path(os.fsdecode(images.path(0))).write_bytes(b"")
+    shutil.copy(os.fsdecode(train.path(1)), os.fsdecode(test.path(1)))
+    train, test, _ = open_class_folders(tmp_path / "photos", 8)
+    run = make_run(tmp_path / "run", name="imagefolder", root=str(tmp_path / "photos"))
+    write_image_list(run / "manifest.csv", train)
+    (told,) = warn_of_pretrained(run, test, FOLDER, range(1, len(test)))
+    assert told.startswith(f"1 of {len(test) - 1} test images have the name and content of images that were")
+    assert "the folder holds copies in its training and its test part" in told
+    assert "data.root" not in told  # it is the same already
+    assert warn_of_pretrained(run, test, FOLDER, range(2, len(test))) == []
 
 
 def test_images_that_were_moved_since_are_known_by_relative_path_and_size(photos, tmp_path):
     root, run = photos
     moved = root.rename(tmp_path / "moved")
     test = open_class_folders(moved, 8)[1]
-    assert f"{len(test)} of {len(test)} test images" in warn_of_pretrained(run, test, FOLDER)[0]
+    assert f"{len(test)} of {len(test)} test images" in leaked(run, test, FOLDER)[0]
     with open(test.path(0), "ab") as file:
         file.write(b"more")
-    assert f"{len(test) - 1} of {len(test)} test images" in warn_of_pretrained(run, test, FOLDER)[0]
+    assert f"{len(test) - 1} of {len(test)} test images" in leaked(run, test, FOLDER)[0]
 
 
 def test_what_is_not_known_of_pretraining_is_no_failure(photos):
     root, run = photos
     images, digits = open_tree(root, 8), open_digits(DataConfig(image_size=8))
-    assert warn_of_pretrained(None, images, FOLDER) == warn_of_pretrained(run, digits.test, FOLDER) == []
+    assert leaked(None, images, FOLDER) == leaked(run, digits.test, FOLDER) == []
     (run / "manifest.csv").write_text("torn")
-    assert "manifest.csv: not a manifest" in warn_of_pretrained(run, images, FOLDER)[0]
+    assert "manifest.csv: not a manifest" in leaked(run, images, FOLDER)[0]
     (run / "manifest.csv").unlink()
-    assert warn_of_pretrained(run, images, FOLDER) == []
+    assert leaked(run, images, FOLDER) == []
 
 
 def test_samples_of_shards_are_compared_and_what_cannot_be_is_said(photos, tmp_path):
@@ -105,14 +128,14 @@ def test_samples_of_shards_are_compared_and_what_cannot_be_is_said(photos, tmp_p
     run = make_run(tmp_path / "other", name="shards", root=settings.root)
     write_image_list(run / "manifest.csv", SomeImages(packed, torch.arange(25)))
     scored = SomeImages(packed, torch.arange(20, 40))
-    (told,) = warn_of_pretrained(run, scored, settings)
+    (told,) = leaked(run, scored, settings)
     assert told.startswith(f"5 of 20 test images were pretrained on (manifest.csv of {run})")
-    (told,) = warn_of_pretrained(run, open_tree(root, 8), FOLDER)
+    (told,) = leaked(run, open_tree(root, 8), FOLDER)
     assert told.startswith("not known whether test images were pretrained on: the run read data.name=shards")
     run = make_run(tmp_path / "third", name="hf", root="b")
     write_image_list(run / "manifest.csv", scored)
-    assert "data.name=hf data.root=b" in warn_of_pretrained(run, scored, DataConfig(name="hf", root="a"))[0]
-    assert "20 of 20 test" in warn_of_pretrained(run, scored, DataConfig(name="hf", root="b"))[0]
+    assert "data.name=hf data.root=b" in leaked(run, scored, DataConfig(name="hf", root="a"))[0]
+    assert "20 of 20 test" in leaked(run, scored, DataConfig(name="hf", root="b"))[0]
 
 
 def test_files_of_one_name_and_size_are_each_read_once(tmp_path):

@@ -244,6 +244,7 @@ def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_fo
     write_image_list(run / "manifest.csv", open_tree(tiny_folder, 16))
     for file in (tiny_folder / "train" / "dark").iterdir():
         file.write_bytes(b"no image")
+    next((tiny_folder / "val" / "light").iterdir()).write_bytes(b"")  # not scored, so not counted
     data = ["data.name=imagefolder", f"data.root={tiny_folder}"]
     code, out, err = run_main(capsys, "knn", f"checkpoint={run}", "device=cpu", "knn.k=[1]", *data)
     assert code == 0
@@ -251,8 +252,8 @@ def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_fo
     assert (short["num_classes"], short["classes"]) == (2, ["dark", "light"])
     assert "of imagefolder, 2 classes (dark, light); test part" in err
     pretrained, untrained = short["warnings"]
-    assert pretrained.startswith("4 of 4 test images were pretrained on")
-    assert untrained.startswith("2 of 4 test images are of 1 class without a training image (dark), which")
+    assert pretrained.startswith("3 of 3 test images were pretrained on")
+    assert untrained.startswith("2 of 3 test images are of 1 class without a training image (dark), which")
     assert f"warning: {pretrained}\nwarning: {untrained}" in err
     assert json.loads((run / "eval" / "knn.json").read_text())["warnings"] == [pretrained, untrained]
 
