@@ -126,12 +126,12 @@ def below_untrained(
 def level_with_untrained(
     scores: Mapping[str, float], untrained: Mapping[str, float], rows: int
 ) -> str | None:
-    """Return a warning if no accuracy is above that of the encoder before its first step.
+    """Return a warning if no accuracy is clearly above that of the encoder before its first step.
 
     Args:
         scores: Accuracies now, in [0, 1], by name; NaN is no score.
         untrained: Accuracies before the first step; if one has no successor yet, there is no warning.
-        rows: Images scored; above means by more than one standard error of the accuracy. Of fewer than 100
+        rows: Images scored; clearly means by more than one standard error of the accuracy. Of fewer than 100
             nothing is said.
     """
     if rows < _LEAST_SCORED or not untrained or not untrained.keys() <= scores.keys():
@@ -141,10 +141,10 @@ def level_with_untrained(
         return None
     each = ", ".join(f"{name} {100 * now:.1f}% ({100 * then:.1f}%)" for name, (now, then) in pairs.items())
     return (
-        f"no score is above that of the encoder before its first step (in brackets; {rows} images): {each}. "
-        "Nothing is learnt that tells the classes apart: train longer under another run.name "
-        "(schedule.minutes or schedule.epochs), or make views that keep what does (augment.view_1 and "
-        "view_2, see views.png)"
+        "no score is clearly above (by more than one standard error) that of the encoder before its first "
+        f"step (in brackets; {rows} images): {each}. By these scores nothing is learnt yet that tells the "
+        "classes apart: train longer under another run.name (schedule.minutes or schedule.epochs), or make "
+        "views that keep what does (augment.view_1 and view_2, see views.png)"
     )
 
 

@@ -13,6 +13,7 @@ from contrastive.config_files import load_saved
 from contrastive.logging.hard_negatives import HardNegative
 from eval.protocol import Row, accuracy_titles, find_protocol
 from eval.stats_protocol import describe_duplicates
+from eval.verdict import IN_PART, WORTH
 
 T = TypeVar("T")
 
@@ -54,8 +55,9 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Answer:
-    """Result of the worth protocol: its sentence, the rows of its table, and lines about them."""
+    """Result of the worth protocol: its answer in a sentence, the rows of its table, and lines about them."""
 
+    is_worth_it: bool  # at least in part
     sentence: str
     table: list[Row]
     notes: list[str]
@@ -182,7 +184,7 @@ def _statistics(raw: dict[str, Any]) -> Statistics:
 def _answer(raw: dict[str, Any]) -> Answer:
     protocol = find_protocol("worth")
     notes = [line for line in protocol.notes(raw) if line != raw["sentence"]]
-    return Answer(str(raw["sentence"]), protocol.table(raw), notes)
+    return Answer(raw["answer"] in (WORTH, IN_PART), str(raw["sentence"]), protocol.table(raw), notes)
 
 
 def read_json(path: Path) -> dict[str, Any]:

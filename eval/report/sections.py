@@ -77,7 +77,7 @@ def _one(report: Report, run: Run) -> str:
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(report, run)
     )
     intro = f'<h1>{escape(run.name)}</h1><p class="muted">{escape(summary)}</p>'
-    warnings = "".join(map(warning, [*_outdated(run), *run.warnings]))
+    warnings = "".join(map(warning, [*_outdated(run), *run.warnings])) + _overruled(run)
     return f'<header>{intro}<dl class="facts">{cells}</dl></header>{warnings}'
 
 
@@ -112,6 +112,14 @@ def worth(report: Report) -> str:
         earlier + answer.sentence,
         table(head, rows, "", pictures) + notes + below_table,
     )
+
+
+def _overruled(run: Run) -> str:
+    """Say that warnings of training are older than an evaluation that disagrees."""
+    if not run.warnings or run.answer is None or not run.answer.is_worth_it or "worth" in run.outdated:
+        return ""
+    text = "Training warned of this by what it saw until its end; the evaluation below is later and decides."
+    return f'<p class="note">{text}</p>'
 
 
 def _outdated(run: Run) -> list[str]:

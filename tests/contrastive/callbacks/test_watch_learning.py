@@ -240,7 +240,7 @@ def test_a_warning_that_begins_with_the_last_step_is_said_once(monkeypatch, capl
     assert run.epoch(12, probe=0.9, knn=0.9) == ["level with the untrained encoder"]
     run.watch.on_train_end(run.trainer, run.module)
     (once,) = said(caplog)
-    assert once.startswith("no score is above")
+    assert once.startswith("no score is clearly above (by more than one standard error) that of")
     assert standing_warnings(run.trainer) == [once]
 
 

@@ -27,6 +27,7 @@ def add_scores(run, value, protocol="knn", fingerprint="same", name="top1 <k=5>"
     row = {"name": name, "interval": "Wilson", "encoder": number}
     result = {
         "protocol": protocol,
+        "answer": "worth it",
         "sentence": "Worth it: it is.",
         "scores": [row | {"raw_pixels": baseline, "random_encoder": baseline}],
         "warnings": [],
@@ -101,6 +102,29 @@ def test_results_of_an_earlier_encoder_are_marked(runs, alone, compared):
         assert ("Of an earlier encoder: worth, knn; evaluate again." in words) is told
 
 
+@pytest.mark.parametrize(
+    ("answer", "warnings", "told"),
+    [
+        ("worth it", ["no score is clearly above"], True),
+        ("worth it in part", ["no score is clearly above"], True),
+        ("not worth it yet", ["no score is clearly above"], False),
+        ("worth it", [], False),
+    ],
+)
+def test_an_evaluation_that_disagrees_with_a_warning_of_training_decides(
+    alone, compared, answer, warnings, told
+):
+    (alone / "summary.json").write_text(json.dumps({"warnings": warnings}))
+    add_scores(alone, 0.9, protocol="worth")
+    file = alone / "eval" / "worth.json"
+    sha256 = sha256_of(alone)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"answer": answer, "encoder_sha256": sha256}))
+    words = " ".join(compared(alone)[2].text)
+    assert ("the evaluation below is later and decides" in words) is told
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"encoder_sha256": "earlier"}))
+    assert "is later and decides" not in " ".join(compared(alone)[2].text)
+
+
 def test_the_probe_of_worth_has_no_second_tile(alone, compared):
     add_scores(alone, 0.951, protocol="worth")
     assert "beside the baselines, top1 <k=5>" in compared(alone)[2].text
@@ -135,7 +159,7 @@ def test_numbers_stand_once_and_their_bars_begin_at_0(alone, compared):
 def test_health_without_labels_stands_once(alone, compared):
     number = dict.fromkeys(("retrieval", "rankme", "dimensions", "alignment", "uniformity", "std"), 0.25)
     scores = dict.fromkeys(("encoder", "raw_pixels", "random_encoder"), number)
-    unlabelled = {"sentence": "Not known.", "scores": scores, "data": {"classes": []}}
+    unlabelled = {"answer": "not known", "sentence": "Not known.", "scores": scores, "data": {"classes": []}}
     (alone / "eval" / "worth.json").write_text(json.dumps(unlabelled))
     texts = compared(alone)[2].text
     assert {"share of second views found", "effective rank (RankMe)"} <= {*texts}
