@@ -1,6 +1,7 @@
 """Log an evaluation as a W&B run of its own, linked to the pretraining whose encoder it scored."""
 
 import json
+import logging
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from contrastive.config import PretrainConfig, WandbConfig
 from contrastive.config_files import load_saved
 from contrastive.drawing.figures import confusion
 from contrastive.logging.names import STEP_AXIS
-from contrastive.logging.wandb_run import encoder_name, forgiving, start_run, use_encoder
+from contrastive.logging.wandb_run import describe_run, encoder_name, forgiving, start_run, use_encoder
 from eval.config import EvalConfig
 from eval.frozen import resolve
+
+log = logging.getLogger(__name__)
 
 _PREFIXES = {
     "worth": "probe/worth_",
@@ -62,6 +65,7 @@ def track(result: dict[str, Any], config: EvalConfig) -> None:
         run.log(scalars(result) | _confusion(result) | _step(location.encoder))
     with forgiving("the end of the run"):
         run.finish()
+        log.info(describe_run(run))
 
 
 def scalars(result: dict[str, Any]) -> dict[str, float]:

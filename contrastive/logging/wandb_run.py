@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import netrc
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from configparser import ConfigParser
@@ -35,7 +36,7 @@ def start_run(
         settings: Mode, project, entity, tags.
         run_dir: The run directory.
         pretrain_id: W&B id of the pretraining; it and the evaluations of its encoder are one group.
-        quiet: Print nothing if ``auto`` means off.
+        quiet: Print nothing if ``auto`` means off, and leave out W&B's own lines, about 35 of a run.
         arguments: Further arguments of ``wandb.init``: name, id, job_type, config.
 
     Raises:
@@ -52,8 +53,16 @@ def start_run(
         group=pretrain_id,
         resume="allow",
         dir=str(run_dir),
+        quiet=quiet,
         **arguments,
     )
+
+
+def describe_run(run: Any) -> str:
+    """Say where a run is, and if it is offline how to upload it."""
+    if not run.offline:
+        return f"W&B: {run.url}"
+    return f"W&B: offline run, to upload it: wandb sync {shlex.quote(str(Path(run.dir).parent))}"
 
 
 def log_encoder(run: Any, encoder: Path, name: str, metadata: Mapping[str, Any]) -> None:
@@ -172,7 +181,7 @@ def _in_netrc(hosts: set[str]) -> bool:
     return False
 
 
-def _start_wandb(mode: Any, **arguments: Any) -> Any:
+def _start_wandb(mode: Any, quiet: bool, **arguments: Any) -> Any:
     import wandb
 
     folder = Path(arguments["dir"]) / "wandb"
@@ -183,6 +192,9 @@ def _start_wandb(mode: Any, **arguments: Any) -> Any:
     settings = wandb.Settings(init_timeout=_INIT_TIMEOUT_S)
     if hasattr(settings, "finish_timeout"):  # not in early releases
         settings.finish_timeout = 300.0
+    if quiet:
+        settings.quiet = True  # no history and summary
+        settings.silent = mode == "offline"  # online, a failed upload must be told
     with _children_print_to_stderr():
         try:
             return wandb.init(mode=mode, settings=settings, **arguments)

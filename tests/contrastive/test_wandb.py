@@ -90,8 +90,11 @@ def test_a_preempted_resumed_and_evaluated_run_read_back(command, tmp_path, monk
     assert command("logging.wandb.mode=offline")[0] == 0
     run_dir = tmp_path / "runs" / "tiny"
     probe = ["linear", f"checkpoint={run_dir}", "device=cpu", "linear.min_steps=5", "linear.epochs=1"]
-    assert evaluate([*probe, "wandb=offline"]) == 0
     capsys.readouterr()
+    assert evaluate([*probe, "wandb=offline"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "wandb" in line]
+    folder_of_third = max((run_dir / "wandb").glob("offline-run-*"), key=lambda path: path.stat().st_mtime_ns)
+    assert told == [f"W&B: offline run, to upload it: wandb sync {folder_of_third}"]  # not 35 of W&B's
 
     first, second, third = offline_runs(run_dir)
     started = [records["run"][0] for records in (first, second, third)]
