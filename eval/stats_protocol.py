@@ -1,12 +1,14 @@
 """Check the health of the features, and list duplicated images of the data; needs no labels."""
 
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
 from typing_extensions import override
 
 from eval.config import EvalConfig
@@ -84,11 +86,23 @@ class Stats(Protocol):
             del scores[name]["verdict"]
         verdict = scores["encoder"]["verdict"]
         file = extractor.location.results / "near_duplicates.csv"
-        listed, pairs = _list_duplicates(file, config.stats, extractor, features_of)
+        encoded, pixels = features_of["encoder"], features_of["raw_pixels"]
+        found = find_duplicates(config.stats, extractor.device, encoded, pixels)
+        listed = min(len(found.pairs), config.stats.most_pairs)
+        sources = [(part, extractor.parts[part], known) for part, known in encoded.items()]
+        write_duplicates(
+            file, found.pairs[:listed], found.similarity[:listed], found.pixel_similarity[:listed], sources
+        )
         return {
             "scores": scores,
-            "near_duplicates": {"file": str(file), "pairs": pairs, "listed": listed},
-            "warnings": [] if verdict == "healthy" else [f"{verdict} of the features"],
+            "near_duplicates": {
+                "file": str(file),
+                "pairs": len(found.pairs),
+                "listed": listed,
+                "by_parts": found.by_parts,
+            },
+            "warnings": ([] if verdict == "healthy" else [f"{verdict} of the features"])
+            + warn_of_shared(found.by_parts),
             "details": details,
             "augment": asdict(sampler.augment),
             "seconds": seconds,
@@ -113,7 +127,20 @@ def describe_duplicates(pairs: Result) -> str:
     if not count:
         return "no near-duplicates"
     where = "in" if listed == count else f"the {listed:,} closest in"
-    return f"{count:,} pair{'s' * (count > 1)} of near-duplicates, {where} {pairs['file']}"
+    parts = pairs.get("by_parts", {})  # not in results of earlier versions
+    each = f" ({', '.join(f'{number:,} {part}' for part, number in parts.items())})" if len(parts) > 1 else ""
+    return f"{count:,} pair{'s' * (count > 1)} of near-duplicates{each}, {where} {pairs['file']}"
+
+
+def warn_of_shared(by_parts: dict[str, int]) -> list[str]:
+    """Warn of near-duplicates that lie on both sides of a split, by the number of pairs of each two parts."""
+    count = by_parts.get("train-test", 0)
+    pairs = f"{count:,} pair{'s' * (count > 1)}"
+    return [
+        f"{pairs} of near-duplicates with one image in the training and one in the test part, which "
+        "neighbours find again, those of raw pixels above all, so scores can be too high; contrastive-eval "
+        "stats lists them: keep one of each, or make folders train and test of your own"
+    ] * (count > 0)
 
 
 def _text(value: int | float | str | None) -> str:
@@ -143,17 +170,34 @@ def _health(sampler: ViewSampler, extractor: Extractor) -> tuple[Result, Result,
     return scores, details, seconds
 
 
-def _list_duplicates(
-    file: Path, settings: StatsConfig, extractor: Extractor, features_of: dict[str, dict[str, PartFeatures]]
-) -> tuple[int, int]:
-    """Write near_duplicates.csv; return how many pairs it lists, and how many there are."""
-    parts = features_of["encoder"]
-    features = torch.cat([part.features for part in parts.values()]).to(extractor.device)
+@dataclass(frozen=True)
+class Duplicates:
+    """Near-duplicates, the most similar first.
+
+    Attributes:
+        pairs: Rows of the features of all parts, one part after the other.
+        similarity: Similarity of each pair to the encoder.
+        pixel_similarity: Similarity of each pair's pixels.
+        by_parts: Number of pairs with images in the same two parts, as ``train-test``; none are left out.
+    """
+
+    pairs: Int[Tensor, "p 2"]
+    similarity: Float[Tensor, " p"]
+    pixel_similarity: Float[Tensor, " p"]
+    by_parts: dict[str, int]
+
+
+def find_duplicates(
+    settings: StatsConfig,
+    device: torch.device,
+    encoded: dict[str, PartFeatures],
+    pixels: dict[str, PartFeatures],
+) -> Duplicates:
+    """Find near-duplicates among all parts by features of the encoder, then by pixels."""
+    features = torch.cat([part.features for part in encoded.values()]).to(device)
     pairs, similarity = closest_pairs(features, neighbours=settings.neighbours, least=settings.min_similarity)
-    pixels = torch.cat([part.features for part in features_of["raw_pixels"].values()])
-    pixel_similarity = alike(pixels, pairs)
-    duplicates = (pixel_similarity >= settings.min_pixel_similarity).nonzero()[:, 0]
-    listed = duplicates[: settings.most_pairs]
-    sources = [(part, extractor.parts[part], known) for part, known in parts.items()]
-    write_duplicates(file, pairs[listed], similarity[listed], pixel_similarity[listed], sources)
-    return len(listed), len(duplicates)
+    pixel_similarity = alike(torch.cat([part.features for part in pixels.values()]), pairs)
+    same = (pixel_similarity >= settings.min_pixel_similarity).nonzero()[:, 0]
+    names = [name for name, part in encoded.items() for _ in range(len(part))]
+    counts = Counter(f"{names[first]}-{names[second]}" for first, second in pairs[same].tolist())
+    return Duplicates(pairs[same], similarity[same], pixel_similarity[same], dict(counts))

@@ -17,7 +17,7 @@ from contrastive.encoders.spec import InputSpec
 from contrastive.encoders.weights import load_weights
 from eval import knn, linear_probe, lowshot
 from eval.config import SeededEvaluation
-from eval.features import Features
+from eval.features import Features, PartFeatures
 from eval.frozen import open_frozen, resolve, seeded
 from eval.knn import KnnConfig, KnnEvaluation
 from eval.linear_probe import LinearEvaluation
@@ -25,7 +25,7 @@ from eval.lowshot import LowshotConfig, LowshotEvaluation
 from eval.protocol import Result, Row, Scoring, representations
 from eval.scores import Line, Scored, accuracy_line, difference
 from eval.stats import alignment, found_again, health
-from eval.stats_protocol import TITLES
+from eval.stats_protocol import TITLES, StatsConfig, find_duplicates, warn_of_shared
 from eval.subject import Extractor
 from eval.two_views import ViewSampler
 from eval.verdict import judge, judge_without_labels, title
@@ -34,6 +34,9 @@ from memory_bank.config import check_range
 _SIGNALS = {"retrieval": "share of second views found"} | {
     name: text for name, text in TITLES.items() if name != "dead"
 }
+
+_MOST_COMPARED = 10_000
+"""Images that are compared with each other in at most some seconds."""
 
 
 @dataclass
@@ -129,6 +132,9 @@ class Worth(Scoring):
         if extractor.labelled:
             result = super().measure(extractor, config)
             verdict = judge(result["scores"])
+            result["warnings"] += _warn_of_duplicates(
+                extractor.part_features("encoder"), extractor.part_features("raw_pixels"), extractor.device
+            )
         else:
             result = _measure_without_labels(extractor, config)
             verdict = judge_without_labels(result["scores"], result["details"]["images"])
@@ -222,6 +228,15 @@ def _measure_without_labels(extractor: Extractor, config: WorthEvaluation) -> Re
             del scores[name]["verdict"]
         seconds[name] = round(time.perf_counter() - before, 3)
     return {"scores": scores, "details": {"images": len(features.first)}, "warnings": [], "seconds": seconds}
+
+
+def _warn_of_duplicates(
+    encoded: dict[str, PartFeatures], pixels: dict[str, PartFeatures], device: torch.device
+) -> list[str]:
+    """Warn of near-duplicates on both sides of the split, if the images are few enough to look quickly."""
+    if sum(map(len, encoded.values())) > _MOST_COMPARED:
+        return []
+    return warn_of_shared(find_duplicates(StatsConfig(), device, encoded, pixels).by_parts)
 
 
 _GAIN = {"value": "gain", "low": "gain_low", "high": "gain_high"}

@@ -12,7 +12,8 @@ from contrastive.config_files import load_saved
 from contrastive.data.dataset import open_dataset
 from contrastive.encoders.weights import load_encoder
 from eval.__main__ import main
-from eval.stats_protocol import describe_duplicates
+from eval.features import PartFeatures
+from eval.stats_protocol import StatsConfig, describe_duplicates, find_duplicates, warn_of_shared
 from memory_bank import sealed
 from tests.reference import probe
 
@@ -75,14 +76,40 @@ def test_unlabelled_images_from_end_to_end(new_run, photos, capsys):
     ],
 )
 def test_near_duplicates_in_words(pairs, listed, text):
-    assert describe_duplicates({"pairs": pairs, "listed": listed, "file": "x.csv"}) == text
+    found = {"pairs": pairs, "listed": listed, "file": "x.csv"}
+    assert describe_duplicates(found) == text
+    assert describe_duplicates(found | {"by_parts": {"train-train": pairs}}) == text
+    parts = {"train-train": 65, "train-test": 30, "test-test": 5}
+    named = text.replace("duplicates,", "duplicates (65 train-train, 30 train-test, 5 test-test),")
+    assert describe_duplicates(found | {"by_parts": parts}) == named
+
+
+def test_pairs_are_counted_by_their_parts_and_those_across_the_split_are_warned_of():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(20, 12, generator=generator)
+    for copy, of in ((5, 0), (12, 1), (13, 2), (19, 18)):  # rows 10 to 19 are the test part
+        pixels[copy] = pixels[of]
+    parts = {
+        name: PartFeatures(own, torch.zeros(10, dtype=torch.int64), torch.arange(10))
+        for name, own in zip(("train", "test"), pixels.split(10), strict=True)
+    }
+    settings = StatsConfig(min_similarity=0.999, min_pixel_similarity=0.999)
+    found = find_duplicates(settings, torch.device("cpu"), parts, parts)
+    assert found.by_parts == {"train-train": 1, "train-test": 2, "test-test": 1}
+    (told,) = warn_of_shared(found.by_parts)
+    assert told.startswith("2 pairs of near-duplicates with one image in the training and one in the test")
+    assert warn_of_shared({"train-train": 3}) == []
 
 
 def test_labelled_parts_are_searched_together(shared_run, capsys):
     arguments = ["stats", f"checkpoint={shared_run}", "device=cpu", "stats.rows=64", "stats.most_pairs=40"]
     loose = ["stats.min_similarity=0.5", "stats.min_pixel_similarity=0.5"]
     assert main([*arguments, *loose, f"out={shared_run}/twice"]) == 0
-    assert json.loads(capsys.readouterr().out)["near_duplicates"]["listed"] == 40
+    short = json.loads(capsys.readouterr().out)
+    assert short["near_duplicates"]["listed"] == 40
+    across = short["near_duplicates"]["by_parts"]["train-test"]
+    assert sum(short["near_duplicates"]["by_parts"].values()) == short["near_duplicates"]["pairs"] > 40
+    assert any(text.startswith(f"{across:,} pairs of near-duplicates") for text in short["warnings"])
     with (shared_run / "twice" / "near_duplicates.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert {row["first_part"] for row in table} | {row["second_part"] for row in table} == {"train", "test"}

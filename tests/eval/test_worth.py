@@ -14,13 +14,14 @@ from contrastive.data.dataset import open_dataset
 from contrastive.encoders.weights import load_encoder
 from eval import knn, linear_probe, lowshot
 from eval.__main__ import main
+from eval.features import PartFeatures
 from eval.knn import KnnConfig, KnnEvaluation
 from eval.linear_probe import LinearConfig, LinearEvaluation
 from eval.lowshot import LowshotConfig, LowshotEvaluation
 from eval.report.read import read_run
 from eval.stats import found_again
 from eval.verdict import judge, judge_without_labels
-from eval.worth import PROTOCOL, Renormalised, WorthEvaluation, score
+from eval.worth import PROTOCOL, Renormalised, WorthEvaluation, _warn_of_duplicates, score
 
 
 def row(name, **gains):
@@ -215,6 +216,19 @@ def test_its_numbers_are_those_of_the_protocols_it_runs(clusters):
     assert [*lines] == names
     for name, line in zip(names, expected, strict=True):
         assert (lines[name].value, lines[name].low, lines[name].high) == (line.value, line.low, line.high)
+
+
+@pytest.mark.parametrize(("most", "told"), [(19, 0), (20, 1)])
+def test_copies_across_the_split_are_warned_of_where_images_are_few(most, told, monkeypatch):
+    monkeypatch.setattr("eval.worth._MOST_COMPARED", most)
+    pixels = torch.rand(20, 12, generator=torch.Generator().manual_seed(0))
+    pixels[15] = pixels[3]
+    parts = {
+        name: PartFeatures(own, torch.zeros(10, dtype=torch.int64), torch.arange(10))
+        for name, own in zip(("train", "test"), pixels.split(10), strict=True)
+    }
+    found = _warn_of_duplicates(parts, parts, torch.device("cpu"))
+    assert [text.startswith("1 pair of near-duplicates with one image in") for text in found] == [True] * told
 
 
 def test_what_guessing_scores_is_said():
