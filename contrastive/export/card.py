@@ -154,24 +154,36 @@ def _recipe(run: Path, saved: PretrainConfig) -> list[str]:
     document = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     assert isinstance(document, dict)
     provenance = document.get("provenance", {})
-    versions = {name: f"`{value}`" for name, value in provenance.items() if name != "wandb_id"}
+    versions = {name: f"`{value}`" for name, value in provenance.items() if value and name != "wandb_id"}
     return ["## Recipe", "", *_table(recipe | versions), "", "Every setting is in the run's config.yaml.", ""]
 
 
 def _scores(source: ExportedEncoder, run: Path) -> list[str]:
-    """Tabulate the accuracies of exactly these weights by contrastive-eval, with their baselines."""
-    lines, accuracies = [], accuracy_titles()
-    for file in sorted((run / "eval").rglob("*.json")):
+    """Tabulate the accuracies of exactly these weights by contrastive-eval, with their baselines.
+
+    ``worth`` repeats numbers of other protocols, which stand once; without labels it has its sentence alone.
+    """
+    accuracies, lines = accuracy_titles(), list[str]()
+    seen, sentences = list[dict[str, Any]](), list[str]()
+    for file in sorted((run / "eval").rglob("*.json"), key=lambda file: (file.stem == "worth", file)):
         try:
             result = read_json(file)
-            if result.get("encoder_sha256") == source.sha256 and result["protocol"] in accuracies:
-                lines += [_score(result["protocol"], row) for row in result["scores"]]
+            if result.get("encoder_sha256") != source.sha256 or result["protocol"] not in accuracies:
+                continue
+            protocol, scores = result["protocol"], result["scores"]
+            if isinstance(scores, dict):
+                sentences.append(str(result["sentence"]))
+                continue
+            known = seen if protocol == "worth" else []
+            lines += [_score(protocol, row) for row in scores if row | {"name": ""} not in known]
+            seen += [row | {"name": ""} for row in scores]
         except UserError as error:
             log.warning("left out of the card: %s", error)
         except (KeyError, TypeError, ValueError):
-            continue  # no accuracies: ``worth`` without labels, or another program's file
+            continue  # another program's file
     if not lines:
-        return ["## Scores", "", "None yet: `contrastive-eval linear checkpoint=RUN` makes some."]
+        none = "None yet: `contrastive-eval worth checkpoint=RUN` makes some."
+        return ["## Scores", "", *(sentences or [none])]
     head = ["| protocol | number | % | 95% interval | beside it |", "|---|---|---|---|---|"]
     return ["## Scores", "", "On the test part, in percent.", "", *head, *lines]
 

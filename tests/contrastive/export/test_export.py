@@ -28,7 +28,9 @@ def make_run(folder, *, name="resnet10", width=64, size=16, **data):
     fed = {"image_size": size, "mean": [0.3, 0.4, 0.5], "std": [0.2, 0.3, 0.4]}
     config = PretrainConfig(data=DataConfig(**fed, **data), encoder=EncoderConfig(name=name, width=width))
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(to_yaml(config) + "provenance: {commit: abc1234, wandb_id: '01'}\n")
+    (folder / "config.yaml").write_text(
+        to_yaml(config) + "provenance: {commit: abc1234, wandb_id: '01', given: {}}\n"
+    )
     torch.manual_seed(0)
     encoder = build_encoder(config.encoder, size)
     encoder(torch.randn(16, 3, size, size))
@@ -268,10 +270,14 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
     (run / "eval").mkdir()
     number = {"value": 0.984, "low": 0.97, "high": 0.991}
     row = {"name": "top1", "encoder": number, "raw_pixels": {"value": 0.961}, "interval": "seeds"}
+    few = row | {"name": "5 labels a class", "encoder": number | {"value": 0.5}}
     sha256 = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
     for protocol, made_of in (("linear", sha256), ("knn", "of other weights"), ("attention", sha256)):
         result = {"protocol": protocol, "scores": [row], "encoder_sha256": made_of}
         (run / "eval" / f"{protocol}.json").write_text(json.dumps(result))
+    again = {"protocol": "worth", "scores": [row | {"name": "linear probe"}, few], "encoder_sha256": sha256}
+    (run / "eval" / "another" / "worth.json").parent.mkdir()  # before linear.json by its path
+    (run / "eval" / "another" / "worth.json").write_text(json.dumps(again))
     for name, text in (("odd", "[1]"), ("torn", "{"), ("other", json.dumps({"encoder_sha256": sha256}))):
         (run / "eval" / f"{name}.json").write_text(text)  # none of them stops the card
     _, result, _ = command(f"checkpoint={run}", "format=torchvision", f"out={tmp_path / 'e.pth'}")
@@ -292,7 +298,10 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
         "| linear | top1 | **98.4** | 97.0 to 99.1 | raw pixels 96.1 |",
     ):
         assert part in card, part
+    assert "| worth | 5 labels a class | **50.0** |" in card
+    assert "| linear probe |" not in card  # the same number as top1 of linear
     assert "wandb_id" not in card
+    assert "given" not in card  # nothing was
     assert "knn" not in card
     assert "attention" not in card  # its ratios are no accuracies
 
@@ -303,6 +312,25 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
     card = (tmp_path / "l.pth.md").read_text()
     assert "exported from the file alone" in card
     assert "## Scores" not in card
+
+
+def test_the_card_of_a_run_without_labels_has_the_sentence_of_worth(command, tmp_path):
+    run = make_run(tmp_path / "run")
+    given = [f"checkpoint={run}", "format=torchvision", f"out={tmp_path / 'e.pth'}"]
+    assert command(*given)[0] == 0
+    none = "## Scores\n\nNone yet: `contrastive-eval worth checkpoint=RUN` makes some.\n"
+    assert (tmp_path / "e.pth.md").read_text().endswith(none)
+    sha256 = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
+    result = {
+        "protocol": "worth",
+        "scores": {"encoder": {}},
+        "sentence": "Not known.",
+        "encoder_sha256": sha256,
+    }
+    (run / "eval").mkdir()
+    (run / "eval" / "worth.json").write_text(json.dumps(result))
+    assert command(*given)[0] == 0
+    assert (tmp_path / "e.pth.md").read_text().endswith("## Scores\n\nNot known.\n")
 
 
 def test_a_copy_that_computes_something_else_is_never_written(command, tmp_path, monkeypatch):
