@@ -221,3 +221,7 @@ class Covered(Images):
     def content(self, row: int) -> str:
         """Return the image's content, and how it is covered."""
         return f"{self.images.content(row)} {self.share} of {self.seed} covered"
+
+    def version(self, row: int) -> str:
+        """Return the image's version, and how it is covered."""
+        return f"{self.images.version(row)} {self.share} of {self.seed} covered"

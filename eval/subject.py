@@ -120,6 +120,7 @@ class Extractor:
         elif dataset.test is not None:
             self.parts["test"] = dataset.test
         self.fingerprints = {name: images.fingerprint() for name, images in self.parts.items()}
+        self._revisions = {name: images.revision() for name, images in self.parts.items()}
         self.unreadable: dict[str, int] = {}
         self._cache = location.home / "eval" / "cache"
         self._others: dict[str, Callable[[], nn.Module]] = {}
@@ -137,7 +138,8 @@ class Extractor:
 
     def add_part(self, name: str, images: Images) -> None:
         """Add images to compute features of."""
-        self.parts[name], self.fingerprints[name] = images, images.fingerprint()
+        self.parts[name] = images
+        self.fingerprints[name], self._revisions[name] = images.fingerprint(), images.revision()
 
     def features(self, name: str) -> Features:
         """Return the features of one of ``modules``."""
@@ -196,7 +198,7 @@ class Extractor:
             input_spec += [data.frames, data.frame_step, data.fps or 0, data.clips_per_video]
         features = {}
         for part, images in self.parts.items():
-            text = json.dumps([_CACHE_VERSION, self._identity(name), self.fingerprints[part], *input_spec])
+            text = json.dumps([_CACHE_VERSION, self._identity(name), self._revisions[part], *input_spec])
             path = self._cache / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
             features[part] = self._labelled_part(
                 *self._cached(path, build, images, f"{title}: {part}"), part, title

@@ -139,11 +139,11 @@ class Images(ABC):
         """
 
     def content(self, row: int) -> str:
-        """Return a string that identifies the pixels, for caches and results; by default the stamp."""
+        """Return a string by which results name the pixels, equal for a copy; by default the stamp."""
         return self.stamp(row)
 
     def version(self, row: int) -> str:
-        """Return a string that differs once the pixels *may* have changed, for caches of decoded images."""
+        """Return a string that differs once the pixels *may* have changed, for caches."""
         return self.content(row)
 
     def dimensions(self, row: int) -> tuple[int, int] | None:

@@ -1,8 +1,10 @@
 import hashlib
+import os
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import eval.subject
 from contrastive.augment.views import center_view
@@ -12,6 +14,7 @@ from contrastive.encoders.weights import load_encoder
 from eval.config import BaselineConfig, EvalConfig, EvalDataConfig
 from eval.eval_data import choose_data
 from eval.frozen import open_frozen, resolve, tensor_hash
+from eval.identities import Covered
 from eval.subject import Extractor
 from tests import tiny
 from tests.eval.conftest import make_run
@@ -92,6 +95,25 @@ def test_cache_is_used_and_knows_what_it_is_of(new_run, monkeypatch):
     )
     other.features("encoder")
     assert len(calls) == 4
+
+
+def test_files_that_change_without_changing_their_size_are_computed_again(new_run, tmp_path):
+    """A bitmap's size says nothing of its pixels; the covered copies of the queries are made of it too."""
+    run = new_run()
+
+    def means(value):
+        for number in range(2):
+            Image.new("RGB", (16, 16), (value + number,) * 3).save(tmp_path / f"{number}.bmp")
+            os.utime(tmp_path / f"{number}.bmp", ns=(value, value))
+        data = EvalDataConfig(name="images", root=str(tmp_path))
+        config = EvalConfig(checkpoint=str(run), device="cpu", progress=False, data=data)
+        at = Extractor(config, resolve(str(run)), labelled=False)
+        at.add_part("covered", Covered(at.parts["train"], 0.25, 0))
+        return [found.features.mean().item() for found in at.part_features("raw_pixels").values()]
+
+    before = means(20)
+    assert means(20) == before
+    assert all(now > old + 0.3 for now, old in zip(means(200), before, strict=True))
 
 
 def test_a_damaged_cache_is_computed_again(new_run):
