@@ -29,7 +29,7 @@ data.name=shards data.root=DIR-or-URL. The layout is WebDataset's: KEY.jpg, KEY.
          named with the reason, counted, and left out
   index  index uncompressed tar files that are there, by reading each once; the index is written beside
          them, or to out=DIR, which is then the data.root
-  check  compare every sample with its hash
+  check  compare every sample with its hash, and look for keys that a shard has twice
 
   out=DIR  data.image_size=...  remote.retry_s=300  remote.timeout_s=30
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 import zipfile
@@ -55,6 +56,17 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def repeated(self) -> list[str]:
+        """List the images whose key is that of an image before them."""
+        used: set[str] = set()
+        repeated = []
+        for name in (os.fsdecode(self.names[row]) for row in range(len(self))):
+            folder, slash, base = name.rpartition("/")
+            key = folder + slash + base.partition(".")[0]
+            repeated += [name] if key in used else []
+            used.add(key)
+        return repeated
 
     def to_bytes(self) -> bytes:
         """Serialise it: the content of the file beside the shard."""

@@ -1,13 +1,15 @@
 """Write images into indexed tar shards, index shards that are there, and compare shards with their index."""
 
 import io
+import itertools
 import json
 import logging
 import os
 import tarfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -134,7 +136,11 @@ def index_shard(ranges: Ranges, url: str, folder: Path) -> ShardEntry:
 
 
 def check_set(ranges: Ranges, root: str, found: ShardSet) -> dict[str, str]:
-    """Compare every sample with its hash; return the reason for each shard or sample that differs."""
+    """Compare every sample with its hash, and its key with the others of its shard.
+
+    Returns:
+        The reason for each shard or sample that differs, or has the key of another.
+    """
     problems: dict[str, str] = {}
     for entry in found.shards:
         try:
@@ -150,7 +156,8 @@ def _check_shard(ranges: Ranges, root: str, entry: ShardEntry) -> dict[str, str]
     if size != entry.size:
         return {entry.name: f"{size} bytes, {entry.size} when it was indexed"}
     (data,) = ranges.wholes([f"{root}/{entry.base}{SUFFIX}"])
-    index, problems = load_index(data, entry), {}
+    index = load_index(data, entry)
+    problems = {f"{entry.base}/{name}": "has the key of a sample before it" for name in index.repeated()}
     place = Place(url, entry.size, entry.index)
     for rows in _runs(index):
         spans = [
@@ -191,8 +198,7 @@ def _samples(images: Images, rows: Sequence[int]) -> Iterator[list[tuple[str, by
         path = images.key(row)
         folder, _, base = path.rpartition("/")
         stem = os.path.splitext(base)[0].replace(".", "_")  # a key ends at the first dot of its base name
-        key = f"{folder}/{stem}" if folder else stem
-        key = f"{key}-{row}" if key in used or not stem else key
+        key = _free_key(f"{folder}/{stem}" if folder else stem, row, used)
         used.add(key)
         members = [(f"{key}{suffix}", data)]
         if images.labels is not None and images.labels[row] >= 0:
@@ -200,6 +206,13 @@ def _samples(images: Images, rows: Sequence[int]) -> Iterator[list[tuple[str, by
         if f"{key}{suffix}" != path:
             members.append((f"{key}.json", json.dumps({"path": path}).encode()))
         yield members
+
+
+def _free_key(key: str, row: int, used: Container[str]) -> str:
+    """Return ``key``; if it is in use or no name, the first free one of KEY-ROW, KEY-ROW-2, KEY-ROW-3, .."""
+    named = [key] if key and not key.endswith("/") else []
+    numbered = (f"{key}-{row}-{count}" for count in itertools.count(2))
+    return next(free for free in chain(named, [f"{key}-{row}"], numbered) if free not in used)
 
 
 def _encoded(images: Images, row: int) -> tuple[bytes, str]:

@@ -78,6 +78,34 @@ def test_packing_twice_gives_the_same_bytes(packed, photos, tmp_path):
             )
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        "x.y.png x_y-2.png x_y.png z.png",  # x_y-2 is the name of a file, and that of x_y.png in row 2
+        "a-2.png a-3.png a.bmp a.png b.png",
+        "a.b.png a_b-3-2.png a_b-3.png a_b.png",
+    ],
+)
+def test_images_of_any_names_are_packed_under_keys_of_their_own(names, tmp_path, open_set):
+    for number, name in enumerate(sorted(names.split())):
+        Image.new("RGB", (12, 12), (40 * number,) * 3).save(tmp_path / name)
+    source = open_tree(tmp_path, 12)
+    out = pack(source, tmp_path / "set", shard_bytes=10**6, shuffle=False)
+    found = open_set(tmp_path / "set").train
+    assert [int(found.read(row)[0, 0, 0]) for row in range(len(found))] == [*range(0, 40 * len(source), 40)]
+    assert check_set(ranges(), str(tmp_path / "set"), out) == {}
+
+
+def test_check_names_images_that_have_the_key_of_another(tmp_path):
+    first, other = tiny.write_images(tmp_path / "photos", 2, size=(12, 12))
+    with tarfile.open(tmp_path / "0.tar", "w") as made:
+        for path, name in ((first, "f.x/a.png"), (other, "f.x/b.png"), (other, "f.x/a.left.png")):
+            made.add(path, name)
+    found = index_shards(ranges(), [str(tmp_path / "0.tar")], tmp_path)
+    problems = check_set(ranges(), str(tmp_path), found)
+    assert problems == {"0.tar/f.x/a.left.png": "has the key of a sample before it"}
+
+
 def test_shards_of_an_interrupted_run_are_not_mixed_with_new_ones(photos, tmp_path):
     (tmp_path / "shard-000003.tar").touch()
     with pytest.raises(UserError, match="of an interrupted run"):
