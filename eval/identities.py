@@ -91,7 +91,7 @@ def _folder_rows(root: Path) -> list[dict[str, str]]:
 
 
 def _table_rows(file: Path) -> list[dict[str, str]]:
-    rows = read_table(file, ("path", "identity"), "retrieval.csv")
+    rows = read_table(file, ("path", "identity"), "retrieval.csv", ("camera", "part"))
     rows = [{"camera": "", "part": ""} | row for row in rows]
     if (
         wrong := sorted({row["part"] for row in rows} - {"gallery", "query"})
@@ -104,39 +104,51 @@ def _table_rows(file: Path) -> list[dict[str, str]]:
     return rows
 
 
-def read_table(file: Path, columns: Sequence[str], setting: str) -> list[dict[str, str]]:
-    """Read a CSV file with a header.
+def read_table(
+    file: Path, columns: Sequence[str], setting: str, optional: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """Read a CSV file with a header; blanks around cells are stripped.
 
     Args:
         file: The file.
         columns: Columns that must be there and filled in.
         setting: Name of the setting, for messages.
+        optional: Columns that may be there; further ones are not read.
 
     Raises:
-        UserError: it cannot be read, is empty, or lacks one of ``columns``.
+        UserError: it cannot be read, is empty, lacks one of ``columns``, or has a column twice or under a
+            name that only case or blanks tell from a known one.
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
-            rows = list(csv.DictReader(opened))
+            reader = csv.DictReader(opened)
+            rows, header = list(reader), reader.fieldnames or ()
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{setting}={file}: cannot be read ({error})") from error
-    given = [*rows[0]] if rows else []
+    given = [*header] if rows else []
     if len(given) == 1 and (other := next((mark for mark in ";\t" if mark in given[0]), None)):
         raise UserError(
             f"{setting}={file}: columns are separated by {'a tab' if other != ';' else 'semicolons'}; save "
             "the table with commas"
         )
+    for name in given:
+        if name != (known := name.strip().lower()) and known in (*columns, *optional):
+            raise UserError(
+                f"{setting}={file}: column {name!r}; write {known}, in small letters without blanks"
+            )
+    if twice := [name for name in (*columns, *optional) if given.count(name) > 1]:
+        raise UserError(f"{setting}={file}: column {twice[0]} is there twice; take one of them out")
     if not {*columns} <= {*given}:
         raise UserError(
-            f"{setting}={file}: columns {','.join(map(str, given)) or 'none'}; {','.join(columns)} are "
+            f"{setting}={file}: columns {','.join(given) or 'none'}; {','.join(columns)} are "
             "needed, and one row or more"
         )
     for number, row in enumerate(rows, start=2):
-        if not all(row[name] for name in columns) or None in row or None in row.values():
+        if None in row or None in row.values() or not all(row[name].strip() for name in columns):
             raise UserError(
                 f"{setting}={file}, line {number}: a cell is missing; fill in {','.join(columns)}"
             )
-    return rows
+    return [{name: cell.strip() for name, cell in row.items()} for row in rows]
 
 
 def _check_found(parts: Sequence[Sequence[dict[str, str]]], where: str) -> None:
@@ -159,14 +171,17 @@ def _check_found(parts: Sequence[Sequence[dict[str, str]]], where: str) -> None:
 
 
 def _check_files(root: Path, rows: Sequence[dict[str, str]], where: str) -> None:
-    """Raise UserError if a file of the table is missing, or listed twice: it would find itself."""
+    """Raise UserError if a file of the table is missing, or listed twice in any spelling: it finds itself."""
     paths = [row["path"] for row in rows]
     if missing := [path for path in paths if not (root / path).is_file()]:
         raise UserError(
             f"{where}: {len(missing)} files are not below {root} ({shorten(missing)}); correct the paths, or "
             "set data.root"
         )
-    if twice := sorted(path for path, count in Counter(paths).items() if count > 1):
+    spellings: dict[str, list[str]] = {}
+    for path in paths:
+        spellings.setdefault(os.path.realpath(root / path), []).append(path)
+    if twice := sorted(" = ".join(dict.fromkeys(same)) for same in spellings.values() if len(same) > 1):
         raise UserError(f"{where}: {len(twice)} files are listed twice ({shorten(twice)}); list each once")
 
 

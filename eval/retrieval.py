@@ -187,14 +187,17 @@ def read_groups(file: str | None, identities: Sequence[str]) -> Int[Tensor, " i"
     """Return the number of each identity's group; one that is in no group is alone. None without a table.
 
     Raises:
-        UserError: the table cannot be read, or has an unknown identity.
+        UserError: the table cannot be read, or has an unknown identity or one in several groups.
     """
     if file is None:
         return None
-    group = {
-        row["identity"]: row["group"]
-        for row in read_table(Path(file), ("identity", "group"), "retrieval.groups")
-    }
+    rows = read_table(Path(file), ("identity", "group"), "retrieval.groups")
+    group = {row["identity"]: row["group"] for row in rows}
+    if torn := sorted({row["identity"] for row in rows if row["group"] != group[row["identity"]]}):
+        raise UserError(
+            f"retrieval.groups={file}: {len(torn)} identities are in several groups ({shorten(torn)}); give "
+            "each one group"
+        )
     if unknown := sorted({*group} - {*identities}):
         raise UserError(
             f"retrieval.groups={file}: {len(unknown)} identities are not in the data ({shorten(unknown)}); "

@@ -12,7 +12,7 @@ from PIL import Image
 from contrastive.config import DataConfig, UserError
 from contrastive.data.files import open_tree
 from eval.__main__ import main
-from eval.identities import Covered, open_identities
+from eval.identities import Covered, open_identities, read_table
 from eval.ranking import Gallery, People, Search, score_rankings
 from eval.retrieval import identity_line
 from tests.reference import retrieval as reference
@@ -272,17 +272,49 @@ def test_wrong_input_is_refused(shared_run, people, tmp_path, capsys):
     assert "2 files are not below" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
     table.write_text("path,identity\nquery/0.png,a\nquery/0.png,a\n")
     assert "1 files are listed twice" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
-    table.write_text("path,identity\na.png,\n")
+    table.write_text(f"path,identity\nquery/0.png,a\nquery/./0.png,a\n{people}/query/0.png,a\n")
+    assert "1 files are listed twice" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
+    (people / "link.png").symlink_to(people / "query" / "0.png")
+    table.write_text("path,identity\nquery/0.png,a\nlink.png,a\n")
+    assert "(query/0.png = link.png)" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
+    table.write_text("path,identity\na.png, \n")
     assert "line 2" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
     (people / "query" / "0.png").unlink()
     (people / "query" / "nobody" / "0.png").unlink()
     table.write_text("identity,group\nperson9,1\n")
     assert "person9" in refused(capsys, shared_run, *given, f"retrieval.groups={table}")
+    table.write_text("identity,group\nperson1,a\nperson1,b\nperson2,a\nperson2,a\n")
+    told = refused(capsys, shared_run, *given, f"retrieval.groups={table}")
+    assert "1 identities are in several groups (person1)" in told
     assert "retrieval.covered" in refused(capsys, shared_run, *given, "retrieval.covered=[1.5]")
     with pytest.raises(UserError, match="takes clips of 4 frames"):
         open_identities(DataConfig(name="images", root=str(people), frames=4), None)
     with pytest.raises(UserError, match="no such folder"):
         open_identities(DataConfig(name="images", root=str(tmp_path / "none")), None)
+
+
+def test_blanks_around_cells_are_no_part_of_them(tmp_path):
+    (tmp_path / "t.csv").write_text("frame,action,seen by\n0,a,x\n 1 ,a ,\n")
+    rows = read_table(tmp_path / "t.csv", ("frame", "action"), "actions")
+    assert rows == [
+        {"frame": "0", "action": "a", "seen by": "x"},
+        {"frame": "1", "action": "a", "seen by": ""},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("path,identity,Camera", "column 'Camera'; write camera"),
+        ("path, identity,camera", "column ' identity'; write identity"),
+        ("path,identity,identity", "column identity is there twice"),
+        ("camera,identity,camera", "column camera is there twice"),
+    ],
+)
+def test_a_column_that_would_not_be_read_is_refused(header, message, tmp_path):
+    (tmp_path / "t.csv").write_text(f"{header}\na,b,c\n")
+    with pytest.raises(UserError, match=message):
+        read_table(tmp_path / "t.csv", ("path", "identity"), "retrieval.csv", ("camera", "part"))
 
 
 def test_one_identity_and_a_table_with_other_separators_are_explained(people, tmp_path):
