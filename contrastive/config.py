@@ -482,7 +482,8 @@ class EncoderConfig:
             ``nuta`` (attention chooses moments), see contrastive/encoders/temporal_heads.py. The head is a
             part of the encoder.
         temporal_args: Further arguments of that head, e.g. ``{dim: 128, layers: 2, heads: 4}`` of
-            ``attention`` or ``{dim: 128}`` of ``nuta``.
+            ``attention`` or ``{dim: 128}`` of ``nuta``. As with ``args``, naming another head or network
+            drops those of the recipe, and ``{}`` clears them.
         width: Channels of the first stage of a residual network; 64 is torchvision's.
         stem: First layers of a residual network: ``imagenet`` (7x7 stride 2, max-pool), ``small`` (3x3 stride
             1) or ``auto`` (small up to 64 px).

@@ -23,6 +23,14 @@ _REFUSALS = (OmegaConfBaseException, TypeError, OverflowError)
 """Errors of OmegaConf for values that do not fit the schema; the schema's own checks raise ValueError."""
 
 
+_ARGUMENTS = {
+    "encoder.args": "encoder.name",
+    "encoder.temporal_args": "encoder.temporal",
+    "objective.args": "objective.name",
+}
+"""Settings that are arguments of what another setting names."""
+
+
 class _TextLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is untyped
     """YAML loader that reads every plain scalar but null as text: 010, 1e5 and yes stay as they are typed."""
 
@@ -56,13 +64,10 @@ class Stated(Generic[Schema]):
         self._describe = describe
         with _refusals(describe):
             # Resolved before the schema: OmegaConf 2.3 refuses ``${augment.view_1}`` in a typed field.
-            self._layer = _merge_open(*layers)
+            self._layer = _merge_open(schema, *layers)
             OmegaConf.resolve(self._layer)
             self._typed = self._with_defaults(self._layer)
-        self.keys, self.given = (
-            frozenset(flat(cast(dict[str, Any], OmegaConf.to_container(layer))))
-            for layer in (self._layer, layers[-1])
-        )
+        self.keys, self.given = (frozenset(_flat(layer)) for layer in (self._layer, layers[-1]))
 
     def __getitem__(self, key: str) -> Any:
         """Return a setting by its dotted name, stated or default; its range is not checked yet."""
@@ -126,6 +131,10 @@ def read_stated(
     ``defaults`` list names other recipes, or ``group/option`` files, that are merged first, in order.
     An override is ``key=value`` (``--key=value`` is the same); ``group=option`` merges
     ``configs/<folder>/<group>/<option>.yaml`` over the recipe, before all ``key=value``.
+
+    Arguments (``encoder.args``, ``encoder.temporal_args``, ``objective.args``) belong to the network, head or
+    loss that is named: where a recipe or an override names another, those of the layers below are dropped, and
+    ``{}`` clears them.
 
     Settings that are text in the schema keep their characters (``run.name=3e10482``), in files too.
 
@@ -223,7 +232,12 @@ def _from_overrides(schema: type, values: list[tuple[str, str]]) -> DictConfig:
 
 
 def _parse(kind: Any, value: str) -> Any:
-    """Parse the value of an override. Text is taken as typed, unless it is quoted, null or empty."""
+    """Parse the value of an override. Text is taken as typed, unless it is quoted, null or empty.
+
+    Of arguments, null is none.
+    """
+    if get_origin(kind) is dict and value == "null":
+        return {}
     if kind is str and value not in ("", "null") and not value.startswith(("'", '"')):
         return value
     typed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
@@ -299,14 +313,27 @@ def _compose(schema: type, folder: str, recipe: str, within: tuple[Path, ...] = 
             if option and group
             else _compose(schema, folder, str(file), (*within, path))
         )
-        merged = _merge_open(merged, layer)
-    return _merge_open(merged, body)
+        merged = _merge_open(schema, merged, layer)
+    return _merge_open(schema, merged, body)
 
 
-def _merge_open(*layers: DictConfig) -> DictConfig:
-    merged = OmegaConf.merge(*layers)
-    assert isinstance(merged, DictConfig)
+def _merge_open(schema: type, *layers: DictConfig) -> DictConfig:
+    """Merge layers, the last wins; arguments below another name or {} are dropped, see ``read_stated``."""
+    merged = OmegaConf.create()
+    for layer in layers:
+        before, stated = (_flat(each) for each in (merged, layer))
+        for arguments, owner in _ARGUMENTS.items():
+            name = before.get(owner, OmegaConf.select(_defaults(schema), owner))
+            if stated.get(owner, name) != name or stated.get(arguments) == {}:
+                group, _, key = arguments.rpartition(".")
+                if isinstance(settings := merged.get(group), DictConfig):
+                    settings.pop(key, None)
+        merged = cast(DictConfig, OmegaConf.merge(merged, layer))
     return merged
+
+
+def _flat(layer: DictConfig) -> dict[str, Any]:
+    return flat(cast(dict[str, Any], OmegaConf.to_container(layer)))
 
 
 def _read(schema: type, path: Path, group: str = "") -> DictConfig:

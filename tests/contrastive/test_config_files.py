@@ -56,6 +56,34 @@ def test_a_second_view_follows_the_first_until_told_otherwise():
     assert (loaded.augment.view_1.noise, loaded.augment.view_2.noise) != (0.9, 0.9)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name", "args"),
+    [
+        (["encoder.args.features=64"], "cpu_resnet", {"widths": [32, 64], "features": 64, "grid": 3}),
+        (["encoder.name=cpu_resnet"], "cpu_resnet", {"widths": [32, 64], "features": 32, "grid": 3}),
+        (["encoder.name=resnet10"], "resnet10", {}),
+        (["encoder.args.patch_size=4", "encoder.name=vit_tiny"], "vit_tiny", {"patch_size": 4}),
+        (["encoder.args={}"], "cpu_resnet", {}),
+        (["encoder.args=null"], "cpu_resnet", {}),
+    ],
+)
+def test_arguments_are_of_the_network_that_is_named(overrides, name, args):
+    encoder = load(*overrides, recipe="moving_digits").encoder
+    assert (encoder.name, encoder.args) == (name, args)
+
+
+def test_a_recipe_that_names_another_network_or_head_drops_the_arguments_below_it(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("defaults: [identities, clips]\nencoder: {temporal: nuta, temporal_args: {dim: 9}}\n")
+    encoder = load(recipe=str(recipe)).encoder
+    assert (encoder.name, encoder.args, encoder.temporal_args) == ("torchvision:resnet18", {}, {"dim": 9})
+    assert load("encoder.temporal=mean", recipe=str(recipe)).encoder.temporal_args == {}
+    recipe.write_text("encoder: {args: {zero_init: true}}\n")  # of the default network
+    assert load("encoder.name=resnet18", recipe=str(recipe)).encoder.args == {"zero_init": True}
+    recipe.write_text("run: {name: vit}\nencoder: {name: '${run.name}', args: {a: 1}}\n")
+    assert load("run.name=vit_tiny", recipe=str(recipe)).encoder.args == {"a": 1}
+
+
 def test_a_users_file_builds_on_a_shipped_recipe_and_on_its_neighbours(tmp_path):
     (tmp_path / "base.yaml").write_text("defaults: [cifar10]\nschedule: {epochs: 7, warmup_epochs: 1}\n")
     (tmp_path / "mine.yaml").write_text("defaults: [base]\noptimizer: {base_lr: 0.5}\n")
