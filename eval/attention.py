@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +22,7 @@ from eval.config import EvalConfig
 from eval.masks import mask_file, over_area, read_mask
 from eval.protocol import Protocol, Result, Row, compare
 from eval.report.page import card, page, section, table
-from eval.results import write_file, write_text
+from eval.results import write_bytes, write_text
 from eval.scores import Line, t_interval
 from eval.subject import Extractor
 from memory_bank.config import check_range
@@ -194,12 +193,8 @@ def _write_pictures(folder: Path, images: SomeImages, drawings: Sequence[Drawing
     for stale in {*folder.glob("*.png")} - {*files}:
         stale.unlink()
     for file, drawing in zip(files, drawings, strict=True):
-        write_file(file, partial(_save_png, drawing))
+        write_bytes(file, png(drawing.pixels()))
     return [str(file) for file in files]
-
-
-def _save_png(drawing: Drawing, file: Any) -> None:
-    file.write(png(drawing.pixels()))
 
 
 def _score(

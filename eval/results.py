@@ -61,13 +61,18 @@ def finite(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a result as text.
+    """Write a result as text; see ``write_bytes``."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a result.
 
     Raises:
         UserError: it cannot be written, e.g. the disk is full or the path is a folder.
     """
     try:
-        write_file(path, lambda file: file.write(text.encode()))
+        write_file(path, lambda file: file.write(content))
     except (OSError, ValueError) as error:
         raise _unwritable(path, error) from error
 

@@ -29,14 +29,22 @@ class HfImages(BatchedImages):
         size: Side of the decoded square.
         image: Column of the images.
         label: Column of the labels; None without labels.
+
+    Raises:
+        UserError: the column of images holds something else.
     """
 
     def __init__(self, table: Any, split: str, size: int, image: str, label: str | None) -> None:
         from datasets import ClassLabel, Image
+        from pyarrow import ArrowException
 
         self.size, self._split, self._column = size, split, image
-        # The stored bytes, not a decoded picture.
-        self._images = table.select_columns([image]).cast_column(image, Image(decode=False))
+        try:  # the stored bytes, not a decoded picture
+            self._images = table.select_columns([image]).cast_column(image, Image(decode=False))
+        except (ArrowException, TypeError) as error:
+            raise UserError(
+                f"data.hf.image={image}: this column holds no images; split {split} has {_described(table)}"
+            ) from error
         if label is not None:
             self.labels = torch.tensor([-1 if at is None else int(at) for at in table[label]])
             names = table.features[label].names if isinstance(table.features[label], ClassLabel) else None
@@ -90,7 +98,7 @@ def open_hf(data: DataConfig) -> Dataset:
     Its split ``train`` is pretrained on; ``validation`` or ``test``, if it has labels, is for scores.
 
     Raises:
-        UserError: ``datasets`` is not installed, no such data set, no such column.
+        UserError: ``datasets`` is not installed, no such data set, no such column, or one of another type.
     """
     splits = _load(data)
     train = next((name for name in _TRAIN if name in splits), next(iter(splits)))
@@ -148,6 +156,11 @@ def _images(table: Any, split: str, size: int, columns: HfConfig) -> HfImages:
     for setting, name in (("image", image), ("label", label)):
         if name is not None and name not in table.features:
             raise UserError(f"data.hf.{setting}={name}: split {split} has {_described(table)}")
+    if label is not None and not _is_whole(table.features[label]):
+        raise UserError(
+            f"data.hf.label={label}: this column holds no class numbers; split {split} has "
+            f"{_described(table)}"
+        )
     if not len(table):
         raise UserError(f"split {split} has no rows")
     return HfImages(table, split, size, image, label)
@@ -157,6 +170,11 @@ def _only(table: Any, kind: type, preferred: str) -> str | None:
     """Return the only column of this kind, or the one of the usual name among several."""
     found = [name for name, feature in table.features.items() if isinstance(feature, kind)]
     return found[0] if len(found) == 1 else preferred if preferred in found else None
+
+
+def _is_whole(feature: Any) -> bool:
+    """Return whether a column is of whole numbers: those of named classes, or plain ones."""
+    return str(getattr(feature, "dtype", "")).startswith(("int", "uint", "bool"))
 
 
 def _described(table: Any) -> str:

@@ -153,6 +153,7 @@ class FrameClips(Clips, FileImages):
     ) -> None:
         FileImages.__init__(self, root, keys, size, labels, classes)
         Clips.__init__(self, cut, size)
+        self._counts: dict[int, int] = {}
 
     def files(self, row: int) -> list[bytes]:
         """Return the paths of a video's frames, in order."""
@@ -165,15 +166,23 @@ class FrameClips(Clips, FileImages):
 
     def times(self, row: int) -> Float64[np.ndarray, " n"]:
         """Return the numbers of the frames: files have no clock."""
-        count = len(self.files(row))
+        count = len(self._same_files(row))
         check_moves(count)
         return np.arange(count, dtype=np.float64)
 
     def read_frames(self, row: int, indices: Int64[np.ndarray, " f"]) -> UInt8[Tensor, "f 3 s s"]:
         """See Clips."""
-        files = self.files(row)
+        files = self._same_files(row)
         read = {index: read_file(files[index], self.size, self.white) for index in {*indices.tolist()}}
         return torch.stack([read[index] for index in indices.tolist()])
+
+    def _same_files(self, row: int) -> list[bytes]:
+        """Return ``files``; Unreadable if they are not as many as when the row was first read."""
+        files = self.files(row)
+        before = self._counts.setdefault(row, len(files))
+        if len(files) != before:  # numbers would mean other frames, or none
+            raise Unreadable(f"{len(files)} frames, {before} before: it changes while it is read")
+        return files
 
     def dimensions(self, row: int) -> tuple[int, int]:
         """Return width and height of the first frame."""

@@ -216,6 +216,12 @@ def test_features_that_are_not_finite_are_refused(transformer_run, capsys):
     assert "features of 8 of 8 images are NaN or infinite" in capsys.readouterr().err
 
 
+def test_a_picture_that_cannot_be_written_is_explained(shared_run, tmp_path, capsys):
+    (tmp_path / "attention" / "0.png").mkdir(parents=True)
+    assert attention(shared_run, "attention.images=1", f"out={tmp_path}") == 2
+    assert "attention/0.png': results cannot be written there (Is a directory)" in capsys.readouterr().err
+
+
 def test_a_network_with_one_position_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code = attention("timm:test_resnet:random", "data.name=digits", "data.image_size=32")

@@ -109,9 +109,14 @@ def test_an_altered_image_changes_what_a_resume_compares(tmp_path):
     [
         ({"image": "photo"}, r"hf\.image=photo: split train has image \(Image\)"),
         ({"label": "kind"}, "hf.label=kind"),
+        (
+            {"image": "label"},
+            r"hf\.image=label: this column holds no images; split train has image \(Image\)",
+        ),
+        ({"label": "image"}, r"hf\.label=image: this column holds no class numbers"),
     ],
 )
-def test_an_unknown_column_is_refused_with_those_there(saved, columns, message):
+def test_a_column_that_is_unknown_or_of_another_type_is_refused_with_those_there(saved, columns, message):
     with pytest.raises(UserError, match=message):
         opened(saved, **columns)
 

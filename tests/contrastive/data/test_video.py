@@ -5,11 +5,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import contrastive.data.video as module
 from contrastive.config import DataConfig, UserError
-from contrastive.data.clips import Cut
+from contrastive.data.clips import AllFrames, Cut
 from contrastive.data.dataset import open_dataset
 from contrastive.data.decode import Unreadable
 from contrastive.data.video import FrameClips, VideoClips
@@ -260,6 +261,19 @@ def test_frames_have_the_white_of_their_set(tmp_path):
         Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "a" / f"{number}.png")
     assert opened(tmp_path, white=4095).train.read(0).unique().tolist() == [255]
     assert Footage(tmp_path, 16, 4095).read(0).unique().tolist() == [255]
+
+
+def test_a_video_that_loses_a_frame_while_it_is_read_is_unreadable_and_no_other_is(tmp_path):
+    """Its numbers would mean other frames; a data set that is opened later knows nothing of the frame."""
+    for name in ("a", "b"):
+        write_frames(tmp_path / name, 5)
+    frames = AllFrames(FrameClips(tmp_path, [b"a", b"b"], CUT, 16))
+    (tmp_path / "a" / "f1.png").unlink()
+    pixels = torch.zeros(10, 3, 16, 16, dtype=torch.uint8)
+    bad = frames.read_into(pixels, range(10))
+    assert bad == dict.fromkeys(range(5), "4 frames, 5 before: it changes while it is read")
+    assert numbers(pixels[5:]) == [0, 1, 2, 3, 4]
+    assert numbers(FrameClips(tmp_path, [b"a"], CUT, 16).read_frames(0, np.arange(4))) == [0, 2, 3, 4]
 
 
 def test_frames_have_no_clock(tmp_path):
