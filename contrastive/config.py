@@ -28,10 +28,11 @@ def check_path(name: str, path: str) -> str:
     """Return ``path`` with ``~`` expanded and without a slash at its end; for every setting that is a path.
 
     Raises:
-        UserError: the user has no home folder, or the path contains a NUL.
+        UserError: the user has no home folder, the path contains a NUL, or a name in it is too long.
     """
     if "\0" in path:
         raise UserError(f"{name}={path!r}: no file's name can hold a NUL (\\0)")
+    check_length(name, path)
     try:
         path = str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError as error:
@@ -40,6 +41,22 @@ def check_path(name: str, path: str) -> str:
             f"./{path} for a folder of this name"
         ) from error
     return path.rstrip("/") or path[:1]
+
+
+def check_length(name: str, path: str) -> None:
+    """Refuse a path that is too long for a file; URLs pass.
+
+    Raises:
+        UserError: a name of more than 255 bytes, or 4096 bytes in all.
+    """
+    if "://" in path:
+        return
+    for text, what, most in (*((part, "name", 255) for part in path.split("/")), (path, "path", 4095)):
+        size = len(text.encode(errors="replace"))
+        if size > most:
+            raise UserError(
+                f"{name}={text[:20]}..{text[-10:]}: a {what} of {size} bytes, {most} are possible; shorten it"
+            )
 
 
 @dataclass
@@ -79,6 +96,7 @@ class RunConfig:
         check_range("run.keep_last", self.keep_last, 1)
         check_range("run.hang_s", self.hang_s, 1)
         self.root = check_path("run.root", self.root)
+        check_length("run.name", self.name)
         parts = Path(self.name).parts
         if "\0" in self.name or not parts or Path(self.name).is_absolute() or ".." in parts:
             raise ValueError(

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from contrastive.config import UserError, check_path
+from contrastive.config import UserError, check_length, check_path
 
 Schema = TypeVar("Schema")
 
@@ -360,6 +360,7 @@ def _parse_file(text: str) -> tuple[Any, Any]:
 
 def _find(name: str, folder: str) -> Path:
     """Find a yaml file by path, or a shipped one by name."""
+    check_length("config", name)
     if name.endswith((".yaml", ".yml")):
         if (own := Path(check_path("config", name))).is_file():
             return own

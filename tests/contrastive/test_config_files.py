@@ -276,6 +276,23 @@ def test_every_path_setting_expands_the_home_folder_and_loses_a_last_slash(key, 
         load_text(schema, f"{key}=~nosuchuser/x")
 
 
+@pytest.mark.parametrize("key", [*PATHS, "run.root", "run.name"])
+def test_a_path_that_is_too_long_for_a_file_is_refused(key):
+    schema = TEXTS.get(key, PretrainConfig)
+    with pytest.raises(UserError, match=f"{key}=ü+..ü+: a name of 256 bytes, 255 are possible; shorten it"):
+        load_text(schema, f"{key}=x/{'ü' * 128}/y")
+    with pytest.raises(UserError, match=f"{key}=.*: a path of 4096 bytes, 4095 are possible"):
+        load_text(schema, f"{key}={'x/' * 2047}xx")
+    assert value_of(load_text(schema, f"{key}=x/{'x' * 255}"), key) == f"x/{'x' * 255}"
+
+
+def test_a_url_may_be_longer_than_a_path_and_a_recipe_may_not():
+    url = f"https://host/set?signature={'x' * 300}"
+    assert load(f"data.root={url}", "data.name=shards").data.root == url
+    with pytest.raises(UserError, match=r"config=xx.*a name of 300 bytes"):
+        load(recipe="x" * 300)
+
+
 def test_paths_of_a_report_of_an_export_and_of_a_config_expand_it_too(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_text(ReportEvaluation, "compare=[~/a]").compare == [f"{tmp_path}/a"]
