@@ -73,7 +73,7 @@ def _python(source: ExportedEncoder) -> list[str]:
         *["from contrastive.data.decode import read_file"] * (not clips),
         "from contrastive.encoders.weights import load_encoder",
         "",
-        f'encoder, info = load_encoder("{source.file}"{own})',
+        f"encoder, info = load_encoder({str(source.file.absolute())!r}{own})",
         "images = " + ("frames  # uint8 (b, t, 3, s, s), squares of any size" if clips else read),
         "with torch.inference_mode():",
         f"    features = encoder(center_view(images, info.input.data))  # (b, {source.encoder.dim})",

@@ -80,8 +80,8 @@ def _write_parquet(out: Path, columns: Columns) -> None:
 
 def _lines(out: Path) -> list[str]:
     if out.suffix == ".parquet":
-        return ["import pandas", f'table = pandas.read_parquet("{out.name}")  # id, path, label, embedding']
+        return ["import pandas", f"table = pandas.read_parquet({out.name!r})  # id, path, label, embedding"]
     return [
         "import numpy",
-        f'table = numpy.load("{out.name}")  # table["embedding"][i] is of table["path"][i]',
+        f'table = numpy.load({out.name!r})  # table["embedding"][i] is of table["path"][i]',
     ]

@@ -50,7 +50,7 @@ def write_onnx(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict
         difference = source.compare(lambda pixels: _run(partial, pixels))
     lines = [
         "import onnxruntime",
-        f'session = onnxruntime.InferenceSession("{out.name}")',
+        f"session = onnxruntime.InferenceSession({out.name!r})",
         'features = session.run(None, {"pixels": pixels})[0]  # float32 in [0, 1], '
         f"(b, {'t, ' * (source.input.frames > 1)}3, s, s)",
     ]

@@ -133,7 +133,7 @@ def _save(source: ExportedEncoder, out: Path, model: nn.Module) -> None:
 
 def _load(out: Path) -> list[str]:
     if out.suffix == ".safetensors":
-        read = ["from safetensors.torch import load_file", "", f'weights = load_file("{out.name}")']
+        read = ["from safetensors.torch import load_file", "", f"weights = load_file({out.name!r})"]
     else:
-        read = [f'weights = torch.load("{out.name}", weights_only=True)']
+        read = [f"weights = torch.load({out.name!r}, weights_only=True)"]
     return [*read, "model.load_state_dict(weights)", "model.eval()"]

@@ -91,6 +91,26 @@ def test_the_lines_of_the_card_give_equal_features(command, tmp_path, monkeypatc
     torch.testing.assert_close(found, expected(run, pixels), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("out", ["a.onnx", "a.pth", "a.safetensors", "a.npz", "a.parquet"])
+def test_both_blocks_of_a_card_run_beside_it_whatever_the_names(command, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    run = make_run(Path("runs") / 'the "first"', width=64)
+    forms = {"onnx": "onnx", "npz": "embeddings", "parquet": "embeddings"}
+    form = forms.get(out.partition(".")[2], "torchvision")
+    named = f"""it's "{out}"""
+    code, result, err = command(f"checkpoint={run}", f"format={form}", f"out=exp/{named}", "device=cpu")
+    assert code == 0, err
+    monkeypatch.chdir("exp")
+    (photo,) = tiny.write_images(tmp_path / "photos", 1, size=(16, 16))
+    names: dict[str, object] = {"pixels": np.zeros((1, 3, 16, 16), np.float32)}
+    card = tmp_path / result["card"]
+    if not out.endswith("parquet"):
+        exec(lines_of(card), names)
+    exec(lines_of(card, block=1).replace('"photo.jpg"', repr(str(photo))), names)
+    assert names["features"].shape == (1, 512)
+    assert repr(named) in lines_of(card)
+
+
 def test_a_graph_gives_equal_features_at_any_batch_size(command, tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", width=8)
     out = tmp_path / "encoder.onnx"
@@ -287,7 +307,7 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
         "# my-run",
         "resnet10, width 64, stem small",
         "512 numbers an image",
-        f'load_encoder("{run}/encoder.safetensors")',
+        f"load_encoder('{run}/encoder.safetensors')",
         "16 x 16 px",
         "minus mean [0.3, 0.4, 0.5]",
         result["encoder_sha256"],
