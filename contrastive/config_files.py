@@ -133,7 +133,7 @@ def read_stated(
     ``configs/<folder>/<group>/<option>.yaml`` over the recipe, before all ``key=value``.
 
     Arguments (``encoder.args``, ``encoder.temporal_args``, ``objective.args``) belong to the network, head or
-    loss that is named: where a recipe or an override names another, those of the layers below are dropped, and
+    loss that is named: where a recipe or an override names another, those of the layers below are dropped;
     ``{}`` clears them.
 
     Settings that are text in the schema keep their characters (``run.name=3e10482``), in files too.
