@@ -154,7 +154,8 @@ def _notes(result: Result) -> list[str]:
     classes = (
         f", {len(data['classes'])} classes ({shorten(data['classes'], _NAMED)})" if data["classes"] else ""
     )
-    notes = [f"{sizes} of {data['name']}{classes}; test part: {data['test_part']}; {result['file']}"]
+    origin = data.get("root") or data["name"]
+    notes = [f"{sizes} of {origin}{classes}; test part: {data['test_part']}; {result['file']}"]
     if "near_duplicates" in result:
         notes.append(describe_duplicates(result["near_duplicates"]))
     if missing := sum(data["unreadable"].values()):

@@ -22,10 +22,10 @@ from memory_bank.config import check_range
 
 TITLES = {
     "verdict": "verdict",
-    "rankme": "effective rank (RankMe)",
+    "rankme": "effective rank of the features (RankMe)",
     "dimensions": "of dimensions",
-    "alignment": "alignment of two views, 0 is best",
-    "uniformity": "uniformity, -4 is best",
+    "alignment": "alignment of two views, collapsed features have 0",
+    "uniformity": "uniformity, -4 is spread evenly, 0 collapsed",
     "std": "spread, 1 is isotropic",
     "dead": "share of dead dimensions",
 }

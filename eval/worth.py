@@ -31,10 +31,6 @@ from eval.two_views import ViewSampler
 from eval.verdict import judge, judge_without_labels, title
 from memory_bank.config import check_range
 
-_SIGNALS = {"retrieval": "share of second views found"} | {
-    name: text for name, text in TITLES.items() if name != "dead"
-}
-
 _MOST_COMPARED = 10_000
 """Images that are compared with each other in at most some seconds."""
 
@@ -152,8 +148,8 @@ class Worth(Scoring):
         scores = result["scores"]
         if not _has_labels(result):
             names = [*[name for name in scores if name != "encoder"], "encoder"]
-            lines = [(title(name), *(_signal(scores[name].get(key)) for key in _SIGNALS)) for name in names]
-            return [("", *_SIGNALS.values()), *lines]
+            signals: list[Row] = [(title(name), *_signals(scores[name])) for name in names]
+            return [("", "second views found, %", TITLES["rankme"]), *signals]
         ours, *baselines = representations(scores[0])
         lines = [(title(name), *(_cell(row[name]) for row in scores)) for name in [*baselines, ours]]
         return [("", *(row["name"] for row in scores)), *lines]
@@ -161,18 +157,22 @@ class Worth(Scoring):
     @override
     def notes(self, result: Result) -> list[str]:
         if not _has_labels(result):
-            about = "A second view is found if it is closer to the first than all other images' second views"
-            return [about, result["sentence"]]
+            return [
+                "a second view is found if it is closer to the first than all other images' second views; in "
+                "brackets ours has its 95% interval, a baseline has what ours gains over it, with the 95% "
+                "interval of that gain; contrastive-eval stats has more of the features",
+                result["sentence"],
+            ]
         return [
             "top-1 in %; in brackets ours has its 95% interval, a baseline has what ours gains over it, with "
-            "the 95% interval of that gain; of 40 gains of nothing, one is above 0 by chance",
+            "the 95% interval of that gain, of which one in 40 would lie above 0 by chance alone",
             _chance(result),
             *super().notes(result),
             result["sentence"],
         ]
 
 
-PROTOCOL = Worth(WorthEvaluation, score, title="Beside the baselines")
+PROTOCOL = Worth(WorthEvaluation, score, title="Was it worth it")
 
 
 def _chance(result: Result) -> str:
@@ -200,8 +200,11 @@ def _percent(value: float | None) -> str:
     return "?" if value is None or abs(value) == float("inf") else f"{100 * value:.1f}"
 
 
-def _signal(value: float | int | str | None) -> str:
-    return value if isinstance(value, str) else "" if value is None else f"{value:.4g}"
+def _signals(found: dict[str, Any]) -> tuple[str, str]:
+    """Format what a network has without labels: second views found, and its effective rank."""
+    gain = {end: found[name] for end, name in _GAIN.items()} if "gain" in found else None
+    number = {"value": found["retrieval"], "low": found["retrieval_low"], "high": found["retrieval_high"]}
+    return _cell(number | ({"gain": gain} if gain else {})), f"{found['rankme']:.1f} of {found['dimensions']}"
 
 
 def _measure_without_labels(extractor: Extractor, config: WorthEvaluation) -> Result:

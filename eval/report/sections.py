@@ -36,12 +36,12 @@ _CHARTS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], str], ...] = 
             ("their top tenth", ("mining/similarity_q90",)),
         ),
         "negatives: the mined ones, or where none are mined all that the loss saw; "
-        "the gap is what the network has learned",
+        "how far they are apart depends on the views and the length of training too: it ranks no runs",
     ),
     (
-        "Top-1 of held-out rows of train",
+        "Accuracy on held-out training images",
         (("kNN", ("knn/top1",)), ("linear probe", ("probe/top1",))),
-        "online, the encoder frozen meanwhile",
+        "while training, the encoder frozen meanwhile",
     ),
     (
         "Same-label share of mined negatives",
@@ -49,9 +49,10 @@ _CHARTS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], str], ...] = 
         "labels only watch",
     ),
     (
-        "Effective rank of the embeddings",
+        "Effective rank of the keys",
         (("RankMe", ("stats/rankme",)),),
-        "behind the projector; a fall early on is usual, below 5% of their dimensions is a collapse",
+        "embeddings behind the projector, so not the rank of the features; a fall early on is usual, below "
+        "5% of their dimensions is a collapse",
     ),
     ("Learning rate", (("learning rate", ("train/lr",)),), ""),
     ("Images per second", (("images/s", ("perf/images_per_s",)),), ""),
@@ -140,13 +141,25 @@ def _facts(report: Report, run: Run) -> Iterator[tuple[str, str]]:
         # Lowshot shows its score at 10% if there is one; every other protocol its first score.
         tenth = [score for score in result.scores if protocol == "lowshot" and score.name.endswith(" 10%")]
         for score in (tenth or result.scores)[:1]:
-            yield f"{accuracy_titles()[protocol].lower()}, {score.name}", f"{100 * score.value:.1f}%"
+            yield _named(protocol, score), f"{100 * score.value:.1f}%"
     if report.map is not None and run.statistics is None:  # which has them of the training images
         verdict = report.map.health.verdict  # of their spread, so it says nothing of their use
         yield "test features", "no collapse" if verdict == "healthy" else verdict
-        yield "their effective rank", f"{report.map.health.rankme:.0f} of {report.map.full_rank}"
+        yield (
+            "effective rank of the test features",
+            f"{report.map.health.rankme:.0f} of {report.map.full_rank}",
+        )
     if isinstance(seconds := read_json(run.folder / "summary.json").get("seconds"), int | float):
         yield "training time", f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def _named(protocol: str, score: Score) -> str:
+    """Name a score; those of ``worth`` name themselves, and their best baseline is in reach."""
+    if protocol != "worth":
+        return f"{accuracy_titles()[protocol].lower()}, {score.name}"
+    return (
+        f"{score.name}, {100 * min(gain for _, gain in score.baselines.values()):+.1f} over the best baseline"
+    )
 
 
 def _several(runs: list[Run]) -> str:
@@ -218,7 +231,7 @@ def _beside_each_other(runs: list[Run]) -> str:
                 shared.setdefault((protocol, score.name, result.fingerprint), []).append(row)
     cards = [
         card(
-            f"{titles[protocol]}: {name}",
+            name[:1].upper() + name[1:] if protocol == "worth" else f"{titles[protocol]}: {name}",
             f'<table class="runs">{"".join(rows)}</table>',
             "bar from 0 to 100%, 95% interval",
         )

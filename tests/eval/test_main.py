@@ -250,7 +250,7 @@ def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_fo
     assert code == 0
     short = json.loads(out)
     assert (short["num_classes"], short["classes"]) == (2, ["dark", "light"])
-    assert "of imagefolder, 2 classes (dark, light); test part" in err
+    assert f"of {tiny_folder}, 2 classes (dark, light); test part" in err
     pretrained, untrained = short["warnings"]
     assert pretrained.startswith("3 of 3 test images were pretrained on")
     assert untrained.startswith("2 of 3 test images are of 1 class without a training image (dark), which")

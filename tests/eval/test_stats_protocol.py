@@ -38,7 +38,7 @@ def test_unlabelled_images_from_end_to_end(new_run, photos, capsys):
     run = new_run(name="images", root=str(photos))
     assert main(["stats", f"checkpoint={run}", "device=cpu", "progress=false"]) == 0
     told = capsys.readouterr()
-    assert "14 train images of images; test part: none;" in told.err
+    assert f"14 train images of {photos}; test part: none;" in told.err
     assert "unreadable images left out: 1" in told.err
     short = json.loads(told.out.splitlines()[-1])
     result = json.loads((run / "eval" / "stats.json").read_text())

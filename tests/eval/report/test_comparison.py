@@ -127,10 +127,14 @@ def test_an_evaluation_that_disagrees_with_a_warning_of_training_decides(
 
 def test_the_probe_of_worth_has_no_second_tile(alone, compared):
     add_scores(alone, 0.951, protocol="worth")
-    assert "beside the baselines, top1 <k=5>" in compared(alone)[2].text
+    file = alone / "eval" / "worth.json"
+    answer = json.loads(file.read_text())
+    answer["scores"][0]["random_encoder"]["gain"]["value"] = -0.5
+    file.write_text(json.dumps(answer))
+    assert "top1 <k=5>, -50.0 over the best baseline" in compared(alone)[2].text
     add_scores(alone, 0.951, protocol="linear")
     found = compared(alone)[2].text
-    assert "beside the baselines, top1 <k=5>" not in found
+    assert "top1 <k=5>, -50.0 over the best baseline" not in found
     assert {"linear probe, top1 <k=5>", "nearest neighbours, top1 <k=5>"} <= {*found}
 
 
@@ -158,16 +162,21 @@ def test_numbers_stand_once_and_their_bars_begin_at_0(alone, compared):
 
 def test_health_without_labels_stands_once(alone, compared):
     number = dict.fromkeys(("retrieval", "rankme", "dimensions", "alignment", "uniformity", "std"), 0.25)
-    scores = dict.fromkeys(("encoder", "raw_pixels", "random_encoder"), number)
+    number |= {"retrieval_low": 0.125, "retrieval_high": 0.375}
+    gain = {"gain": 0.0, "gain_low": -0.125, "gain_high": 0.125}
+    scores = {"encoder": number, "raw_pixels": number | gain, "random_encoder": number | gain}
     unlabelled = {"answer": "not known", "sentence": "Not known.", "scores": scores, "data": {"classes": []}}
     (alone / "eval" / "worth.json").write_text(json.dumps(unlabelled))
     texts = compared(alone)[2].text
-    assert {"share of second views found", "effective rank (RankMe)"} <= {*texts}
-    assert not {"rankme", "std"} & {*texts}
+    assert {"second views found, %", "effective rank of the features (RankMe)"} <= {*texts}
+    words = " ".join(texts)
+    for cell in ("25.0  (12.5 to 37.5)", "25.0  (+0.0: -12.5 to 12.5)", "0.2 of 0.25"):
+        assert cell in words
+    assert "alignment" not in words  # by itself the best is a collapse
     duplicates = {"pairs": 0, "listed": 0, "file": "near_duplicates.csv"}
     (alone / "eval" / "stats.json").write_text(json.dumps({"scores": scores, "near_duplicates": duplicates}))
     texts = compared(alone)[2].text
-    assert texts.count("effective rank (RankMe)") == 1
+    assert texts.count("effective rank of the features (RankMe)") == 1
     assert "No near-duplicates." in texts
 
 

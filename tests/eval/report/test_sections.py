@@ -93,14 +93,14 @@ def test_a_whole_page_that_needs_no_network(scored_run):
     pictures = [given for tag, given in page.tags if tag == "img"]
     assert len(pictures) == 1 + 3  # views; an anchor and its two negatives
     assert sum(tag == "circle" for tag, _ in page.tags) >= 462  # the map
-    assert "their effective rank" in page.text
+    assert "effective rank of the test features" in page.text
     assert "no collapse" in page.text  # which is no praise: kNN may still be at chance
     assert "healthy" not in page.text
     stats = {"scores": {name: {"rankme": 9.0} for name in ("encoder", "raw_pixels")}}
     duplicates = {"pairs": 3, "listed": 3, "file": "/elsewhere/near_duplicates.csv"}
     (scored_run / "eval/stats.json").write_text(json.dumps(stats | {"near_duplicates": duplicates}))
     words = report(scored_run)[2].text
-    assert "their effective rank" not in words  # there is another, of the training images
+    assert "effective rank of the test features" not in words  # there is another, of the training images
     assert "3 pairs of near-duplicates, in eval/near_duplicates.csv." in words
 
 
