@@ -310,7 +310,7 @@ def _compose(schema: type, folder: str, recipe: str, within: tuple[Path, ...] = 
         file = beside if beside.is_file() else _find(str(name), folder)
         layer = (
             _read(schema, file, group=group)
-            if option and group
+            if option and group and not option.endswith((".yaml", ".yml"))
             else _compose(schema, folder, str(file), (*within, path))
         )
         merged = _merge_open(schema, merged, layer)

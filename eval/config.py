@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from contrastive.config import WHITE, ViewConfig, check_path
+from contrastive.config import WHITE, HfConfig, ViewConfig, check_path
 from memory_bank.config import check_choice, check_range
 
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
@@ -23,6 +23,7 @@ class EvalDataConfig:
         frame_step: Distance of a clip's frames, as ``data.frame_step`` of pretraining.
         fps: Frames a second of a clip, as ``data.fps`` of pretraining.
         white: Value that is white, as ``data.white`` of pretraining; None is the encoder's.
+        hf: Columns of ``data.name=hf``, as ``data.hf`` of pretraining.
     """
 
     name: str | None = None
@@ -34,6 +35,7 @@ class EvalDataConfig:
     frame_step: int | None = None
     fps: float | None = None
     white: int | None = None
+    hf: HfConfig = field(default_factory=HfConfig)
 
     def __post_init__(self) -> None:
         if self.root is not None:

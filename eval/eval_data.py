@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from contrastive.config import DataConfig, PretrainConfig, UserError
 from contrastive.config_files import load_saved
@@ -37,11 +38,12 @@ def choose_data(config: EvalConfig, run: Path | None, spec: InputSpec) -> DataCo
     base = own if own is not None else DataConfig(name=str(given.name))
     if given.name is not None and given.name != base.name:
         base = replace(base, name=given.name, root=None)
-    chosen = {
+    chosen: dict[str, Any] = {
         name: value
         for name in ("root", "num_workers", "download", "clips_per_video")
         if (value := getattr(given, name)) is not None
     }
+    chosen["hf"] = replace(base.hf, **{name: column for name, column in vars(given.hf).items() if column})
     if given.fps is not None or given.frame_step is not None:  # one of the two replaces the run's
         chosen |= {"fps": given.fps, "frame_step": given.frame_step or 1}
     return replace(

@@ -86,7 +86,7 @@ def _check_frames(images: Images, data: DataConfig) -> None:
     if images.frames and data.frames < 2:
         raise UserError(
             f"data.frames={data.frames}: an encoder of images sees one frame of a video, and data.name="
-            f"{data.name} gives {images.frames}; leave data.clips_per_video out, or pretrain on clips with "
+            f"{data.name} gives {images.frames}; set data.clips_per_video=1, or pretrain on clips with "
             "e.g. data.frames=8"
         )
 

@@ -198,7 +198,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({error}); delete it and evaluate again") from error
+        raise UserError(
+            f"{path}: is not JSON ({error}); delete it, and evaluate again if it lies in eval/"
+        ) from error
     if not isinstance(content, dict):
         _refuse(path, "it holds no object")
     return content

@@ -86,7 +86,8 @@ def build(report: Report) -> str:
 
 
 def _only(path: str) -> Run:
-    run = resolve(path).run
+    # A run that stopped before its first checkpoint has no encoder, but curves.
+    run = Path(path) if (Path(path) / "config.yaml").is_file() else resolve(path).run
     if run is None:
         raise UserError(
             f"checkpoint={path}: is not inside a run directory (no config.yaml there), so there "
@@ -99,6 +100,8 @@ def _compared(paths: list[str]) -> list[Run]:
     if len(paths) > SERIES:
         raise UserError(f"report: {len(paths)} runs given, up to {SERIES} can be told apart; compare fewer")
     folders = [_folder(path) for path in paths]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        log.warning("report: a run is given twice, and compared with itself")
     names = [folder.absolute().name for folder in folders]
     return [
         read_run(folder, name if names.count(name) == 1 else path)

@@ -56,6 +56,14 @@ def test_a_second_view_follows_the_first_until_told_otherwise():
     assert (loaded.augment.view_1.noise, loaded.augment.view_2.noise) != (0.9, 0.9)
 
 
+def test_a_users_file_builds_on_another_by_its_whole_path(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "base.yaml").write_text("defaults: [digits]\nrun: {name: base}\n")
+    (tmp_path / "mine.yaml").write_text(f"defaults: [{tmp_path}/a/base.yaml]\noptimizer: {{base_lr: 0.5}}\n")
+    loaded = load(recipe=str(tmp_path / "mine.yaml"))
+    assert (loaded.run.name, loaded.data.name, loaded.optimizer.base_lr) == ("base", "digits", 0.5)
+
+
 @pytest.mark.parametrize(
     ("overrides", "name", "args"),
     [

@@ -8,7 +8,8 @@ from PIL import Image
 
 import eval.subject
 from contrastive.augment.views import center_view
-from contrastive.config import EncoderConfig, UserError
+from contrastive.config import EncoderConfig, HfConfig, UserError
+from contrastive.config_files import load_config
 from contrastive.encoders.build import build_encoder
 from contrastive.encoders.weights import load_encoder
 from eval.config import BaselineConfig, EvalConfig, EvalDataConfig
@@ -222,6 +223,14 @@ def test_other_data_is_fed_as_the_encoder_wants_it(shared_run):
     given = EvalConfig(checkpoint=str(shared_run), data=EvalDataConfig(name="imagefolder", root="photos"))
     data = choose_data(given, checkpoint.run, open_frozen(checkpoint, image_size=None, seed=0).input)
     assert (data.name, data.root, data.image_size, data.mean) == ("imagefolder", "photos", 16, [0.3] * 3)
+
+
+def test_the_columns_of_a_table_are_chosen_as_in_pretraining(shared_run):
+    checkpoint = resolve(str(shared_run))
+    settings = ["data.name=hf", "data.root=photos", "data.hf.image=photo"]
+    given = load_config(EvalConfig, "eval", None, [f"checkpoint={shared_run}", *settings])
+    data = choose_data(given, checkpoint.run, open_frozen(checkpoint, image_size=None, seed=0).input)
+    assert (data.name, data.root, data.hf) == ("hf", "photos", HfConfig(image="photo"))
 
 
 @pytest.mark.parametrize("text", ["../../elsewhere", "/etc", "step-10/../../../elsewhere", "step-11", ""])

@@ -161,7 +161,10 @@ def _check_classes(root: str, train: ShardImages, test: ShardImages) -> None:
     assert test.classes is not None
     longest = max(train.classes, test.classes, key=len)
     if any(part.classes != longest[: len(part.classes or ())] for part in (train, test)):
-        raise UserError(f"data.root={root}: train and test name different classes in their {SET_FILE}")
+        raise UserError(
+            f"data.root={root}: train and test name different classes in their {SET_FILE}; pack both again "
+            "from the images, or, if one was lost and indexed anew, copy the classes of the other into it"
+        )
     train.classes = test.classes = longest
     if untrained := describe_untrained(*map(_class_names, (train, test))):
         raise UserError(f"data.root={root}: {untrained}; both parts need the same classes")

@@ -82,7 +82,10 @@ def pack(
                 _write_tar(path, members)
                 entries.append(index_shard(Ranges(RemoteConfig()), str(path), folder))
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); free some space") from error
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); choose a folder that can be, on a disk with "
+            "room for all images"
+        ) from error
     if not entries:
         raise UserError("none of the images can be read; see the warnings above")
     found = ShardSet(entries, images.classes if images.labels is not None else None, held_out)

@@ -253,7 +253,7 @@ def test_images_stay_as_they_are():
 def test_frames_are_asked_for_where_there_are_some_and_refused_elsewhere():
     assert as_dataset(Counted(), DATA).train.frames == 3
     assert as_dataset(Counted(cut=Cut.of(MOMENTS)), MOMENTS).train.frames == 0
-    with pytest.raises(UserError, match=r"data.frames=1: .* gives 3; leave data.clips_per_video out, or pre"):
+    with pytest.raises(UserError, match=r"data.frames=1: .* gives 3; set data.clips_per_video=1, or pre"):
         as_dataset(Counted(), MOMENTS)
     with pytest.raises(UserError, match=r"data.frames=3: .* has images, not videos; .*is evaluated on clips"):
         as_dataset(numbered(4, 8), DATA)

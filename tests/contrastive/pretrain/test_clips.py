@@ -148,7 +148,7 @@ def test_two_moments_are_drawn_and_measured_on_videos_and_on_pictures(run, video
     assert "First row: images." in page
     assert page.count('<figure title="train/') > 3
     assert evaluate(["knn", *common, "data.clips_per_video=2"]) == 2
-    assert "leave data.clips_per_video out" in capsys.readouterr().err
+    assert "set data.clips_per_video=1" in capsys.readouterr().err
     out = tmp_path / "features.npz"
     assert (
         export([f"checkpoint={run_dir}", "format=embeddings", f"out={out}", "progress=false", "device=cpu"])
@@ -178,7 +178,7 @@ def test_settings_that_do_not_fit_are_refused(run, clips, tmp_path):
     code, _, err = run("data.frames=4")
     assert (code, "has images, not videos" in err) == (2, True)
     code, _, err = clips("data.frames=1")
-    assert (code, "leave data.clips_per_video out" in err) == (2, True)
+    assert (code, "set data.clips_per_video=1" in err) == (2, True)
     code, _, err = clips("data.frames=1", "data.clips_per_video=1")
     assert (code, "encoder.temporal=attention joins the frames of clips" in err) == (2, True)
     write_images(tmp_path / "flat", 3)

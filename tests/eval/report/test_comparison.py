@@ -327,7 +327,19 @@ def test_results_that_are_not_json_are_named(runs, capsys, text):
     path = runs[0] / "eval" / "knn.json"
     path.write_text(text)
     assert main(["report", *map(str, runs)]) == 2
-    assert f"{path}: is not JSON (" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"{path}: is not JSON (" in err
+    assert "; delete it, and evaluate again if it lies in eval/" in err
+
+
+def test_a_run_without_an_encoder_has_a_page_of_its_own_and_a_run_twice_is_told(alone, tmp_path, capsys):
+    """It stopped before its first checkpoint."""
+    (alone / "encoder.safetensors").unlink()
+    assert main(["report", str(alone), "device=cpu", "progress=false"]) == 0
+    capsys.readouterr()
+    assert (alone / "report.html").is_file()
+    assert main(["report", str(alone), f"{alone}/eval/..", f"out={tmp_path}"]) == 0
+    assert "a run is given twice, and compared with itself" in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared(runs, tmp_path, capsys):

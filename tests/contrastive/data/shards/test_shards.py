@@ -112,6 +112,30 @@ def test_shards_of_an_interrupted_run_are_not_mixed_with_new_ones(photos, tmp_pa
         pack(open_tree(photos, 12), tmp_path, shard_bytes=14_000, shuffle=True)
 
 
+def test_a_folder_that_cannot_be_written_is_explained(photos, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=r"cannot be written \(Not a directory\); choose a folder that can be"
+    ):
+        pack(open_tree(photos, 12), tmp_path / "file" / "set", shard_bytes=14_000, shuffle=True)
+
+
+def test_a_part_whose_list_was_lost_needs_the_names_of_the_other(tmp_path, open_set):
+    pixels = np.zeros((4, 8, 8, 3), np.uint8)
+    images = ArrayImages("x", [pixels], 8, labels=torch.tensor([0, 1, 0, 1]), classes=["cat", "dog"])
+    for part in ("train", "test"):
+        pack(images, tmp_path / part, shard_bytes=10**6, shuffle=False)
+    whole, lost = (tmp_path / part / SET_FILE for part in ("test", "train"))
+    lost.unlink()
+    index_shards(ranges(), [str(tar) for tar in lost.parent.glob("*.tar")], lost.parent)
+    with pytest.raises(UserError, match=r"copy the classes of the other into it"):
+        open_set(tmp_path)
+    lost.write_text(
+        json.dumps(json.loads(lost.read_text()) | {"classes": json.loads(whole.read_text())["classes"]})
+    )
+    assert open_set(tmp_path).train.classes == ["cat", "dog"]
+
+
 def test_indexing_again_keeps_the_names_of_the_classes(tmp_path):
     pixels = np.zeros((4, 8, 8, 3), np.uint8)
     images = ArrayImages("x", [pixels], 8, labels=torch.tensor([0, 1, 0, 1]), classes=["cat", "dog"])
