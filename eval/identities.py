@@ -211,7 +211,7 @@ class Covered(Images):
     def __init__(self, images: Images, share: float, seed: int) -> None:
         self.images, self.share, self.seed = images, share, seed
         self.size, self.labels, self.classes = images.size, images.labels, images.classes
-        self.thread_safe = images.thread_safe
+        self.thread_safe, self.white = images.thread_safe, images.white
 
     def __len__(self) -> int:
         return len(self.images)

@@ -339,3 +339,6 @@ def test_the_stated_share_of_a_query_is_covered(tmp_path):
         assert not torch.equal(*grey)
         assert torch.equal(covered.read(0), covered.read(0))
         assert covered.fingerprint() != images.fingerprint()
+    deep = open_tree(tmp_path, 50)
+    deep.white = 4095
+    assert Covered(deep, share, 3).revision() != covered.revision()
