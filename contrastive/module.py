@@ -147,7 +147,7 @@ class ContrastiveModule(pl.LightningModule):
         if min(rows.sizes) < 2:
             return self.guard.note_left_out(step)
         self.networks.freeze(step < self._frozen_steps())
-        views = self._views_at(step, batch)
+        views = self.views_at(step)(batch.images, batch.ids, self.plan.epoch_of(step))
         with plain_attention(self.device):
             outcome = self.method.step(views, rows, step)
         if outcome.keys is not None:
@@ -165,10 +165,9 @@ class ContrastiveModule(pl.LightningModule):
             sides = self.views.sides
             self._first_views = Views(augment.at_first(), data, seed, compile=backend, sides=sides)
 
-    def _views_at(self, step: int, batch: Batch) -> tuple[Tensor, ...]:
-        """Compute the views of optimizer step ``step``: their size may change in the middle of the run."""
-        views = self._first_views if 2 * step < self.plan.total_steps else self.views
-        return views(batch.images, batch.ids, self.plan.epoch_of(step))
+    def views_at(self, step: int) -> Views:
+        """Return the views of optimizer step ``step``: their size may change in the middle of the run."""
+        return self._first_views if 2 * step < self.plan.total_steps else self.views
 
     def _frozen_steps(self) -> int:
         """Return the optimizer steps in which the encoder is frozen."""

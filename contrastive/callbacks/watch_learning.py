@@ -40,26 +40,29 @@ class EpochLoss:
         loss: Mean over its optimizer steps, in nats.
         negatives: Negatives of a query in its last step, mean over the queries.
         mined: Whether that step had negatives from the bank.
+        side: Of its global views in pixels.
     """
 
     epoch: int
     loss: float
     negatives: float
     mined: bool
+    side: int = 0  # 0 in checkpoints of before
 
     def compares_with(self, other: "EpochLoss") -> bool:
-        """Return whether both had the same kind of negatives, and within 5% as many (0.05 nats)."""
-        return self.mined == other.mined and abs(self.negatives - other.negatives) <= 0.05 * other.negatives
+        """Return whether both had views of one size and, within 5% (0.05 nats), as many like negatives."""
+        alike = (self.mined, self.side) == (other.mined, other.side)
+        return alike and abs(self.negatives - other.negatives) <= 0.05 * other.negatives
 
 
 def rising_loss(epochs: Sequence[EpochLoss]) -> str | None:
     """Return a warning if the last three epochs are all above the best one before them.
 
-    Only the last epochs in a row with the same negatives compare, except the one in which they changed: with
-    other negatives the loss of a healthy run is another one. Above means by more than 0.1 nats, 5%, and
-    eight standard deviations of an epoch's noise.
+    Only the last epochs in a row with the same negatives and size of views compare, except the one in which
+    they changed: with others the loss of a healthy run is another one. Above means by more than 0.1 nats, 5%,
+    and eight standard deviations of an epoch's noise.
     """
-    same = _same_negatives(epochs)
+    same = _comparable(epochs)
     if len(same) < _LEAST_EPOCHS:
         return None
     before, recent = same[:-_PATIENCE], same[-_PATIENCE:]
@@ -83,8 +86,8 @@ def _noise(values: Sequence[float]) -> float:
     return median(abs(second - first) for first, second in pairwise(steps)) / (0.6745 * 6**0.5)
 
 
-def _same_negatives(epochs: Sequence[EpochLoss]) -> list[EpochLoss]:
-    """Return the last epochs in a row whose negatives compare; without the one in which they changed."""
+def _comparable(epochs: Sequence[EpochLoss]) -> list[EpochLoss]:
+    """Return the last epochs in a row that compare; without the one in which negatives or views changed."""
     start = len(epochs)
     while start and epochs[start - 1].compares_with(epochs[-1]):
         start -= 1
@@ -213,7 +216,9 @@ class WatchLearning(Watcher):
         total, count = (0.0, 0.0) if self._sum is None else self._sum.tolist()
         self._sum = None
         if count and trainer.global_step > settled_after(module.config, module.plan):
-            found = EpochLoss(epochs, total / count, *_negatives(module, trainer.global_step))
+            step = trainer.global_step
+            side = module.views_at(step - 1).chains[0].size
+            found = EpochLoss(epochs, total / count, *_negatives(module, step), side)
             self._losses = [*self._losses, found][-_MOST_EPOCHS:]
         if self._health.rankme is not None and _is_under_way(trainer, module):
             self._ranks = [*self._ranks, (epochs, self._health.rankme)][-_MOST_EPOCHS:]

@@ -89,6 +89,13 @@ def test_only_epochs_with_the_same_negatives_compare():
     assert rising_loss(batch + bank + epochs([6.5, 7.0, 7.1], first=16))
 
 
+def test_only_epochs_with_views_of_one_size_compare():
+    small = [EpochLoss(at, 3 - 0.05 * at, 100.0, False, 16) for at in range(1, 21)]
+    large = [EpochLoss(at, 3 - 0.02 * at, 100.0, False, 24) for at in range(21, 41)]
+    assert ever(small + large) is None
+    assert rising_loss(small + large + [EpochLoss(at, 4.0, 100.0, False, 24) for at in (41, 42, 43)])
+
+
 @pytest.mark.parametrize(
     ("score", "untrained", "rows", "bad"),
     [
@@ -166,12 +173,12 @@ class Trainer(pl.Trainer):
 class Watched:
     """A run whose losses, ranks and scores are invented: five steps an epoch, twelve epochs."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch, *settings, epochs=12):
         self.alerts = []
         monkeypatch.setattr(
             "contrastive.callbacks.watcher.alert", lambda trainer, title, text: self.alerts.append(title)
         )
-        self.module = tiny.module("schedule.warmup_epochs=0", rows=40, epochs=12)
+        self.module = tiny.module("schedule.warmup_epochs=0", *settings, rows=40, epochs=epochs)
         images = DatasetImages(
             [torch.zeros(3, 16, 16, dtype=torch.uint8)] * 40, 16, labels=torch.arange(40) % 2
         )
@@ -215,6 +222,14 @@ def test_each_warning_is_said_once_when_it_begins_and_at_the_end_if_it_still_hol
     run.watch.on_train_end(run.trainer, run.module)
     ends = said(caplog)[3:]
     assert [text.partition(": ")[0] for text in ends] == ["at the end of the run"] * 2
+
+
+@pytest.mark.parametrize(("settings", "warned"), [([], ["rising loss"]), (["augment.first_size=12"], [])])
+def test_a_loss_that_rises_where_the_views_grow_is_healthy(monkeypatch, settings, warned):
+    run = Watched(monkeypatch, *settings, epochs=20)
+    for number in range(1, 11):
+        assert run.epoch(number) == []
+    assert [run.epoch(number, loss=2.0) for number in range(11, 14)][-1] == warned
 
 
 def test_a_score_that_stays_level_is_named_after_half_of_the_run(monkeypatch, caplog):
