@@ -165,7 +165,7 @@ def _named(protocol: str, score: Score) -> str:
 def _several(runs: list[Run]) -> str:
     items = "".join(
         f"<li>{key(f's{place}')}<b>{escape(run.name)}</b> "
-        f'<span class="muted">{escape(str(run.folder))}</span></li>'
+        f'<span class="muted">{escape(_length(run) + str(run.folder))}</span></li>'
         for place, run in enumerate(runs)
     )
     warnings = []
@@ -178,6 +178,15 @@ def _several(runs: list[Run]) -> str:
     warnings += [f"{run.name}: {text}" for run in runs for text in [*_outdated(run), *run.warnings]]
     lines = "".join(map(warning, warnings))
     return f'<header><h1>{len(runs)} runs compared</h1><ul class="runs">{items}</ul></header>{lines}'
+
+
+def _length(run: Run) -> str:
+    """Say how long a run trained, which may explain more than what was set; nothing of other libraries'."""
+    if run.settings is None:
+        return ""
+    steps = read_json(run.folder / "summary.json").get("steps")
+    taken = f", {steps:,} steps" if isinstance(steps, int) else ""
+    return f"{describe_epochs(run.folder, run.settings.schedule)}{taken}; "
 
 
 def scores(report: Report) -> str:
@@ -231,7 +240,7 @@ def _beside_each_other(runs: list[Run]) -> str:
                 shared.setdefault((protocol, score.name, result.fingerprint), []).append(row)
     cards = [
         card(
-            name[:1].upper() + name[1:] if protocol == "worth" else f"{titles[protocol]}: {name}",
+            name if protocol == "worth" else f"{titles[protocol]}: {name}",
             f'<table class="runs">{"".join(rows)}</table>',
             "bar from 0 to 100%, 95% interval",
         )
@@ -321,9 +330,9 @@ def _number(text: str | None) -> float:
 
 
 def health(report: Report) -> str:
-    """Show the stats protocol: one run beside the baselines, with its near-duplicates, or all runs."""
+    """Show the stats protocol: one run beside the baselines, with its near-duplicates, or several runs."""
     known = {run.name: run.statistics for run in report.runs if run.statistics is not None}
-    if not known:
+    if len(known) < (1 if report.alone else 2):
         return ""
     if report.alone:
         (found,) = known.values()

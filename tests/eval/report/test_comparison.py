@@ -231,7 +231,7 @@ def test_scores_of_other_images_are_a_warning(runs, compared):
 
 def test_a_comparison_shows_what_several_runs_have_and_how_they_ended(runs, compared):
     add_scores(runs[0], 0.7, protocol="retrieval", fingerprint="elsewhere")
-    (runs[1] / "summary.json").write_text(json.dumps({"warnings": ["the loss rises"]}))
+    (runs[1] / "summary.json").write_text(json.dumps({"warnings": ["the loss rises"], "steps": 1234}))
     for run, chosen in zip(runs, ("[a]", "[b]"), strict=True):
         config = load_saved(PretrainConfig, run / "config.yaml")
         jitter = replace(config.augment.view_1, jitter=0.5 if run is runs[0] else 0.25)
@@ -241,6 +241,8 @@ def test_a_comparison_shows_what_several_runs_have_and_how_they_ended(runs, comp
     assert "Nearest neighbours: top1 <k=5>" in page.text
     assert not any("Identities found again" in text for text in page.text)
     assert "<two>: the loss rises" in page.text
+    assert f"200 epochs; {runs[0]}" in page.text
+    assert f"200 epochs, 1,234 steps; {runs[1]}" in page.text
     assert "augment.view_1.jitter" in page.text
     assert not any(text.startswith(("augment.view_2", "chosen")) for text in page.text)
 
@@ -281,6 +283,8 @@ def test_health_where_it_was_measured(runs, compared):
         "near_duplicates": {"pairs": 0, "listed": 0, "file": "near_duplicates.csv"},
     }
     (runs[0] / "eval" / "stats.json").write_text(json.dumps(stats))
+    assert "healthy" not in " ".join(compared(*runs)[2].text)  # of one of them alone nothing compares
+    (runs[1] / "eval" / "stats.json").write_text(json.dumps(stats))
     _, _, page = compared(*runs)
     words = " ".join(page.text)
     assert "healthy" in words
