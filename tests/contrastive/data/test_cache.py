@@ -53,7 +53,6 @@ def test_holds_what_the_files_hold_and_is_made_once(tree, tmp_path, monkeypatch)
     assert (len(again), again.key(5), again.fingerprint()) == (70, images.key(5), images.fingerprint())
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(("resident", "workers"), [("true", 0), ("false", 0), ("false", 2)])
 def test_batches_and_reports_are_those_without_it(tree, tmp_path, resident, workers):
     plan, found = Plan(70, seed=1, global_batch=16, epochs=2), []

@@ -17,7 +17,6 @@ from tests.reference import clips as reference
 CPU = torch.device("cpu")
 DATA = DataConfig(frames=3, image_size=8)
 MOMENTS = DataConfig(image_size=8)  # single frames
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one processor
 
 
 class Counted(Clips):

@@ -18,7 +18,6 @@ from contrastive.data.loader import build_loader, choose_crop, is_resident
 from contrastive.data.plan import Plan, Share
 from tests import tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one processor
 CROP = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)
 LOCAL = replace(CROP, crop_scale=[0.05, 0.4])
 DATA = DataConfig(image_size=16, mean=[0.0] * 3, std=[1.0] * 3, crop="original")

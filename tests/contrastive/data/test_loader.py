@@ -15,7 +15,6 @@ from tests.contrastive.data.test_decode import BAD
 
 CPU = torch.device("cpu")
 KINDS = [("true", None), ("false", 0), ("false", 2)]
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one processor
 
 
 def numbered(n, side=2):

@@ -14,7 +14,6 @@ from contrastive.data.images import ArrayImages
 from contrastive.data.reading import Todo, WorkerDied, decode_ahead, decode_all, read_in_order
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one processor
 
 
 class Odd(ArrayImages):
