@@ -77,6 +77,7 @@ class Run:
     attention: list[Row]  # table of the attention protocol; empty without masks
     metrics: list[dict[str, str]]  # rows of metrics.csv
     outdated: list[str]  # protocols whose results are of other weights than the run's encoder now has
+    identity: str  # hash of the encoder's file; without one the folder's real path
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -85,7 +86,7 @@ def read_run(folder: Path, name: str) -> Run:
     Raises:
         UserError: a file in it was not written by training or evaluation.
     """
-    config, found = folder / "config.yaml", folder / "eval"
+    config, found, encoder = folder / "config.yaml", folder / "eval", _hash_encoder(folder)
     results = {each: _read(found / f"{each}.json", _result) for each in accuracy_titles()}
     return Run(
         name,
@@ -97,20 +98,37 @@ def read_run(folder: Path, name: str) -> Run:
         list(map(str, read_json(folder / "summary.json").get("warnings", []))),
         _read(found / "attention.json", find_protocol("attention").table) or [],
         read_csv(folder / "metrics.csv"),
-        _outdated(folder),
+        [] if encoder is None else _outdated(folder, encoder),
+        encoder or str(folder.resolve()),
     )
 
 
-def _outdated(folder: Path) -> list[str]:
-    """Name the protocols whose results are not of the encoder that is in the folder, if one is."""
+def repeated(runs: list[Run]) -> list[str]:
+    """Return a line for each run that is there more than once: by path, by link, or as a copy."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        names.setdefault(run.identity, []).append(run.name)
+    return [
+        f"The same run, or its exact repetition, {len(same)} times: {', '.join(same)}."
+        for same in names.values()
+        if len(same) > 1
+    ]
+
+
+def _hash_encoder(folder: Path) -> str | None:
+    """Return the SHA-256 of the encoder's file, in hex; None if there is none yet."""
     encoder = folder / "encoder.safetensors"
     if not encoder.is_file():
-        return []
+        return None
     with encoder.open("rb") as file:
-        current = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _outdated(folder: Path, encoder: str) -> list[str]:
+    """Name the protocols whose results are not of the encoder of this hash."""
     names = [*accuracy_titles(), "stats", "attention"]
     measured = {name: read_json(folder / "eval" / f"{name}.json").get("encoder_sha256") for name in names}
-    return [name for name, made_of in measured.items() if made_of not in (None, current)]
+    return [name for name, made_of in measured.items() if made_of not in (None, encoder)]
 
 
 def describe_epochs(folder: Path, schedule: ScheduleConfig) -> str:

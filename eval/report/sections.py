@@ -18,7 +18,7 @@ from eval.protocol import accuracy_titles
 from eval.report import pictures
 from eval.report.context import Report
 from eval.report.page import card, details, grid, key, legend, section, table, warning
-from eval.report.read import BASELINES, Result, Run, Score, describe_epochs, read_csv, read_json
+from eval.report.read import BASELINES, Result, Run, Score, describe_epochs, read_csv, read_json, repeated
 
 _MOST_POINTS = 400  # in a curve
 _COLOURS = {"raw_pixels": "s1", "random_encoder": "s2"}  # of the baselines' marks
@@ -168,7 +168,7 @@ def _several(runs: list[Run]) -> str:
         f'<span class="muted">{escape(_length(run) + str(run.folder))}</span></li>'
         for place, run in enumerate(runs)
     )
-    warnings = []
+    warnings = repeated(runs)
     data = {run.name: run.settings.data.name for run in runs if run.settings}
     if len({*data.values()}) > 1:
         listed = ", ".join(f"{run} on {name}" for run, name in data.items())

@@ -15,7 +15,7 @@ from eval.frozen import resolve
 from eval.protocol import Page
 from eval.report.context import Report
 from eval.report.page import page, warning
-from eval.report.read import Run, read_run
+from eval.report.read import Run, read_run, repeated
 from eval.report.sections import SECTIONS
 from eval.results import open_results, write_text
 
@@ -59,7 +59,7 @@ def write_report(config: ReportEvaluation) -> dict[str, Any]:
     report = Report(config, runs)
     text = build(report)
     write_text(target, text)
-    for reason in report.missing:
+    for reason in [*report.missing, *repeated(runs)]:
         log.warning("report: %s", reason)
     log.info("report: %s", target)
     more = {"runs": [run.name for run in runs]} if config.compare else {"missing": report.missing}

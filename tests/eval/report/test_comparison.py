@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -273,6 +274,27 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path, compared):
     result, _, page = compared(*made)
     assert result["runs"] == [str(run) for run in made]
     assert "Their settings are the same." in " ".join(page.text)
+
+
+def test_a_run_beside_itself_is_told_by_path_by_link_and_as_a_copy(runs, tmp_path, capsys):
+    one, other = runs
+    link, bare, bare_link = tmp_path / "link", tmp_path / "bare", tmp_path / "bare_link"
+    link.symlink_to(one)
+    copy = shutil.copytree(one, tmp_path / "copy")
+    shutil.copytree(one, bare, ignore=shutil.ignore_patterns("encoder.safetensors"))
+    bare_link.symlink_to(bare)
+    for paths, told in (
+        ([one, other, bare], None),
+        ([one, one], f"2 times: {one}, {one}."),
+        ([one, other, link, copy], "3 times: one, link, copy."),
+        ([bare, bare_link], "2 times: bare, bare_link."),
+    ):
+        assert main(["report", *map(str, paths), f"out={tmp_path / 'out'}"]) == 0
+        out, err = capsys.readouterr()
+        line = f"The same run, or its exact repetition, {told}"
+        page = Path(json.loads(out)["file"]).read_text()
+        assert (line in page, f"report: {line}\n" in err) == (told is not None,) * 2
+        assert page.count("exact repetition") == err.count("exact repetition") == (told is not None)
 
 
 def test_health_where_it_was_measured(runs, compared):
