@@ -72,11 +72,12 @@ def closest_pairs(
 
 
 def alike(pixels: Float[Tensor, "n d"], pairs: Int[Tensor, "p 2"]) -> Float[Tensor, " p"]:
-    """Return the lower of two cosines of each pair: around the mean image, and around each one's mean color.
+    """Return the lower of two cosines of each pair: around the mean image, and around each one's mean colour.
 
     To an encoder any two images of one class are similar; copies are also similar pixel by pixel. Around the
-    mean image alone, all pictures on white paper are alike beside colored ones; around each one's mean color
-    alone, all pictures of one layout are. Equal images have a cosine of 1, also if all their pixels are.
+    mean image alone, all pictures on white paper are alike beside coloured ones; around each one's mean
+    colour alone, all pictures of one layout are. Equal images have a cosine of 1, also if all their pixels
+    are.
 
     Args:
         pixels: Red, then green, then blue values of each image.

@@ -76,7 +76,7 @@ class Report:
         run = self.runs[0]
         try:
             if self.dataset is None or self.dataset.test is None:
-                return None  # no labels, so nothing to color; not an error
+                return None  # no labels, so nothing to colour; not an error
             config = replace(self.config, checkpoint=str(run.folder))
             own = self.dataset if config.data == EvalDataConfig() else None
             extractor = Extractor(config, resolve(config.checkpoint), dataset=own)

@@ -90,10 +90,10 @@ def warning(text: str, items: Sequence[str] = ()) -> str:
 
 
 def key(colour: str) -> str:
-    """Return a square in one of the page's colors."""
+    """Return a square in one of the page's colours."""
     return f'<span class="key" style="background:{css(colour)}"></span>'
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> str:
-    """Return names beside squares in their colors."""
+    """Return names beside squares in their colours."""
     return "".join(f'<span class="entry">{key(colour)}{escape(name)}</span> ' for name, colour in entries)

@@ -61,7 +61,7 @@ _CHARTS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...], str], ...] = 
 
 
 def header(report: Report) -> str:
-    """Show the run and its main numbers, or all runs with their colors."""
+    """Show the run and its main numbers, or all runs with their colours."""
     return _one(report, report.runs[0]) if report.alone else _several(report.runs)
 
 

@@ -46,7 +46,7 @@ def write_report(config: ReportEvaluation) -> dict[str, Any]:
     is written beside the first run's directory (see ``comparison_name``). ``out`` names another folder.
 
     Raises:
-        UserError: a path holds no run, there are more runs than colors, a file was not written by training
+        UserError: a path holds no run, there are more runs than colours, a file was not written by training
             or evaluation, or the page cannot be written.
     """
     runs = _compared([config.checkpoint, *config.compare]) if config.compare else [_only(config.checkpoint)]

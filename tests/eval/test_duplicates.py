@@ -39,14 +39,14 @@ def test_fewer_neighbours_keep_the_closest_pair():
 
 
 def test_marks_on_white_are_no_copies_of_each_other_and_blank_ones_are():
-    """Beside colored pictures, all that is nearly white deviates from the mean of all pictures alike."""
+    """Beside coloured pictures, all that is nearly white deviates from the mean of all pictures alike."""
     generator = torch.Generator().manual_seed(0)
-    colored = torch.rand(60, 3, 1, generator=generator).expand(-1, -1, 64) * 0.6
+    coloured = torch.rand(60, 3, 1, generator=generator).expand(-1, -1, 64) * 0.6
     marks = torch.ones(20, 3, 64)
     for row, picture in enumerate(marks):
         picture[:, torch.randperm(64, generator=generator)[:3]] = 0.7 + 0.01 * (row % 3)
     copy = marks[:1] + 0.002 * torch.randn(1, 3, 64, generator=generator)
-    pixels = torch.cat([colored, marks, copy, torch.ones(2, 3, 64)]).flatten(1)
+    pixels = torch.cat([coloured, marks, copy, torch.ones(2, 3, 64)]).flatten(1)
     centred = F.normalize(pixels - pixels.mean(0))
     assert float(centred[60] @ centred[61]) > 0.97  # what would be said
     found = alike(pixels, torch.tensor([[60, 61], [60, 80], [81, 82]]))
