@@ -15,9 +15,6 @@ from contrastive.config import DataConfig, UserError, check_path
 from contrastive.data.dataset import Dataset
 from contrastive.data.files import shorten
 from contrastive.data.images import Images
-from contrastive.drawing.canvas import Box, Drawing, Label, Picture, Shape
-from contrastive.drawing.images import scaled
-from contrastive.logging.hard_negatives import read_or_none
 from eval.config import EvalConfig
 from eval.features import PartFeatures
 from eval.identities import Covered, open_identities, read_table
@@ -25,6 +22,7 @@ from eval.leakage import warn_of_pretrained
 from eval.protocol import Result, Scoring, compare
 from eval.ranking import Gallery, People, Ranking, Search, score_rankings
 from eval.report.page import card, page, section, table
+from eval.report.strip import strip, tile
 from eval.results import write_text
 from eval.scores import Line, Scored
 from eval.subject import Extractor
@@ -37,8 +35,6 @@ _DEPTH = 1000  # ranks that are looked at in a large gallery
 _RESAMPLES = 1000  # of identities, for an interval
 _DRAWN = 1 << 20  # identities, of some resamples at once
 _HITS = 10  # drawn of a query
-_TILE, _FRAME, _GAP = 72, 4, 6
-_APART = 1.3  # place of the first hit, in tiles: further from the query than from the next
 
 
 @dataclass
@@ -341,31 +337,24 @@ def _draw(subject: Subject, ap: Float[Tensor, " m"], extractor: Extractor, setti
 
 
 def _strip(subject: Subject, extractor: Extractor, index: int, ap: float) -> str:
-    asked = subject.queries["test"]
-    row = asked.rows[index : index + 1]
-    [found] = subject.search.rank(asked.features[index : index + 1], subject.people.take(row))
+    asked, held = (extractor.parts[part] for part in ("test", "train"))
+    query = subject.queries["test"].take(torch.tensor([index]))
+    [found] = subject.search.rank(query.features, subject.people.take(query.rows))
     shown = found.valid[0].nonzero()[:_HITS, 0]
     rows = extractor.part_features("encoder")["train"].rows[subject.search.gallery.row[found.rows[0, shown]]]
-    held = extractor.parts["train"]
-    shapes = _tile(extractor.parts["test"], int(row), 0.0, "ink", "query")
-    for place, (hit, entry) in enumerate(zip(rows.tolist(), shown.tolist(), strict=True)):
-        colour = "s2" if found.right[0, entry] else "same"
-        shapes += _tile(held, hit, _APART + place, colour, f"{found.similarity[0, entry]:.2f}")
-    width = (_HITS + _APART) * (_TILE + _GAP)
-    name = extractor.parts["test"].key(int(row))
-    return card(
-        name, Drawing(width, _TILE + 18, f"first hits of {name}", shapes).svg(), f"average precision {ap:.2f}"
+    hits = (
+        tile(
+            held,
+            row,
+            held.key(row),
+            f"{found.similarity[0, entry]:.2f}",
+            "right" if found.right[0, entry] else "wrong",
+        )
+        for row, entry in zip(rows.tolist(), shown.tolist(), strict=True)
     )
-
-
-def _tile(images: Images, row: int, place: float, colour: str, text: str) -> list[Shape]:
-    left = place * (_TILE + _GAP)
-    frame: list[Shape] = [Box(left, 0, _TILE, _TILE, colour)]
-    pixels, side = read_or_none(images, row), _TILE - 2 * _FRAME
-    if pixels is not None:
-        pixels = scaled(pixels, side) if pixels.shape[-1] > side else pixels
-        frame.append(Picture(left + _FRAME, _FRAME, side, side, pixels, images.key(row)))
-    return [*frame, Label(left + _TILE / 2, _TILE + 14, text)]
+    row = int(query.rows)
+    name = asked.key(row)
+    return card(name, strip([tile(asked, row, name, "query"), *hits]), f"average precision {ap:.2f}")
 
 
 def _page(extractor: Extractor, rows: list[tuple[str, ...]], drawing: str) -> str:

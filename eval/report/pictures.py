@@ -7,13 +7,13 @@ from itertools import groupby
 
 from contrastive.config import UserError
 from contrastive.data.images import Images
-from contrastive.drawing.canvas import data_uri, png
+from contrastive.drawing.canvas import data_uri
 from contrastive.drawing.figures import class_colour, confusion, scatter
-from contrastive.drawing.images import scaled, still
-from contrastive.logging.hard_negatives import HardNegative, read_or_none
+from contrastive.logging.hard_negatives import HardNegative
 from eval.report.context import Map, Report
 from eval.report.page import card, grid, legend, section, table
 from eval.report.read import read_csv, read_mined
+from eval.report.strip import strip, tile
 
 _CONFUSIONS = {"linear": "Linear probe", "worth": "Linear probe", "knn": "Nearest neighbours"}
 """Protocols whose confusion matrix is shown, the preferred one first, and what it is of."""
@@ -22,7 +22,6 @@ _MOST_ANCHORS = 10  # in the gallery
 _MOST_CLASSES = 40  # in a readable confusion matrix
 _MOST_NAMES = 12  # classes in the legend of the map
 _MOST_UNREADABLE = 10  # files listed
-_THUMBNAIL = 96
 _MOST_SHEETS = 4  # pictures of attention
 
 
@@ -61,27 +60,17 @@ def gallery(report: Report) -> str:
 
 def _strip(images: Images | None, found: Sequence[HardNegative]) -> str:
     labels = images.labels if images is not None else None
-    figures = [_thumbnail(images, found[0].anchor_row, found[0].anchor_key, "anchor", framed=False)]
-    figures += [
-        _thumbnail(
-            images, row.negative_row, row.negative_key, f"{row.similarity:.2f}", framed=row.same_label(labels)
+    negatives = (
+        tile(
+            images,
+            row.negative_row,
+            row.negative_key,
+            f"{row.similarity:.2f}",
+            "same" if row.same_label(labels) else "",
         )
         for row in found
-    ]
-    return f'<div class="mined">{"".join(figures)}</div>'
-
-
-def _thumbnail(images: Images | None, row: int, key: str, text: str, *, framed: bool) -> str:
-    image = read_or_none(images, row) if images is not None else None
-    name, frame = escape(key, quote=True), ' class="same"' if framed else ""
-    picture = '<div class="none"></div>'
-    if image is not None:
-        shown = still(image)
-        source = data_uri(png(scaled(shown, min(_THUMBNAIL, shown.shape[-1]))))
-        picture = f'<img{frame} alt="{name}" src="{source}">'
-    # Right to left, so that a long path is cut at its beginning; <bdi> keeps the order of its characters.
-    caption = f"<b>{escape(text)}</b><br><bdi>{name}</bdi>"
-    return f'<figure title="{name}">{picture}<figcaption>{caption}</figcaption></figure>'
+    )
+    return strip([tile(images, found[0].anchor_row, found[0].anchor_key, "anchor"), *negatives])
 
 
 def attention(report: Report) -> str:

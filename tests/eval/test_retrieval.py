@@ -198,10 +198,10 @@ def test_folders_of_identities_are_found_and_drawn(shared_run, people, tmp_path,
     assert sum(wrong.values()) == round(9 * (1 - short["top1"]))
     assert wrong["others"] == round(9 * (1 - grouped))
     words = (tmp_path / "out" / "retrieval.html").read_text()
-    assert words.count("first hits of") == 4
-    assert words.count("<image") == 4 * (1 + 6)  # the query, and all of the gallery
-    assert words.count('var(--s2)"') == 4 * 2  # both right ones
-    assert words.count('fill="var(--ink)"') == 4  # each query, apart from its hits
+    assert words.count('<div class="strip">') == words.count("<bdi>query</bdi>") == 4
+    assert words.count("<img ") == 4 * (1 + 6)  # the query, and all of the gallery
+    assert words.count('<img class="right" alt="gallery/person') == 4 * 2  # both right ones
+    assert words.count('<img class="wrong" alt="gallery/person') == 4 * 4
     assert f"page: {result['page']}" in told.err.splitlines()
 
 

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.skipif(
 STATE = """({
     images: [...document.images].map(image => [image.alt, image.complete && image.naturalWidth > 0]),
     width: [document.documentElement.scrollWidth, window.innerWidth],
-    cut: [...document.querySelectorAll('.scroll, .mined')].filter(b => b.scrollWidth > b.clientWidth).length,
+    cut: [...document.querySelectorAll('.scroll, .strip')].filter(b => b.scrollWidth > b.clientWidth).length,
     views: document.querySelector('.views img')?.offsetWidth,
-    mined: [...document.querySelectorAll('.mined figure:not(:first-child)')].map(cell => cell.offsetWidth),
+    strip: [...document.querySelectorAll('.strip figure:not(:first-child)')].map(cell => cell.offsetWidth),
     paper: getComputedStyle(document.body).backgroundColor,
     ink: getComputedStyle(document.body).color,
     bars: Boolean(document.querySelector('td.picture')?.offsetParent),
@@ -71,7 +71,7 @@ def test_a_page_as_a_reader_sees_it(name, width, dark, pages, chromium):
     assert bool(seen["images"]) == (name == "report")
     page, window = seen["width"]
     assert page <= window == width
-    assert seen["mined"] == ([84, 84] if name == "report" else [])  # whatever the length of a path
+    assert seen["strip"] == ([84, 84] if name == "report" else [])  # whatever the length of a path
     if name == "report":
         assert seen["cut"] == 0  # the worth table, health, negatives: nothing is beside the screen
         assert seen["views"] >= 700  # its images can be seen; a narrow screen scrolls
