@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from contrastive.data.images import Images
@@ -51,8 +51,7 @@ def closest_pairs(
     Raises:
         UserError: a row is not finite.
     """
-    rows = finite_float32(features)
-    unit = F.normalize(rows - rows.mean(0))
+    unit = _around_mean(features)
     ids = torch.arange(len(unit), device=unit.device)
     bank = DatasetBank(len(unit), unit.shape[1], dtype=torch.float32, device=unit.device, max_age=None)
     bank.write(unit, ids, step=0)
@@ -69,6 +68,35 @@ def closest_pairs(
     best.scatter_reduce_(0, index, torch.cat(similarity), "amax", include_self=False)
     order = best.argsort(descending=True, stable=True)
     return every[order].cpu(), best[order].cpu()
+
+
+def are_duplicates(
+    features: Float[Tensor, "n d"],
+    pixels: Float[Tensor, "n e"],
+    pairs: Int[Tensor, "p 2"],
+    *,
+    least: float,
+    least_pixels: float,
+) -> Bool[Tensor, " p"]:
+    """Return whether the images of each pair are similar both to the encoder and in their pixels.
+
+    Args:
+        features: Features of all images.
+        pixels: Red, then green, then blue values of the same images.
+        pairs: Rows of both.
+        least: Least cosine of the features around their mean.
+        least_pixels: Least similarity by ``alike``.
+
+    Raises:
+        UserError: a row is not finite.
+    """
+    first, second = _around_mean(features)[pairs].unbind(1)
+    return ((first * second).sum(1) >= least) & (alike(pixels, pairs) >= least_pixels)
+
+
+def _around_mean(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    rows = finite_float32(features)
+    return F.normalize(rows - rows.mean(0))
 
 
 def alike(pixels: Float[Tensor, "n d"], pairs: Int[Tensor, "p 2"]) -> Float[Tensor, " p"]:

@@ -11,6 +11,7 @@ PROTOCOLS = {
     "lowshot": "eval.lowshot:PROTOCOL",
     "finetune": "eval.finetune:PROTOCOL",
     "stats": "eval.stats_protocol:PROTOCOL",
+    "neighbours": "eval.neighbours:PROTOCOL",
     "attention": "eval.attention:PROTOCOL",
     "retrieval": "eval.retrieval:PROTOCOL",
     "segment": "eval.segment:PROTOCOL",

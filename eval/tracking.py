@@ -25,6 +25,7 @@ _PREFIXES = {
     "lowshot": "probe/",
     "finetune": "probe/finetune_",
     "linear-sgd_augmented": "probe/sgd_augmented_",
+    "neighbours": "probe/neighbours_",
     "retrieval": "probe/retrieval_",
     "segment": "probe/segment_",
     "stats": "stats/features_",

@@ -1,9 +1,11 @@
-"""Build the picture sections of one run: views, hard negatives, attention, mistakes, unreadable files."""
+"""Build the sections of one run about its images: views, hard negatives, attention, neighbours, mistakes."""
 
 import math
+import os
 from collections.abc import Sequence
 from html import escape
 from itertools import groupby
+from urllib.parse import quote
 
 from contrastive.config import UserError
 from contrastive.data.images import Images
@@ -87,6 +89,19 @@ def attention(report: Report) -> str:
     )
     note = f"{len(shown)} of {len(files)} pictures; eval/attention.html has all, and says what they show."
     return section("What does it attend to?", note, scores + body)
+
+
+def isolated(report: Report) -> str:
+    """List the most isolated images that the neighbours protocol found, and lead to its page."""
+    run = report.runs[0]
+    if not report.alone or run.isolated is None:
+        return ""
+    file = run.folder / "eval" / "neighbours.html"
+    link = quote(os.fsencode(os.path.relpath(file, report.config.out or run.folder)))
+    page = f'<p class="note"><a href="{link}">eval/neighbours.html</a> shows what is near these.</p>'
+    note = "Images that are least similar to their nearest: rare things, or what has no place here."
+    rows = table(["image", "nearest", "cosine"], run.isolated, "set")
+    return section("What stands apart?", note, page + rows)
 
 
 def mistakes(report: Report) -> str:

@@ -75,6 +75,7 @@ class Run:
     answer: Answer | None
     warnings: list[str]  # of training, that held at its end
     attention: list[Row]  # table of the attention protocol; empty without masks
+    isolated: list[Row] | None  # images, their nearest, cosines; None without the neighbours protocol
     metrics: list[dict[str, str]]  # rows of metrics.csv
     outdated: list[str]  # protocols whose results are of other weights than the run's encoder now has
     identity: str  # hash of the encoder's file; without one the folder's real path
@@ -97,6 +98,7 @@ def read_run(folder: Path, name: str) -> Run:
         _read(found / "worth.json", _answer),
         list(map(str, read_json(folder / "summary.json").get("warnings", []))),
         _read(found / "attention.json", find_protocol("attention").table) or [],
+        _read(found / "neighbours.json", _isolated),
         read_csv(folder / "metrics.csv"),
         [] if encoder is None else _outdated(folder, encoder),
         encoder or str(folder.resolve()),
@@ -203,6 +205,14 @@ def _answer(raw: dict[str, Any]) -> Answer:
     protocol = find_protocol("worth")
     notes = [line for line in protocol.notes(raw) if line != raw["sentence"]]
     return Answer(raw["answer"] in (WORTH, IN_PART), str(raw["sentence"]), protocol.table(raw), notes)
+
+
+def _isolated(raw: dict[str, Any]) -> list[Row]:
+    return [
+        (str(query["image"]), str(hits[0]["image"]), f"{hits[0]['similarity']:.2f}")
+        for query in raw["queries"]
+        if query["chosen"] == "isolated" and (hits := query["neighbours"]["encoder"])
+    ]
 
 
 def read_json(path: Path) -> dict[str, Any]:

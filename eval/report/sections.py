@@ -398,6 +398,7 @@ SECTIONS: tuple[Section, ...] = (
     pictures.views,
     pictures.gallery,
     pictures.attention,
+    pictures.isolated,
     pictures.mistakes,
     pictures.unreadable,
     differences,

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from contrastive.data.images import ArrayImages
-from eval.duplicates import COLUMNS, alike, closest_pairs, write_duplicates
+from eval.duplicates import COLUMNS, alike, are_duplicates, closest_pairs, write_duplicates
 from eval.features import PartFeatures
 
 
@@ -52,6 +52,21 @@ def test_marks_on_white_are_no_copies_of_each_other_and_blank_ones_are():
     found = alike(pixels, torch.tensor([[60, 61], [60, 80], [81, 82]]))
     assert found[0] < 0.5 < 0.97 < found[1]
     assert found[2] == 1
+
+
+def test_duplicates_are_similar_to_the_encoder_and_in_their_pixels():
+    generator = torch.Generator().manual_seed(0)
+    features, pixels = torch.randn(40, 8, generator=generator) + 5, torch.rand(40, 12, generator=generator)
+    features[1], pixels[1] = 3 * features[0] - 2 * features.mean(0), pixels[0]  # the mean hardly moves
+    features[2], pixels[3] = features[0], pixels[0]
+    pairs = torch.tensor([[0, 1], [0, 2], [0, 3], [4, 5]])
+    assert (
+        are_duplicates(features, pixels, pairs, least=0.9, least_pixels=0.97).tolist() == [True] + [False] * 3
+    )
+    plain = F.cosine_similarity(features[4], features[5], dim=0)
+    assert plain > 0.9  # far from the origin any two are similar; not around the mean
+    everything = are_duplicates(features, pixels, pairs, least=-1.0, least_pixels=-1.0)
+    assert everything.all()
 
 
 def test_no_pair_at_all(tmp_path):

@@ -348,7 +348,9 @@ def test_help_of_a_protocol_shows_its_settings(capsys):
     assert out.endswith("knn:\n  k: [20, 200]\n  temperature: 0.07\n")
 
 
-@pytest.mark.parametrize("protocol", ["worth", "linear", "knn", "lowshot", "finetune", "stats", "report"])
+@pytest.mark.parametrize(
+    "protocol", ["worth", "linear", "knn", "lowshot", "finetune", "stats", "neighbours", "report"]
+)
 def test_shipped_yaml_states_the_defaults(protocol):
     settings = find_protocol(protocol).config
     loaded = load_config(settings, "eval", protocol, ["checkpoint=x"])

@@ -33,7 +33,7 @@ def test_a_setting_chooses_the_variant(way, kind, score):
 
 def test_accuracies_have_headings_in_the_order_of_the_registry():
     probes = ["worth", "linear", "linear-sgd_augmented", "knn", "lowshot", "finetune"]
-    assert [*accuracy_titles()] == [*probes, "retrieval", "segment"]
+    assert [*accuracy_titles()] == [*probes, "neighbours", "retrieval", "segment"]
 
 
 def test_a_warning_that_is_not_of_all_representations_names_those_it_is_of():

@@ -69,7 +69,8 @@ def test_a_run_is_drawn_measured_and_exported(clips, tmp_path, capsys):
         assert picture.size == (4 * 18 + 2, 9 * 18 + 2)  # 3 clips, each above its 2 views
     assert table(run_dir / "mined.csv")[0]["anchor_key"].startswith("train/")
     common = [f"checkpoint={run_dir}", "progress=false", "device=cpu"]
-    for protocol, more in (("knn", ["knn.k=[3]"]), ("finetune", FINETUNE), ("stats", [])):
+    protocols = ("knn", ["knn.k=[3]"]), ("finetune", FINETUNE), ("stats", []), ("neighbours", [])
+    for protocol, more in protocols:
         assert evaluate([protocol, *common, *more]) == 0
         result = json.loads(capsys.readouterr().out.splitlines()[-1])
         if protocol != "stats":
