@@ -99,7 +99,11 @@ class Neighbours(Scoring):
         lines, warnings = {}, []
         if extractor.labelled:
             lines = {name: self.score(ranking, config).lines for name, ranking in found.items()}
-            run, test, rows = extractor.location.run, extractor.parts["test"], features["encoder"]["test"].rows
+            run, test, rows = (
+                extractor.location.run,
+                extractor.parts["test"],
+                features["encoder"]["test"].rows,
+            )
             warnings = warn_of_pretrained(run, test, extractor.data, rows.tolist())
             warnings += warn_of_untrained(extractor.features("encoder"))
         file = extractor.location.results / "neighbours.html"

@@ -21,21 +21,28 @@ _NAMES = {
 _DECISIVE = ("linear probe", "10 labels a class")
 """Names of rows: the encoder must be ahead in one of them to be worth it."""
 
+_CONTROLS = ("single_frame", "shuffled_frames")
+"""The same encoder on less of a video: what time adds to it, and no rivals."""
+
+_VAGUE = 0.1
+"""Reach of a gain's interval, on either side, beyond which it says nothing."""
+
 _LONGER = "train longer under another run.name (schedule.minutes or schedule.epochs)"
 _ORDER = (
-    f"What the frames' order adds is not learnt: {_LONGER}, or use a head that sees order "
-    "(encoder.temporal=nuta or attention) with objective.own_negatives=shuffle"
+    "If the order of frames matters, use a head that sees it (encoder.temporal=nuta or attention) with "
+    "objective.own_negatives=shuffle, and train longer"
+)
+_UNTRAINED = (
+    f"{_LONGER.capitalize()}; if colours tell the classes apart, keep them (augment.view_1.hue=0 "
+    "augment.view_1.grayscale=0); if the two views of an image in views.png do not show the same thing, "
+    "soften them (augment.view_1.crop_scale, augment.view_1.jitter); if the report warns of a rising loss or "
+    "a collapse, lower optimizer.base_lr"
 )
 _ADVICE = {
-    "raw_pixels": "If colours tell the classes apart, keep them (hue=0 and grayscale=0 in augment.view_1 and "
-    "view_2); if the two views of an image in views.png do not show the same thing, soften them (crop_scale, "
-    f"jitter); otherwise {_LONGER}",
-    "random_encoder": f"{_LONGER.capitalize()}; if the report warns of a rising loss or a collapse, lower "
-    "optimizer.base_lr first",
+    "raw_pixels": _UNTRAINED,
+    "random_encoder": _UNTRAINED,
     "starting_weights": "Training loses what these weights know: lower optimizer.base_lr, or train for less "
     "(schedule.minutes or schedule.epochs), under another run.name",
-    "single_frame": _ORDER,
-    "shuffled_frames": _ORDER,
 }
 _ADVICE_OTHERS = "Start from such weights (encoder.weights); if the run did, lower optimizer.base_lr"
 """Advice for each baseline that is not beaten, by its name."""
@@ -66,8 +73,9 @@ def judge(rows: list[dict[str, Any]]) -> Verdict:
     of its gains is below 0; otherwise level. Where a baseline has 100%, nothing can be gained.
 
     Worth it: ahead on the linear probe at all labels or at 10 labels a class, and behind nowhere. In part:
-    ahead somewhere, and in at least as many rows as behind. Not known: nothing can be gained anywhere. Else
-    not worth it yet. The advice is about the row that is furthest behind, or if none is, level.
+    ahead somewhere, and in at least as many rows as behind. Not known: nothing can be gained anywhere, or
+    every row is level and its interval wide. Else not worth it yet. The advice is about the row that is
+    furthest behind, or if none is, level. The encoder on less of a video is told of apart.
     """
     groups: dict[str, list[dict[str, Any]]] = {"ahead": [], "level": [], "behind": [], "full": []}
     for row in rows:
@@ -85,15 +93,29 @@ def judge(rows: list[dict[str, Any]]) -> Verdict:
         for group, found in groups.items()
         if found
     ]
-    if len(full) == len(rows):
+    vague = not ahead and not behind and all(map(_is_vague, level))
+    if vague:  # also where every row is full
         answer = UNKNOWN
     elif any(row["name"] in _DECISIVE for row in ahead) and not any(map(_is_behind, rows)):
         answer = WORTH
     else:
         answer = IN_PART if ahead and len(ahead) >= len(behind) else NOT_YET
     advice = "" if answer == WORTH else _advice(behind or level, full)
+    if vague and level:
+        advice = "There are too few test images to tell: label more."
     numbers = "Numbers are points of accuracy that ours gains over the best baseline."
-    return Verdict(answer, f"{answer.capitalize()}: {'; '.join(parts)}. {numbers} {advice}".rstrip())
+    said = [f"{answer.capitalize()}: {'; '.join(parts)}.", numbers, advice, _what_time_adds(rows[0])]
+    return Verdict(answer, " ".join(filter(None, said)))
+
+
+def _what_time_adds(row: dict[str, Any]) -> str:
+    """Say what an encoder of videos gains over itself on less of them; empty for images."""
+    gains = {title(name): row[name]["gain"] for name in _CONTROLS if name in row}
+    if not gains:
+        return ""
+    each = _listed([f"{100 * gain['value']:+.1f} over {name}" for name, gain in gains.items()])
+    advice = "" if all(gain["low"] > 0 for gain in gains.values()) else f" {_ORDER}."
+    return f"Time adds to its {row['name']}: {each}.{advice}"
 
 
 def _gain(row: dict[str, Any]) -> str:
@@ -152,7 +174,8 @@ def judge_without_labels(scores: dict[str, dict[str, Any]], images: int) -> Verd
         UNKNOWN,
         f"{UNKNOWN.capitalize()} without labels: {found} and the features are healthy, {rank}. So "
         f"{trained}; whether the features tell your classes apart, it cannot say. For that, "
-        "sort a few images into one folder a class and run this with data.name=imagefolder data.root=DIR.",
+        "sort images that it was not trained on, 50 or more a class, into one folder a class and run this "
+        "with data.name=imagefolder data.root=DIR.",
     )
 
 
@@ -162,7 +185,14 @@ def _listed(names: list[str]) -> str:
 
 
 def _baselines(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: each for name, each in row.items() if isinstance(each, dict) and name != "encoder"}
+    ours = ("encoder", *_CONTROLS)
+    return {name: each for name, each in row.items() if isinstance(each, dict) and name not in ours}
+
+
+def _is_vague(row: dict[str, Any]) -> bool:
+    """Return whether the gains that are not above 0 have intervals that are too wide to say so."""
+    gains = [each["gain"] for each in _baselines(row).values()]
+    return all(gain["low"] > 0 or gain["high"] - gain["low"] > 2 * _VAGUE for gain in gains)
 
 
 def _group(row: dict[str, Any]) -> str:

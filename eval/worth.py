@@ -164,8 +164,8 @@ class Worth(Scoring):
                 result["sentence"],
             ]
         return [
-            "top-1 in %; in brackets ours has its 95% interval, a baseline has what ours gains over it, with "
-            "the 95% interval of that gain, of which one in 40 would lie above 0 by chance alone",
+            "top-1 in %; in brackets: for ours its 95% interval, for a baseline what ours gains over it and "
+            "the 95% interval of that gain; of gains of 0, one interval in 40 lies above 0 by chance",
             _chance(result),
             *super().notes(result),
             result["sentence"],

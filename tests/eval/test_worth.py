@@ -78,7 +78,7 @@ def test_each_verdict_counts_its_rows_and_names_the_baseline_that_is_ahead():
         "Worth it in part: ahead of raw pixels and the random encoder on 2 of 5: linear probe (+3.0) and "
         "5 labels a class (+3.0); level with the best of them on 1 of 5: 1 label a class (-60.0); behind on "
         "2 of 5: kNN k=20 (-43.0 against raw pixels) and 10 labels a class (-2.0 against the random encoder)"
-        ". Numbers are points of accuracy that ours gains over the best baseline. If colours tell"
+        ". Numbers are points of accuracy that ours gains over the best baseline. Train longer"
     )
     assert "under another run.name" in judge(rows).sentence
     alone = judge([row("kNN k=20", **BOTH)])  # of classes with a label each
@@ -109,8 +109,6 @@ def test_each_verdict_counts_its_rows_and_names_the_baseline_that_is_ahead():
             "(-2.0 against torchvision-resnet18-a)",
             "encoder.weights",
         ),
-        # One draw of labels has no interval, so nothing is shown by it.
-        ({"raw_pixels": (2.0, -float("inf"), float("inf")), "random_encoder": WIN}, "level", "views.png"),
     ],
 )
 def test_ahead_nowhere_is_not_worth_it_yet_and_names_a_setting(gains, words, advice):
@@ -119,6 +117,32 @@ def test_ahead_nowhere_is_not_worth_it_yet_and_names_a_setting(gains, words, adv
     assert found.sentence.startswith("Not worth it yet: ")
     assert words in found.sentence
     assert advice in found.sentence
+
+
+def test_few_test_images_do_not_tell():
+    """One draw of labels has no interval at all, four images one of 70 points: nothing is shown by them."""
+    wide = row("linear probe", raw_pixels=(25.0, -54.6, 104.6), random_encoder=WIN)
+    endless = row("kNN k=20", raw_pixels=(2.0, -float("inf"), float("inf")), random_encoder=WIN)
+    found = judge([wide, endless])
+    assert found.answer == "not known"
+    assert found.sentence.endswith("There are too few test images to tell: label more.")
+    assert judge([wide, row("kNN k=20", **NEITHER)]).answer == "not worth it yet"
+    assert judge([wide, row("kNN k=20", **BEHIND)]).answer == "not worth it yet"
+
+
+def test_less_of_a_video_is_no_rival():
+    """A mean over frames does not see their order: it cannot gain over shuffled ones, and need not."""
+    same = (0.0, 0.0, 0.0)
+    found = judge([row("linear probe", **BOTH, single_frame=LOSS, shuffled_frames=same)])
+    assert found.answer == "worth it"
+    assert found.sentence.startswith("Worth it: ahead of raw pixels and the random encoder on 1 of 1")
+    assert (
+        "Time adds to its linear probe: -2.0 over ours on one frame and +0.0 over ours on shu"
+        in found.sentence
+    )
+    assert "encoder.temporal=nuta" in found.sentence
+    seen = judge([row("linear probe", **BOTH, single_frame=WIN, shuffled_frames=WIN)])
+    assert seen.sentence.endswith("+3.0 over ours on one frame and +3.0 over ours on shuffled frames.")
 
 
 def test_a_baseline_at_100_percent_leaves_nothing_to_gain():
