@@ -84,6 +84,7 @@ class Retraining:
 
 
 def _end(cancelled: threading.Event, thread: threading.Thread) -> None:
-    if thread.is_alive():
+    # The thread itself may hold the last reference to its Retraining: it then ends now.
+    if thread.is_alive() and thread is not threading.current_thread():
         cancelled.set()
         thread.join()
