@@ -147,7 +147,8 @@ class ContrastiveModule(pl.LightningModule):
         if min(rows.sizes) < 2:
             return self.guard.note_left_out(step)
         self.networks.freeze(step < self._frozen_steps())
-        views = self.views_at(step)(batch.images, batch.ids, self.plan.epoch_of(step))
+        make_views = self._first_views if self._is_early(step) else self.views
+        views = make_views(batch.images, batch.ids, self.plan.epoch_of(step))
         with plain_attention(self.device):
             outcome = self.method.step(views, rows, step)
         if outcome.keys is not None:
@@ -165,9 +166,14 @@ class ContrastiveModule(pl.LightningModule):
             sides = self.views.sides
             self._first_views = Views(augment.at_first(), data, seed, compile=backend, sides=sides)
 
-    def views_at(self, step: int) -> Views:
-        """Return the views of optimizer step ``step``: their size may change in the middle of the run."""
-        return self._first_views if 2 * step < self.plan.total_steps else self.views
+    def view_side(self, step: int) -> int:
+        """Return the side of the global views of optimizer step ``step``: it may change in the middle."""
+        augment = self.config.augment.at_first() if self._is_early(step) else self.config.augment
+        return augment.global_size or self.config.data.image_size
+
+    def _is_early(self, step: int) -> bool:
+        """Return whether the views of ``step`` are those of ``augment.first_size``."""
+        return self.config.augment.first_size is not None and 2 * step < self.plan.total_steps
 
     def _frozen_steps(self) -> int:
         """Return the optimizer steps in which the encoder is frozen."""

@@ -217,7 +217,7 @@ class WatchLearning(Watcher):
         self._sum = None
         if count and trainer.global_step > settled_after(module.config, module.plan):
             step = trainer.global_step
-            side = module.views_at(step - 1).chains[0].size
+            side = module.view_side(step - 1)
             found = EpochLoss(epochs, total / count, *_negatives(module, step), side)
             self._losses = [*self._losses, found][-_MOST_EPOCHS:]
         if self._health.rankme is not None and _is_under_way(trainer, module):
