@@ -49,7 +49,7 @@ def neighbours(run, *more):
 
 
 def unit_features(run, images, count):
-    """Of the run's encoder, whose mean and deviation are those of all channels."""
+    """Compute features by the run's encoder, whose mean and deviation are equal for all channels."""
     encoder, info = load_encoder(run / "encoder.safetensors")
     pixels = torch.stack([images.read(row) for row in range(count)]).float() / 255
     with torch.no_grad():

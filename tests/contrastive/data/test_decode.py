@@ -107,7 +107,7 @@ def test_sixteen_bit_grey(tmp_path):
 
 
 def test_a_smaller_white(tmp_path):
-    """As of a camera of 12 bits in files of 16; 8-bit files have their own."""
+    """Files of 16 bits from a camera of 12 have 4095 as white; 8-bit files keep their own."""
     deep = quarters(colours=[0, 1, 2, 3])[..., 0]
     twelve = Image.fromarray(np.array([0, 2048, 4095, 5000], dtype=np.uint16)[deep])
     for name in ("d.png", "d.tif"):
