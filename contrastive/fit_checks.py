@@ -16,6 +16,7 @@ from contrastive.data.order.base import BankOrder
 from contrastive.data.plan import Plan
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.temporal import TemporalEncoder
+from contrastive.methods.build import takes_from_bank
 from contrastive.run_dir import is_first_rank
 from contrastive.short_run import too_short_for
 from contrastive.unread import unread
@@ -190,7 +191,7 @@ def warn_of_settings(
         method: See ``check_method``.
         name: See ``check_method``.
     """
-    mines = getattr(method, "mines", True) and miner.method.uses_bank
+    mines = takes_from_bank(method, miner.method)
     slots = config.bank.capacity or plan.rows
     young = (config.bank.max_age or slots) * config.data.global_batch
     lines = unread(config, method, name, miner.method, plan.order)

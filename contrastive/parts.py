@@ -31,7 +31,7 @@ from contrastive.fit_checks import (
     tell_busy,
     warn_of_settings,
 )
-from contrastive.methods.build import find_method
+from contrastive.methods.build import find_method, takes_from_bank
 from contrastive.methods.method import BuildMethod, Method, Parts
 from contrastive.module import ContrastiveModule
 from contrastive.networks import Networks
@@ -94,7 +94,7 @@ def choose_bank(config: PretrainConfig, given: Given, plan: Plan, begun: Pretrai
     if begun is not None:
         return replace(bank, kind=begun.bank.kind, capacity=begun.bank.capacity)
     method = given.method or find_method(config)
-    mined = getattr(method, "mines", True) and method_of(config.mining).uses_bank
+    mined = takes_from_bank(method, method_of(config.mining))
     read = mined or getattr(method, "finds_neighbours", False) or isinstance(plan.order, BankOrder)
     if read or given.miner is not build_miner or plan.rows <= SHOWN_ROWS:
         return replace(bank, kind="dataset")

@@ -12,12 +12,12 @@ from contrastive.data.image_list import read_image_list
 from contrastive.encoders.spec import OWN
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import ExportedEncoder
-from contrastive.find_part import find_part
+from contrastive.methods.build import find_method, takes_from_bank
 from contrastive.objectives.build import takes_labels
-from contrastive.registry import METHODS
 from eval.protocol import accuracy_titles
 from eval.report.read import describe_epochs, read_json
 from eval.results import write_file
+from memory_bank.methods.base import method_of
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +115,7 @@ def _described(saved: PretrainConfig) -> str:
 
 
 def _mines(saved: PretrainConfig) -> bool:
-    """Return whether the negatives come from the bank."""
-    method = find_part("method", METHODS, saved.method_name)
-    return bool(method.mines) and saved.mining.method != "in_batch"
+    return takes_from_bank(find_method(saved), method_of(saved.mining))
 
 
 def _negatives(saved: PretrainConfig) -> str:
