@@ -123,7 +123,7 @@ def arms(rows: int, batch: int, epochs: int) -> Arms:
         "ring": ("mining=ring", *near, f"mining.band_steps={an_epoch * epochs * 2 // 3}"),
         "debiased": (*every, "objective.name=debiased", "objective.tau_plus=0.1"),
         "mixing": (*every, "objective.name=mixing"),
-        "nnclr": (*every, "objective.name=nnclr"),
+        "nnclr": (*every, "method=nnclr"),
         "supcon": (*every, "objective.name=supcon"),
         "max_age_half_epoch": (*every, f"bank.max_age={an_epoch // 2}"),
         "max_age_eighth_epoch": (*every, f"bank.max_age={an_epoch // 8}"),

@@ -233,7 +233,7 @@ def arm_settings(rows: int) -> dict[str, PretrainConfig]:
     """Return the settings of the arms that mine, at K = 64."""
     arms = without_budget(0.0) | at_budget(BUDGET, 0.0)
     configs = {arm: load_config(PretrainConfig, "pretrain", "cifar10", [*arms[arm]]) for arm in arms}
-    mined = {arm: config for arm, config in configs.items() if config.method_name == "moco"}
+    mined = {arm: config for arm, config in configs.items() if config.method == "moco"}
     return {arm: config for arm, config in mined.items() if arm != "all_rows" or rows <= SMALL_BANK}
 
 

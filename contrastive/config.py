@@ -6,18 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from contrastive.registry import (
-    ENCODERS,
-    HEADS,
-    METHODS,
-    NAMED_AFTER_METHOD,
-    OBJECTIVES,
-    encoder_key,
-)
+from contrastive.registry import ENCODERS, HEADS, METHODS, OBJECTIVES, encoder_key
 from memory_bank.config import BankConfig, MiningConfig, check_above_zero, check_choice, check_range
 
 WHITE = 65535
 """The largest value of 16 bits: white, unless ``data.white`` says that a smaller one is."""
+
+FORMER_LOSSES = {"nt_xent": "simclr", "nnclr": "nnclr"}
+"""Values of ``objective.name`` in earlier releases: the methods that they stood for, with ``info_nce``."""
 
 
 class UserError(ValueError):
@@ -578,8 +574,8 @@ class ObjectiveConfig:
         name: ``info_nce`` (MoCo, arXiv:1911.05722) or another of contrastive/objectives.
         args: Settings of a loss of your own: further arguments of its function in the registry.
         temperature: Divides the similarities; usual are 0.07 to 0.5.
-        symmetric: Also match view 2's query with view 1's key, as ``nt_xent`` always does; on keys of a bank
-            only if ``augment.view_1`` and ``view_2`` are alike.
+        symmetric: Also match view 2's query with view 1's key, as ``method=simclr`` always does; on keys of a
+            bank only if ``augment.view_1`` and ``view_2`` are alike.
         tau_plus: For ``debiased`` and ``hcl``: share of images that are of the query's class; None takes
             ``mining.class_prior``.
         gamma: For ``method=sogclr``: weight of the batch in an image's running denominator, in (0, 1]; 1
@@ -616,7 +612,12 @@ class ObjectiveConfig:
     mix_query: int = 32
 
     def __post_init__(self) -> None:
-        check_choice("objective.name", self.name, (*OBJECTIVES, *NAMED_AFTER_METHOD))
+        if self.name in FORMER_LOSSES:
+            raise ValueError(
+                f"objective.name={self.name}: is method={FORMER_LOSSES[self.name]} with "
+                "objective.name=info_nce; state these"
+            )
+        check_choice("objective.name", self.name, tuple(OBJECTIVES))
         for name in self.args.keys() & vars(self):
             raise ValueError(f"objective.args.{name}: is a setting of its own; use objective.{name}")
         check_choice(
@@ -632,11 +633,6 @@ class ObjectiveConfig:
             raise ValueError(f"objective.tau_plus={self.tau_plus}: allowed is 0 up to, not including, 1")
         check_above_zero("objective.sigma", self.sigma, "; the paper's is 0.5")
         check_above_zero("objective.temperature", self.temperature, "; usual are 0.07 to 0.5")
-
-    @property
-    def loss(self) -> str:
-        """Return the name of the loss function, also if ``name`` is named after a method."""
-        return NAMED_AFTER_METHOD.get(self.name, ("", self.name))[1]
 
 
 @dataclass
@@ -780,8 +776,7 @@ class PretrainConfig:
         method: Training method: ``moco`` (negatives mined from the bank), ``simclr`` (negatives are the other
             images of the batch), ``sogclr`` (the same, weighed by what each image met in earlier batches),
             ``nnclr`` (a neighbour from the bank against the batch), ``neighbour`` (mined negatives, and a
-            neighbour from the bank as the positive). ``auto`` is ``moco``, unless
-            ``objective.name`` is a method's own loss: ``nt_xent`` is ``simclr`` with ``info_nce``.
+            neighbour from the bank as the positive).
         choose: Settings that neither the recipe nor the command line states are chosen by looking at the
             images and the machine (contrastive/choosing/rules.py lists them). A run's config.yaml has them,
             and ``choose: false``.
@@ -800,13 +795,13 @@ class PretrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-    method: str = "auto"
+    method: str = "moco"
     choose: bool = False
     chosen: list[str] = field(default_factory=list)
     profile: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, ("auto", *METHODS))
+        check_choice("method", self.method, tuple(METHODS))
         frozen, schedule = self.encoder.freeze_epochs, self.schedule
         if frozen and frozen >= schedule.epochs and schedule.minutes is None:
             raise ValueError(
@@ -825,20 +820,11 @@ class PretrainConfig:
                 "clip away from one that starts half of the range of starts later or earlier, so its "
                 "positive must be nearer: set augment.time.max_gap to 0.25 or less"
             )
-        if self.objective.name in NAMED_AFTER_METHOD and self.method_name != self._named_method:
+        if self.objective.name == "neighbour_info_nce" and self.method != "neighbour":
             raise ValueError(
-                f"objective.name={self.objective.name} is the loss of method={self._named_method}, and "
-                f"method={self.method}; use objective.name=info_nce or another loss on given negatives"
+                f"objective.name=neighbour_info_nce is the loss of method=neighbour, and method={self.method}"
+                "; set method=neighbour, or another objective.name"
             )
-
-    @property
-    def method_name(self) -> str:
-        """Return the method, ``auto`` resolved."""
-        return self._named_method if self.method == "auto" else self.method
-
-    @property
-    def _named_method(self) -> str:
-        return NAMED_AFTER_METHOD.get(self.objective.name, ("moco",))[0]
 
 
 UNTIL_CHOSEN = {"schedule.warmup_epochs": 0.0}

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from contrastive.config import UserError, check_length, check_path
+from contrastive.config import FORMER_LOSSES, UserError, check_length, check_path
 
 Schema = TypeVar("Schema")
 
@@ -171,11 +171,21 @@ def load_saved(schema: type[Schema], path: Path) -> Schema:
             f"{path}: holds an interpolation; a saved config is resolved, so this one was altered"
         )
     layer = _read(schema, path)
-    layer.pop("provenance", None)
+    _update_saved(layer)
     try:
         return Stated(schema, [layer], lambda error: _explain(error, schema)).config()
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _update_saved(saved: DictConfig) -> None:
+    """Leave a run's config.yaml with settings of this release; ``objective.name`` named the method before."""
+    loss = str(_flat(saved).get("objective.name"))
+    if saved.get("method") in (None, "auto"):
+        saved.method = (FORMER_LOSSES | {"neighbour_info_nce": "neighbour"}).get(loss, "moco")
+    if loss in FORMER_LOSSES:
+        saved.objective.name = "info_nce"
+    saved.pop("provenance", None)
 
 
 def to_yaml(config: Any) -> str:
@@ -298,7 +308,8 @@ def _compose(schema: type, folder: str, recipe: str, within: tuple[Path, ...] = 
         raise UserError(f"{path}: includes itself through defaults; take it out of the list")
     body = _read(schema, path)
     merged = OmegaConf.create()
-    body.pop("provenance", None)  # a run's config.yaml is a recipe too
+    if "provenance" in body:  # a run's config.yaml is a recipe too
+        _update_saved(body)
     defaults = body.pop("defaults", None)
     if not isinstance(defaults, ListConfig | None):
         raise UserError(

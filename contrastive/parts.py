@@ -148,7 +148,7 @@ def build_module(
 
     check_fit(config, trainer)
     method = given.method or find_method(config)
-    name = config.method_name if given.method is None else getattr(method, "__name__", "given")
+    name = config.method if given.method is None else getattr(method, "__name__", "given")
     check_method(config, method, name)
     check_order(config, plan)
     networks = _build_networks(config, given.encoder, resumed, getattr(method, "averages_keys", True))

@@ -25,13 +25,6 @@ Further arguments are the loss's own settings: one that ``ObjectiveConfig`` has 
 there, ``labels`` is the class of each row of the data, the others are from ``objective.args``.
 """
 
-NAMED_AFTER_METHOD = {
-    "nt_xent": ("simclr", "info_nce"),
-    "nnclr": ("nnclr", "info_nce"),
-    "neighbour_info_nce": ("neighbour", "neighbour_info_nce"),
-}
-"""Values of ``objective.name`` that imply a method: the method that ``method=auto`` becomes, and the loss."""
-
 DATASETS = {
     "digits": "contrastive.data.digits:open_digits",
     "imagefolder": "contrastive.data.files:open_imagefolder",

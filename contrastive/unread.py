@@ -46,7 +46,7 @@ def unread(
 
 
 def _read_by_loss(config: PretrainConfig) -> set[str]:
-    own = _settings_of(config.objective.loss)
+    own = _settings_of(config.objective.name)
     read = {f"objective.{each}" for each in (*_SHARED, *own)}
     takes_prior = "tau_plus" in own and config.objective.tau_plus is None
     return read | {"mining.class_prior"} if takes_prior else read

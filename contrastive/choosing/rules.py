@@ -13,7 +13,6 @@ from pathlib import Path
 from contrastive.choosing.known import Choice, Known, Rule
 from contrastive.config import WHITE, UserError
 from contrastive.encoders.resnet import SMALL_IMAGE
-from contrastive.registry import NAMED_AFTER_METHOD
 
 
 @dataclass(frozen=True)
@@ -366,9 +365,7 @@ def _warmup_epochs(known: Known) -> Choice:
     return Choice(round(epochs, 2), f"{WARMUP_SHARE:.0%} of the run, at most {MOST_WARMUP:g} epochs")
 
 
-def _method(known: Known) -> Choice | None:
-    if known["objective.name"] in NAMED_AFTER_METHOD:  # which says the method
-        return None
+def _method(known: Known) -> Choice:
     more = (
         "simclr learns more in the same time where it was measured, and has no negatives to choose; with any "
         "mining.* or bank.* stated, moco, which takes its negatives from the bank"
@@ -413,9 +410,7 @@ def _samples(known: Known) -> bool:
 
 def _takes_from_the_bank(known: Known) -> bool:
     """Return whether negatives come from the bank."""
-    if known["objective.name"] in NAMED_AFTER_METHOD:
-        return NAMED_AFTER_METHOD[known["objective.name"]][0] == "neighbour"
-    return known["method"] in ("auto", "moco", "neighbour")
+    return known["method"] in ("moco", "neighbour")
 
 
 def _ranked_is_set_up(known: Known) -> bool:

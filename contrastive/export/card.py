@@ -143,7 +143,7 @@ def _recipe(run: Path, saved: PretrainConfig) -> list[str]:
         "starting weights": f"`{saved.encoder.weights}`" if saved.encoder.weights else "random",
         "length": f"{describe_epochs(run, saved.schedule)}, batches of {data.global_batch}, "
         f"seed {saved.run.seed}",
-        "method": saved.method_name,
+        "method": saved.method,
         "loss": f"{objective.name}, temperature {objective.temperature}",
         "negatives": _negatives(saved),
         "optimizer": f"{saved.optimizer.name}, base_lr {saved.optimizer.base_lr}, "

@@ -9,7 +9,7 @@ from memory_bank.methods.base import MiningMethod
 
 def find_method(config: PretrainConfig) -> BuildMethod:
     """Return the class of the config's method."""
-    method: BuildMethod = find_part("method", METHODS, config.method_name)
+    method: BuildMethod = find_part("method", METHODS, config.method)
     return method
 
 

@@ -67,7 +67,8 @@ class Nnclr(Method):
         """Refuse a checkpoint of the loss that had this name before it was eq. 2."""
         if "objective" not in checkpoint:
             raise UserError(
-                "objective.name=nnclr: this checkpoint was trained with the loss that is now named "
+                "method=nnclr: this checkpoint was trained with the loss that is now named "
                 "neighbour_info_nce; write objective.name: neighbour_info_nce into the config.yaml of its "
-                "run and resume with objective.name=neighbour_info_nce, or choose another run.name"
+                "run and resume with method=neighbour objective.name=neighbour_info_nce, or choose another "
+                "run.name"
             )

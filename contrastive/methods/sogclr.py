@@ -42,7 +42,7 @@ class SogClr(Method):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         config = parts.config
-        if config.objective.loss != "info_nce":
+        if config.objective.name != "info_nce":
             raise UserError(
                 f"objective.name={config.objective.name}: method=sogclr has a loss of its own; leave "
                 "objective.name out, or use method=simclr"

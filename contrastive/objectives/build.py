@@ -84,7 +84,7 @@ class LossSettings:
 
 def takes_labels(config: ObjectiveConfig) -> bool:
     """Return whether the loss is supervised: its function has an argument ``labels``."""
-    return "labels" in argument_names(find_part("objective.name", OBJECTIVES, config.loss))
+    return "labels" in argument_names(find_part("objective.name", OBJECTIVES, config.name))
 
 
 def build_objective(
@@ -115,7 +115,7 @@ def build_objective(
         )
     settings = LossSettings(config, mining or MiningConfig(), in_batch, seed)
     tau_plus = settings.mining.class_prior if config.tau_plus is None else config.tau_plus
-    build = find_part("objective.name", OBJECTIVES, config.loss)
+    build = find_part("objective.name", OBJECTIVES, config.name)
     objective: Objective = build_part(
         *(f"objective.name={config.name}", "objective.args", build, settings),
         args=config.args,

@@ -72,7 +72,7 @@ def _one(report: Report, run: Run) -> str:
     summary = (
         f"{_network(run, settings)}, on {_images(run, data)} at {data.image_size} px without labels: "
         f"{describe_epochs(run.folder, settings.schedule)} in batches of {data.global_batch}, "
-        f"method {settings.method_name}, loss {settings.objective.name}."
+        f"method {settings.method}, loss {settings.objective.name}."
     )
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(report, run)

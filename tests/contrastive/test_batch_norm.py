@@ -155,8 +155,8 @@ def two_ranks(rank):
     result = {"keys": module.networks.keys(view[own], Rows(ids[own], ids, [7, 5]), 0)}
     module.networks.keys(view[6 * rank :][:6], Rows(ids[6 * rank :][:6], ids, [6, 6]), 0)
     result["channels last"] = met
-    for name in ("info_nce", "nt_xent"):
-        module, images, ids = module_of("encoder.batch_norm=shuffle", f"objective.name={name}")
+    for name in ("moco", "simclr"):
+        module, images, ids = module_of("encoder.batch_norm=shuffle", f"method={name}")
         own = slice(0, 7) if rank == 0 else slice(7, 8)
         loss = module.training_step(Batch(images[own], ids[own]), 0)
         loss.backward()
@@ -175,7 +175,7 @@ def test_keys_are_exchanged_between_ranks_and_come_back_in_place(tmp_path):
     # As the weights lie, with the padding of unequal ranks and without.
     assert all(rank["channels last"] == [True, True] for rank in ranks)
     for rank in ranks:  # all of them leave out a micro-batch of which one has a single image
-        for name in ("info_nce", "nt_xent"):
+        for name in ("moco", "simclr"):
             loss, gradients = rank[name]
             assert loss == 0
             assert all((gradient == 0).all() for gradient in gradients)

@@ -169,6 +169,38 @@ def test_a_saved_config_with_an_interpolation_is_refused(tmp_path, monkeypatch):
         load_saved(PretrainConfig, tmp_path / "config.yaml")
 
 
+@pytest.mark.parametrize(
+    ("method", "loss", "now"),
+    [
+        ("auto", "nt_xent", ("simclr", "info_nce")),
+        (None, "nt_xent", ("simclr", "info_nce")),
+        ("simclr", "nt_xent", ("simclr", "info_nce")),
+        ("auto", "nnclr", ("nnclr", "info_nce")),
+        ("auto", "neighbour_info_nce", ("neighbour", "neighbour_info_nce")),
+        ("auto", "dcl", ("moco", "dcl")),
+        ("null", "info_nce", ("moco", "info_nce")),
+    ],
+)
+def test_a_saved_config_may_name_the_method_by_its_loss(tmp_path, method, loss, now):
+    """Runs of before: ``auto`` was the default of ``method``, and before that there was none."""
+    text = to_yaml(load()).replace("name: info_nce", f"name: {loss}")
+    text = text.replace("method: moco\n", "" if method is None else f"method: {method}\n")
+    file = tmp_path / "config.yaml"
+    file.write_text(f"{text}provenance:\n  commit: unknown\n")
+    for found in (load_saved(PretrainConfig, file), load(recipe=str(file))):
+        assert (found.method, found.objective.name) == now
+        assert differences(found, load(f"method={now[0]}", f"objective.name={now[1]}")) == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["objective: [1]", "objective: {name: [nnclr]}", "objective: {name: {a: 1}}"]
+)
+def test_a_saved_loss_that_is_no_name_is_refused(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml: .*(objective|Objective)"):
+        load_saved(PretrainConfig, tmp_path / "config.yaml")
+
+
 def test_a_saved_number_that_no_float_holds_is_refused(tmp_path):
     text = to_yaml(load()).replace("min_fill: ", f"min_fill: {'9' * 400} #", 1)
     (tmp_path / "config.yaml").write_text(text)

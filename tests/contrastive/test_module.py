@@ -121,7 +121,7 @@ def test_a_predictor_stands_on_the_querys_side_alone(parts):
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_simclr_compares_the_query_network_with_itself(parts, symmetric):
     """And is symmetric by itself; the bank gets what view 2 became."""
-    module, batch = parts("objective.name=nt_xent", f"objective.symmetric={symmetric}")
+    module, batch = parts("method=simclr", f"objective.symmetric={symmetric}")
     module.eval()
     loss = loss_of(module, batch)
     view_1, view_2 = module.views(batch.images, batch.ids, 0)

@@ -18,10 +18,15 @@ CASES = {
     "all rows": ["mining=all_rows"],
     "MoCo v3": ["mining.method=in_batch", "objective.symmetric=true", "augment.view_2.noise=0.0"],
     "in the batch": ["mining=band", "mining.min_fill=1.0"],
-    "SimCLR": ["objective.name=nt_xent"],
+    "SimCLR": ["method=simclr"],
     "SogCLR": ["method=sogclr", "objective.gamma=0.6"],
-    "neighbours": ["objective.name=neighbour_info_nce", "mining=band", "mining.num_hard=4"],
-    "NNCLR": ["objective.name=nnclr", "objective.symmetric=true"],
+    "neighbours": [
+        "method=neighbour",
+        "objective.name=neighbour_info_nce",
+        "mining=band",
+        "mining.num_hard=4",
+    ],
+    "NNCLR": ["method=nnclr", "objective.symmetric=true"],
     "DCLW": ["objective.name=dclw", "mining=band", "mining.num_hard=4"],
     "sharded": ["mining=band", "mining.num_hard=4", "mining.num_uniform=4", "bank.placement=sharded"],
 }

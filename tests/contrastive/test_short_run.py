@@ -115,5 +115,5 @@ def test_shipped_recipes_are_long_enough(rows):
         if config.data.global_batch * 4 > rows:
             continue
         plan = Plan(rows, 0, config.data.global_batch, config.schedule.epochs)
-        mines, approximate = config.method_name != "simclr", rows > EXACT_ROWS_CPU
+        mines, approximate = config.method != "simclr", rows > EXACT_ROWS_CPU
         assert lines(config, plan, mines=mines, approximate=approximate) == [], recipe

@@ -23,7 +23,7 @@ PRESETS = [name.removesuffix(".yaml") for name in PRESETS if name.endswith(".yam
 def lines(*overrides, recipe=None, order=None, method=None):
     config = load_config(PretrainConfig, "pretrain", recipe, overrides)
     method = method or find_method(config)
-    return unread(config, method, config.method_name, method_of(config.mining), order)
+    return unread(config, method, config.method, method_of(config.mining), order)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_nnclr_starts_from_the_projection_itself_while_the_bank_is_empty():
 
 
 def test_a_checkpoint_of_the_loss_that_was_named_nnclr_is_refused():
-    module = tiny.module("objective.name=nnclr")
+    module = tiny.module("method=nnclr")
     module.method.check_checkpoint({"objective": "nnclr"})
     with pytest.raises(UserError, match=r"objective\.name: neighbour_info_nce into the config\.yaml"):
         module.method.check_checkpoint({})
@@ -133,7 +133,10 @@ def test_a_checkpoint_of_the_loss_that_was_named_nnclr_is_refused():
 
 
 def test_a_neighbour_is_the_positive_and_no_negative():
-    module, batch = tiny.module("objective.name=neighbour_info_nce", "mining=all_rows"), tiny.batch()
+    module, batch = (
+        tiny.module("method=neighbour", "objective.name=neighbour_info_nce", "mining=all_rows"),
+        tiny.batch(),
+    )
     (first, second), found = outcome(module, batch)
     assert found.diagnostics["neighbours"] == 1
     query = embed(module, first)
@@ -222,7 +225,7 @@ def test_a_symmetric_loss_on_keys_of_the_bank_needs_views_that_are_alike(caplog)
         check_views(module.config, module.miner, type(module.method), resumed=resumed)
 
     refused = [("mining=band",), ("mining=all_rows",), ("mining=full_bank",)]
-    refused += [("objective.name=neighbour_info_nce", "mining.method=in_batch")]
+    refused += [("method=neighbour", "mining.method=in_batch")]
     for settings in refused:
         with pytest.raises(UserError, match=r"the augmentation alone.*make the views alike"):
             check(UNLIKE, *settings)
@@ -262,8 +265,14 @@ def test_a_method_that_collapses_without_a_predictor_is_refused_without():
 
 
 def test_a_loss_of_another_method_is_refused():
-    with pytest.raises(UserError, match=r"nt_xent is the loss of method=simclr, and method=moco"):
-        tiny.config("method=moco", "objective.name=nt_xent")
+    with pytest.raises(UserError, match=r"is the loss of method=neighbour, and method=moco"):
+        tiny.config("objective.name=neighbour_info_nce")
+
+
+@pytest.mark.parametrize(("loss", "method"), [("nt_xent", "simclr"), ("nnclr", "nnclr")])
+def test_a_method_that_is_named_as_a_loss_is_refused(loss, method):
+    with pytest.raises(UserError, match=rf"name={loss}: is method={method} with objective.name=info_nce"):
+        tiny.config(f"method={method}", f"objective.name={loss}")
 
 
 def test_a_row_is_never_its_own_negative_in_the_batch():

@@ -240,7 +240,7 @@ def test_logged_and_documented_metrics_are_the_same(run, tmp_path):
     run("run.name=base", *tiny.MONITORED, "profile=true", "logging.probe_every_epochs=20")
     index = ("mining.backend=faiss", "mining.index=IVF1,Flat", "mining.recall_every=1", "mining.min_fill=0.9")
     for name, more in {
-        "nnclr": ("objective.name=nnclr", "trainer.max_steps=4"),
+        "nnclr": ("method=nnclr", "trainer.max_steps=4"),
         "supcon": ("objective.name=supcon", "trainer.max_steps=4"),
         "index": ("data.name=images", *index, "trainer.max_steps=8"),
     }.items():

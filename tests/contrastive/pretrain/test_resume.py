@@ -71,6 +71,17 @@ def test_a_run_keeps_what_its_views_are_cut_from(run, tmp_path, monkeypatch):
     assert seen == ["square", "square", "original"]
 
 
+@pytest.mark.parametrize("recipe", [[], ["--config", "runs/tiny/config.yaml"]])
+def test_a_run_of_before_that_named_its_method_by_the_loss_goes_on(run, tmp_path, monkeypatch, recipe):
+    monkeypatch.chdir(tmp_path)
+    assert run("method=simclr", "trainer.max_steps=2")[0] == 0
+    saved = tmp_path / "runs/tiny/config.yaml"
+    text = saved.read_text().replace("name: info_nce", "name: nt_xent")
+    saved.write_text(text.replace("method: simclr\n", "method: auto\n"))
+    code, _, err = run(*(recipe or ["method=simclr"]), "trainer.max_steps=3")
+    assert (code, "continuing from step 2 of" in err) == (0, True)
+
+
 def test_a_bank_that_only_monitors_read_is_a_sample_of_many_rows(run, tmp_path, monkeypatch):
     """Runs of before have a slot for each row, and keep them; a bank that is read or stated has them, too."""
 
