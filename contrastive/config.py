@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -455,26 +455,25 @@ class AugmentConfig:
         """Return the side of a local view in pixels, for global ones of ``image_size``."""
         return self.local_size or max(8, 8 * round(image_size * 3 / 56))
 
+    def global_sides(self, image_size: int) -> tuple[int, int]:
+        """Return the side in pixels of the global views, in the first and in the second half of the run."""
+        last = self.global_size or image_size
+        return self.first_size or last, last
+
     def sizes(self, image_size: int) -> set[int]:
         """Return the sides in pixels of all views, of images of ``image_size``."""
         local = {self.local_side(image_size)} if self.num_local else set()
-        last = self.global_size or image_size
-        return {self.first_size or last, last} | local
+        return {*self.global_sides(image_size)} | local
 
     def cut_sides(self, image_size: int) -> list[int]:
         """Return the side in pixels that each view is cut to while decoding: its largest in the run."""
-        last = self.global_size or image_size
-        return [max(self.first_size or 0, last)] * 2 + [self.local_side(image_size)] * self.num_local
+        return [max(self.global_sides(image_size))] * 2 + [self.local_side(image_size)] * self.num_local
 
     def first_cost(self, image_size: int) -> float:
         """Estimate the cost of a step of the first half over that of one of the second half, by pixels."""
-        last = self.global_size or image_size
         local = self.num_local * self.local_side(image_size) ** 2
-        return (2 * (self.first_size or last) ** 2 + local) / (2 * last**2 + local)
-
-    def at_first(self) -> "AugmentConfig":
-        """Return the views of the first half of the run."""
-        return replace(self, global_size=self.first_size or self.global_size)
+        first, last = (2 * side**2 + local for side in self.global_sides(image_size))
+        return first / last
 
 
 @dataclass

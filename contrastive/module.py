@@ -17,7 +17,7 @@ from contrastive.compiling import compiler
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.batch import Batch
 from contrastive.data.order.base import BankOrder
-from contrastive.data.plan import Plan
+from contrastive.data.plan import Plan, in_first_half
 from contrastive.distributed import Rows, gather_rows, mean_weight, on_any_rank, rank, rows_of_first_rank
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.training import depths
@@ -147,7 +147,7 @@ class ContrastiveModule(pl.LightningModule):
         if min(rows.sizes) < 2:
             return self.guard.note_left_out(step)
         self.networks.freeze(step < self._frozen_steps())
-        make_views = self._first_views if self._is_early(step) else self.views
+        make_views = self._first_views if in_first_half(step, self.plan.total_steps) else self.views
         views = make_views(batch.images, batch.ids, self.plan.epoch_of(step))
         with plain_attention(self.device):
             outcome = self.method.step(views, rows, step)
@@ -163,17 +163,12 @@ class ContrastiveModule(pl.LightningModule):
         augment, data, seed = self.config.augment, self.config.data, self.config.run.seed
         self.views = self._first_views = Views(augment, data, seed, compile=backend)
         if augment.first_size is not None:
-            sides = self.views.sides
-            self._first_views = Views(augment.at_first(), data, seed, compile=backend, sides=sides)
+            self._first_views = Views(augment, data, seed, compile=backend, first_half=True)
 
     def view_side(self, step: int) -> int:
         """Return the side of the global views of optimizer step ``step``: it may change in the middle."""
-        augment = self.config.augment.at_first() if self._is_early(step) else self.config.augment
-        return augment.global_size or self.config.data.image_size
-
-    def _is_early(self, step: int) -> bool:
-        """Return whether the views of ``step`` are those of ``augment.first_size``."""
-        return self.config.augment.first_size is not None and 2 * step < self.plan.total_steps
+        first, last = self.config.augment.global_sides(self.config.data.image_size)
+        return first if in_first_half(step, self.plan.total_steps) else last
 
     def _frozen_steps(self) -> int:
         """Return the optimizer steps in which the encoder is frozen."""

@@ -1,7 +1,6 @@
 """Compute the augmented views of a batch, from stored uint8 images to normalised float32."""
 
 import itertools
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +40,7 @@ class Views:
         seed: In [0, 2**32).
         compile: Backend of ``torch.compile(fullgraph=True)`` for the whole chain, e.g. ``inductor``; worth it
             on a GPU. None turns compiling off.
-        sides: Sides of the crops of the original that come from the decoder; None takes those of ``augment``.
+        first_half: Give global views the size of the first half of the run.
     """
 
     def __init__(
@@ -51,16 +50,18 @@ class Views:
         seed: int,
         *,
         compile: str | None = None,
-        sides: Sequence[int] | None = None,
+        first_half: bool = False,
     ) -> None:
         self.seed = seed
         self.data = data
-        self.sides = [*(sides or augment.cut_sides(data.image_size))]
+        self.sides = augment.cut_sides(data.image_size)
         self.disjoint = augment.disjoint
+        first, last = augment.global_sides(data.image_size)
+        size = first if first_half else last
         local = Chain(augment.local, data, augment.local_side(data.image_size))
         self.chains = (
-            Chain(augment.view_1, data, augment.global_size),
-            Chain(augment.view_2, data, augment.global_size),
+            Chain(augment.view_1, data, size),
+            Chain(augment.view_2, data, size),
             *[local] * augment.num_local,
         )
         self._compiled = compile is not None

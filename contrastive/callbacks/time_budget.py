@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from contrastive.data.plan import Plan
+from contrastive.data.plan import NO_END, Plan, in_first_half
 from contrastive.distributed import from_first_rank
 from contrastive.lightning_glue import StepCallback, end_after
 from contrastive.logging.throughput import Clock
@@ -100,10 +100,9 @@ class Pace:
         of_first_half = max(0, math.ceil(total / 2) - step)
         return total - step + (self.first_cost - 1) * of_first_half
 
-    def note_step(self, step: int, spent_s: float, total: int | None = None) -> None:
+    def note_step(self, step: int, spent_s: float, total: int = NO_END) -> None:
         """Note that ``step`` of ``total`` optimizer steps are done when ``spent_s`` seconds are spent."""
-        of_first_half = total is None or 2 * (step - 1) < total
-        self._done += (step - self._last) * (self.first_cost if of_first_half else 1)
+        self._done += (step - self._last) * (self.first_cost if in_first_half(step - 1, total) else 1)
         self._taken, self._spent_s, self._last = self._taken + 1, spent_s, step
         if self._taken < _UNMEASURED:
             return
@@ -209,8 +208,8 @@ class TimeBudget(StepCallback, Clock):
             if trainer.is_global_zero:
                 self._tell_if_slow(self._training_s - self._before_first_s)
             self._before_first_s = None
+        self.pace.note_step(step, self.spent_s, self._plan.total_steps)
         total = self._plan.total_steps if self._plan.has_end else None
-        self.pace.note_step(step, self.spent_s, total)
         if total is not None and (step >= total or step % max(1, total // _DECISIONS)):
             return
         decided = from_first_rank(self.pace.decide(step, total) or 0, module.device)
@@ -284,7 +283,7 @@ class TimeBudget(StepCallback, Clock):
         if abs(total - told) <= told / 3:
             return
         self._told = total
-        step_s = self.pace.step_s * (self.pace.first_cost if 2 * step < total else 1)
+        step_s = self.pace.step_s * (self.pace.first_cost if in_first_half(step, total) else 1)
         images_s = self._plan.global_batch / step_s
         logger.info(
             "schedule.minutes=%g is %senough for %d steps, %.1f epochs: %s at step %d",

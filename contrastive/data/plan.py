@@ -42,6 +42,11 @@ NO_END = 2**40
 """Number of optimizer steps while the length of a run is not known: schedules stay where they begin."""
 
 
+def in_first_half(step: int, total: int) -> bool:
+    """Return whether optimizer step ``step``, from 0, is in the first half of a run of ``total`` steps."""
+    return 2 * step < total
+
+
 @dataclass
 class Plan:
     """The rows of every optimizer step of a run.

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from contrastive.callbacks.time_budget import Pace, Work
+from contrastive.data.plan import NO_END
 
 
 def train(budget_s, step_s, *, setup_s=0.0, work=(), decisions=200):
@@ -117,11 +118,11 @@ def test_a_cheaper_first_half_is_foreseen(expected, actual):
     pace, spent, step, lengths = Pace(600.0, expected), 0.0, 0, [0]
     while step < (lengths[-1] or 10**9):
         step += 1
-        total = lengths[-1] or None
-        spent += 0.5 * (actual if total is None or 2 * (step - 1) < total else 1)
+        total = lengths[-1] or NO_END
+        spent += 0.5 * (actual if 2 * (step - 1) < total else 1)
         pace.note_step(step, spent, total)
-        decided = pace.decide(step, total)
-        lengths += [decided] if decided != total and decided is not None else []
+        decided = pace.decide(step, lengths[-1] or None)
+        lengths += [decided] if decided not in (None, lengths[-1]) else []
     assert 0.95 * 600 < spent <= 600
     assert max(lengths) < 1.1 * lengths[1]
     assert min(lengths[1:]) > 0.88 * lengths[1]

@@ -152,7 +152,7 @@ def test_views_are_those_of_the_whole_picture(disjoint, first_size):
         rounded = 1.01 / 255 if first_size != 24 or view.shape[-1] == 8 else 0.25
         assert (view - known).abs().max() < rounded
     if first_size is not None:
-        first = Views(augment.at_first(), DATA, 3, sides=views.sides)(packed, ids, 2)
+        first = Views(augment, DATA, 3, first_half=True)(packed, ids, 2)
         assert [view.shape[-1] for view in first] == [first_size, first_size, 8, 8]
 
 
