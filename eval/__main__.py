@@ -34,8 +34,7 @@ contrastive-eval PROTOCOL --help shows its settings.
 def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Split the command line into protocol and overrides.
 
-    After ``report``, the first bare PATH is the checkpoint and the others are compared with it;
-    ``protocol=`` after ``linear`` means ``linear.protocol=``.
+    After ``report``, the first bare PATH is the checkpoint and the others are compared with it.
 
     Raises:
         UserError: no protocol, an unknown one, or settings of another one.
@@ -51,8 +50,6 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
         if paths:
             compare = json.dumps(paths[1:], ensure_ascii=False)  # yaml has no surrogate pairs
             overrides = [f"checkpoint={paths[0]}", f"compare={compare}", *overrides]
-    if protocol == "linear":
-        overrides = [f"linear.{text}" if text.startswith("protocol=") else text for text in overrides]
     for text in overrides:
         group = text.removeprefix("--").partition("=")[0].partition(".")[0]
         if group in PROTOCOLS and group != protocol:

@@ -113,11 +113,6 @@ class EvalConfig:
         if self.out is not None:
             self.out = check_path("out", self.out)
 
-    @property
-    def variant(self) -> str:
-        """Which variant of its protocol to run; see ``eval.registry.VARIANTS``."""
-        return ""
-
 
 @dataclass
 class SeededEvaluation(EvalConfig):

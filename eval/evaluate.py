@@ -47,8 +47,6 @@ def evaluate(
     config = _complete(config, chosen.config, protocol)
     if isinstance(chosen, Page):
         return chosen.write(config)
-    kind = f"{protocol}-{config.variant}" if config.variant else protocol
-    chosen = find_protocol(kind)
     location = resolve(config.checkpoint, config.out)
     open_results(location.results)
     extractor = Extractor(
@@ -71,8 +69,8 @@ def evaluate(
         return None
     measured = chosen.measure(extractor, config)
     seconds = measured.pop("seconds") | {"total": round(time.perf_counter() - started, 3)}
-    result = {"protocol": kind, **measured, **describe(config, extractor)}
-    result |= {"seconds": seconds, "file": str(location.results / f"{kind}.json")}
+    result = {"protocol": protocol, **measured, **describe(config, extractor)}
+    result |= {"seconds": seconds, "file": str(location.results / f"{protocol}.json")}
     write_json(Path(result["file"]), result)
     return result
 

@@ -8,17 +8,16 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from typing_extensions import override
 
 from contrastive.config import UserError
-from eval.config import TrainedEvaluation, check_grid, weak_view
+from eval.config import SeededEvaluation, check_grid
 from eval.features import Features, PartFeatures
 from eval.finite import finite_float32
 from eval.protocol import Scoring
 from eval.scores import Scored, accuracy_line, confusion, in_top, per_class
 from eval.softmax import Heads, Standardiser, train_heads
 from eval.splits import hold_out
-from memory_bank.config import check_choice, check_range, check_whole
+from memory_bank.config import check_whole
 
 # Largest number of logits in memory when heads are scored.
 _PIECE = 1 << 26
@@ -26,35 +25,10 @@ _MOST_ADDED = 20  # values at an end of a list: 20 powers of ten are far beyond 
 
 
 @dataclass
-class SgdConfig:
-    """Settings of the papers' linear probe: SGD on a random view of each image, the encoder frozen.
-
-    MoCo (arXiv:1911.05722, section 4.1) uses momentum 0.9, no weight decay and a rate tuned by hand for each
-    encoder. Here features are standardised and each rate has its own head, all trained on the same views.
-
-    Attributes:
-        learning_rates: Peaks, per batch; they fall along a cosine to 0.
-        epochs: Passes over the images.
-        batch_size: Images of a step.
-    """
-
-    learning_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0])
-    epochs: int = 100
-    batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        check_grid("linear.sgd.learning_rates", self.learning_rates)
-        for name in ("epochs", "batch_size"):
-            check_range(f"linear.sgd.{name}", getattr(self, name), 1)
-
-
-@dataclass
 class LinearConfig:
     """Settings of the linear probe: each pair of rate and decay is a head of its own, all trained at once.
 
     Attributes:
-        protocol: ``cached`` trains on the features of center views; ``sgd_augmented`` is the papers' way, and
-            uses only ``held_out`` and ``sgd`` of these settings, and ``view`` of the evaluation.
         learning_rates: Peak steps, relative to the curvature bound of ``eval.softmax``; with its momentum of
             0.9, 0.1 adds up to one full step. Above 3.8 a head may diverge; the held-out part notices.
         weight_decays: w in ``mean cross-entropy + w / 2 * |weights|^2``; scikit-learn's C is 1 / (w n),
@@ -69,10 +43,8 @@ class LinearConfig:
             by 10% at w = 1e-3 and 3.2 times at 1e-6. The minimum itself scores +0.31 +- 0.15, -1.01 +- 0.45
             and -0.21 +- 0.50 points (standard errors) over ten splits of three sets: within chance
             (benchmarks/probe_steps.py).
-        sgd: See SgdConfig.
     """
 
-    protocol: str = "cached"
     learning_rates: list[float] = field(default_factory=lambda: [0.03, 0.1, 0.3, 1.0])
     weight_decays: list[float] = field(
         default_factory=lambda: [1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1]
@@ -82,10 +54,8 @@ class LinearConfig:
     batch_size: int = 4096
     epochs: int = 25
     min_steps: int = 200
-    sgd: SgdConfig = field(default_factory=SgdConfig)
 
     def __post_init__(self) -> None:
-        check_choice("linear.protocol", self.protocol, ("cached", "sgd_augmented"))
         for name in ("learning_rates", "weight_decays"):
             check_grid(f"linear.{name}", getattr(self, name))
         if not 0 < self.held_out < 1:
@@ -96,7 +66,7 @@ class LinearConfig:
 
 
 @dataclass
-class LinearEvaluation(TrainedEvaluation):
+class LinearEvaluation(SeededEvaluation):
     """Settings of the ``linear`` protocol.
 
     Attributes:
@@ -104,19 +74,6 @@ class LinearEvaluation(TrainedEvaluation):
     """
 
     linear: LinearConfig = field(default_factory=LinearConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.linear.protocol == "cached" and self.view != weak_view():
-            raise ValueError(
-                "view: linear.protocol=cached trains on the centre views alone; use "
-                "linear.protocol=sgd_augmented, or leave view out"
-            )
-
-    @property
-    @override
-    def variant(self) -> str:
-        return "" if self.linear.protocol == "cached" else self.linear.protocol
 
 
 @dataclass(frozen=True)
@@ -161,7 +118,7 @@ def summarise(
         logits: Logits of the test images, for each seed; details are of the first.
         features: Features with the test labels and the classes.
         choices: The chosen setting, for each seed.
-        group: Where the settings that were chosen are in the config, e.g. ``linear.sgd``.
+        group: Where the settings that were chosen are in the config, e.g. ``linear``.
     """
     classes, test = features.classes, features.test
     lines = [

@@ -17,7 +17,7 @@ from contrastive.data.images import Images
 from eval.config import EvalConfig
 from eval.features import Features
 from eval.leakage import warn_of_pretrained, warn_of_untrained
-from eval.registry import PROTOCOLS, VARIANTS
+from eval.registry import PROTOCOLS
 from eval.scores import Line, Scored, difference
 from eval.subject import Extractor, Network
 
@@ -34,7 +34,7 @@ class Protocol(ABC):
     """Measure an encoder and its baselines on one data set.
 
     Attributes:
-        config: Class of the settings: EvalConfig, or a subclass with a field named after the protocol.
+        config: Class of the settings: EvalConfig, or a subclass with a field for those of the protocol alone.
     """
 
     config: type[EvalConfig]
@@ -168,16 +168,15 @@ class Page:
 
 
 def find_protocol(name: str) -> Any:
-    """Return the Protocol or Page called ``name``, in ``PROTOCOLS`` or ``VARIANTS``."""
-    module, _, attribute = (PROTOCOLS | VARIANTS)[name].partition(":")
+    """Return the Protocol or Page called ``name``."""
+    module, _, attribute = PROTOCOLS[name].partition(":")
     return getattr(import_module(module), attribute)
 
 
 def accuracy_titles() -> dict[str, str]:
-    """Return the protocols that score accuracies, variants included, with their headings in a report."""
-    kinds = [(name, *(kind for kind in VARIANTS if kind.startswith(f"{name}-"))) for name in PROTOCOLS]
-    protocols = {kind: find_protocol(kind) for group in kinds for kind in group}
-    return {kind: each.title or kind for kind, each in protocols.items() if isinstance(each, Scoring)}
+    """Return the protocols that score accuracies, with their headings in a report."""
+    protocols = {name: find_protocol(name) for name in PROTOCOLS}
+    return {name: each.title or name for name, each in protocols.items() if isinstance(each, Scoring)}
 
 
 def warnings_of(scored: dict[str, Scored]) -> list[str]:

@@ -7,6 +7,7 @@ states a protocol's defaults; its first line is the text that ``--help`` shows b
 PROTOCOLS = {
     "worth": "eval.worth:PROTOCOL",
     "linear": "eval.linear_probe:PROTOCOL",
+    "linear-sgd_augmented": "eval.linear_sgd:PROTOCOL",
     "knn": "eval.knn:PROTOCOL",
     "lowshot": "eval.lowshot:PROTOCOL",
     "finetune": "eval.finetune:PROTOCOL",
@@ -18,8 +19,3 @@ PROTOCOLS = {
     "report": "eval.report.write:PROTOCOL",
 }
 """Name on the command line -> its ``eval.protocol.Protocol``, as "module:attribute"."""
-
-VARIANTS = {
-    "linear-sgd_augmented": "eval.linear_sgd:PROTOCOL",
-}
-"""PROTOCOL-VARIANT -> the protocol that runs instead if the settings of PROTOCOL name that ``variant``."""

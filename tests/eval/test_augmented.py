@@ -14,33 +14,28 @@ from eval.config import BaselineConfig, EvalConfig
 from eval.features import extract
 from eval.finetune import FinetuneConfig, FinetuneEvaluation, labelled_part, start_probe, tune
 from eval.frozen import resolve, tensor_hash
-from eval.linear_probe import LinearConfig, LinearEvaluation, SgdConfig
+from eval.linear_probe import LinearConfig, LinearEvaluation
+from eval.linear_sgd import SgdConfig, SgdEvaluation
 from eval.lowshot import LowshotConfig, draw_levels
 from eval.subject import Extractor
 
 PLAIN = {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "flip": 0.0}
 
 
-def shared(view=PLAIN, sgd=None):
-    """Settings that the linear probe and fine-tuning have in common."""
-    linear = LinearConfig(
-        protocol="sgd_augmented",
-        learning_rates=[0.1],
-        weight_decays=[1e-3, 1e-2],
-        min_steps=50,
-        sgd=SgdConfig(**(sgd or {})),
-    )
-    view = ViewConfig(**({"jitter": 0.0, "grayscale": 0.0, "blur": 0.0} | view))
-    return {"checkpoint": "x", "linear": linear, "view": view}
+LINEAR = LinearConfig(learning_rates=[0.1], weight_decays=[1e-3, 1e-2], min_steps=50)
 
 
-def settings(**changes):
-    return LinearEvaluation(**shared(**changes))
+def view_of(view):
+    return ViewConfig(**({"jitter": 0.0, "grayscale": 0.0, "blur": 0.0} | view))
+
+
+def settings(view=PLAIN, sgd=None):
+    return SgdEvaluation("x", view=view_of(view), sgd=SgdConfig(**(sgd or {})))
 
 
 def finetune_settings(**finetune):
     tuned = FinetuneConfig(**({"learning_rates": [1e-2], "epochs": 1} | finetune))
-    return FinetuneEvaluation(**shared(), finetune=tuned)
+    return FinetuneEvaluation("x", view=view_of(PLAIN), linear=LINEAR, finetune=tuned)
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +125,9 @@ def test_without_randomness_sgd_agrees_with_the_cached_probe(networks):
     network = networks["raw_pixels"]
     config = settings(sgd={"epochs": 30, "batch_size": 128, "learning_rates": [0.003, 0.01, 0.03]})
     by_sgd = linear_sgd.score(network, config)
-    cached = linear_probe.score(network.features, config)
+    cached = linear_probe.score(network.features, LinearEvaluation("x", linear=LINEAR))
     assert by_sgd.lines[0].value == pytest.approx(cached.lines[0].value, abs=0.015)
-    assert by_sgd.details["chosen"][0]["learning_rate"] in config.linear.sgd.learning_rates
+    assert by_sgd.details["chosen"][0]["learning_rate"] in config.sgd.learning_rates
     assert cached.lines[0].value > 0.93
 
 

@@ -1,34 +1,18 @@
-"""The registry of protocols: what each name stands for, and which variant a config asks for."""
+"""The registry of protocols: what each name stands for, and their order."""
 
 import pytest
 
-from contrastive.config_files import load_config
-from eval import linear_probe, linear_sgd
 from eval.protocol import Page, Protocol, accuracy_titles, find_protocol, warnings_of
-from eval.registry import PROTOCOLS, VARIANTS
+from eval.registry import PROTOCOLS
 from eval.scores import Scored
 
 
-@pytest.mark.parametrize("name", [*PROTOCOLS, *VARIANTS])
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_name_stands_for_a_protocol(name):
     found = find_protocol(name)
     assert isinstance(found, Protocol | Page)
-    group = name.partition("-")[0]
+    group = {"linear-sgd_augmented": "sgd"}.get(name, name)
     assert name == "report" or group in found.config.__dataclass_fields__
-
-
-@pytest.mark.parametrize(
-    ("way", "kind", "score"),
-    [
-        ("cached", "linear", linear_probe.score),
-        ("sgd_augmented", "linear-sgd_augmented", linear_sgd.score),
-    ],
-)
-def test_a_setting_chooses_the_variant(way, kind, score):
-    given = ["checkpoint=x", f"linear.protocol={way}"]
-    config = load_config(find_protocol("linear").config, "eval", "linear", given)
-    assert "-".join(filter(None, ["linear", config.variant])) == kind
-    assert find_protocol(kind).score is score
 
 
 def test_accuracies_have_headings_in_the_order_of_the_registry():
