@@ -14,7 +14,7 @@ from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 
-OPTIONAL = ("wandb", "sklearn", "matplotlib", "rich", "beartype", "timm", "scipy")
+OPTIONAL = ("wandb", "sklearn", "matplotlib", "rich", "beartype", "timm")
 
 BLOCK = f"""
 import sys

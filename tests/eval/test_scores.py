@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.scores import accuracy_line, confusion, difference, in_top, per_class, t_quantile, wilson
+from eval.scores import accuracy_line, confusion, difference, in_top, per_class, t_interval, wilson
 
 
 def test_wilson_against_scipy():
@@ -15,11 +15,14 @@ def test_wilson_against_scipy():
         wilson(0, 0)
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 4, 9, 10, 11, 30, 461, 100_000])
-def test_t_quantile_against_scipy(freedom):
-    from scipy.stats import t
+@pytest.mark.parametrize("number", [2, 3, 10, 462, 100_000])
+def test_t_interval_against_scipy(number):
+    from scipy.stats import sem, t
 
-    assert t_quantile(freedom) == pytest.approx(t.ppf(0.975, freedom), abs=2e-4)
+    values = torch.rand(number, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = t.interval(0.95, number - 1, loc=values.mean(), scale=sem(values))
+    assert t_interval(values) == pytest.approx(wanted)
+    assert t_interval(values[:1]) == (-np.inf, np.inf)
 
 
 def test_lines_of_one_and_of_several_runs():
