@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytorch_lightning as pl
 import torch
 
 from contrastive.config import PretrainConfig, UserError
-from contrastive.data.decode import Unreadable
+from contrastive.data.decode import DARK, Unreadable
 from contrastive.data.images import Images
 from contrastive.data.order.base import BankOrder
 from contrastive.data.plan import Plan
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.temporal import TemporalEncoder
+from contrastive.logging.hard_negatives import read_or_none
 from contrastive.methods.build import takes_from_bank
 from contrastive.run_dir import is_first_rank
 from contrastive.short_run import too_short_for
@@ -24,6 +26,8 @@ from memory_bank.miner import Miner
 from memory_bank.policy import overruled
 
 logger = logging.getLogger(__name__)
+
+_LOOKED_AT = 8  # images, to find out whether most are nearly black
 
 
 def check_readable(images: Images) -> None:
@@ -40,6 +44,21 @@ def check_readable(images: Images) -> None:
         f"none of the {len(images)} {images.noun} can be read ({reason}); "
         "check data.root, the files' rights and format"
     )
+
+
+def warn_if_dark(images: Images) -> None:
+    """Warn if most images are nearly black, as those of 12 bits are by the white of 16; a few are read."""
+    if not is_first_rank():
+        return
+    rows = torch.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images))).long().tolist()
+    read = [image for row in rows if (image := read_or_none(images, row)) is not None]
+    if read and statistics.median(int(image.max()) for image in read) < DARK:
+        logger.warning(
+            "at least half of the %s are nearly black (no value reaches %d of 255); if they are "
+            "grey files of more than 8 bits, set data.white to their largest value (4095 for 12 bits)",
+            images.noun,
+            DARK,
+        )
 
 
 def check_fit(config: PretrainConfig, trainer: pl.Trainer) -> None:

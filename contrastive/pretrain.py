@@ -25,7 +25,7 @@ from contrastive.data.tally import TooManyCorrupt
 from contrastive.distributed import wait_for_all
 from contrastive.dry_run import SECONDS, STEPS, StepTimer, estimate, state_needs
 from contrastive.encoders.encoder import Encoder
-from contrastive.fit_checks import check_readable
+from contrastive.fit_checks import check_readable, warn_if_dark
 from contrastive.fitting import explain_full_disk, explain_out_of_memory, fit
 from contrastive.lightning_glue import ignore_untrue_warnings
 from contrastive.logging.metrics_csv import MetricsCsv
@@ -138,6 +138,8 @@ def _open(config: PretrainConfig, given: Given) -> tuple[PretrainConfig, Dataset
     data = config.data
     dataset = open_dataset(data) if given.images is None else as_dataset(given.images, data)
     check_readable(dataset.train)
+    if not config.chosen:  # else they were looked at when data.white was chosen
+        warn_if_dark(dataset.train)
     if dataset.train.are_videos and data.frames == 1:
         logger.info(
             "data.frames=1: each view is one frame of a video, for an encoder of images; for one of clips "

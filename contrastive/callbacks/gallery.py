@@ -1,9 +1,6 @@
 """Draw pictures of a run: views.png, mined.csv and bank.png in the run directory, and the same on W&B."""
 
-import logging
 import math
-import statistics
-from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -33,9 +30,6 @@ from contrastive.module import ContrastiveModule, LastBatch
 from contrastive.objectives.logits import own_similarity
 from memory_bank.replacing import replacing
 
-logger = logging.getLogger(__name__)
-
-_DARK = 32  # of 255: one eighth, as 13 of 16 bits are
 _TIMES = 20  # maps of the bank in a run, enough to see how it changes
 _MOST_POINTS = 2000
 _COLUMNS: list[str | int] = ["anchor", "negative", "similarity", "same label"]
@@ -91,7 +85,6 @@ class Gallery(StepCallback):
     def _draw_views(self, module: ContrastiveModule) -> None:
         if not self._sample():
             return
-        _warn_if_dark([*self._sample().values()])
         data, device = module.config.data, module.device
         center = center_view(torch.stack(list(self._sample().values())).to(device), data)
         drawn = [center[:, : data.frames] if self.images.frames else center, *self._views(module, 0)]
@@ -209,16 +202,6 @@ def picture_due(trainer: pl.Trainer, module: ContrastiveModule, step: int) -> bo
 def _picture_every(module: ContrastiveModule) -> int:
     an_epoch = module.plan.steps_per_epoch
     return an_epoch * math.ceil(module.plan.total_steps / an_epoch / _TIMES)
-
-
-def _warn_if_dark(images: Sequence[Tensor]) -> None:
-    """Warn if most images are nearly black, as those of 12 bits are by the white of 16."""
-    if statistics.median(int(image.max()) for image in images) < _DARK:
-        logger.warning(
-            "at least half of the images are nearly black (no value reaches %d of 255); if they are "
-            "grey files of more than 8 bits, set data.white to their largest value (4095 for 12 bits)",
-            _DARK,
-        )
 
 
 def hardest(mined: LastBatch, anchors: int, negatives: int) -> list[tuple[int, int, int, float]]:

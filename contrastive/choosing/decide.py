@@ -67,14 +67,32 @@ def decide(
 def remarks(folder: Folder, settings: Mapping[str, Any], given: Collection[str] = ()) -> list[str]:
     """Describe what was seen that no setting is chosen by, and what to state if it matters.
 
-    Flips and colour changes stay: pixels do not show whether left and right, or colours, carry meaning. Of
-    writing too: where paper and ink differ from scan to scan, the views of ``augment=digits``, which keep the
-    brightness, match by it alone.
-
     Args:
         folder: What the images are like.
         settings: Every setting by dotted name.
         given: Names of those that the user gives, beside the recipe: nothing is said of them.
+    """
+    return [*_of_depth(folder), *_of_views(folder, settings, given)]
+
+
+def _of_depth(folder: Folder) -> list[str]:
+    """Describe grey files of fewer bits than others, if one in ten is."""
+    if folder.dark < 0.1:
+        return []
+    bits = folder.white_of_dark.bit_length()
+    return [
+        f"{folder.dark:.0%} of the 16-bit images have values of only {bits} bits, nearly black where "
+        f"{folder.white} is white; save all with the same bits, or add data.white={folder.white_of_dark}, "
+        "from which on all values are white"
+    ]
+
+
+def _of_views(folder: Folder, settings: Mapping[str, Any], given: Collection[str]) -> list[str]:
+    """Describe how views differ.
+
+    Flips and colour changes stay: pixels do not show whether left and right, or colours, carry meaning. Of
+    writing too: where paper and ink differ from scan to scan, the views of ``augment=digits``, which keep the
+    brightness, match by it alone.
     """
     prefix = "augment.view_1."
     view = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}

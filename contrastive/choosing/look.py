@@ -15,6 +15,7 @@ from PIL import Image
 from contrastive.config import WHITE, DataConfig, UserError
 from contrastive.data.dataset import Dataset, open_dataset
 from contrastive.data.decode import (
+    DARK,
     Unreadable,
     deep_values,
     explain_unreadable,
@@ -70,6 +71,8 @@ class Folder:
         deep: Share of grey files with more than 8 bits.
         white: The value that is white in these: the least 2^k - 1 that none of them exceeds, but for one in a
             hundred; as the user states it, if at all.
+        dark: Share of these that are nearly black beside ``white``, as files of fewer bits are.
+        white_of_dark: The value that would be white in the dark ones.
         mean: Mean of each channel, in [0, 1] units.
         std: Standard deviation of each channel, in [0, 1] units.
     """
@@ -88,6 +91,8 @@ class Folder:
     two_valued: float
     deep: float
     white: int
+    dark: float
+    white_of_dark: int
     mean: list[float]
     std: list[float]
 
@@ -150,7 +155,7 @@ def look_at_folder(data: DataConfig, stated: Collection[str]) -> Folder:
             "data.name=images, imagefolder or shards, or the recipe of that data set"
         )
     glances, reasons = _look_at(images)
-    white = data.white if "data.white" in stated else _white(glances)
+    white = data.white if "data.white" in stated else _white(_brightest(glances))
     if white != images.white:
         images.white = white
         glances, reasons = _look_at(images)  # again, as training will see them
@@ -268,6 +273,8 @@ def _summary(
     sides = [one.side for one in glances]
     points = [one.points for one in glances if one.points is not None]
     squares = np.stack([one.square for one in glances if one.square is not None])
+    brightest, white = _brightest(glances), dataset.train.white
+    dark = [value for value in brightest if 255 * value < DARK * white]
     return Folder(
         root=root,
         source=source,
@@ -282,15 +289,20 @@ def _summary(
         alpha=_share([one.alpha for one in glances]),
         two_valued=_share([is_grey(one) and is_two_valued(one) for one in points]),
         deep=_share([one.deep for one in glances]),
-        white=dataset.train.white,
+        white=white,
+        dark=len(dark) / max(1, len(brightest)),
+        white_of_dark=_white(dark),
         mean=[round(value, 3) for value in (squares.mean((0, 1, 2)) / 255).tolist()],
         std=[round(value, 3) for value in (squares.std((0, 1, 2)) / 255).tolist()],
     )
 
 
-def _white(glances: Sequence[_Glance]) -> int:
-    """Return the white of the grey images of more than 8 bits: see ``Folder.white``."""
-    brightest = [one.brightest for one in glances if one.brightest is not None]
+def _brightest(glances: Sequence[_Glance]) -> list[int]:
+    return [one.brightest for one in glances if one.brightest is not None]
+
+
+def _white(brightest: Sequence[int]) -> int:
+    """Return the white of images whose largest values these are: see ``Folder.white``."""
     if not brightest:
         return WHITE
     usual = int(np.percentile(brightest, 99, method="higher"))

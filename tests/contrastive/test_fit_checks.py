@@ -1,9 +1,11 @@
 import logging
 
+import numpy as np
 import pytest
 import torch
 
 from contrastive import fit_checks
+from contrastive.data.images import ArrayImages
 
 
 @pytest.mark.parametrize(
@@ -22,3 +24,12 @@ def test_a_busy_machine_is_named_where_it_shares_a_step_among_threads(
     assert (
         "busy (load 5 on 2 processors): with OMP_NUM_THREADS=1 a step may be faster" in caplog.text
     ) == told
+
+
+@pytest.mark.parametrize(("brightest", "warned"), [([31, 31, 31, 255], True), ([31, 32, 32, 255], False)])
+def test_images_that_are_nearly_black_are_warned_of(brightest, warned, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("contrastive"), "propagate", True)
+    pixels = np.zeros((4, 8, 8, 3), np.uint8)
+    pixels[:, 0, 0] = np.array(brightest)[:, None]
+    fit_checks.warn_if_dark(ArrayImages("dark", [pixels], 8))
+    assert ("nearly black" in caplog.text and "data.white" in caplog.text) == warned

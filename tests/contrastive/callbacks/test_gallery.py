@@ -1,6 +1,5 @@
 """Test the pictures and measures of Gallery; W&B is tested in test_wandb.py."""
 
-import logging
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -115,21 +114,6 @@ def test_what_the_step_compiles_meets_no_batch_but_the_steps(gallery, four_image
             top, left = 2 + 10 * row, 2 + 10 * column  # images of 8 px, 2 px apart
             part = drawn[:, top : top + 8, left : left + 8]
             torch.testing.assert_close(part.float(), pixels[row, column], rtol=0, atol=1)
-
-
-@pytest.mark.parametrize(("brightest", "warned"), [([31, 31, 31, 255], True), ([31, 32, 32, 255], False)])
-def test_images_that_are_nearly_black_are_warned_of(
-    gallery, tmp_path, caplog, monkeypatch, brightest, warned
-):
-    monkeypatch.setattr(logging.getLogger("contrastive"), "propagate", True)
-    pixels = np.zeros((4, 8, 8, 3), np.uint8)
-    pixels[:, 0, 0] = np.array(brightest)[:, None]
-    config = SimpleNamespace(
-        augment=AugmentConfig(), data=DataConfig(image_size=8), run=SimpleNamespace(seed=3)
-    )
-    module = module_with(config=config, device=torch.device("cpu"))
-    gallery.Gallery(ArrayImages("dark", [pixels], 8), tmp_path, 4)._draw_views(module)
-    assert ("nearly black" in caplog.text and "data.white" in caplog.text) == warned
 
 
 def test_views_of_another_size_are_drawn_as_large_as_images(gallery, tmp_path):

@@ -27,6 +27,8 @@ FOLDER = Folder(
     two_valued=0.0,
     deep=0.0,
     white=65535,
+    dark=0.0,
+    white_of_dark=65535,
     mean=[0.5, 0.4, 0.3],
     std=[0.2, 0.2, 0.01],
 )
@@ -376,6 +378,16 @@ def test_what_the_user_gives_is_not_advised(facts, given, left):
     assert all(words in said[0] for words in left)
     absent = {"hue=0", "flip=0", "rotate=15"} - {*left}
     assert not [words for words in absent if said and words in said[0]]
+
+
+def test_files_of_fewer_bits_than_others_are_named():
+    settings = flat(asdict(PretrainConfig()))
+    mixed = remarks(replace(FOLDER, deep=1.0, dark=0.5, white_of_dark=4095), settings)
+    assert mixed[0].startswith(
+        "50% of the 16-bit images have values of only 12 bits, nearly black where 65535"
+    )
+    assert "data.white=4095" in mixed[0]
+    assert mixed[1:] == remarks(FOLDER, settings) == remarks(replace(FOLDER, dark=0.09), settings)
 
 
 def test_what_may_carry_meaning_is_named_and_left_alone():

@@ -81,6 +81,16 @@ def test_one_file_in_a_hundred_does_not_decide_the_white(tmp_path):
     assert looked(tmp_path).white == 65535
 
 
+def test_files_of_fewer_bits_than_others_are_counted(tmp_path):
+    write_deep(tmp_path, [4000, 65535, 900, 8400, 8191])
+    folder = looked(tmp_path)
+    assert (folder.white, folder.dark, folder.white_of_dark) == (65535, 0.6, 8191)
+    folder = looked(tmp_path, white=8191)
+    assert (folder.dark, folder.white_of_dark) == (0.2, 1023)
+    folder = looked(tmp_path, white=4095)
+    assert (folder.dark, folder.white_of_dark) == (0.0, 65535)
+
+
 def test_a_stated_white_is_kept_and_files_of_8_bits_need_none(tmp_path):
     write_deep(tmp_path / "deep", [4000])
     folder = looked(tmp_path / "deep", white=8000)

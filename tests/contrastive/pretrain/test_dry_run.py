@@ -3,7 +3,9 @@
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from contrastive import dry_run
 from contrastive.__main__ import main
@@ -16,6 +18,16 @@ def test_a_dry_run_refuses_what_a_run_would(run, override):
     code, _, err = run("--dry-run", "mining.backend=faiss", override)
     assert code == 2
     assert override.partition("=")[0] in err
+
+
+def test_images_of_12_bits_are_warned_of_before_training(run, folder):
+    """Also by a recipe that draws no pictures."""
+    for path in folder.rglob("*.png"):
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
+        Image.fromarray(16 * grey).save(path)
+    for white, warnings in (("65535", 1), ("4095", 0)):
+        code, _, err = run("--dry-run", f"data.white={white}")
+        assert (code, err.count("nearly black")) == (0, warnings), err
 
 
 def test_a_dry_run_estimates_and_keeps_nothing(run, tmp_path):
