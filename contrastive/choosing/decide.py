@@ -10,6 +10,8 @@ from contrastive.choosing.machine import Machine
 from contrastive.choosing.rules import RULES
 from contrastive.encoders.spec import ArchSpec
 
+_SOME = 0.1  # share of the images from which on they are remarked on
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -72,18 +74,28 @@ def remarks(folder: Folder, settings: Mapping[str, Any], given: Collection[str] 
         settings: Every setting by dotted name.
         given: Names of those that the user gives, beside the recipe: nothing is said of them.
     """
-    return [*_of_depth(folder), *_of_views(folder, settings, given)]
+    return [*_of_depth(folder), *_of_fourth_band(folder), *_of_views(folder, settings, given)]
 
 
 def _of_depth(folder: Folder) -> list[str]:
-    """Describe grey files of fewer bits than others, if one in ten is."""
-    if folder.dark < 0.1:
+    """Describe grey files of fewer bits than others."""
+    if folder.dark < _SOME:
         return []
     bits = folder.white_of_dark.bit_length()
     return [
         f"{folder.dark:.0%} of the 16-bit images have values of only {bits} bits, nearly black where "
         f"{folder.white} is white; save all with the same bits, or add data.white={folder.white_of_dark}, "
         "from which on all values are white"
+    ]
+
+
+def _of_fourth_band(folder: Folder) -> list[str]:
+    """Describe transparency that looks like a fourth band."""
+    if folder.fourth_band < _SOME:
+        return []
+    return [
+        f"{folder.fourth_band:.0%} of the images have a fourth channel that looks like a picture, and is "
+        "taken for transparency; if it is none (near infrared, a fourth stain), save three channels"
     ]
 
 

@@ -67,6 +67,8 @@ class Folder:
         small_side: The shorter side that nine in ten images have at least, in pixels.
         grey: Share without colour.
         alpha: Share with transparency.
+        fourth_band: Share with a channel of transparency that is mostly neither opaque nor transparent, as if
+            it were a fourth band of the picture.
         two_valued: Share that is grey and has pixels of mainly two brightnesses, as writing has.
         deep: Share of grey files with more than 8 bits.
         white: The value that is white in these: the least 2^k - 1 that none of them exceeds, but for one in a
@@ -88,6 +90,7 @@ class Folder:
     small_side: int
     grey: float
     alpha: float
+    fourth_band: float
     two_valued: float
     deep: float
     white: int
@@ -120,13 +123,14 @@ class Folder:
 class _Glance:
     """Describe one image: its header, and, if it was decoded, single pixels and a resized square.
 
-    ``brightest`` is the largest value of a grey image with more than 8 bits.
+    ``brightest`` is the largest value of a grey image with more than 8 bits; for ``fourth_band`` see Folder.
     """
 
     side: int
     alpha: bool
     deep: bool
     brightest: int | None = None
+    fourth_band: bool = False
     points: Pixels | None = None
     square: Pixels | None = None
 
@@ -260,11 +264,13 @@ def _glance(images: Images, row: int, decoded: bool) -> _Glance | str:
             image.draft(None, (2 * _SIDE, 2 * _SIDE))
             rgb = to_rgb(image, source.white)
             brightest = int(deep_values(image).max()) if header.deep else None
+            fourth_band = header.alpha and is_translucent(image)
     except Unreadable as error:
         return f"{images.key(row)}: {error}"
     # Single pixels show whether there are only two values; means over an area would hide it.
     points = np.asarray(rgb.resize((_SIDE, _SIDE), Image.Resampling.NEAREST))
-    return replace(header, brightest=brightest, points=points, square=np.asarray(to_square(rgb, _SIDE)))
+    square = np.asarray(to_square(rgb, _SIDE))
+    return replace(header, brightest=brightest, fourth_band=fourth_band, points=points, square=square)
 
 
 def _summary(
@@ -287,6 +293,7 @@ def _summary(
         small_side=int(np.percentile(sides, 10, method="lower")),
         grey=_share([is_grey(one) for one in points]),
         alpha=_share([one.alpha for one in glances]),
+        fourth_band=_share([one.fourth_band for one in glances if one.points is not None]),
         two_valued=_share([is_grey(one) and is_two_valued(one) for one in points]),
         deep=_share([one.deep for one in glances]),
         white=white,
@@ -317,6 +324,12 @@ def is_grey(pixels: Pixels) -> bool:
     """Return whether all but 1% of the pixels (h, w, 3) are without colour."""
     spread = pixels.max(-1).astype(int) - pixels.min(-1)
     return bool((spread > _COLOURED).mean() < 0.01)
+
+
+def is_translucent(image: Image.Image) -> bool:
+    """Return whether most pixels are neither opaque nor transparent: cut-outs are, but for their edges."""
+    alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    return bool(((alpha > 0) & (alpha < 255)).mean() > 0.5)
 
 
 def is_two_valued(pixels: Pixels) -> bool:

@@ -24,6 +24,7 @@ FOLDER = Folder(
     small_side=200,
     grey=0.0,
     alpha=0.0,
+    fourth_band=0.0,
     two_valued=0.0,
     deep=0.0,
     white=65535,
@@ -388,6 +389,13 @@ def test_files_of_fewer_bits_than_others_are_named():
     )
     assert "data.white=4095" in mixed[0]
     assert mixed[1:] == remarks(FOLDER, settings) == remarks(replace(FOLDER, dark=0.09), settings)
+
+
+def test_a_fourth_band_is_named():
+    settings = flat(asdict(PretrainConfig()))
+    banded = remarks(replace(FOLDER, alpha=1.0, fourth_band=0.4), settings)
+    assert banded[0].startswith("40% of the images have a fourth channel that looks like a picture")
+    assert banded[1:] == remarks(replace(FOLDER, alpha=1.0, fourth_band=0.05), settings)
 
 
 def test_what_may_carry_meaning_is_named_and_left_alone():

@@ -55,6 +55,18 @@ def test_kinds_are_counted(tmp_path):
     assert "60% grey" in str(folder)
 
 
+def test_a_fourth_band_is_told_from_transparency(tmp_path):
+    colours, opaque = np.full((32, 32, 3), 90, np.uint8), np.full((32, 32, 1), 255, np.uint8)
+    cut_out = opaque.copy()
+    cut_out[:14], cut_out[14:18] = 0, 100
+    infrared = np.random.default_rng(0).integers(0, 256, (32, 32, 1), np.uint8)
+    for name, fourth in (("opaque", opaque), ("cut-out", cut_out), ("infrared", infrared)):
+        save(tmp_path, f"{name}.png", np.dstack([colours, fourth]))
+    save(tmp_path, "three.png", colours)
+    folder = looked(tmp_path)
+    assert (folder.alpha, folder.fourth_band) == (0.75, 0.25)
+
+
 def write_deep(folder: Path, brightest: Sequence[int]) -> None:
     """Write grey files of 16 bits: half of each is black, half has the value."""
     for number, value in enumerate(brightest):

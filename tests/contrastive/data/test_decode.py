@@ -88,6 +88,24 @@ def test_alpha_lies_on_white(tmp_path):
     assert close(corners(read), [(50,) * 3, (152,) * 3, (255,) * 3, (50,) * 3], 1)
 
 
+@pytest.mark.parametrize("said", [0, 1, 2, None])
+def test_a_fourth_channel_of_a_tiff_is_transparency_unless_the_file_says_otherwise(tmp_path, said):
+    fourth = quarters(colours=[255, 64, 0, 255])
+    image = Image.fromarray(np.concatenate([quarters(), fourth], axis=2))
+    path = saved(tmp_path / "a.tif", image)
+    entry = struct.pack("<HHLHH", 338, 3, 1, 2, 0)  # ExtraSamples: one, alpha that is not multiplied
+    assert path.read_bytes().count(entry) == 1
+    other = struct.pack("<HHLHH", 65000 if said is None else 338, 3, 1, said or 0, 0)
+    path.write_bytes(path.read_bytes().replace(entry, other))
+    second = corners(read_file(path, SIZE))[1]
+    if said == 0:
+        assert second == COLOURS[1]
+    elif said == 1:  # multiplied already: colours of 64 at most, others are clipped
+        assert min(second) > 180
+    else:
+        assert close([second], [tuple(round((c * 64 + 255 * 191) / 255) for c in COLOURS[1])], 1)
+
+
 def test_cmyk(tmp_path):
     # C, M, Y, none: their light is what the ink does not absorb.
     ink = quarters(colours=[(255, 0, 0, 0), (0, 255, 0, 0), (0, 0, 255, 0), (0, 0, 0, 0)])
