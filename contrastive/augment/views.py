@@ -220,6 +220,18 @@ class Chain:
         return _normalize_(view, self.data)
 
 
+def center_of(stored: int, size: int) -> tuple[int, int]:
+    """Return the first pixel of an image, and the one after the last, that its center view is made of.
+
+    Args:
+        stored: Side of the image.
+        size: Side of the view.
+    """
+    side = max(size, stored * 7 // 8) if stored > size > 64 else stored
+    start = (stored - side) // 2
+    return start, start + side
+
+
 def center_view(images: UInt8[Tensor, "b *f 3 S S"], data: DataConfig) -> Float[Tensor, "b *f 3 s s"]:
     """Compute the view of an image, or of each frame, for evaluation, without randomness.
 
@@ -235,11 +247,8 @@ def center_view(images: UInt8[Tensor, "b *f 3 S S"], data: DataConfig) -> Float[
         return _as_clips(center_view(images.flatten(0, 1), data), images.shape[1])
     stored, size = images.shape[-1], data.image_size
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        if stored > size > 64:
-            side = max(size, stored * 7 // 8)
-            start = (stored - side) // 2
-            images = images[..., start : start + side, start : start + side]
-        view = _resized(images, size)
+        start, end = center_of(stored, size)
+        view = _resized(images[..., start:end, start:end], size)
         return _normalize_(view, data).contiguous(memory_format=torch.channels_last)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contrastive.augment.views import center_of
 from contrastive.config import UserError
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import ExportedEncoder
@@ -48,13 +49,47 @@ def write_onnx(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict
     with replacing(out) as partial:
         _trace(source, partial)
         difference = source.compare(lambda pixels: _run(partial, pixels))
-    lines = [
+    return {"max_difference": difference, "load": _lines(source, out)}
+
+
+def _lines(source: ExportedEncoder, out: Path) -> list[str]:
+    """Return the Python code from image files, or the frames of a clip, to features, without this package."""
+    fed = source.input
+    stack = 'np.stack([read(path) for path in ["photo.jpg"]])'
+    if fed.frames > 1:
+        stack = f'np.stack([read(f"{{number}}.jpg") for number in range({fed.frames})])[None]  # a clip'
+    return [
+        "import numpy as np",
         "import onnxruntime",
+        "from PIL import Image, ImageOps",
+        "",
+        f"def read(path):  # float32 (3, {fed.size}, {fed.size}) in [0, 1]; the graph normalises it",
+        "    image = Image.open(path)",
+        f"    image.draft(None, ({2 * fed.decode_size}, {2 * fed.decode_size}))  # large JPEG files: smaller",
+        "    image = ImageOps.exif_transpose(image)",
+        f'    if image.mode.startswith("I"):  # 16-bit grey, of which {fed.white} is white',
+        f"        values = np.minimum(np.asarray(image).astype(float), {fed.white})",
+        f"        image = Image.fromarray((255 * values / {fed.white}).round().astype(np.uint8))",
+        '    image = image.convert("RGBA")  # transparency is seen on white',
+        '    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")',
+        *(f"    image = {step}" for step in _cut(fed.decode_size, fed.size)),
+        "    return np.asarray(image, np.float32).transpose(2, 0, 1) / 255",
+        "",
         f"session = onnxruntime.InferenceSession({out.name!r})",
-        'features = session.run(None, {"pixels": pixels})[0]  # float32 in [0, 1], '
-        f"(b, {'t, ' * (source.input.frames > 1)}3, s, s)",
+        f"pixels = {stack}",
+        f'features = session.run(None, {{"pixels": pixels}})[0]  # (b, {source.encoder.dim})',
     ]
-    return {"max_difference": difference, "load": lines}
+
+
+def _cut(stored: int, size: int) -> list[str]:
+    """Return the steps from an RGB image to its center view, those of ``center_view``."""
+    steps = [f"ImageOps.fit(image, ({stored}, {stored}), Image.Resampling.BILINEAR)  # the centre square"]
+    start, end = center_of(stored, size)
+    if end - start < stored:
+        steps.append(f"image.crop(({start}, {start}, {end}, {end}))")
+    if end - start != size:
+        steps.append(f"image.resize(({size}, {size}), Image.Resampling.BILINEAR)")
+    return steps
 
 
 def _trace(source: ExportedEncoder, path: Path) -> None:

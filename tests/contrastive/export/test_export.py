@@ -1,19 +1,24 @@
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
+from contrastive.augment.views import center_view
 from contrastive.config import DataConfig, EncoderConfig, ObjectiveConfig, PretrainConfig
 from contrastive.config_files import load_saved, to_yaml
 from contrastive.data.dataset import open_dataset
+from contrastive.data.decode import read_file
 from contrastive.encoders.build import build_encoder
 from contrastive.encoders.spec import InputSpec
 from contrastive.encoders.weights import load_encoder, save_encoder
@@ -32,8 +37,8 @@ def make_run(folder, *, name="resnet10", width=64, size=16, **data):
         to_yaml(config) + "provenance: {commit: abc1234, wandb_id: '01', given: {}}\n"
     )
     torch.manual_seed(0)
-    encoder = build_encoder(config.encoder, size)
-    encoder(torch.randn(16, 3, size, size))
+    encoder = build_encoder(config.encoder, size, config.data.frames)
+    encoder(torch.randn(16, *[config.data.frames] * (config.data.frames > 1), 3, size, size))
     save_encoder(folder / "encoder.safetensors", encoder, InputSpec.of(config.data), {})
     return folder
 
@@ -102,10 +107,10 @@ def test_both_blocks_of_a_card_run_beside_it_whatever_the_names(command, tmp_pat
     assert code == 0, err
     monkeypatch.chdir("exp")
     (photo,) = tiny.write_images(tmp_path / "photos", 1, size=(16, 16))
-    names: dict[str, object] = {"pixels": np.zeros((1, 3, 16, 16), np.float32)}
+    names: dict[str, object] = {}
     card = tmp_path / result["card"]
     if not out.endswith("parquet"):
-        exec(lines_of(card), names)
+        exec(lines_of(card).replace('"photo.jpg"', repr(str(photo))), names)
     exec(lines_of(card, block=1).replace('"photo.jpg"', repr(str(photo))), names)
     assert names["features"].shape == (1, 512)
     assert repr(named) in lines_of(card)
@@ -118,12 +123,65 @@ def test_a_graph_gives_equal_features_at_any_batch_size(command, tmp_path, monke
     assert code == 0, err
     assert {path.name for path in tmp_path.iterdir()} == {"run", "encoder.onnx", "encoder.onnx.md"}
     assert result["max_difference"] < 1e-5
-    monkeypatch.chdir(tmp_path)
+    session = onnxruntime.InferenceSession(out)
     for batch in (1, 5):
         pixels = torch.rand(batch, 3, 16, 16, generator=torch.Generator().manual_seed(batch))
-        names: dict[str, object] = {"pixels": pixels.numpy()}
-        exec(lines_of(Path(result["card"])), names)
-        np.testing.assert_allclose(names["features"], expected(run, pixels), rtol=1e-4, atol=1e-5)
+        (found,) = session.run(None, {"pixels": pixels.numpy()})
+        np.testing.assert_allclose(found, expected(run, pixels), rtol=1e-4, atol=1e-5)
+
+
+def write_photos(folder):
+    """Write pictures that programs read differently: turned, cut out, CMYK, of 12 bits, with a palette."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (6, 9, 4), np.uint8)).resize((180, 120))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    smooth.convert("RGB").save(folder / "turned.jpg", quality=95, exif=turned)
+    smooth.save(folder / "cut-out.png")
+    smooth.convert("CMYK").save(folder / "ink.tif")
+    Image.fromarray(np.asarray(smooth)[..., 0].astype(np.uint16) * 16).save(folder / "deep.png")
+    smooth.convert("RGB").quantize(8).save(folder / "palette.gif")
+    return sorted(path.name for path in folder.iterdir())
+
+
+def run_beside(card, lines):
+    """Run the lines where the card lies, in a process without this package; return ``features``."""
+    lines += (
+        "\nimport sys; assert not {'torch', 'contrastive'} & {*sys.modules}; np.save('found.npy', features)"
+    )
+    subprocess.run([sys.executable, "-c", lines], cwd=card.parent, check=True)
+    return np.load(card.parent / "found.npy")
+
+
+@pytest.mark.parametrize(("size", "stored", "off"), [(72, None, 1e-6), (16, 40, 0.01)])
+def test_the_lines_of_a_graphs_card_read_files_as_the_encoder_does(command, tmp_path, size, stored, off):
+    """To the last bits; where the square is stored larger than the view, but for the rounding to bytes."""
+    run = make_run(tmp_path / "run", width=8, size=size, decode_size=stored, white=4095)
+    _, result, _ = command(f"checkpoint={run}", "format=onnx", f"out={tmp_path / 'photos' / 'e.onnx'}")
+    card, names = Path(result["card"]), write_photos(tmp_path / "more")
+    shutil.copytree(tmp_path / "more", card.parent, dirs_exist_ok=True)
+    found = run_beside(card, lines_of(card).replace('["photo.jpg"]', str(names)))
+    encoder, info = load_encoder(run / "encoder.safetensors")
+    images = torch.stack([read_file(card.parent / name, info.input.decode_size, 4095) for name in names])
+    with torch.inference_mode():
+        wanted = encoder(center_view(images, info.input.data)).numpy()
+    assert np.abs(found - wanted).max() < off * np.abs(wanted).max()
+
+
+def test_the_lines_of_a_graph_of_clips_take_their_frames(command, tmp_path):
+    run = make_run(tmp_path / "run", width=8, frames=3)
+    _, result, _ = command(f"checkpoint={run}", "format=onnx", f"out={tmp_path / 'frames' / 'e.onnx'}")
+    card = Path(result["card"])
+    for number, path in enumerate(tiny.write_images(card.parent, 3, size=(30, 40))):
+        Image.open(path).save(card.parent / f"{number}.jpg", quality=95)
+    found = run_beside(card, lines_of(card))
+    encoder, info = load_encoder(run / "encoder.safetensors")
+    frames = torch.stack([read_file(card.parent / f"{number}.jpg", 16) for number in range(3)])
+    with torch.inference_mode():
+        wanted = encoder(center_view(frames[None], info.input.data)).numpy()
+    assert found.shape == wanted.shape == (1, encoder.dim)
+    assert np.abs(found - wanted).max() < 1e-6 * np.abs(wanted).max()
 
 
 @pytest.fixture
