@@ -738,9 +738,9 @@ class LoggingConfig:
         every_n_steps: Optimizer steps between rows of metrics.csv.
         knn_every_epochs: Epochs between online kNN scores on held-out rows; 0 turns them off.
         probe_every_epochs: Epochs between scores of an online linear probe; 0 turns them off.
-        score_share: Largest share of the time that online scores may take, in (0, 1]: where the last one took
-            more, the next ones are left out until it is reached. Those before the first step and at the end
-            are always computed.
+        score_share: Largest share of the time that online scores may take, in (0, 1]: scores that are due are
+            left out where they would take more. Those before the first step and at the end count, and are
+            always computed: a short run has them alone.
         mined_rows: Number of anchors in mined.csv and the report's gallery, which show the most similar
             negatives of each: mined ones, or, where nothing is mined, those of the batch.
         attention_every_epochs: Epochs between pictures of attention on W&B; 0 turns them off.

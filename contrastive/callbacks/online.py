@@ -14,6 +14,7 @@ from torch import Tensor
 from contrastive.callbacks.preemption import is_preempted
 from contrastive.config import UserError
 from contrastive.data.images import DecodedImages, Images, SomeImages
+from contrastive.data.plan import Plan
 from contrastive.data.reading import decode_all
 from contrastive.lightning_glue import StepCallback, log_row
 from contrastive.logging.throughput import off_the_clock
@@ -97,7 +98,8 @@ class OnlineScores(StepCallback):
         images: A labelled view of the training part.
         knn_every: Epochs between scores by kNN, 0 for none; the end of the run is scored too.
         probe_every: Epochs between scores by the linear probe, 0 for none; the end of the run is scored too.
-        most_share: Largest share of the time that scores between the first and the last may take.
+        most_share: Largest share of a run's time that scores may take. The first and the last are computed
+            even if they alone take more; then there is none between them.
         batch_size: Images per forward pass.
 
     Attributes:
@@ -111,8 +113,10 @@ class OnlineScores(StepCallback):
         assert images.labels is not None
         self.images, self.labels, self.batch_size = images, images.labels, batch_size
         self._every = {"knn": knn_every, "probe": probe_every}
-        self._rest = 1 / most_share - 1  # seconds without scores for each second of the last one
-        self._took_s, self._ended = 0.0, -math.inf
+        self._most_share = most_share
+        self._began, self._first_step = 0.0, 0  # of this start
+        self._took_s, self._ended = 0.0, -math.inf  # the last score
+        self._scored_s = 0.0
         self.fit_rows, self.score_rows = monitor_split(images)
         self._parts: tuple[_Part, _Part] | None = None
         self._scored_step = dict.fromkeys(self._every, -1)
@@ -123,6 +127,7 @@ class OnlineScores(StepCallback):
         """Score the encoder before its first step."""
         super().on_train_start(trainer, pl_module)
         assert isinstance(pl_module, ContrastiveModule)
+        self._began, self._first_step = time.monotonic(), trainer.global_step
         if trainer.global_step == 0:
             self._score(trainer, pl_module, self._wanted())
             self.untrained, self.scores = self.scores, {}
@@ -130,7 +135,7 @@ class OnlineScores(StepCallback):
     def on_epoch(self, trainer: pl.Trainer, module: ContrastiveModule, epochs: int) -> None:
         """Compute the scores that are due after this epoch."""
         wanted = [name for name, every in self._every.items() if every and not epochs % every]
-        if time.monotonic() - self._ended >= self._rest * self._took_s:
+        if self._most_share == 1 or self._is_affordable(trainer.global_step, module.plan):
             self._score(trainer, module, wanted)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -138,6 +143,18 @@ class OnlineScores(StepCallback):
         assert isinstance(pl_module, ContrastiveModule)
         if not is_preempted(trainer):
             self._score(trainer, pl_module, self._wanted())
+
+    def _is_affordable(self, step: int, plan: Plan) -> bool:
+        """Return whether a score now lies apart from the one before and the last, and leaves time for it."""
+        if not plan.has_end:
+            return False
+        now = time.monotonic()
+        left_s = (now - self._began) / (step - self._first_step) * (plan.total_steps - step)
+        apart_s = self._took_s * (1 / self._most_share - 1)
+        sum_s = self._scored_s + 2 * self._took_s
+        return min(now - self._ended, left_s) >= apart_s and sum_s <= self._most_share * (
+            now - self._began + left_s
+        )
 
     def _wanted(self) -> list[str]:
         """Return the scores that are not turned off."""
@@ -161,12 +178,13 @@ class OnlineScores(StepCallback):
             row = {f"{name}/top1": _SCORES[name](features) for name in due}
             self._ended = time.monotonic()
             self._took_s = self._ended - began
+            self._scored_s += self._took_s
         self.scores |= row
         log_row(trainer, row | module.progress())
 
     def _expected(self, every: int, step: int, last: int) -> int | None:
         """Return the steps between scores to count on; None while the time that one takes is not known."""
-        if not self._rest:
+        if self._most_share == 1:
             return every
         return max(every, step - last) if last >= 0 else None
 

@@ -35,6 +35,9 @@ before the length changes: schedules stay as they are where the speed only fluct
 _MARGIN = 0.01
 """Share of the budget left for what nothing measures: the encoder, the summary, the end of the process."""
 
+_NEWS = 0.1
+"""Share of the length that was logged last by which another one differs that is logged."""
+
 _EXCEEDED, _MUCH = 1.1, 1 / 3
 """Multiples of the budget that the run, or work beside training, may take before its use is itemized."""
 
@@ -191,14 +194,9 @@ class TimeBudget(StepCallback, Clock):
             end_after(trainer, None)
             self._before_first_s = self._training_s
         elif trainer.is_global_zero:
-            self._told = self._plan.total_steps
-            logger.info(
-                "%.1f of schedule.minutes=%g are spent, %.1f of them on this start; the run ends after step "
-                "%d",
-                self.spent_s / 60,
-                self.minutes,
-                (self.spent_s - self._before_s) / 60,
-                self._plan.total_steps,
+            self._tell(
+                f"as planned before; {self.spent_s / 60:.1f} min are spent, "
+                f"{(self.spent_s - self._before_s) / 60:.1f} of them on this start"
             )
             _warn_if_too_short(pl_module)
 
@@ -216,8 +214,11 @@ class TimeBudget(StepCallback, Clock):
         if decided not in (0, total):
             self._plan.end_after(decided)
             end_after(trainer, decided)
-            if trainer.is_global_zero:
-                self._tell(module, step)
+            if trainer.is_global_zero and abs(decided - self._told) > _NEWS * self._told:
+                first = not self._told
+                self._tell(f"by {self._speed(step)} at step {step}")
+                if first:
+                    _warn_if_too_short(module)
 
     def leave_out(self, work: str, every: int | None, seconds: float) -> None:
         """Note work beside training, which takes time from the budget as well."""
@@ -277,25 +278,21 @@ class TimeBudget(StepCallback, Clock):
                 *(first_s, self.minutes, fitting + 1),
             )
 
-    def _tell(self, module: ContrastiveModule, step: int) -> None:
-        """Log the length if it is the first, or differs by more than a third from the last one logged."""
-        total, told = self._plan.total_steps, self._told
-        if abs(total - told) <= told / 3:
-            return
-        self._told = total
-        step_s = self.pace.step_s * (self.pace.first_cost if in_first_half(step, total) else 1)
-        images_s = self._plan.global_batch / step_s
+    def _tell(self, why: str) -> None:
+        """Log the length of the run."""
+        self._told = self._plan.total_steps
         logger.info(
-            "schedule.minutes=%g is %senough for %d steps, %.1f epochs: %s at step %d",
+            "schedule.minutes=%g: the run has %d steps, %.1f epochs (%s)",
             self.minutes,
-            "now " if told else "",
-            total,
-            total / self._plan.steps_per_epoch,
-            "they were over" if math.isnan(images_s) else f"{images_s:.0f} images/s",
-            step,
+            self._told,
+            self._told / self._plan.steps_per_epoch,
+            why,
         )
-        if not told:
-            _warn_if_too_short(module)
+
+    def _speed(self, step: int) -> str:
+        cost = self.pace.first_cost if in_first_half(step, self._plan.total_steps) else 1
+        images_s = self._plan.global_batch / (self.pace.step_s * cost)
+        return "time that is over" if math.isnan(images_s) else f"{images_s:.0f} images/s"
 
 
 def _warn_if_too_short(module: ContrastiveModule) -> None:

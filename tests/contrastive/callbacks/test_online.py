@@ -11,6 +11,7 @@ import torch
 from contrastive.augment.views import center_view
 from contrastive.callbacks.online import OnlineScores, knn_top1, probe_top1
 from contrastive.data.images import DatasetImages
+from contrastive.data.plan import Plan
 from contrastive.logging.throughput import Clock
 from eval import knn, linear_probe
 from eval.features import Features, PartFeatures
@@ -106,8 +107,13 @@ def test_features_are_of_readable_rows_and_leave_training_alone(monkeypatch):
         torch.testing.assert_close(part.features, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_scores_that_take_too_much_of_the_time_are_computed_less_often(monkeypatch):
-    """A score takes 2 s and an epoch 2 s: at a share of a quarter, 6 s must lie between two scores."""
+def steps_scored(monkeypatch, epochs, most_share, every=1):
+    """Run ``epochs`` of 10 steps and 2 s each, in which a score takes 2 s.
+
+    Returns:
+        The steps that were scored, the share of the time that this took, and the steps between two that a
+        time budget counts on.
+    """
     now, waited, scored = [0.0], [], []
 
     def score(features):
@@ -119,17 +125,44 @@ def test_scores_that_take_too_much_of_the_time_are_computed_less_often(monkeypat
     monkeypatch.setattr("contrastive.callbacks.online.time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr("contrastive.callbacks.online._SCORES", {"knn": score})
     monkeypatch.setattr("contrastive.callbacks.online.log_row", lambda trainer, row: None)
-    trainer, module = create_autospec(pl.Trainer, instance=True), tiny.module()
+    trainer, module = create_autospec(pl.Trainer, instance=True), tiny.module(epochs=2 * epochs)
     clock = create_autospec(Clock, instance=True)
     clock.leave_out.side_effect = lambda work, every, seconds: waited.append(every)
     trainer.global_step, trainer.is_global_zero, trainer.callbacks = 0, True, [clock]
-    scores = OnlineScores(images, 1, 0, most_share=0.25)
+    scores = OnlineScores(images, every, 0, most_share=most_share)
     scores.on_train_start(trainer, module)
-    for epoch in range(1, 9):
+    for epoch in range(1, epochs + 1):
         trainer.global_step, now[0] = epoch * 10, now[0] + 2
         scores.on_epoch(trainer, module, epoch)
-    assert scored == [0, 30, 60]
-    assert waited == [None, 30, 30]  # steps between two, as a time budget counts on them
+    scores.on_train_end(trainer, module)
+    return scored, 2 * len(scored) / now[0], waited
+
+
+def test_scores_take_their_share_of_the_time_with_the_first_and_the_last(monkeypatch):
+    """At a share of a quarter, 6 s must lie between two scores, three epochs; the last gap is longer."""
+    scored, share, waited = steps_scored(monkeypatch, 13, 0.25)
+    assert (scored, share) == ([0, 30, 60, 130], 8 / 34)
+    assert waited == [None, 30, 30, 70]
+    scored, share, _ = steps_scored(monkeypatch, 100, 0.25)
+    assert scored == [*range(0, 931, 30), 1000]
+    assert 0.24 < share <= 0.25
+
+
+def test_a_run_too_short_for_the_share_has_the_first_and_the_last_score(monkeypatch):
+    assert steps_scored(monkeypatch, 6, 0.25)[0] == [0, 60]
+    assert steps_scored(monkeypatch, 6, 1.0)[0] == [*range(0, 70, 10)]
+
+
+def test_no_score_comes_just_before_the_last(monkeypatch):
+    """Every fiftieth epoch is wanted, so that there is time for more; 6 s must lie before the last one."""
+    assert steps_scored(monkeypatch, 52, 0.25, every=50)[0] == [0, 520]
+    assert steps_scored(monkeypatch, 53, 0.25, every=50)[0] == [0, 500, 530]
+
+
+def test_scores_wait_for_a_known_end(monkeypatch):
+    scores, module = OnlineScores(DatasetImages([0] * 4, 16, labels=[0, 1] * 2), 1, 0, 0.5), tiny.module()
+    assert scores._is_affordable(5, module.plan)
+    assert not scores._is_affordable(5, Plan(40, 0, 8, None))
 
 
 def test_scores_before_the_first_step_are_kept_apart_from_later_ones(monkeypatch):
