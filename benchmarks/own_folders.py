@@ -39,7 +39,8 @@ def run(folder: Path, seed: int, minutes: float, root: Path) -> dict[str, Any]:
         place = [f"run.root={root}", f"run.name={name}", "logging.wandb.mode=disabled"]
         own = ["--config", "own", f"data.root={train}", f"schedule.minutes={minutes}", f"run.seed={seed}"]
         command("contrastive", *own, *place, "logging.progress=false")
-        command("eval", "worth", f"checkpoint={root / name}", *scored, "progress=false")
+        out = f"out={result.parent}"
+        command("eval", "worth", f"checkpoint={root / name}", *scored, out, "progress=false")
     found = json.loads(result.read_text())
     summary = json.loads((root / name / "summary.json").read_text())
     kept = ("seconds", "step", "epochs")

@@ -25,7 +25,8 @@ torchvision:MODEL[:WEIGHTS] or timm:MODEL[:WEIGHTS], WEIGHTS being a file, `rand
              linear.weight_decays=[1e-4,1e-3,1e-2] knn.k=[5,20] finetune.fraction=0.1
 
 Features are computed once, under torchrun by several processes, and kept in RUN/eval/cache. Results are
-in RUN/eval/PROTOCOL.json; the last line of stdout is one JSON object.
+in RUN/eval/PROTOCOL.json, those on other images than the run's own in RUN/eval/on-NAME-HASH, NAME being
+their folder's; the last line of stdout is one JSON object.
 Exit codes: 0 done, 2 wrong input, 130 interrupted, 1 a fault of the program.
 contrastive-eval PROTOCOL --help shows its settings.
 """

@@ -86,7 +86,8 @@ class EvalConfig:
         data: See EvalDataConfig.
         batch_size: Images of a forward pass.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
-        out: Folder of the results; None is ``eval/`` in the run directory.
+        out: Folder of the results; None is ``eval/`` in the run directory, and ``eval/on-NAME-HASH/`` for
+            other images than the run's own, NAME being that of their folder.
         progress: Show progress bars (on stderr).
         wandb: Mode of Weights & Biases, as ``logging.wandb.mode`` of pretraining; None is the run's own.
         baselines: See BaselineConfig.

@@ -1,5 +1,7 @@
 """Choose the images to evaluate on, and check that they have labels."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,36 @@ from contrastive.config_files import load_saved
 from contrastive.data.images import Images
 from contrastive.encoders.spec import InputSpec
 from eval.config import EvalConfig
+
+_FOLDERS = ("images", "imagefolder", "clips")
+"""Sources that read one folder with classes or without."""
+
+
+def place_of(name: str, root: str | None) -> str:
+    """Return a text that identifies a data set by where it lies, however its folder is read.
+
+    Args:
+        name: ``data.name``.
+        root: ``data.root``; None where the source needs none.
+    """
+    source, path = "folder" if name in _FOLDERS else name, os.path.expanduser(root or "")
+    return f"{source} {os.path.realpath(path) if os.path.exists(path) else path}".rstrip()
+
+
+def title_of(place: str) -> str:
+    """Return a short name for what ``place_of`` returned: that of the folder, or of the source."""
+    return os.path.basename(place) or place.partition(" ")[0]
+
+
+def other_place(own: DataConfig | None, data: Mapping[str, Any]) -> str:
+    """Return the place of images that are not the run's own; empty if they are, or if no run is known.
+
+    Args:
+        own: Data settings of the run.
+        data: ``name`` and ``root`` of the images, e.g. ``data`` of a result.
+    """
+    place = place_of(str(data["name"]), data.get("root"))
+    return "" if own is None or place == place_of(own.name, own.root) else place
 
 
 def run_data(run: Path | None) -> DataConfig | None:

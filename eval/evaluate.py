@@ -70,7 +70,7 @@ def evaluate(
     measured = chosen.measure(extractor, config)
     seconds = measured.pop("seconds") | {"total": round(time.perf_counter() - started, 3)}
     result = {"protocol": protocol, **measured, **describe(config, extractor)}
-    result |= {"seconds": seconds, "file": str(location.results / f"{protocol}.json")}
+    result |= {"seconds": seconds, "file": str(extractor.location.results / f"{protocol}.json")}
     write_json(Path(result["file"]), result)
     return result
 

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from contrastive.distributed import all_true, gather_rows, gather_sizes, rank, w
 from contrastive.encoders.encoder import Encoder
 from eval.blind_to_time import ShuffledFrames, SingleFrame
 from eval.config import EvalConfig
-from eval.eval_data import check_labels, choose_data
+from eval.eval_data import check_labels, choose_data, other_place, run_data, title_of
 from eval.features import (
     Features,
     PartFeatures,
@@ -33,6 +34,7 @@ from eval.features import (
 from eval.frozen import EncoderLocation, open_frozen, seeded, tensor_hash
 
 _CACHE_VERSION = 1
+_TITLE_LENGTH = 40  # characters of a data set's name in that of a folder
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Extractor:
         open_data: Opens the images, if they are not given.
 
     Attributes:
-        location: As given.
+        location: As given; results on other images than the run's own have a folder of their own.
         frozen: The encoder.
         labelled: Whether labels are used.
         data: Settings of the images, and of how they become the network's input.
@@ -98,7 +100,7 @@ class Extractor:
         encoder: Encoder | None = None,
         open_data: Callable[[DataConfig], Dataset] = open_dataset,
     ) -> None:
-        self.config, self.location = config, location
+        self.config = config
         self.frozen = open_frozen(
             location,
             image_size=config.data.image_size,
@@ -121,6 +123,7 @@ class Extractor:
             self.parts["test"] = dataset.test
         self.fingerprints = {name: images.fingerprint() for name, images in self.parts.items()}
         self._revisions = {name: images.revision() for name, images in self.parts.items()}
+        self.location = location if config.out else _apart(location, self.data, self.fingerprints)
         self.unreadable: dict[str, int] = {}
         self._cache = location.home / "eval" / "cache"
         self._others: dict[str, Callable[[], nn.Module]] = {}
@@ -269,6 +272,17 @@ class Extractor:
         if tensor_hash(module) != before:
             raise RuntimeError(f"{title}: the encoder's parameters or buffers changed while it was evaluated")
         return _gather(features, own[rows], self.device)
+
+
+def _apart(location: EncoderLocation, data: DataConfig, fingerprints: dict[str, str]) -> EncoderLocation:
+    """Move results on other images than the run's own into ``on-NAME-HASH``, so that they replace none."""
+    place = other_place(run_data(location.run), vars(data))
+    if not place:
+        return location
+    known = place if data.root else f"{place} {fingerprints}"
+    name = f"on-{title_of(place)[:_TITLE_LENGTH]}"
+    digest = hashlib.sha256(os.fsencode(known)).hexdigest()[:6]
+    return replace(location, results=location.results / f"{name}-{digest}")
 
 
 def _gather(features: Tensor, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

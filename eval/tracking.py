@@ -9,12 +9,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from contrastive.config import PretrainConfig, WandbConfig
+from contrastive.config import DataConfig, PretrainConfig, WandbConfig
 from contrastive.config_files import load_saved
 from contrastive.drawing.figures import confusion
 from contrastive.logging.names import STEP_AXIS
 from contrastive.logging.wandb_run import describe_run, encoder_name, forgiving, start_run, use_encoder
 from eval.config import EvalConfig
+from eval.eval_data import other_place, title_of
 from eval.frozen import resolve
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def track(result: dict[str, Any], config: EvalConfig) -> None:
         pretrain_id=pretrain_id,
         quiet=True,
         id=secrets.token_hex(4),  # or WANDB_RUN_ID, where a sweep has set it, would make it the pretraining's
-        name=f"{saved.run.name} {result['protocol']}",
+        name=f"{saved.run.name} {result['protocol']}{_on_other(saved.data, result)}",
         job_type=result["protocol"],
         config={"run": {"name": saved.run.name}, "pretrain": pretrain_id, "eval": _origin(result)},
     )
@@ -100,6 +101,12 @@ def _settings(own: WandbConfig, config: EvalConfig) -> WandbConfig:
 
 def _prefix(result: dict[str, Any]) -> str:
     return _PREFIXES.get(result["protocol"], f"{result['protocol']}/")
+
+
+def _on_other(own: DataConfig, result: dict[str, Any]) -> str:
+    """Return `` on NAME`` if the images are not the run's own."""
+    place = other_place(own, result["data"])
+    return f" on {title_of(place)}" if place else ""
 
 
 def _origin(result: dict[str, Any]) -> dict[str, Any]:

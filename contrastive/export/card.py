@@ -1,6 +1,7 @@
 """Write the model card: network, data, recipe, scores, and how to load the file."""
 
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from contrastive.export.config import ExportConfig
 from contrastive.export.source import ExportedEncoder
 from contrastive.methods.build import find_method, takes_from_bank
 from contrastive.objectives.build import takes_labels
+from eval.eval_data import other_place
 from eval.protocol import accuracy_titles
 from eval.report.read import describe_epochs, read_json
 from eval.results import write_file
@@ -58,7 +60,7 @@ def _lines(config: ExportConfig, source: ExportedEncoder, out: Path, facts: dict
         lines += ["## Rows", "", *_table(_rows(facts)), ""]
     if source.run is None or saved is None:
         return [*lines, "The run that made it is not known: it was exported from the file alone."]
-    return [*lines, *_recipe(source.run, saved), *_scores(source, source.run)]
+    return [*lines, *_recipe(source.run, saved), "## Scores", "", *_scores(source, source.run, saved.data)]
 
 
 def _python(source: ExportedEncoder) -> list[str]:
@@ -156,34 +158,54 @@ def _recipe(run: Path, saved: PretrainConfig) -> list[str]:
     return ["## Recipe", "", *_table(recipe | versions), "", "Every setting is in the run's config.yaml.", ""]
 
 
-def _scores(source: ExportedEncoder, run: Path) -> list[str]:
+@dataclass
+class _Scores:
+    """Results on one data set: lines of a table, or, without labels, the sentence of ``worth`` alone."""
+
+    lines: list[str] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+    seen: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Add a result; ``worth`` is the last, as it repeats numbers of others, which stand once."""
+        protocol, scores = result["protocol"], result["scores"]
+        if isinstance(scores, dict):
+            self.sentences.append(str(result["sentence"]))
+            return
+        known = self.seen if protocol == "worth" else []
+        self.lines += [_score(protocol, row) for row in scores if row | {"name": ""} not in known]
+        self.seen += [row | {"name": ""} for row in scores]
+
+    def show(self, place: str) -> list[str]:
+        """Return the table, or the sentences, below the name of the images if they are not the run's own."""
+        other = f"other images than the run's (`{place}`)"
+        if not self.lines:
+            return [f"On {other}: {text}" if place else text for text in self.sentences]
+        head = ["| protocol | number | % | 95% interval | beside it |", "|---|---|---|---|---|"]
+        return [f"On the test part{f' of {other}' if place else ''}, in percent.", "", *head, *self.lines]
+
+
+def _scores(source: ExportedEncoder, run: Path, own: DataConfig) -> list[str]:
     """Tabulate the accuracies of exactly these weights by contrastive-eval, with their baselines.
 
-    ``worth`` repeats numbers of other protocols, which stand once; without labels it has its sentence alone.
+    Those on other images than the run's own are shown only where it has none on these.
     """
-    accuracies, lines = accuracy_titles(), list[str]()
-    seen, sentences = list[dict[str, Any]](), list[str]()
+    accuracies, known = accuracy_titles(), {"": _Scores()}
     for file in sorted((run / "eval").rglob("*.json"), key=lambda file: (file.stem == "worth", file)):
         try:
             result = read_json(file)
             if result.get("encoder_sha256") != source.sha256 or result["protocol"] not in accuracies:
                 continue
-            protocol, scores = result["protocol"], result["scores"]
-            if isinstance(scores, dict):
-                sentences.append(str(result["sentence"]))
-                continue
-            known = seen if protocol == "worth" else []
-            lines += [_score(protocol, row) for row in scores if row | {"name": ""} not in known]
-            seen += [row | {"name": ""} for row in scores]
+            known.setdefault(other_place(own, result["data"]), _Scores()).add(result)
         except UserError as error:
             log.warning("left out of the card: %s", error)
         except (KeyError, TypeError, ValueError):
             continue  # another program's file
-    if not lines:
-        none = "None yet: `contrastive-eval worth checkpoint=RUN` makes some."
-        return ["## Scores", "", *(sentences or [none])]
-    head = ["| protocol | number | % | 95% interval | beside it |", "|---|---|---|---|---|"]
-    return ["## Scores", "", "On the test part, in percent.", "", *head, *lines]
+    shown = {"": known[""]} if known[""].lines else known
+    parts = [each.show(place) for place, each in shown.items() if each.lines or each.sentences]
+    if not parts:
+        return ["None yet: `contrastive-eval worth checkpoint=RUN` makes some."]
+    return [line for part in parts for line in ["", *part]][1:]
 
 
 def _score(protocol: str, row: dict[str, Any]) -> str:

@@ -12,9 +12,10 @@ from contrastive.data.images import Images
 from contrastive.drawing.canvas import data_uri
 from contrastive.drawing.figures import class_colour, confusion, scatter
 from contrastive.logging.hard_negatives import HardNegative
+from eval.protocol import Row
 from eval.report.context import Map, Report
 from eval.report.page import card, grid, legend, section, table
-from eval.report.read import read_csv, read_mined
+from eval.report.read import Measured, Run, read_csv, read_mined
 from eval.report.strip import strip, tile
 
 _CONFUSIONS = {"linear": "Linear probe", "worth": "Linear probe", "knn": "Nearest neighbours"}
@@ -78,30 +79,45 @@ def _strip(images: Images | None, found: Sequence[HardNegative]) -> str:
 def attention(report: Report) -> str:
     """Show the numbers and some of the pictures of the attention protocol."""
     run = report.runs[0]
-    files = sorted((run.folder / "eval" / "attention").glob("*.png"), key=lambda file: (len(file.name), file))
-    if not report.alone or not files:
+    return "".join(_attention(run, found) for found in run.measured) if report.alone else ""
+
+
+def _attention(run: Run, found: Measured) -> str:
+    if found.attention is None:
         return ""
-    scores = table(run.attention[0], run.attention[1:]) if run.attention else ""
+    page = found.files["attention"].with_suffix(".html")
+    files = sorted(page.with_suffix("").glob("*.png"), key=lambda file: (len(file.name), file))
+    if not files:
+        return ""
+    scores = table(found.attention[0], found.attention[1:]) if found.attention else ""
     shown = files[:: math.ceil(len(files) / _MOST_SHEETS)]
     body = "".join(
         f'<div class="sheet"><img alt="attention in an image" src="{data_uri(file.read_bytes())}"></div>'
         for file in shown
     )
-    note = f"{len(shown)} of {len(files)} pictures; eval/attention.html has all, and says what they show."
-    return section("What does it attend to?", note, scores + body)
+    all_of_them = page.relative_to(run.folder)
+    note = f"{len(shown)} of {len(files)} pictures; {all_of_them} has all, and says what they show."
+    return section(f"{found.name('What does it attend to')}?", note, scores + body)
 
 
 def isolated(report: Report) -> str:
     """List the most isolated images that the neighbours protocol found, and lead to its page."""
-    run = report.runs[0]
-    if not report.alone or run.isolated is None:
-        return ""
-    file = run.folder / "eval" / "neighbours.html"
-    link = quote(os.fsencode(os.path.relpath(file, report.config.out or run.folder)))
-    page = f'<p class="note"><a href="{link}">eval/neighbours.html</a> shows what is near these.</p>'
+    measured = report.runs[0].measured if report.alone else []
+    return "".join(
+        _isolated(report, found, found.isolated) for found in measured if found.isolated is not None
+    )
+
+
+def _isolated(report: Report, found: Measured, isolated: list[Row]) -> str:
+    file, folder = found.files["neighbours"].with_suffix(".html"), report.runs[0].folder
+    link, name = (
+        quote(os.fsencode(os.path.relpath(file, report.config.out or folder))),
+        file.relative_to(folder),
+    )
+    page = f'<p class="note"><a href="{link}">{escape(str(name))}</a> shows what is near these.</p>'
     note = "Images that are least similar to their nearest: rare things, or what has no place here."
-    rows = table(["image", "nearest", "cosine"], run.isolated, "set")
-    return section("What stands apart?", note, page + rows)
+    rows = table(["image", "nearest", "cosine"], isolated, "set")
+    return section(f"{found.name('What stands apart')}?", note, page + rows)
 
 
 def mistakes(report: Report) -> str:
@@ -116,15 +132,15 @@ def mistakes(report: Report) -> str:
 
 
 def _confusion(report: Report) -> str:
-    results = report.runs[0].results
-    for protocol, title in _CONFUSIONS.items():
-        result = results.get(protocol)
-        if result is not None and result.confusion is not None:
-            worst = confused(result.confusion, result.classes)
-            caption = f"{title}; rows are true classes, red is wrong. Most often: {worst}."
-            few = len(result.classes) <= _MOST_CLASSES
-            picture = confusion(result.confusion, result.classes).svg() if few else ""
-            return card("Confusion", picture, escape(caption))
+    for found in report.runs[0].measured:
+        for protocol, title in _CONFUSIONS.items():
+            result = found.results.get(protocol)
+            if result is not None and result.confusion is not None:
+                worst = confused(result.confusion, result.classes)
+                caption = f"{found.name(title)}; rows are true classes, red is wrong. Most often: {worst}."
+                few = len(result.classes) <= _MOST_CLASSES
+                picture = confusion(result.confusion, result.classes).svg() if few else ""
+                return card("Confusion", picture, escape(caption))
     return ""
 
 

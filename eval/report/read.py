@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from contrastive.config import PretrainConfig, ScheduleConfig, UserError
+from contrastive.config import DataConfig, PretrainConfig, ScheduleConfig, UserError
 from contrastive.config_files import load_saved
 from contrastive.logging.hard_negatives import HardNegative
+from eval.eval_data import other_place, title_of
 from eval.protocol import Row, accuracy_titles, find_protocol
 from eval.stats_protocol import describe_duplicates
 from eval.verdict import IN_PART, WORTH
@@ -34,7 +35,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Result:
-    """Accuracies of one protocol, from ``eval/<protocol>.json``."""
+    """Accuracies of one protocol."""
 
     scores: list[Score]
     warnings: list[str]
@@ -51,6 +52,8 @@ class Statistics:
 
     table: list[Row]
     near_duplicates: str
+    images: str  # how many, of which folder or data set
+    fingerprint: str  # of the images
 
 
 @dataclass(frozen=True)
@@ -64,21 +67,39 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Results on one data set."""
+
+    title: str  # short name of the data set; empty for the run's own
+    files: dict[str, Path]  # by protocol
+    results: dict[str, Result]  # by protocol
+    statistics: Statistics | None
+    answer: Answer | None
+    attention: list[Row] | None  # table of the attention protocol: empty without masks
+    isolated: list[Row] | None  # images, their nearest, cosines
+    outdated: list[str]  # protocols whose results are of other weights than the run's encoder now has
+
+    def name(self, text: str) -> str:
+        """Add the data set to a text, unless it is the run's own."""
+        return f"{text} on {self.title}" if self.title else text
+
+
+@dataclass(frozen=True)
 class Run:
     """A run directory, or the folder of another library's network that was evaluated."""
 
     name: str  # of the folder, or its path if two folders have the same name
     folder: Path
     settings: PretrainConfig | None  # None without config.yaml
-    results: dict[str, Result]  # by protocol
-    statistics: Statistics | None
-    answer: Answer | None
+    measured: list[Measured]  # on the run's own data, then on each other data set
     warnings: list[str]  # of training, that held at its end
-    attention: list[Row]  # table of the attention protocol; empty without masks
-    isolated: list[Row] | None  # images, their nearest, cosines; None without the neighbours protocol
     metrics: list[dict[str, str]]  # rows of metrics.csv
-    outdated: list[str]  # protocols whose results are of other weights than the run's encoder now has
     identity: str  # hash of the encoder's file; without one the folder's real path
+
+    @property
+    def own(self) -> Measured:
+        """Return the results on the run's own data."""
+        return self.measured[0]
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -87,21 +108,53 @@ def read_run(folder: Path, name: str) -> Run:
     Raises:
         UserError: a file in it was not written by training or evaluation.
     """
-    config, found, encoder = folder / "config.yaml", folder / "eval", _hash_encoder(folder)
-    results = {each: _read(found / f"{each}.json", _result) for each in accuracy_titles()}
+    config, encoder = folder / "config.yaml", _hash_encoder(folder)
+    settings = load_saved(PretrainConfig, config) if config.is_file() else None
+    known = _sort_by_data(folder, None if settings is None else settings.data)
+    titles = [title_of(place) if place else "" for place in known]
     return Run(
         name,
         folder,
-        load_saved(PretrainConfig, config) if config.is_file() else None,
-        {each: result for each, result in results.items() if result is not None},
-        _read(found / "stats.json", _statistics),
-        _read(found / "worth.json", _answer),
+        settings,
+        [
+            _measured(folder, files, title if titles.count(title) == 1 else place, encoder)
+            for title, (place, files) in zip(titles, known.items(), strict=True)
+        ],
         list(map(str, read_json(folder / "summary.json").get("warnings", []))),
-        _read(found / "attention.json", find_protocol("attention").table) or [],
-        _read(found / "neighbours.json", _isolated),
         read_csv(folder / "metrics.csv"),
-        [] if encoder is None else _outdated(folder, encoder),
         encoder or str(folder.resolve()),
+    )
+
+
+def _sort_by_data(folder: Path, own: DataConfig | None) -> dict[str, dict[str, Path]]:
+    """Return the results' files by the place of their images, "" for the run's own, and by protocol.
+
+    Versions before wrote those on other images into ``eval`` itself; one in a folder of its own is later.
+    """
+    known: dict[str, dict[str, Path]] = {"": {}}
+    for place in (folder / "eval", *sorted((folder / "eval").glob("on-*"))):
+        for protocol in (*accuracy_titles(), "stats", "attention"):
+            file = place / f"{protocol}.json"
+            images = _read(file, lambda raw: other_place(own, raw["data"]))
+            if images is not None:
+                known.setdefault(images, {})[protocol] = file
+    return known
+
+
+def _measured(folder: Path, files: dict[str, Path], title: str, encoder: str | None) -> Measured:
+    def read(name: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
+        return _read(files[name], parse) if name in files else None
+
+    results = {name: read(name, _result) for name in accuracy_titles()}
+    return Measured(
+        title,
+        files,
+        {name: result for name, result in results.items() if result is not None},
+        read("stats", lambda raw: _statistics(raw, files["stats"].parent.relative_to(folder))),
+        read("worth", _answer),
+        read("attention", find_protocol("attention").table),
+        read("neighbours", _isolated),
+        [] if encoder is None else _outdated(files, encoder),
     )
 
 
@@ -126,10 +179,9 @@ def _hash_encoder(folder: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _outdated(folder: Path, encoder: str) -> list[str]:
+def _outdated(files: dict[str, Path], encoder: str) -> list[str]:
     """Name the protocols whose results are not of the encoder of this hash."""
-    names = [*accuracy_titles(), "stats", "attention"]
-    measured = {name: read_json(folder / "eval" / f"{name}.json").get("encoder_sha256") for name in names}
+    measured = {name: read_json(file).get("encoder_sha256") for name, file in files.items()}
     return [name for name, made_of in measured.items() if made_of not in (None, encoder)]
 
 
@@ -175,7 +227,7 @@ def _result(raw: dict[str, Any]) -> Result | None:
         list(map(str, raw["warnings"])),
         _images(data, find_protocol(raw["protocol"]).parts),
         classes,
-        json.dumps(data["fingerprint"], sort_keys=True),
+        _fingerprint(data),
         counts,
         json.dumps(origin, indent=1),
     )
@@ -185,8 +237,11 @@ def _images(data: dict[str, Any], parts: tuple[str, str]) -> str:
     counts = (
         f"{int(data['rows'][name]):,} {part}" for name, part in zip(("train", "test"), parts, strict=True)
     )
-    origin = data.get("root") or data["name"]
-    return f"{' and '.join(counts)} images of {origin}, test part: {data['test_part']}"
+    return f"{' and '.join(counts)} images of {_origin(data)}, test part: {data['test_part']}"
+
+
+def _origin(data: dict[str, Any]) -> str:
+    return str(data.get("root") or data["name"])
 
 
 def _score(row: dict[str, Any]) -> Score:
@@ -195,10 +250,19 @@ def _score(row: dict[str, Any]) -> Score:
     return Score(str(row["name"]), value, low, high, str(row["interval"]), baselines)
 
 
-def _statistics(raw: dict[str, Any]) -> Statistics:
-    pairs = dict(raw["near_duplicates"])
-    pairs["file"] = f"eval/{Path(pairs['file']).name}"
-    return Statistics(find_protocol("stats").table(raw), f"{describe_duplicates(pairs).capitalize()}.")
+def _statistics(raw: dict[str, Any], place: Path) -> Statistics:
+    pairs, data = dict(raw["near_duplicates"]), raw["data"]
+    pairs["file"] = place / Path(pairs["file"]).name
+    return Statistics(
+        find_protocol("stats").table(raw),
+        f"{describe_duplicates(pairs).capitalize()}.",
+        f"{int(data['rows']['train']):,} training images of {_origin(data)}",
+        _fingerprint(data),
+    )
+
+
+def _fingerprint(data: dict[str, Any]) -> str:
+    return json.dumps(data["fingerprint"], sort_keys=True)
 
 
 def _answer(raw: dict[str, Any]) -> Answer:

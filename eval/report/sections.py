@@ -18,7 +18,18 @@ from eval.protocol import accuracy_titles
 from eval.report import pictures
 from eval.report.context import Report
 from eval.report.page import card, details, grid, key, legend, section, table, warning
-from eval.report.read import BASELINES, Result, Run, Score, describe_epochs, read_csv, read_json, repeated
+from eval.report.read import (
+    BASELINES,
+    Measured,
+    Result,
+    Run,
+    Score,
+    Statistics,
+    describe_epochs,
+    read_csv,
+    read_json,
+    repeated,
+)
 
 _MOST_POINTS = 400  # in a curve
 _COLOURS = {"raw_pixels": "s1", "random_encoder": "s2"}  # of the baselines' marks
@@ -93,12 +104,15 @@ def _images(run: Run, data: DataConfig) -> str:
 
 def worth(report: Report) -> str:
     """Show the sentence and the table of the worth protocol, for one run."""
-    answer = report.runs[0].answer
-    if not report.alone or answer is None:
+    return "".join(map(_worth, report.runs[0].measured)) if report.alone else ""
+
+
+def _worth(found: Measured) -> str:
+    answer, statistics, measured = found.answer, found.statistics, found.results.get("worth")
+    if answer is None:
         return ""
     names, *baselines, ours = answer.table
     head, *rows = zip(names, ours, *baselines, strict=True)  # a column for each network: there are few
-    statistics, measured = report.runs[0].statistics, report.runs[0].results.get("worth")
     below = {row[0] for row in statistics.table} if statistics is not None else set()
     rows = [row for row in rows if row[0] not in below]
     pictures = [_SCALE, *map(_bar, measured.scores)] if measured is not None else []
@@ -107,9 +121,9 @@ def worth(report: Report) -> str:
         images = f'<p class="note">{escape(measured.images)}</p>'
         below_table = _baselines_legend() + images + "".join(map(warning, measured.warnings))
     notes = "".join(f'<p class="note">{escape(line)}</p>' for line in answer.notes)
-    earlier = "Of an earlier encoder, evaluate again. " if "worth" in report.runs[0].outdated else ""
+    earlier = "Of an earlier encoder, evaluate again. " if "worth" in found.outdated else ""
     return section(
-        "Was it worth it?",
+        f"{found.name('Was it worth it')}?",
         earlier + answer.sentence,
         table(head, rows, "", pictures) + notes + below_table,
     )
@@ -117,7 +131,10 @@ def worth(report: Report) -> str:
 
 def _overruled(run: Run) -> str:
     """Say that warnings of training are older than an evaluation that disagrees."""
-    if not run.warnings or run.answer is None or not run.answer.is_worth_it or "worth" in run.outdated:
+    judged = next((found for found in run.measured if found.answer is not None), run.own)
+    if not run.warnings or judged.answer is None or not judged.answer.is_worth_it:
+        return ""
+    if "worth" in judged.outdated:
         return ""
     text = "Training warned of this by what it saw until its end; the evaluation below is later and decides."
     return f'<p class="note">{text}</p>'
@@ -125,7 +142,8 @@ def _overruled(run: Run) -> str:
 
 def _outdated(run: Run) -> list[str]:
     """Warn of results of other weights than the run's."""
-    return [f"Of an earlier encoder: {', '.join(run.outdated)}; evaluate again."] if run.outdated else []
+    names = [found.name(protocol) for found in run.measured for protocol in found.outdated]
+    return [f"Of an earlier encoder: {', '.join(names)}; evaluate again."] if names else []
 
 
 def _network(run: Run, settings: PretrainConfig) -> ArchSpec:
@@ -135,14 +153,17 @@ def _network(run: Run, settings: PretrainConfig) -> ArchSpec:
 
 
 def _facts(report: Report, run: Run) -> Iterator[tuple[str, str]]:
-    for protocol, result in run.results.items():
-        if protocol == "worth" and "linear" in run.results:
-            continue  # the same probe
-        # Lowshot shows its score at 10% if there is one; every other protocol its first score.
-        tenth = [score for score in result.scores if protocol == "lowshot" and score.name.endswith(" 10%")]
-        for score in (tenth or result.scores)[:1]:
-            yield _named(protocol, score), f"{100 * score.value:.1f}%"
-    if report.map is not None and run.statistics is None:  # which has them of the training images
+    for found in run.measured:
+        for protocol, result in found.results.items():
+            if found.title and protocol in run.own.results:
+                continue  # the run's own data counts
+            if protocol == "worth" and "linear" in found.results:
+                continue  # the same probe
+            # Lowshot shows its score at 10% if there is one; every other protocol its first score.
+            tenth = [each for each in result.scores if protocol == "lowshot" and each.name.endswith(" 10%")]
+            for score in (tenth or result.scores)[:1]:
+                yield found.name(_named(protocol, score)), f"{100 * score.value:.1f}%"
+    if report.map is not None and run.own.statistics is None:  # which has them of the training images
         verdict = report.map.health.verdict  # of their spread, so it says nothing of their use
         yield "test features", "no collapse" if verdict == "healthy" else verdict
         yield (
@@ -173,7 +194,7 @@ def _several(runs: list[Run]) -> str:
     if len({*data.values()}) > 1:
         listed = ", ".join(f"{run} on {name}" for run, name in data.items())
         warnings.append(f"Not all runs trained on the same data, so their curves do not compare: {listed}.")
-    if bare := [run.name for run in runs if not run.results]:
+    if bare := [run.name for run in runs if not any(found.results for found in run.measured)]:
         warnings.append(f"Not evaluated yet, so without scores: {', '.join(bare)}.")
     warnings += [f"{run.name}: {text}" for run in runs for text in [*_outdated(run), *run.warnings]]
     lines = "".join(map(warning, warnings))
@@ -191,29 +212,35 @@ def _length(run: Run) -> str:
 
 def scores(report: Report) -> str:
     """Show every accuracy with its interval: one run beside the baselines, or the runs beside each other."""
-    if not any(run.results for run in report.runs):
+    if not any(found.results for run in report.runs for found in run.measured):
         return ""
     return _beside_baselines(report.runs[0]) if report.alone else _beside_each_other(report.runs)
 
 
 def _beside_baselines(run: Run) -> str:
-    results = {name: result for name, result in run.results.items() if name != "worth"}  # shown above
+    titles = accuracy_titles()
+    results = [
+        (found.name(titles[protocol]), result)
+        for found in run.measured
+        for protocol, result in found.results.items()
+        if protocol != "worth"  # shown above
+    ]
     if not results:
         return ""
     lines, before = [], ""
-    for protocol, result in results.items():
+    for name, result in results:
         about = _FIXED if any(score.name.endswith(" 100%") for score in result.scores) else ""
         about = "; ".join(filter(None, [result.images if result.images != before else "", about]))
         before = result.images
-        title = f"{accuracy_titles()[protocol]} <small>{escape(about)}</small>"
+        title = f"{escape(name)} <small>{escape(about)}</small>"
         lines.append(f'<tr class="group"><td colspan="5">{title}</td></tr>')
         lines += [_score_row(escape(score.name), score, baselines=True) for score in result.scores]
     names = ("score, %", "encoder", *BASELINES.values())
     head = "".join(f"<th>{name}</th>" for name in names) + _SCALE
-    warnings = "".join(warning(text) for result in results.values() for text in result.warnings)
+    warnings = "".join(warning(text) for _, result in results for text in result.warnings)
     note = (
         "Frozen features; in brackets what the encoder gains over that baseline on the same splits. "
-        f"{_intervals(results.values())}."
+        f"{_intervals(result for _, result in results)}."
     )
     body = f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
     return section("How good are the features?", note, f"{body}{_baselines_legend()}{warnings}")
@@ -231,27 +258,42 @@ def _intervals(results: Iterable[Result]) -> str:
 
 
 def _beside_each_other(runs: list[Run]) -> str:
-    """Return a card for each score that several runs have of the same images."""
-    titles, shared = accuracy_titles(), dict[tuple[str, str, str], list[str]]()
-    for place, run in enumerate(runs):
-        for protocol, result in run.results.items():
-            for score in result.scores:
-                row = _score_row(f"{key(f's{place}')}{escape(run.name)}", score, f"s{place}")
-                shared.setdefault((protocol, score.name, result.fingerprint), []).append(row)
+    """Return a card for each score that several runs have of the same images, below the images' name."""
+    results = [(place, protocol, result) for place, run in enumerate(runs) for protocol, result in _all(run)]
+    images: dict[str, list[tuple[int, str, Result]]] = {}
+    for each in results:
+        images.setdefault(each[2].fingerprint, []).append(each)
+    body = "".join(_of_same_images(runs, same) for same in images.values())
+    note = (
+        "Frozen features on the test part, except where fine-tuned; in %. What one run alone has is in its "
+        f"own report. {_intervals(result for _, _, result in results)}."
+    )
+    return section("How good are they?", note, _unlike(runs) + body)
+
+
+def _all(run: Run) -> Iterator[tuple[str, Result]]:
+    """Yield the results on all data sets with their protocols."""
+    for found in run.measured:
+        yield from found.results.items()
+
+
+def _of_same_images(runs: list[Run], results: list[tuple[int, str, Result]]) -> str:
+    titles, rows = accuracy_titles(), dict[tuple[str, str], dict[int, str]]()
+    for place, protocol, result in results:
+        for score in result.scores:
+            row = _score_row(f"{key(f's{place}')}{escape(runs[place].name)}", score, f"s{place}")
+            rows.setdefault((protocol, score.name), {})[place] = row
     cards = [
         card(
             name if protocol == "worth" else f"{titles[protocol]}: {name}",
-            f'<table class="runs">{"".join(rows)}</table>',
+            f'<table class="runs">{"".join(of_runs.values())}</table>',
             "bar from 0 to 100%, 95% interval",
         )
-        for (protocol, name, _), rows in sorted(shared.items(), key=lambda item: [*titles].index(item[0][0]))
-        if len(rows) > 1
+        for (protocol, name), of_runs in sorted(rows.items(), key=lambda item: [*titles].index(item[0][0]))
+        if len(of_runs) > 1
     ]
-    note = (
-        "Frozen features on the test part, except where fine-tuned; in %. What one run alone has is in its "
-        f"own report. {_intervals(result for run in runs for result in run.results.values())}."
-    )
-    return section("How good are they?", note, _unlike(runs) + grid(cards))
+    about = "; ".join(dict.fromkeys(result.images for _, _, result in results))
+    return f'<p class="note">{escape(about)}</p>{grid(cards)}' if cards else ""
 
 
 def _score_row(label: str, score: Score, colour: str = "s0", *, baselines: bool = False) -> str:
@@ -274,16 +316,28 @@ def _unlike(runs: list[Run]) -> str:
     """Warn of protocols whose scores are not of the same images in all runs."""
     told: dict[str, list[str]] = {}
     for protocol, title in accuracy_titles().items():
-        groups: dict[str, list[str]] = {}
+        groups: dict[str, dict[str, str]] = {}
         for run in runs:
-            if (result := run.results.get(protocol)) is not None:
-                groups.setdefault(result.fingerprint, []).append(f"{run.name} on {result.images}")
-        if len(groups) > 1:
-            told.setdefault("; ".join(map(", ".join, groups.values())), []).append(title.lower())
-    return "".join(
-        warning(f"Not of the same images, so they do not compare ({', '.join(titles)}): {text}.")
-        for text, titles in told.items()
+            for result in (found.results.get(protocol) for found in run.measured):
+                if result is not None:
+                    groups.setdefault(result.fingerprint, {})[run.name] = result.images
+        if text := _apart(groups):
+            told.setdefault(text, []).append(title.lower())
+    return "".join(_warn_of_unlike(", ".join(titles), text) for text, titles in told.items())
+
+
+def _apart(groups: dict[str, dict[str, str]]) -> str:
+    """Describe the images of each run, by fingerprint and run; empty if all have some images in common."""
+    names = {name for group in groups.values() for name in group}
+    if any(names == {*group} for group in groups.values()):
+        return ""
+    return "; ".join(
+        ", ".join(f"{name} on {images}" for name, images in group.items()) for group in groups.values()
     )
+
+
+def _warn_of_unlike(what: str, text: str) -> str:
+    return warning(f"Not of the same images, so they do not compare ({what}): {text}.")
 
 
 def curves(report: Report) -> str:
@@ -331,18 +385,35 @@ def _number(text: str | None) -> float:
 
 def health(report: Report) -> str:
     """Show the stats protocol: one run beside the baselines, with its near-duplicates, or several runs."""
-    known = {run.name: run.statistics for run in report.runs if run.statistics is not None}
-    if len(known) < (1 if report.alone else 2):
-        return ""
     if report.alone:
-        (found,) = known.values()
-        head, *rows = found.table
-        body = table(head, rows) + f'<p class="note">{escape(found.near_duplicates)}</p>'
-    else:
-        lines = zip(*(found.table[1:] for found in known.values()), strict=True)
-        rows = [(line[0][0], *(row[1] for row in line)) for line in lines]
-        body = table(["", *known], rows, "set")
-    return section("Are the features healthy?", "Features of training images, before the projector.", body)
+        return "".join(map(_health, report.runs[0].measured))
+    groups: dict[str, dict[str, Statistics]] = {}
+    for run in report.runs:
+        for statistics in (found.statistics for found in run.measured):
+            if statistics is not None:
+                groups.setdefault(statistics.fingerprint, {})[run.name] = statistics
+    text = _apart({key: {name: each.images for name, each in known.items()} for key, known in groups.items()})
+    body = "".join(_healths(known) for known in groups.values() if len(known) > 1)
+    body = (_warn_of_unlike("health", text) if text else "") + body
+    return section("Are the features healthy?", "Before the projector.", body) if body else ""
+
+
+def _health(found: Measured) -> str:
+    statistics = found.statistics
+    if statistics is None:
+        return ""
+    head, *rows = statistics.table
+    body = table(head, rows) + f'<p class="note">{escape(statistics.near_duplicates)}</p>'
+    note = f"Features of {statistics.images}, before the projector."
+    return section(f"{found.name('Are the features healthy')}?", note, body)
+
+
+def _healths(known: dict[str, Statistics]) -> str:
+    """Return a table of the statistics of several runs, of the same images, below the images' name."""
+    lines = zip(*(statistics.table[1:] for statistics in known.values()), strict=True)
+    rows = [(line[0][0], *(row[1] for row in line)) for line in lines]
+    about = "; ".join(dict.fromkeys(statistics.images for statistics in known.values()))
+    return f'<p class="note">{escape(about)}</p>{table(["", *known], rows, "set")}'
 
 
 def differences(report: Report) -> str:
@@ -382,7 +453,9 @@ def origin(report: Report) -> str:
         before = "" if report.alone else f"{run.name}: "
         if (config := run.folder / "config.yaml").is_file():
             texts[f"{before}config.yaml"] = config.read_text()
-        texts |= {f"{before}eval/{name}.json": result.origin for name, result in run.results.items()}
+        for found in run.measured:
+            for name, result in found.results.items():
+                texts[f"{before}{found.files[name].relative_to(run.folder)}"] = result.origin
     return section("What produced this?", "Every setting, hash and version.", details(texts))
 
 

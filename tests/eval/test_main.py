@@ -1,4 +1,7 @@
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,11 +10,14 @@ import eval.evaluate
 import eval.report.write
 from contrastive.config import PretrainConfig
 from contrastive.config_files import load_config
+from contrastive.data.dataset import Dataset
 from contrastive.data.files import open_tree
 from contrastive.data.image_list import write_image_list
+from contrastive.data.images import DatasetImages
 from eval.__main__ import main
 from eval.config import weak_view
-from eval.evaluate import headline, table
+from eval.evaluate import evaluate, headline, table
+from eval.knn import KnnConfig, KnnEvaluation
 from eval.protocol import find_protocol
 from memory_bank import sealed
 from tests import tiny
@@ -256,6 +262,44 @@ def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_fo
     assert untrained.startswith("2 of 3 test images are of 1 class without a training image (dark), which")
     assert f"warning: {pretrained}\nwarning: {untrained}" in err
     assert json.loads((run / "eval" / "knn.json").read_text())["warnings"] == [pretrained, untrained]
+
+
+def test_results_on_other_images_replace_none_of_the_runs_own(new_run, tiny_folder, tmp_path, capsys):
+    run = new_run(name="images", root=str(tiny_folder))
+    (tmp_path / "else").mkdir()
+    other, namesake = tmp_path / "other", tmp_path / "else" / "other"
+    shutil.copytree(tiny_folder, other)
+    shutil.copytree(tiny_folder, namesake)
+    given = [f"checkpoint={run}", "device=cpu", "progress=false", "data.name=imagefolder"]
+
+    def evaluated(protocol, root, *more):
+        code, out, _ = run_main(capsys, protocol, *given, f"data.root={root}", *more)
+        assert code == 0
+        return Path(json.loads(out)["file"])
+
+    few = ["stats.rows=4"]
+    (tmp_path / "link").symlink_to(tiny_folder)
+    assert (
+        evaluated("stats", tmp_path / "link", *few) == run / "eval" / "stats.json"
+    )  # read otherwise, but its own
+    assert evaluated("stats", other, *few, f"out={tmp_path / 'out'}") == tmp_path / "out" / "stats.json"
+    before = {file: file.read_bytes() for file in (run / "eval").iterdir() if file.is_file()}
+    assert {file.name for file in before} == {"stats.json", "near_duplicates.csv"}
+    files = [evaluated("stats", root, *few) for root in (other, namesake, f"{other}/../other")]
+    assert {file: file.read_bytes() for file in before} == before
+    assert files[0] == files[2] != files[1]
+    for file in files:
+        assert re.fullmatch(r"eval/on-other-[0-9a-f]{6}/stats\.json", str(file.relative_to(run)))
+        assert file.with_name("near_duplicates.csv").is_file()
+    assert evaluated("knn", other, "knn.k=[1]").parent == files[0].parent
+
+    def scored_from_python(dark):
+        pixels = [*torch.full((6, 3, 16, 16), dark, dtype=torch.uint8)]
+        part = DatasetImages(pixels, 16, labels=[0, 1] * 3, classes=["a", "b"])
+        config = KnnEvaluation(str(run), device="cpu", progress=False, knn=KnnConfig([1]))
+        return evaluate("knn", config, dataset=Dataset(part, part, part))["file"]
+
+    assert len({scored_from_python(dark) for dark in (0, 9, 9)}) == 2  # told apart by their content
 
 
 def test_many_classes_are_shown_in_short():

@@ -41,7 +41,7 @@ def test_scores_have_documented_names_of_their_own(protocol, names, expected):
 def test_an_encoder_of_unknown_origin_and_w_and_b_off_log_nothing(shared_run, tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(tracking, "start_run", lambda *args, **more: started.append(more))
-    result = {"protocol": "linear", "scores": [], "details": {}}
+    result = {"protocol": "linear", "scores": [], "details": {}, "data": {"name": "digits"}}
     lone = tmp_path / "encoder.safetensors"
     lone.write_bytes((shared_run / "encoder.safetensors").read_bytes())
     tracking.track(result, EvalConfig(checkpoint=str(lone)))
@@ -53,7 +53,9 @@ def test_an_encoder_of_unknown_origin_and_w_and_b_off_log_nothing(shared_run, tm
     (own / "config.yaml").write_text(config + "provenance: {wandb_id: abc}\n")
     (own / "encoder.safetensors").write_bytes(lone.read_bytes())
     tracking.track(result, EvalConfig(checkpoint=str(own)))
-    tracking.track(result, EvalConfig(checkpoint=str(own)))
+    other = {"name": "imagefolder", "root": "/data/sorted"}
+    tracking.track(result | {"data": other}, EvalConfig(checkpoint=str(own)))
+    assert [more["name"].split(" ", 1)[1] for more in started] == ["linear", "linear on sorted"]
     assert [more["pretrain_id"] for more in started] == ["abc", "abc"]
     assert len({more["id"] for more in started} | {"abc"}) == 3  # each evaluation is a run of its own
     with pytest.raises(ValueError, match="wandb='offlin'"):

@@ -317,9 +317,9 @@ def test_one_table_and_one_sentence_with_labels(new_run, capsys, monkeypatch):
         assert number["timm:test_resnet:random"]["value"] != number["random_encoder"]["value"]
 
     shown = read_run(run, "own")  # by the report
-    assert shown.answer.sentence == result["sentence"]
-    assert [line[0] for line in shown.answer.table] == ["", *titles, "ours"]
-    assert shown.results["worth"].scores[0].value == result["scores"][0]["encoder"]["value"]
+    assert shown.own.answer.sentence == result["sentence"]
+    assert [line[0] for line in shown.own.answer.table] == ["", *titles, "ours"]
+    assert shown.own.results["worth"].scores[0].value == result["scores"][0]["encoder"]["value"]
     assert main(["report", str(run), "device=cpu", "progress=false"]) == 0
     page = (run / "report.html").read_text()
     assert "Was it worth it?" in page.partition("How good are the features?")[0]
@@ -364,8 +364,8 @@ def test_without_labels_it_says_what_can_be_said(new_run, tmp_path, capsys):
         result["scores"]["raw_pixels"]["gain"], abs=1e-6
     )
     shown = read_run(run, "own")
-    assert shown.answer.sentence == result["sentence"]
-    assert "worth" not in shown.results  # no accuracies
+    assert shown.own.answer.sentence == result["sentence"]
+    assert "worth" not in shown.own.results  # no accuracies
 
 
 @pytest.mark.parametrize(

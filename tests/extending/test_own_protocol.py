@@ -94,7 +94,7 @@ def test_its_number_equals_a_loop_and_stands_beside_the_baselines(encoder_file):
     gain = row["encoder"]["value"] - row["random_encoder"]["value"]
     assert row["random_encoder"]["gain"]["value"] == pytest.approx(gain, abs=1e-6)
 
-    shown = read_run(encoder_file.parent, "tiny").results["ncm"]  # by a report
+    shown = read_run(encoder_file.parent, "tiny").own.results["ncm"]  # by a report
     assert shown.scores[0].value == row["encoder"]["value"]
     assert accuracy_titles()["ncm"] == "Nearest class mean"
 

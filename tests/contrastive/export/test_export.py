@@ -351,9 +351,14 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
     few = row | {"name": "5 labels a class", "encoder": number | {"value": 0.5}}
     sha256 = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
     for protocol, made_of in (("linear", sha256), ("knn", "of other weights"), ("attention", sha256)):
-        result = {"protocol": protocol, "scores": [row], "encoder_sha256": made_of}
+        result = {
+            "protocol": protocol,
+            "scores": [row],
+            "encoder_sha256": made_of,
+            "data": {"name": "digits"},
+        }
         (run / "eval" / f"{protocol}.json").write_text(json.dumps(result))
-    again = {"protocol": "worth", "scores": [row | {"name": "linear probe"}, few], "encoder_sha256": sha256}
+    again = result | {"protocol": "worth", "scores": [row | {"name": "linear probe"}, few]}
     (run / "eval" / "another" / "worth.json").parent.mkdir()  # before linear.json by its path
     (run / "eval" / "another" / "worth.json").write_text(json.dumps(again))
     for name, text in (("odd", "[1]"), ("torn", "{"), ("other", json.dumps({"encoder_sha256": sha256}))):
@@ -404,11 +409,51 @@ def test_the_card_of_a_run_without_labels_has_the_sentence_of_worth(command, tmp
         "scores": {"encoder": {}},
         "sentence": "Not known.",
         "encoder_sha256": sha256,
+        "data": {"name": "digits"},
     }
     (run / "eval").mkdir()
     (run / "eval" / "worth.json").write_text(json.dumps(result))
     assert command(*given)[0] == 0
     assert (tmp_path / "e.pth.md").read_text().endswith("## Scores\n\nNot known.\n")
+
+
+def test_the_card_names_other_images_and_takes_scores_on_them_where_the_runs_own_have_none(command, tmp_path):
+    run = make_run(tmp_path / "run")
+    number = {"value": 0.75, "low": 0.5, "high": 1.0}
+    other = {"name": "images", "root": "/of/others"}
+    result = {
+        "protocol": "knn",
+        "scores": [{"name": "top1", "encoder": number}],
+        "sentence": "Not known.",
+        "encoder_sha256": hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest(),
+        "data": other,
+    }
+    files = {
+        "on-others-1/knn.json": result,
+        "on-others-2/worth.json": result
+        | {"protocol": "worth", "scores": {}, "data": other | {"root": "/more"}},
+        "worth.json": result | {"protocol": "worth", "scores": {}, "data": {"name": "digits"}},
+        "knn.json": result | {"data": {"name": "digits", "root": None}},
+    }
+
+    def shown(count):
+        for name, content in [*files.items()][:count]:
+            (run / "eval" / name).parent.mkdir(parents=True, exist_ok=True)
+            (run / "eval" / name).write_text(json.dumps(content))
+        assert command(f"checkpoint={run}", "format=torchvision", f"out={tmp_path / 'e.pth'}")[0] == 0
+        return (tmp_path / "e.pth.md").read_text().partition("## Scores\n\n")[2].splitlines()
+
+    row = "| knn | top1 | **75.0** | 50.0 to 100.0 |  |"
+    head = ["", "| protocol | number | % | 95% interval | beside it |", "|---|---|---|---|---|"]
+    others = [
+        "On the test part of other images than the run's (`folder /of/others`), in percent.",
+        *head,
+        row,
+    ]
+    assert shown(1) == others
+    others += ["", "On other images than the run's (`folder /more`): Not known."]
+    assert shown(3) == ["Not known.", "", *others]
+    assert shown(4) == ["On the test part, in percent.", *head, row]
 
 
 def test_a_copy_that_computes_something_else_is_never_written(command, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from contrastive.config import PretrainConfig
+from contrastive.config import DataConfig, PretrainConfig
 from contrastive.config_files import load_saved, to_yaml
 from eval.__main__ import main
 from tests.eval.conftest import add_pictures, make_run
@@ -15,13 +15,32 @@ from tests.eval.report.test_sections import Page
 CURVE, BAR = "1.8", "8"  # widths of their lines
 
 
+def tagged(page, tag):
+    """Texts of all elements of a name."""
+    return [text for name, text in page.texts if name == tag]
+
+
 def strokes(page):
     """(width, colour) of all lines."""
     lines = [given for tag, given in page.tags if tag == "path"]
     return {(line["stroke-width"], line["stroke"].removeprefix("var(--").rstrip(")")) for line in lines}
 
 
-def add_scores(run, value, protocol="knn", fingerprint="same", name="top1 <k=5>"):
+def data_of(run, root=None):
+    """``data`` of a result on the run's own images, or on those of another folder."""
+    config = run / "config.yaml"
+    own = load_saved(PretrainConfig, config).data if config.is_file() else DataConfig(name="digits")
+    return {
+        "name": "imagefolder" if root else own.name,
+        "root": root or own.root,
+        "classes": ["0", "1"],
+        "rows": {"train": 9, "test": 8},
+        "fingerprint": {"test": root or own.root or own.name},
+        "test_part": "the data set's own",
+    }
+
+
+def add_scores(run, value, protocol="knn", name="top1 <k=5>", *, root=None, place="eval"):
     """A result as the command writes it, as far as the page reads it."""
     number = {"value": value, "low": value - 0.02, "high": value + 0.02}
     baseline = number | {"gain": {"value": 0.0, "low": -0.02, "high": 0.02}}
@@ -33,17 +52,11 @@ def add_scores(run, value, protocol="knn", fingerprint="same", name="top1 <k=5>"
         "scores": [row | {"raw_pixels": baseline, "random_encoder": baseline}],
         "warnings": [],
         "details": {"encoder": {"confusion": [[3, 1], [0, 4]]}},
-        "data": {
-            "name": "digits",
-            "classes": ["0", "1"],
-            "rows": {"train": 9, "test": 8},
-            "fingerprint": {"test": fingerprint},
-            "test_part": "the data set's own",
-        },
+        "data": data_of(run, root),
         "encoder_sha256": "abc" + run.name,
     }
-    (run / "eval").mkdir(parents=True, exist_ok=True)
-    (run / "eval" / f"{protocol}.json").write_text(json.dumps(result))
+    (run / place).mkdir(parents=True, exist_ok=True)
+    (run / place / f"{protocol}.json").write_text(json.dumps(result))
 
 
 def sha256_of(run):
@@ -142,11 +155,60 @@ def test_the_probe_of_worth_has_no_second_tile(alone, compared):
 def test_each_protocol_names_the_images_it_is_of(alone, compared):
     add_scores(alone, 0.9, protocol="linear")
     add_scores(alone, 0.9, protocol="retrieval")
-    texts = [text for text in compared(alone)[2].text if "images of digits" in text]
+    texts = [text for text in compared(alone)[2].text if "images of /nowhere" in text]
     assert texts == [
-        f"{parts} images of digits, test part: the data set's own"
+        f"{parts} images of /nowhere/at/all, test part: the data set's own"
         for parts in ("9 training and 8 test", "9 gallery and 8 query")
     ]
+
+
+def test_results_on_other_images_are_named_beside_those_on_the_runs_own(alone, compared):
+    add_scores(alone, 0.5, protocol="worth", name="linear probe")
+    add_scores(alone, 0.75, protocol="worth", name="linear probe", root="/data/sorted", place="eval/on-a")
+    add_scores(alone, 0.25, protocol="linear", root="/data/sorted", place="eval/on-a")
+    add_scores(alone, 0.125, root="/data/sorted", place="eval/on-a")
+    add_scores(alone, 0.625, root="/more/sorted", place="eval/on-b")
+    page = compared(alone)[2]
+    facts = dict(zip(*(tagged(page, tag) for tag in ("dt", "dd")), strict=True))
+    assert facts == {
+        "linear probe, +0.0 over the best baseline": "50.0%",
+        "nearest neighbours, top1 <k=5>": "90.0%",
+        "linear probe, top1 <k=5> on folder /data/sorted": "25.0%",  # there is none on the run's own
+    }
+    headings = [text for text in tagged(page, "h2") if "worth" in text]
+    assert headings == ["Was it worth it?", "Was it worth it on folder /data/sorted?"]
+    names = [text.strip() for text in page.text if text.startswith("Nearest neighbours")]
+    assert names == [
+        f"Nearest neighbours{on}" for on in ("", " on folder /data/sorted", " on folder /more/sorted")
+    ]
+    assert {"eval/knn.json", "eval/on-a/knn.json", "eval/on-b/knn.json"} <= {*page.text}
+
+
+def test_a_result_that_an_earlier_version_wrote_over_the_runs_own_is_named_too(alone, compared):
+    add_scores(alone, 0.75, protocol="worth", name="linear probe", root="/data/sorted")
+    page = compared(alone)[2]
+    assert "linear probe, +0.0 over the best baseline on sorted" in page.text
+    assert "Was it worth it on sorted?" in page.text
+    add_scores(
+        alone, 0.5, protocol="worth", name="linear probe", root="/data/sorted", place="eval/on-sorted-1"
+    )
+    texts = compared(alone)[2].text
+    assert texts.count("Was it worth it on sorted?") == 1  # the later one
+    assert "50.0%" in texts
+
+
+def test_runs_are_compared_on_images_that_they_share_whosever_they_are(runs, alone, compared):
+    for run, value in ((runs[0], 0.5), (runs[1], 0.625), (alone, 0.75)):
+        add_scores(run, value, root="/shared", place="eval/on-shared-1")
+    page = compared(*runs, alone)[2]
+    words = " ".join(page.text)
+    assert "do not compare (" not in words
+    assert [text for text in page.text if text.startswith("9 training and 8 test images of")] == [
+        f"9 training and 8 test images of {name}, test part: the data set's own"
+        for name in ("digits", "/shared")
+    ]
+    assert page.text.count("Nearest neighbours: top1 <k=5>") == 2
+    assert words.index("91.2") < words.index("87.3") < words.index("50.0") < words.index("75.0")
 
 
 def test_numbers_stand_once_and_their_bars_begin_at_0(alone, compared):
@@ -166,7 +228,8 @@ def test_health_without_labels_stands_once(alone, compared):
     number |= {"retrieval_low": 0.125, "retrieval_high": 0.375}
     gain = {"gain": 0.0, "gain_low": -0.125, "gain_high": 0.125}
     scores = {"encoder": number, "raw_pixels": number | gain, "random_encoder": number | gain}
-    unlabelled = {"answer": "not known", "sentence": "Not known.", "scores": scores, "data": {"classes": []}}
+    data = data_of(alone) | {"classes": []}
+    unlabelled = {"answer": "not known", "sentence": "Not known.", "scores": scores, "data": data}
     (alone / "eval" / "worth.json").write_text(json.dumps(unlabelled))
     texts = compared(alone)[2].text
     assert {"second views found, %", "effective rank of the features (RankMe)"} <= {*texts}
@@ -175,7 +238,8 @@ def test_health_without_labels_stands_once(alone, compared):
         assert cell in words
     assert "alignment" not in words  # by itself the best is a collapse
     duplicates = {"pairs": 0, "listed": 0, "file": "near_duplicates.csv"}
-    (alone / "eval" / "stats.json").write_text(json.dumps({"scores": scores, "near_duplicates": duplicates}))
+    stats = {"scores": scores, "near_duplicates": duplicates, "data": data}
+    (alone / "eval" / "stats.json").write_text(json.dumps(stats))
     texts = compared(alone)[2].text
     assert texts.count("effective rank of the features (RankMe)") == 1
     assert "No near-duplicates." in texts
@@ -222,16 +286,21 @@ def test_scores_curves_and_differences_of_all_runs(runs, compared):
 
 
 def test_scores_of_other_images_are_a_warning(runs, compared):
-    add_scores(runs[1], 0.8, fingerprint="other")
+    add_scores(runs[1], 0.8)
+    (runs[1] / "eval" / "knn.json").unlink()
+    add_scores(runs[1], 0.8, root="/other")
     _, _, page = compared(*runs)
-    images = "9 training and 8 test images of digits, test part: the data set's own"
-    told = f"do not compare (nearest neighbours): one on {images}; <two> on {images}."
+    images = [
+        f"9 training and 8 test images of {name}, test part: the data set's own"
+        for name in ("digits", "/other")
+    ]
+    told = f"do not compare (nearest neighbours): one on {images[0]}; <two> on {images[1]}."
     assert told in " ".join(page.text)
     assert "Nearest neighbours: top1 <k=5>" not in page.text  # no bars of both in one card
 
 
 def test_a_comparison_shows_what_several_runs_have_and_how_they_ended(runs, compared):
-    add_scores(runs[0], 0.7, protocol="retrieval", fingerprint="elsewhere")
+    add_scores(runs[0], 0.7, protocol="retrieval", root="/elsewhere", place="eval/on-elsewhere-1")
     (runs[1] / "summary.json").write_text(json.dumps({"warnings": ["the loss rises"], "steps": 1234}))
     for run, chosen in zip(runs, ("[a]", "[b]"), strict=True):
         config = load_saved(PretrainConfig, run / "config.yaml")
@@ -304,11 +373,20 @@ def test_health_where_it_was_measured(runs, compared):
         "scores": dict.fromkeys(("encoder", "raw_pixels", "random_encoder"), found),
         "near_duplicates": {"pairs": 0, "listed": 0, "file": "near_duplicates.csv"},
     }
-    (runs[0] / "eval" / "stats.json").write_text(json.dumps(stats))
+    own, other = (json.dumps(stats | {"data": data_of(runs[0], root)}) for root in (None, "/other"))
+    (runs[0] / "eval" / "stats.json").write_text(own)
     assert "healthy" not in " ".join(compared(*runs)[2].text)  # of one of them alone nothing compares
-    (runs[1] / "eval" / "stats.json").write_text(json.dumps(stats))
+    (runs[1] / "eval" / "stats.json").write_text(other)  # as versions before wrote it
+    words = " ".join(compared(*runs)[2].text)
+    assert "healthy " not in words
+    told = "(health): one on 9 training images of digits; <two> on 9 training images of /other."
+    assert f"Not of the same images, so they do not compare {told}" in words
+    (runs[0] / "eval" / "on-other-1").mkdir()
+    (runs[0] / "eval" / "on-other-1" / "stats.json").write_text(other)
     _, _, page = compared(*runs)
     words = " ".join(page.text)
+    assert "do not compare" not in words
+    assert "9 training images of /other" in page.text
     assert "healthy" in words
     assert "12.3" in words
     assert "not finite" in words

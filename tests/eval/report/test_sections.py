@@ -21,7 +21,7 @@ class Page(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.loads, self.tags, self.text = [], [], [], []
+        self.open, self.loads, self.tags, self.text, self.texts = [], [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -39,6 +39,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
+        self.texts.append((self.open[-1] if self.open else "", data))
 
 
 def report(run):
@@ -98,6 +99,7 @@ def test_a_whole_page_that_needs_no_network(scored_run):
     assert "healthy" not in page.text
     stats = {"scores": {name: {"rankme": 9.0} for name in ("encoder", "raw_pixels")}}
     duplicates = {"pairs": 3, "listed": 3, "file": "/elsewhere/near_duplicates.csv"}
+    stats |= {"data": json.loads((scored_run / "eval/knn.json").read_text())["data"]}
     (scored_run / "eval/stats.json").write_text(json.dumps(stats | {"near_duplicates": duplicates}))
     words = report(scored_run)[2].text
     assert "effective rank of the test features" not in words  # there is another, of the training images
