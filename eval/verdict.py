@@ -21,7 +21,7 @@ _NAMES = {
 _DECISIVE = ("linear probe", "10 labels a class")
 """Names of rows: the encoder must be ahead in one of them to be worth it."""
 
-_CONTROLS = ("single_frame", "shuffled_frames")
+CONTROLS = ("single_frame", "shuffled_frames")
 """The same encoder on less of a video: what time adds to it, and no rivals."""
 
 _VAGUE = 0.1
@@ -110,7 +110,7 @@ def judge(rows: list[dict[str, Any]]) -> Verdict:
 
 def _what_time_adds(row: dict[str, Any]) -> str:
     """Say what an encoder of videos gains over itself on less of them; empty for images."""
-    gains = {title(name): row[name]["gain"] for name in _CONTROLS if name in row}
+    gains = {title(name): row[name]["gain"] for name in CONTROLS if name in row}
     if not gains:
         return ""
     each = _listed([f"{100 * gain['value']:+.1f} over {name}" for name, gain in gains.items()])
@@ -185,7 +185,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _baselines(row: dict[str, Any]) -> dict[str, Any]:
-    ours = ("encoder", *_CONTROLS)
+    ours = ("encoder", *CONTROLS)
     return {name: each for name, each in row.items() if isinstance(each, dict) and name not in ours}
 
 

@@ -53,8 +53,8 @@ def table(
 ) -> str:
     """Return a table of texts; with ``kind="set"`` cells are long texts, otherwise numbers.
 
-    What stands in brackets behind a number is small, and below it on a narrow screen. ``pictures`` are the
-    cells of one more column as HTML, the first for the head.
+    What stands in brackets behind a number is small, and below it on a narrow screen or with ``kind="many"``,
+    for many columns. ``pictures`` are the cells of one more column as HTML, the first for the head.
     """
     lines = ["".join(f"<th>{escape(text)}</th>" for text in head)]
     lines += [_cells(row, kind) for row in rows]
@@ -64,7 +64,7 @@ def table(
 
 def _cells(row: Sequence[str], kind: str) -> str:
     name, *others = row
-    own = escape if kind else _number
+    own = escape if kind.startswith("set") else _number
     return "".join(f"<td>{cell}</td>" for cell in (escape(name), *map(own, others)))
 
 

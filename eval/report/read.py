@@ -12,13 +12,11 @@ from contrastive.config import DataConfig, PretrainConfig, ScheduleConfig, UserE
 from contrastive.config_files import load_saved
 from contrastive.logging.hard_negatives import HardNegative
 from eval.eval_data import other_place, title_of
-from eval.protocol import Row, accuracy_titles, find_protocol
+from eval.protocol import Row, accuracy_titles, find_protocol, representations
 from eval.stats_protocol import describe_duplicates
-from eval.verdict import IN_PART, WORTH
+from eval.verdict import CONTROLS, IN_PART, WORTH
 
 T = TypeVar("T")
-
-BASELINES = {"raw_pixels": "raw pixels", "random_encoder": "random encoder"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,12 @@ class Score:
     low: float
     high: float
     interval: str  # how it was computed, and over what it varies
-    baselines: dict[str, tuple[float, float]]  # accuracy of each, and the encoder's gain over it
+    others: dict[str, tuple[float, float]]  # accuracy of each other network, and the encoder's gain over it
+
+    @property
+    def gain(self) -> float:
+        """Return what the encoder gains over the best baseline; itself on less of a video is none."""
+        return min(gain for name, (_, gain) in self.others.items() if name not in CONTROLS)
 
 
 @dataclass(frozen=True)
@@ -237,7 +240,8 @@ def _images(data: dict[str, Any], parts: tuple[str, str]) -> str:
     counts = (
         f"{int(data['rows'][name]):,} {part}" for name, part in zip(("train", "test"), parts, strict=True)
     )
-    return f"{' and '.join(counts)} images of {_origin(data)}, test part: {data['test_part']}"
+    noun = data.get("rows_are", "images")  # not in results of versions before
+    return f"{' and '.join(counts)} {noun} of {_origin(data)}, test part: {data['test_part']}"
 
 
 def _origin(data: dict[str, Any]) -> str:
@@ -246,8 +250,12 @@ def _origin(data: dict[str, Any]) -> str:
 
 def _score(row: dict[str, Any]) -> Score:
     value, low, high = (float(row["encoder"][name]) for name in ("value", "low", "high"))
-    baselines = {name: (float(row[name]["value"]), float(row[name]["gain"]["value"])) for name in BASELINES}
-    return Score(str(row["name"]), value, low, high, str(row["interval"]), baselines)
+    others = {
+        name: (float(row[name]["value"]), float(row[name]["gain"]["value"]))
+        for name in representations(row)
+        if name != "encoder"
+    }
+    return Score(str(row["name"]), value, low, high, str(row["interval"]), others)
 
 
 def _statistics(raw: dict[str, Any], place: Path) -> Statistics:
@@ -256,7 +264,7 @@ def _statistics(raw: dict[str, Any], place: Path) -> Statistics:
     return Statistics(
         find_protocol("stats").table(raw),
         f"{describe_duplicates(pairs).capitalize()}.",
-        f"{int(data['rows']['train']):,} training images of {_origin(data)}",
+        f"{int(data['rows']['train']):,} training {data.get('rows_are', 'images')} of {_origin(data)}",
         _fingerprint(data),
     )
 

@@ -2,14 +2,14 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from html import escape
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from contrastive.config import DataConfig, PretrainConfig
-from contrastive.drawing.canvas import Points
+from contrastive.drawing.canvas import SERIES, Points
 from contrastive.drawing.figures import interval_bar, line_chart
 from contrastive.encoders.build import arch_of
 from contrastive.encoders.spec import ArchSpec
@@ -19,7 +19,6 @@ from eval.report import pictures
 from eval.report.context import Report
 from eval.report.page import card, details, grid, key, legend, section, table, warning
 from eval.report.read import (
-    BASELINES,
     Measured,
     Result,
     Run,
@@ -30,9 +29,10 @@ from eval.report.read import (
     read_json,
     repeated,
 )
+from eval.verdict import title as network_title
 
 _MOST_POINTS = 400  # in a curve
-_COLOURS = {"raw_pixels": "s1", "random_encoder": "s2"}  # of the baselines' marks
+_FEW = 2  # other networks whose numbers fit beside their brackets
 _SCALE = '<th class="picture">0 to 100%</th>'
 _FIXED = (
     "settings by a fixed rule; the linear probe chooses its own, so the two differ at 100%, baselines too"
@@ -115,17 +115,18 @@ def _worth(found: Measured) -> str:
     head, *rows = zip(names, ours, *baselines, strict=True)  # a column for each network: there are few
     below = {row[0] for row in statistics.table} if statistics is not None else set()
     rows = [row for row in rows if row[0] not in below]
-    pictures = [_SCALE, *map(_bar, measured.scores)] if measured is not None else []
+    others = _others([measured] if measured is not None else [])
+    pictures = [_SCALE, *(_bar(score, others) for score in measured.scores)] if measured is not None else []
     below_table = ""
     if measured is not None:
         images = f'<p class="note">{escape(measured.images)}</p>'
-        below_table = _baselines_legend() + images + "".join(map(warning, measured.warnings))
+        below_table = _legend(others) + images + "".join(map(warning, measured.warnings))
     notes = "".join(f'<p class="note">{escape(line)}</p>' for line in answer.notes)
     earlier = "Of an earlier encoder, evaluate again. " if "worth" in found.outdated else ""
     return section(
         f"{found.name('Was it worth it')}?",
         earlier + answer.sentence,
-        table(head, rows, "", pictures) + notes + below_table,
+        table(head, rows, _kind(baselines), pictures) + notes + below_table,
     )
 
 
@@ -178,9 +179,7 @@ def _named(protocol: str, score: Score) -> str:
     """Name a score; those of ``worth`` name themselves, and their best baseline is in reach."""
     if protocol != "worth":
         return f"{accuracy_titles()[protocol].lower()}, {score.name}"
-    return (
-        f"{score.name}, {100 * min(gain for _, gain in score.baselines.values()):+.1f} over the best baseline"
-    )
+    return f"{score.name}, {100 * score.gain:+.1f} over the best baseline"
 
 
 def _several(runs: list[Run]) -> str:
@@ -227,27 +226,41 @@ def _beside_baselines(run: Run) -> str:
     ]
     if not results:
         return ""
+    others = _others([result for _, result in results])
     lines, before = [], ""
     for name, result in results:
         about = _FIXED if any(score.name.endswith(" 100%") for score in result.scores) else ""
         about = "; ".join(filter(None, [result.images if result.images != before else "", about]))
         before = result.images
         title = f"{escape(name)} <small>{escape(about)}</small>"
-        lines.append(f'<tr class="group"><td colspan="5">{title}</td></tr>')
-        lines += [_score_row(escape(score.name), score, baselines=True) for score in result.scores]
-    names = ("score, %", "encoder", *BASELINES.values())
-    head = "".join(f"<th>{name}</th>" for name in names) + _SCALE
+        lines.append(f'<tr class="group"><td colspan="{3 + len(others)}">{title}</td></tr>')
+        lines += [_score_row(escape(score.name), score, others) for score in result.scores]
+    names = ("score, %", "ours", *map(network_title, others))
+    head = "".join(f"<th>{escape(name)}</th>" for name in names) + _SCALE
     warnings = "".join(warning(text) for _, result in results for text in result.warnings)
     note = (
         "Frozen features; in brackets what the encoder gains over that baseline on the same splits. "
         f"{_intervals(result for _, result in results)}."
     )
-    body = f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
-    return section("How good are the features?", note, f"{body}{_baselines_legend()}{warnings}")
+    rows = f"<tr>{head}</tr>{''.join(lines)}"
+    body = f'<div class="scroll"><table class="{_kind(others)}">{rows}</table></div>'
+    return section("How good are the features?", note, f"{body}{_legend(others)}{warnings}")
 
 
-def _baselines_legend() -> str:
-    keys = [("encoder, 95% interval", "s0"), *((BASELINES[name], _COLOURS[name]) for name in BASELINES)]
+def _kind(others: Sized) -> str:
+    """Return the kind of a table with a column for each other network."""
+    return "many" if len(others) > _FEW else ""
+
+
+def _others(results: Iterable[Result]) -> dict[str, str]:
+    """Return the networks beside the encoder, with the colours of their marks."""
+    scores = [score for result in results for score in result.scores]
+    names = dict.fromkeys(name for score in scores for name in score.others)
+    return {name: f"s{1 + place % (SERIES - 1)}" for place, name in enumerate(names)}
+
+
+def _legend(others: Mapping[str, str]) -> str:
+    keys = [("ours, 95% interval", "s0"), *((network_title(name), colour) for name, colour in others.items())]
     return f'<p class="note picture">{legend(keys)}</p>'
 
 
@@ -281,7 +294,7 @@ def _of_same_images(runs: list[Run], results: list[tuple[int, str, Result]]) -> 
     titles, rows = accuracy_titles(), dict[tuple[str, str], dict[int, str]]()
     for place, protocol, result in results:
         for score in result.scores:
-            row = _score_row(f"{key(f's{place}')}{escape(runs[place].name)}", score, f"s{place}")
+            row = _score_row(f"{key(f's{place}')}{escape(runs[place].name)}", score, {}, f"s{place}")
             rows.setdefault((protocol, score.name), {})[place] = row
     cards = [
         card(
@@ -296,19 +309,26 @@ def _of_same_images(runs: list[Run], results: list[tuple[int, str, Result]]) -> 
     return f'<p class="note">{escape(about)}</p>{grid(cards)}' if cards else ""
 
 
-def _score_row(label: str, score: Score, colour: str = "s0", *, baselines: bool = False) -> str:
-    """Return a row; ``label`` is HTML."""
+def _score_row(label: str, score: Score, others: Mapping[str, str], colour: str = "s0") -> str:
+    """Return a row with a cell for each other network; ``label`` is HTML."""
     interval = f"{100 * score.low:.1f}–{100 * score.high:.1f}"
     cells = f'<td>{label}</td><td class="own">{100 * score.value:.1f} <small>{interval}</small></td>'
-    for value, gain in score.baselines.values() if baselines else ():
-        cells += f"<td>{100 * value:.1f} <small>({100 * gain:+.1f})</small></td>"
-    return f"<tr>{cells}{_bar(score, colour, baselines=baselines)}</tr>"
+    for found in map(score.others.get, others):
+        cells += (
+            "<td></td>"
+            if found is None
+            else f"<td>{100 * found[0]:.1f} <small>({100 * found[1]:+.1f})</small></td>"
+        )
+    return f"<tr>{cells}{_bar(score, others, colour)}</tr>"
 
 
-def _bar(score: Score, colour: str = "s0", *, baselines: bool = True) -> str:
-    """Return a cell with the score as a bar."""
-    own = score.baselines.items() if baselines else ()
-    marks = [(BASELINES[name], value, _COLOURS[name]) for name, (value, _) in own]
+def _bar(score: Score, others: Mapping[str, str], colour: str = "s0") -> str:
+    """Return a cell with the score as a bar, and those of other networks as marks in their colours."""
+    marks = [
+        (network_title(name), score.others[name][0], own)
+        for name, own in others.items()
+        if name in score.others
+    ]
     return f'<td class="picture">{interval_bar(score.value, score.low, score.high, marks, colour).svg()}</td>'
 
 

@@ -8,7 +8,7 @@ import pytest
 from eval.__main__ import main
 from tests.browser import browser, installed
 from tests.eval.conftest import add_pictures, make_run
-from tests.eval.report.test_comparison import add_scores
+from tests.eval.report.test_comparison import CLIPS, add_scores
 
 pytestmark = pytest.mark.skipif(
     installed() is None, reason="no Chromium here; .ci/run installs Debian's where it may"
@@ -89,6 +89,18 @@ def test_a_page_as_a_reader_sees_it(name, width, dark, pages, chromium):
     paper, ink = luminance(seen["paper"]), luminance(seen["ink"])
     assert (paper < ink) == dark
     assert (max(paper, ink) + 0.05) / (min(paper, ink) + 0.05) > 7
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_numbers_of_five_networks_and_their_bars_are_on_the_page(width, tmp_path, chromium):
+    run = make_run(tmp_path / "films", name="imagefolder", root="/nowhere/at/all")
+    for protocol, name in (("worth", "10 labels a class"), ("knn", "top1 k=200")):
+        add_scores(run, 0.5, protocol=protocol, name=name, others=CLIPS)
+    assert main(["report", str(run), "device=cpu", "progress=false"]) == 0
+    chromium.resize(width, 800, dark=False)
+    chromium.open(run / "report.html")
+    seen = chromium.run(STATE)
+    assert (seen["cut"], seen["bars"], seen["legend"]) == (0, width > 560, width > 560)
 
 
 def test_a_page_that_asks_for_more_is_held_back(tmp_path, chromium):

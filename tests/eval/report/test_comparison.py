@@ -12,7 +12,9 @@ from eval.__main__ import main
 from tests.eval.conftest import add_pictures, make_run
 from tests.eval.report.test_sections import Page
 
-CURVE, BAR = "1.8", "8"  # widths of their lines
+CURVE, BAR, MARK = "1.8", "8", "3"  # widths of their lines
+BASELINES = ("raw_pixels", "random_encoder")
+CLIPS = (*BASELINES, "single_frame", "shuffled_frames")
 
 
 def tagged(page, tag):
@@ -40,7 +42,7 @@ def data_of(run, root=None):
     }
 
 
-def add_scores(run, value, protocol="knn", name="top1 <k=5>", *, root=None, place="eval"):
+def add_scores(run, value, protocol="knn", name="top1 <k=5>", *, root=None, place="eval", others=BASELINES):
     """A result as the command writes it, as far as the page reads it."""
     number = {"value": value, "low": value - 0.02, "high": value + 0.02}
     baseline = number | {"gain": {"value": 0.0, "low": -0.02, "high": 0.02}}
@@ -49,7 +51,7 @@ def add_scores(run, value, protocol="knn", name="top1 <k=5>", *, root=None, plac
         "protocol": protocol,
         "answer": "worth it",
         "sentence": "Worth it: it is.",
-        "scores": [row | {"raw_pixels": baseline, "random_encoder": baseline}],
+        "scores": [row | dict.fromkeys(others, baseline)],
         "warnings": [],
         "details": {"encoder": {"confusion": [[3, 1], [0, 4]]}},
         "data": data_of(run, root),
@@ -150,6 +152,28 @@ def test_the_probe_of_worth_has_no_second_tile(alone, compared):
     found = compared(alone)[2].text
     assert "top1 <k=5>, -50.0 over the best baseline" not in found
     assert {"linear probe, top1 <k=5>", "nearest neighbours, top1 <k=5>"} <= {*found}
+
+
+def test_every_network_has_a_column_a_mark_and_its_name_and_no_control_is_a_baseline(alone, compared):
+    add_scores(alone, 0.5, protocol="worth", name="linear probe", others=CLIPS)
+    add_scores(alone, 0.5, protocol="linear", others=(*BASELINES, "timm:x:FILE"))
+    file = alone / "eval" / "worth.json"
+    answer = json.loads(file.read_text())
+    answer["scores"][0]["single_frame"]["gain"]["value"] = -0.5
+    file.write_text(json.dumps(answer))
+    page = compared(alone)[2]
+    clips = ["raw pixels", "the random encoder", "ours on one frame", "ours on shuffled frames"]
+    heads = [text for text in tagged(page, "th") if text != "0 to 100%"]
+    second = [*clips[:2], "timm:x:FILE"]  # of the protocols in the second table
+    assert heads == ["ours", *clips, "score, %", "ours", *second]
+    legends = [text for text in tagged(page, "span") if text.strip()]
+    assert [text for text in legends if text in (*clips, *second)] == [*clips, *second]
+    marks = [given["stroke"] for tag, given in page.tags if tag == "path" and given["stroke-width"] == MARK]
+    colours = [f"var(--s{number})" for number in (1, 2, 3, 4, 1, 2, 3, 1, 2)]  # kNN has no third
+    assert marks == colours
+    assert any(given.get("class") == "many" for tag, given in page.tags if tag == "table")
+    (alone / "eval" / "linear.json").unlink()
+    assert "linear probe, +0.0 over the best baseline" in compared(alone)[2].text
 
 
 def test_each_protocol_names_the_images_it_is_of(alone, compared):
