@@ -30,6 +30,12 @@ _LEAST_SCORED = 100
 _MOST_EPOCHS = 1000
 """Epochs that are remembered: a checkpoint holds them."""
 
+_SCORES = {
+    "probe/top1": "the linear probe on held-out images, probe/top1,",
+    "knn/top1": "kNN on held-out images, knn/top1,",
+}
+"""Online scores in words, with the names by which they are found in metrics.csv and on W&B."""
+
 
 @dataclass(frozen=True)
 class EpochLoss:
@@ -100,7 +106,7 @@ def below_untrained(
     """Return a warning if an accuracy is below that of the encoder before its first step.
 
     Args:
-        name: Name of the score.
+        name: Name of the score in metrics.csv.
         score: Accuracy now, in [0, 1]; NaN is no score.
         untrained: Accuracy before the first step.
         rows: Images scored; two standard errors of the accuracy are allowed for chance.
@@ -120,9 +126,9 @@ def below_untrained(
             "and view_2's; if the two do not show the same thing, raise their crop_scale"
         )
     return (
-        f"{name} is {100 * score:.1f}%, the encoder before its first step had {100 * untrained:.1f}% "
-        f"({rows} images): training removes what tells the classes apart. See views.png: {look}; otherwise "
-        "lower optimizer.base_lr"
+        f"{_SCORES[name]} has {100 * score:.1f}%, the encoder before its first step had "
+        f"{100 * untrained:.1f}% ({rows} images): training removes what tells the classes apart. See "
+        f"views.png: {look}; otherwise lower optimizer.base_lr"
     )
 
 
@@ -132,7 +138,7 @@ def level_with_untrained(
     """Return a warning if no accuracy is clearly above that of the encoder before its first step.
 
     Args:
-        scores: Accuracies now, in [0, 1], by name; NaN is no score.
+        scores: Accuracies now, in [0, 1], by name in metrics.csv; NaN is no score.
         untrained: Accuracies before the first step; if one has no successor yet, there is no warning.
         rows: Images scored; clearly means by more than one standard error of the accuracy. Of fewer than 100
             nothing is said.
@@ -142,7 +148,9 @@ def level_with_untrained(
     pairs = {name: (scores[name], untrained[name]) for name in untrained}
     if any(not now <= then + (then * (1 - then) / rows) ** 0.5 for now, then in pairs.values()):
         return None
-    each = ", ".join(f"{name} {100 * now:.1f}% ({100 * then:.1f}%)" for name, (now, then) in pairs.items())
+    each = "; ".join(
+        f"{_SCORES[name]} {100 * now:.1f}% ({100 * then:.1f}%)" for name, (now, then) in pairs.items()
+    )
     return (
         "no score is clearly above (by more than one standard error) that of the encoder before its first "
         f"step (in brackets; {rows} images): {each}. By these scores nothing is learnt yet that tells the "

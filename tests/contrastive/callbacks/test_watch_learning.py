@@ -113,7 +113,8 @@ def test_a_score_below_the_untrained_one(score, untrained, rows, bad):
     said = below_untrained("probe/top1", score, untrained, rows)
     assert (said is not None) == bad
     if bad:
-        assert f"probe/top1 is {100 * score:.1f}%, the encoder before its first step had 80.0%" in said
+        score_in_words = f"the linear probe on held-out images, probe/top1, has {100 * score:.1f}%, "
+        assert said.startswith(f"{score_in_words}the encoder before its first step had 80.0%")
         assert "optimizer.base_lr" in said
         assert "(crop_scale, jitter)" in said
         still = below_untrained("probe/top1", score, untrained, rows, jitter=0.0)
@@ -141,7 +142,8 @@ def test_scores_level_with_the_untrained_ones(probe, knn, rows, bad):
     said = level_with_untrained({"knn/top1": knn, "probe/top1": probe, "other": 1.0}, untrained, rows)
     assert (said is not None) == bad
     if bad:
-        assert f"probe/top1 {100 * probe:.1f}% (80.0%), knn/top1 {100 * knn:.1f}% (60.0%)" in said
+        by_knn = f"kNN on held-out images, knn/top1, {100 * knn:.1f}% (60.0%)"
+        assert f"probe/top1, {100 * probe:.1f}% (80.0%); {by_knn}" in said
         assert f"{rows} images" in said
         assert "under another run.name (schedule.minutes" in said
     assert level_with_untrained({"probe/top1": 0.5}, {}, rows) is None
@@ -244,7 +246,7 @@ def test_a_score_that_stays_level_is_named_after_half_of_the_run(monkeypatch, ca
     assert run.epoch(9, knn=0.9, probe=0.0) == ["below the untrained encoder"]  # which says more
     assert run.epoch(10, knn=1.0, probe=0.9) == []
     assert run.alerts == ["level with the untrained encoder", "below the untrained encoder"]
-    assert "probe/top1 90.0% (90.0%)" in said(caplog)[0]
+    assert "probe/top1, 90.0% (90.0%)" in said(caplog)[0]
 
 
 def test_a_warning_that_begins_with_the_last_step_is_said_once(monkeypatch, caplog):
