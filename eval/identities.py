@@ -61,8 +61,10 @@ def open_identities(data: DataConfig, table: str | None) -> Dataset:
     if not all(parts):
         raise UserError(f"{where}: no picture of the {'query' if parts[0] else 'gallery'} part; add some")
     _check_found(parts, where)
+    paths = [row["path"] for row in rows]
     if table is not None:
-        _check_files(root, rows, where)
+        _check_there(root, paths, where)
+    _check_once(root, paths, where)
     if len({row["identity"] for part in parts for row in part}) < 2:
         raise UserError(
             f"{where}: one identity only ({rows[0]['identity']}), so any picture is the right one; add "
@@ -170,19 +172,25 @@ def _check_found(parts: Sequence[Sequence[dict[str, str]]], where: str) -> None:
         )
 
 
-def _check_files(root: Path, rows: Sequence[dict[str, str]], where: str) -> None:
-    """Raise UserError if a file of the table is missing, or listed twice in any spelling: it finds itself."""
-    paths = [row["path"] for row in rows]
+def _check_there(root: Path, paths: Sequence[str], where: str) -> None:
+    """Raise UserError if a file of the table is missing."""
     if missing := [path for path in paths if not (root / path).is_file()]:
         raise UserError(
             f"{where}: {len(missing)} files are not below {root} ({shorten(missing)}); correct the paths, or "
             "set data.root"
         )
+
+
+def _check_once(root: Path, paths: Sequence[str], where: str) -> None:
+    """Raise UserError if a picture is there twice, by a link or in another spelling: it would find itself."""
     spellings: dict[str, list[str]] = {}
     for path in paths:
         spellings.setdefault(os.path.realpath(root / path), []).append(path)
     if twice := sorted(" = ".join(dict.fromkeys(same)) for same in spellings.values() if len(same) > 1):
-        raise UserError(f"{where}: {len(twice)} files are listed twice ({shorten(twice)}); list each once")
+        raise UserError(
+            f"{where}: {len(twice)} pictures are there twice ({shorten(twice)}) and would find themselves; "
+            "keep each once"
+        )
 
 
 def _pictures(

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -258,6 +260,27 @@ def test_pictures_without_parts_find_each_other(shared_run, people, tmp_path, ca
     assert "1 identities have one picture (person1)" in told
 
 
+def test_a_link_to_a_picture_is_that_picture_in_folders_too(people):
+    data = DataConfig(name="imagefolder", root=str(people), image_size=16)
+    picture, link = people / "gallery" / "person0" / "0.png", people / "query" / "person0" / "z.png"
+    (link.parent / "broken.png").symlink_to(people / "nowhere.png")  # left out as unreadable
+    count = len(open_identities(data, None).test)
+    link.symlink_to(picture)
+    told = (
+        "1 pictures are there twice (gallery/person0/0.png = query/person0/z.png) and would find themselves"
+    )
+    with pytest.raises(UserError, match=re.escape(told)):
+        open_identities(data, None)
+    link.unlink()
+    link.write_bytes(picture.read_bytes())  # a copy is another picture
+    assert len(open_identities(data, None).test) == count + 1
+    folder = people / "query" / "person1"
+    shutil.rmtree(folder)
+    folder.symlink_to(people / "gallery" / "person1")
+    with pytest.raises(UserError, match="2 pictures are there twice"):
+        open_identities(data, None)
+
+
 def test_wrong_input_is_refused(shared_run, people, tmp_path, capsys):
     given = [f"data.root={people}", f"out={tmp_path / 'out'}"]
     write_images(people / "query" / "nobody", 1, size=(16, 16))
@@ -271,9 +294,9 @@ def test_wrong_input_is_refused(shared_run, people, tmp_path, capsys):
     table.write_text("path,identity\na.png,a\nb.png,a\n")
     assert "2 files are not below" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
     table.write_text("path,identity\nquery/0.png,a\nquery/0.png,a\n")
-    assert "1 files are listed twice" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
+    assert "1 pictures are there twice" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
     table.write_text(f"path,identity\nquery/0.png,a\nquery/./0.png,a\n{people}/query/0.png,a\n")
-    assert "1 files are listed twice" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
+    assert "1 pictures are there twice" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
     (people / "link.png").symlink_to(people / "query" / "0.png")
     table.write_text("path,identity\nquery/0.png,a\nlink.png,a\n")
     assert "(query/0.png = link.png)" in refused(capsys, shared_run, *given, f"retrieval.csv={table}")
