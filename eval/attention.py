@@ -12,8 +12,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from contrastive.config import DataConfig, UserError, check_path
-from contrastive.data.images import SomeImages
 from contrastive.data.reading import decode_all
+from contrastive.data.wrapped import SomeImages
 from contrastive.drawing.canvas import Drawing, png
 from contrastive.encoders.encoder import Encoder
 from eval.attention_maps import compute_maps, draw

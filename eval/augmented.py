@@ -12,9 +12,9 @@ from contrastive.augment.noise import uniforms
 from contrastive.augment.views import Chain
 from contrastive.config import TimeConfig, ViewConfig
 from contrastive.data.clips import draw_clips
-from contrastive.data.images import SomeImages
 from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan
+from contrastive.data.wrapped import SomeImages
 from contrastive.optim import learning_rate
 from eval.subject import Network
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from contrastive.data.images import Images, SomeImages
+from contrastive.data.images import Images
+from contrastive.data.wrapped import SomeImages
 from contrastive.optim import parameter_groups
 from eval.augmented import augmented_batches
 from eval.config import FLOAT32_MAX, TrainedEvaluation, check_grid

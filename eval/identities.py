@@ -14,8 +14,11 @@ from contrastive.augment.corrupt import cover
 from contrastive.augment.noise import uniforms
 from contrastive.config import DataConfig, UserError
 from contrastive.data.dataset import Dataset, open_dataset, root_of
+from contrastive.data.encoded import FileImages
 from contrastive.data.files import list_images, shorten
-from contrastive.data.images import FileImages, Images, printable
+from contrastive.data.images import Images
+from contrastive.data.names import printable
+from contrastive.data.wrapped import Wrapped
 
 _PARTS = (("gallery", "query"), ("train", "test"), ("train", "val"))
 _FOLDERS = ("images", "imagefolder")  # sources of image files, which are opened here by their own rule
@@ -207,22 +210,18 @@ def _pictures(
     return pictures
 
 
-class Covered(Images):
+class Covered(Wrapped):
     """Images of which a part is covered by a grey rectangle, at a place drawn for each.
 
     Args:
-        images: The images.
+        source: The images.
         share: Share of the area that is covered, in (0, 1).
         seed: Decides the places.
     """
 
-    def __init__(self, images: Images, share: float, seed: int) -> None:
-        self.images, self.share, self.seed = images, share, seed
-        self.size, self.labels, self.classes = images.size, images.labels, images.classes
-        self.thread_safe, self.white = images.thread_safe, images.white
-
-    def __len__(self) -> int:
-        return len(self.images)
+    def __init__(self, source: Images, share: float, seed: int) -> None:
+        super().__init__(source)
+        self.share, self.seed = share, seed
 
     def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
         """See Images."""
@@ -230,21 +229,17 @@ class Covered(Images):
         width = self.share ** (0.25 + 0.5 * ratio)
         sides = torch.tensor([width, self.share / width])
         rectangle = torch.cat((torch.tensor(place) * (1 - sides), sides))[None]
-        pixels = self.images.read(row)[None].float()
+        pixels = self.source.read(row)[None].float()
         return cover(pixels, rectangle, pixels.new_full((1, 1, 1, 1), _GREY))[0].to(torch.uint8)
-
-    def key(self, row: int) -> str:
-        """Return the image's key."""
-        return self.images.key(row)
 
     def stamp(self, row: int) -> str:
         """Return the image's stamp, and how it is covered."""
-        return f"{self.images.stamp(row)} {self.share} of {self.seed} covered"
+        return f"{super().stamp(row)} {self.share} of {self.seed} covered"
 
     def content(self, row: int) -> str:
         """Return the image's content, and how it is covered."""
-        return f"{self.images.content(row)} {self.share} of {self.seed} covered"
+        return f"{super().content(row)} {self.share} of {self.seed} covered"
 
     def version(self, row: int) -> str:
         """Return the image's version, and how it is covered."""
-        return f"{self.images.version(row)} {self.share} of {self.seed} covered"
+        return f"{super().version(row)} {self.share} of {self.seed} covered"

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive.config import DataConfig, UserError
+from contrastive.data.encoded import FileImages
 from contrastive.data.files import describe_untrained
 from contrastive.data.image_list import ImageList, read_image_list
-from contrastive.data.images import FileImages, Images, printable
+from contrastive.data.images import Images
+from contrastive.data.names import printable
 from eval.eval_data import run_data
 from eval.features import Features
 

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrastive.config import DataConfig, UserError
+from contrastive.data.arrays import DecodedImages
 from contrastive.data.dataset import Dataset, as_dataset, open_dataset
-from contrastive.data.images import DecodedImages, Images, SomeImages
+from contrastive.data.images import Images
 from contrastive.data.loader import is_resident
 from contrastive.data.reading import decode_all
+from contrastive.data.wrapped import SomeImages
 from contrastive.distributed import all_true, gather_rows, gather_sizes, rank, world_size
 from contrastive.encoders.encoder import Encoder
 from eval.blind_to_time import ShuffledFrames, SingleFrame

@@ -13,8 +13,8 @@ from contrastive.augment.views import Views
 from contrastive.config import AugmentConfig, PretrainConfig, UserError
 from contrastive.config_files import load_saved
 from contrastive.data.clips import draw_clips
-from contrastive.data.images import SomeImages
 from contrastive.data.reading import decode_all
+from contrastive.data.wrapped import SomeImages
 from eval.subject import Extractor
 
 

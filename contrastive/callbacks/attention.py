@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from contrastive.config import DataConfig, UserError
-from contrastive.data.images import Images, SomeImages
+from contrastive.data.images import Images
 from contrastive.data.reading import decode_all
+from contrastive.data.wrapped import SomeImages
 from contrastive.drawing.canvas import Drawing
 from contrastive.encoders.encoder import Encoder
 from contrastive.lightning_glue import StepCallback

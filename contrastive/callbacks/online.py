@@ -13,9 +13,11 @@ from torch import Tensor
 
 from contrastive.callbacks.preemption import is_preempted
 from contrastive.config import UserError
-from contrastive.data.images import DecodedImages, Images, SomeImages
+from contrastive.data.arrays import DecodedImages
+from contrastive.data.images import Images
 from contrastive.data.plan import Plan
 from contrastive.data.reading import decode_all
+from contrastive.data.wrapped import SomeImages
 from contrastive.lightning_glue import StepCallback, log_row
 from contrastive.logging.throughput import off_the_clock
 from contrastive.module import ContrastiveModule

@@ -24,12 +24,15 @@ from contrastive.data.decode import (
     to_rgb,
     to_square,
 )
+from contrastive.data.encoded import EncodedImages, FileImages
 from contrastive.data.files import IMAGE, find_parts, holds, list_images, shorten
-from contrastive.data.images import EncodedImages, FileImages, Images, printable, stored_at
+from contrastive.data.images import Images
+from contrastive.data.names import printable
 from contrastive.data.reading import usable_cpus
 from contrastive.data.shards.index import SET_FILE
 from contrastive.data.shards.ranges import is_local
 from contrastive.data.video import VIDEO
+from contrastive.data.wrapped import stored_at
 
 SAMPLE = 256
 """Most images to look at; they are spread evenly over the sorted paths."""

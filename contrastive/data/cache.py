@@ -18,6 +18,7 @@ from contrastive.config import UserError
 from contrastive.data.decode import Unreadable
 from contrastive.data.images import Images
 from contrastive.data.reading import decode_blocks, num_bytes
+from contrastive.data.wrapped import Wrapped
 
 logger = logging.getLogger(__name__)
 fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -25,7 +26,7 @@ fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
 _FORMAT = 1  # increase it when contrastive/data/decode.py decodes a file to other pixels
 
 
-class CachedImages(Images):
+class CachedImages(Wrapped):
     """The images of ``source``, read from a memory-mapped uint8 array (n, 3, s, s).
 
     All processes of a machine share its pages, and the system reclaims them when memory is needed.
@@ -37,11 +38,8 @@ class CachedImages(Images):
     """
 
     def __init__(self, source: Images, path: Path, unreadable: dict[int, str]) -> None:
-        self._source, self._path, self._unreadable = source, path, unreadable
-        self.size, self.labels, self.classes = source.size, source.labels, source.classes
-
-    def __len__(self) -> int:
-        return len(self._source)
+        super().__init__(source)
+        self._path, self._unreadable, self.thread_safe = path, unreadable, True
 
     def __getstate__(self) -> dict[str, Any]:
         # Pickling for a spawned worker would copy the array into memory.
@@ -64,26 +62,6 @@ class CachedImages(Images):
         # Rows are in range; mode="raise" would go through a buffer.
         np.take(self._pixels, rows, axis=0, out=pixels.numpy(), mode="clip")
         return {row: self._unreadable[row] for row in rows if row in self._unreadable}
-
-    def key(self, row: int) -> str:
-        """Return the source's key."""
-        return self._source.key(row)
-
-    def stamp(self, row: int) -> str:
-        """Return the source's stamp."""
-        return self._source.stamp(row)
-
-    def content(self, row: int) -> str:
-        """Return the source's content."""
-        return self._source.content(row)
-
-    def version(self, row: int) -> str:
-        """Return the source's version."""
-        return self._source.version(row)
-
-    def dimensions(self, row: int) -> tuple[int, int] | None:
-        """Return the source's dimensions."""
-        return self._source.dimensions(row)
 
 
 def cached(images: Images, folder: Path, *, progress: bool = False) -> CachedImages:

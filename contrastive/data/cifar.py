@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from contrastive.config import DataConfig
+from contrastive.data.arrays import ArrayImages
 from contrastive.data.dataset import Dataset, root_of
-from contrastive.data.images import ArrayImages
 from contrastive.data.torchvision_sets import fetch
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from contrastive.config import DataConfig
 from contrastive.data.decode import Unreadable
 from contrastive.data.images import Images
+from contrastive.data.wrapped import Wrapped
 
 _NEAR = 1e-6  # seconds, or frames: times are rational numbers, rounded
 _THREADS = 8  # that read the length of videos
@@ -121,7 +122,7 @@ def check_moves(num_frames: int) -> None:
         raise Unreadable(f"{num_frames} frame{'s' * (num_frames != 1)}, a video needs 2 or more")
 
 
-class DrawnClips(Images):
+class DrawnClips(Wrapped):
     """The clips that training sees: of each row those of all its views, at moments drawn for each epoch.
 
     Args:
@@ -132,15 +133,9 @@ class DrawnClips(Images):
         epoch: Which epoch's clips ``read`` returns.
     """
 
-    are_videos = True
-
     def __init__(self, source: Images, cut: Cut, moments: Moments, views: int = 2, epoch: int = 0) -> None:
-        self.source, self.cut, self.moments, self.epoch = source, cut, moments, epoch
-        self.size, self.labels, self.classes = source.size, source.labels, source.classes
-        self.frames, self.thread_safe = views * cut.frames, source.thread_safe
-
-    def __len__(self) -> int:
-        return len(self.source)
+        super().__init__(source)
+        self.cut, self.moments, self.epoch, self.frames = cut, moments, epoch, views * cut.frames
 
     def in_epoch(self, epoch: int) -> "DrawnClips":
         """See Images."""
@@ -188,21 +183,13 @@ class DrawnClips(Images):
         """Return the source's frames."""
         return self.source.read_frames(row, indices)
 
-    def key(self, row: int) -> str:
-        """Return the source's key."""
-        return self.source.key(row)
-
-    def stamp(self, row: int) -> str:
-        """Return the source's stamp."""
-        return self.source.stamp(row)
-
 
 def draw_clips(images: Images, data: DataConfig, moments: Moments, views: int = 2) -> Images:
     """Return what training reads of a data set: drawn clips of videos, and images as they are."""
     return DrawnClips(images, Cut.of(data), moments, views) if images.are_videos else images
 
 
-class AllFrames(Images):
+class AllFrames(Wrapped):
     """All frames of all videos as images, one after the other: what a resident set or a cache keeps.
 
     Reads the length of every video, in threads.
@@ -217,7 +204,8 @@ class AllFrames(Images):
     """
 
     def __init__(self, source: Images) -> None:
-        self.source, self.size, self.thread_safe = source, source.size, source.thread_safe
+        super().__init__(source)
+        self.labels, self.classes, self.frames, self.are_videos = None, None, 0, False
         self.bad: dict[int, str] = {}
         with ThreadPoolExecutor(_THREADS if source.thread_safe else 1) as pool:
             self.shown = list(pool.map(self._shown, range(len(source))))
@@ -232,6 +220,10 @@ class AllFrames(Images):
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def at(self, row: int) -> int:
+        """Return the video of a row."""
+        return self.find(row)[0]
 
     def read(self, row: int) -> UInt8[Tensor, "3 s s"]:
         """See Images."""
@@ -259,10 +251,6 @@ class AllFrames(Images):
         """Return the video's key and the number of the frame."""
         video, frame = self.find(row)
         return f"{self.source.key(video)}#{frame}"
-
-    def stamp(self, row: int) -> str:
-        """Return the video's stamp."""
-        return self.source.stamp(self.find(row)[0])
 
     def revision(self) -> str:
         """Hash the videos' keys and versions and the numbers of their frames, instead of every frame."""

@@ -23,6 +23,7 @@ from contrastive.data.decode import (
     upright_size,
 )
 from contrastive.data.images import Images
+from contrastive.data.wrapped import Wrapped
 
 _JPEG = ("JPEG", "MPO")  # the latter is a JPEG with more pictures behind it
 _SPARE = 2  # a JPEG is not scaled below twice the size of a view, for the final filter
@@ -34,7 +35,7 @@ Draw = Callable[[Tensor, int], Iterable[Boxes]]
 """From rows (b) and epoch to the boxes of each row: a pure function."""
 
 
-class CroppedImages(Images):
+class CroppedImages(Wrapped):
     """The views that training sees of whole images: cut from each, for each epoch, and resized.
 
     ``read`` returns the pixels of all views (n): each of (s, s, 3), flattened, one after the other.
@@ -47,17 +48,13 @@ class CroppedImages(Images):
     """
 
     def __init__(self, source: Images, draw: Draw, sides: Sequence[int], epoch: int = 0) -> None:
-        self.source, self.draw, self.sides, self.epoch = source, draw, sides, epoch
-        self.size, self.labels, self.classes = source.size, source.labels, source.classes
-        self.thread_safe = source.thread_safe
+        super().__init__(source)
+        self.draw, self.sides, self.epoch = draw, sides, epoch
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of what ``read`` returns."""
         return (sum(3 * side**2 for side in self.sides),)
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def in_epoch(self, epoch: int) -> "CroppedImages":
         """See Images."""
@@ -85,14 +82,6 @@ class CroppedImages(Images):
             except Unreadable as error:
                 bad[row] = str(error)
         return bad
-
-    def key(self, row: int) -> str:
-        """Return the source's key."""
-        return self.source.key(row)
-
-    def stamp(self, row: int) -> str:
-        """Return the source's stamp."""
-        return self.source.stamp(row)
 
 
 def cut_into(

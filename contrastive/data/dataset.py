@@ -7,7 +7,9 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from contrastive.config import DataConfig, UserError
-from contrastive.data.images import DatasetImages, Images, SomeImages
+from contrastive.data.images import Images
+from contrastive.data.torch_dataset import DatasetImages
+from contrastive.data.wrapped import SomeImages
 from contrastive.find_part import find_part
 from contrastive.registry import DATASETS
 

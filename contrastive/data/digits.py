@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from contrastive.config import DataConfig, UserError
+from contrastive.data.arrays import ArrayImages
 from contrastive.data.dataset import Dataset
-from contrastive.data.images import ArrayImages
 
 DIGITS_TEST_ROWS = 462  # of 1,797
 

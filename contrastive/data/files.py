@@ -16,7 +16,8 @@ from torch import Tensor
 
 from contrastive.config import DataConfig, UserError
 from contrastive.data.dataset import Dataset, root_of
-from contrastive.data.images import FileImages, printable
+from contrastive.data.encoded import FileImages
+from contrastive.data.names import printable
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import torch
 from contrastive.config import DataConfig, HfConfig, UserError
 from contrastive.data.dataset import Dataset
 from contrastive.data.decode import Encoded, Unreadable, explain_unreadable
+from contrastive.data.encoded import BatchedImages
 from contrastive.data.files import describe_untrained
-from contrastive.data.images import BatchedImages
 
 _TRAIN = ("train", "training")
 _TESTS = ("validation", "valid", "val", "test")

@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from contrastive.config import DataConfig
+from contrastive.data.arrays import ArrayImages
 from contrastive.data.dataset import Dataset, root_of
-from contrastive.data.images import ArrayImages
 from contrastive.data.torchvision_sets import fetch
 
 _SIDE = 96

@@ -21,8 +21,8 @@ from contrastive.config import DataConfig, UserError
 from contrastive.data.clips import Clips, Cut, check_moves
 from contrastive.data.dataset import Dataset, root_of
 from contrastive.data.decode import Unreadable, explain_unreadable, read_dimensions, read_file, why_unreadable
+from contrastive.data.encoded import FileImages
 from contrastive.data.files import IMAGE, Kind, holds, list_files, log_once, split_class_folders
-from contrastive.data.images import FileImages
 
 _ENDINGS = "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts wmv flv 3gp ogv y4m h264"
 VIDEO = Kind(

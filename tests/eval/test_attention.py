@@ -12,7 +12,7 @@ from contrastive.augment.views import center_view
 from contrastive.config import DataConfig, EncoderConfig, PretrainConfig, UserError
 from contrastive.config_files import to_yaml
 from contrastive.data.files import open_tree
-from contrastive.data.images import SomeImages
+from contrastive.data.wrapped import SomeImages
 from contrastive.encoders.attention import ROLLOUT, attention_maps, encode_with_attention
 from contrastive.encoders.build import build_encoder
 from contrastive.encoders.spec import InputSpec

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from contrastive.data.images import ArrayImages
+from contrastive.data.arrays import ArrayImages
 from eval.duplicates import COLUMNS, alike, are_duplicates, closest_pairs, write_duplicates
 from eval.features import PartFeatures
 

@@ -13,8 +13,8 @@ from contrastive.data.dataset import open_dataset
 from contrastive.data.digits import open_digits
 from contrastive.data.files import open_class_folders, open_tree
 from contrastive.data.image_list import ImageList, write_image_list
-from contrastive.data.images import SomeImages
 from contrastive.data.shards.pack import pack
+from contrastive.data.wrapped import SomeImages
 from eval import leakage
 from eval.features import Features, PartFeatures
 from eval.leakage import warn_of_pretrained, warn_of_untrained

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset as TorchDataset
 from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import load_config
 from contrastive.data.dataset import Dataset
-from contrastive.data.images import DatasetImages
+from contrastive.data.torch_dataset import DatasetImages
 from contrastive.pretrain import pretrain
 from eval.evaluate import evaluate
 from eval.knn import KnnEvaluation

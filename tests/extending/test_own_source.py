@@ -6,8 +6,8 @@ import torch
 
 from contrastive.config import PretrainConfig
 from contrastive.config_files import load_config
+from contrastive.data.arrays import ArrayImages
 from contrastive.data.dataset import Dataset
-from contrastive.data.images import ArrayImages
 from contrastive.pretrain import pretrain
 from contrastive.registry import DATASETS
 from eval.evaluate import evaluate

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from contrastive.data.encoded import EncodedImages
 from contrastive.data.files import open_tree
-from contrastive.data.images import EncodedImages
 from contrastive.data.order.blocks import BlockOrder
 from contrastive.data.plan import Plan
 from contrastive.data.shards.pack import pack

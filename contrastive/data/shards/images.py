@@ -12,8 +12,9 @@ import torch
 from contrastive.config import DataConfig, UserError
 from contrastive.data.dataset import Dataset
 from contrastive.data.decode import Encoded, Unreadable
+from contrastive.data.encoded import BatchedImages
 from contrastive.data.files import describe_untrained, is_held_out, shorten
-from contrastive.data.images import BatchedImages, SomeImages, printable
+from contrastive.data.names import printable
 from contrastive.data.shards.index import (
     SET_FILE,
     SUFFIX,
@@ -26,6 +27,7 @@ from contrastive.data.shards.index import (
     read_set,
 )
 from contrastive.data.shards.ranges import Place, Ranges, Span, check_url, is_local
+from contrastive.data.wrapped import SomeImages
 
 _TEST_PARTS = ("val", "test")
 

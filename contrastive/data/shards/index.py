@@ -18,7 +18,7 @@ import numpy as np
 from contrastive.config import UserError
 from contrastive.data.decode import Encoded
 from contrastive.data.files import EXTENSIONS, log_once
-from contrastive.data.images import Names
+from contrastive.data.names import Names
 from contrastive.data.shards.ranges import Ranges, is_local
 from memory_bank.replacing import replacing
 

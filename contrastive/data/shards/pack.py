@@ -18,8 +18,9 @@ from PIL import Image
 
 from contrastive.config import RemoteConfig, UserError
 from contrastive.data.decode import Encoded, Unreadable, decode_file, explain_unreadable, ignore_warnings
+from contrastive.data.encoded import EncodedImages
 from contrastive.data.files import EXTENSIONS
-from contrastive.data.images import EncodedImages, Images, stored_at
+from contrastive.data.images import Images
 from contrastive.data.shards.index import (
     SET_FILE,
     SUFFIX,
@@ -35,6 +36,7 @@ from contrastive.data.shards.index import (
     write_set,
 )
 from contrastive.data.shards.ranges import Place, RangeFile, Ranges, Span, is_local
+from contrastive.data.wrapped import stored_at
 from memory_bank.draw import permuted
 from memory_bank.replacing import replacing
 

@@ -7,7 +7,7 @@ import torch
 from contrastive.callbacks import attention
 from contrastive.callbacks.attention import AttentionPictures
 from contrastive.config import UserError
-from contrastive.data.images import DatasetImages
+from contrastive.data.torch_dataset import DatasetImages
 from tests import tiny
 
 

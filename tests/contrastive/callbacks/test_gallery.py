@@ -13,8 +13,8 @@ from PIL import Image, ImageColor
 from contrastive.augment.boxes import DrawBoxes
 from contrastive.augment.views import Views, center_view
 from contrastive.config import AugmentConfig, DataConfig
+from contrastive.data.arrays import ArrayImages
 from contrastive.data.crops import CroppedImages
-from contrastive.data.images import ArrayImages
 from contrastive.drawing.figures import class_colour
 from contrastive.module import ContrastiveModule, LastBatch
 from memory_bank.negatives import Negatives

@@ -10,8 +10,8 @@ import torch
 
 from contrastive.augment.views import center_view
 from contrastive.callbacks.online import OnlineScores, knn_top1, probe_top1
-from contrastive.data.images import DatasetImages
 from contrastive.data.plan import Plan
+from contrastive.data.torch_dataset import DatasetImages
 from contrastive.logging.throughput import Clock
 from eval import knn, linear_probe
 from eval.features import Features, PartFeatures

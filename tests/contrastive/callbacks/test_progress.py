@@ -10,8 +10,8 @@ import torch
 from contrastive.callbacks import build, progress
 from contrastive.callbacks.progress import LogProgress
 from contrastive.data.dataset import Dataset
-from contrastive.data.images import DatasetImages
 from contrastive.data.plan import Plan
+from contrastive.data.torch_dataset import DatasetImages
 from contrastive.module import ContrastiveModule
 from contrastive.run_dir import UnreadableFiles
 from tests import tiny

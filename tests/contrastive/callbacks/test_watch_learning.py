@@ -20,7 +20,7 @@ from contrastive.callbacks.watch_learning import (
     settled_after,
 )
 from contrastive.callbacks.watcher import standing_warnings
-from contrastive.data.images import DatasetImages
+from contrastive.data.torch_dataset import DatasetImages
 from tests import tiny
 
 # Recorded: the digits recipe, epochs 1 to 25, then every fifth (2026-11-29). Negatives came from the batch in

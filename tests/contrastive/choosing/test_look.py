@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from contrastive.choosing import look
 from contrastive.choosing.look import find_source, is_grey, is_two_valued, look_at_folder
 from contrastive.config import DataConfig, UserError
+from contrastive.data.encoded import FileImages
 from contrastive.data.files import list_images, open_imagefolder
-from contrastive.data.images import FileImages
 from contrastive.data.shards.pack import pack
 from tests import tiny
 

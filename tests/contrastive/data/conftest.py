@@ -14,3 +14,10 @@ def write_image(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def deep(tmp_path):
+    """A grey file of 16 bits whose values are those of 12."""
+    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(tmp_path / "a.png")
+    return tmp_path

@@ -15,8 +15,8 @@ import torch
 from contrastive.config import DataConfig, UserError
 from contrastive.data.cache import cached
 from contrastive.data.decode import Unreadable
+from contrastive.data.encoded import FileImages
 from contrastive.data.files import open_tree
-from contrastive.data.images import FileImages
 from contrastive.data.loader import build_loader
 from contrastive.data.plan import Plan
 

@@ -7,10 +7,10 @@ from contrastive.config import DataConfig, TimeConfig, UserError
 from contrastive.data.clips import AllFrames, Clips, Cut, DrawnClips, check_moves, draw_clips, fits
 from contrastive.data.dataset import as_dataset
 from contrastive.data.decode import Unreadable
-from contrastive.data.images import SomeImages
 from contrastive.data.loader import DecodingLoader, ResidentClips, build_loader
 from contrastive.data.plan import Plan, Share
 from contrastive.data.reading import decode_all
+from contrastive.data.wrapped import SomeImages
 from tests.contrastive.data.test_loader import numbered
 from tests.reference import clips as reference
 

@@ -10,12 +10,14 @@ from torchvision.transforms.functional import resized_crop
 from contrastive.augment.boxes import DrawBoxes
 from contrastive.augment.views import Views
 from contrastive.config import AugmentConfig, DataConfig, UserError, ViewConfig
+from contrastive.data.arrays import ArrayImages, DecodedImages
 from contrastive.data.crops import CroppedImages, cut_into, draw_crops
 from contrastive.data.decode import Unreadable
 from contrastive.data.files import open_tree
-from contrastive.data.images import ArrayImages, DatasetImages, DecodedImages, SomeImages
 from contrastive.data.loader import build_loader, choose_crop, is_resident
 from contrastive.data.plan import Plan, Share
+from contrastive.data.torch_dataset import DatasetImages
+from contrastive.data.wrapped import SomeImages
 from tests import tiny
 
 CROP = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)

@@ -8,7 +8,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from contrastive.config import DataConfig, UserError
 from contrastive.data.dataset import Dataset, as_dataset, open_dataset
-from contrastive.data.images import DatasetImages
+from contrastive.data.torch_dataset import DatasetImages
 from contrastive.registry import DATASETS
 
 EIGHT = DataConfig(image_size=8)

@@ -6,8 +6,8 @@ import torch
 
 import contrastive.data.loader as module
 from contrastive.config import DataConfig, UserError
+from contrastive.data.arrays import ArrayImages
 from contrastive.data.files import open_tree
-from contrastive.data.images import ArrayImages
 from contrastive.data.loader import DecodingLoader, ResidentLoader, build_loader, default_workers, is_resident
 from contrastive.data.plan import Plan, Share
 from contrastive.data.tally import TooManyCorrupt

@@ -9,8 +9,8 @@ import torch
 
 from contrastive.config import UserError
 from contrastive.data import reading
+from contrastive.data.arrays import ArrayImages
 from contrastive.data.files import open_tree
-from contrastive.data.images import ArrayImages
 from contrastive.data.reading import Todo, WorkerDied, decode_ahead, decode_all, read_in_order
 
 CPU = torch.device("cpu")

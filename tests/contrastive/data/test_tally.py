@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from contrastive.config import UserError
-from contrastive.data.images import ArrayImages
+from contrastive.data.arrays import ArrayImages
 from contrastive.data.tally import Tally, TooManyCorrupt
 
 

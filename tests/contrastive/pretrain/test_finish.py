@@ -13,7 +13,8 @@ from contrastive.callbacks.profile import PARTS
 from contrastive.config import PretrainConfig
 from contrastive.config_files import load_saved
 from contrastive.data.dataset import open_dataset
-from contrastive.data.images import FileImages, SomeImages
+from contrastive.data.encoded import FileImages
+from contrastive.data.wrapped import SomeImages
 from contrastive.encoders.weights import load_encoder
 from contrastive.logging.names import METRICS, describe
 from contrastive.methods.moco import Moco

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrastive.config import BlocksConfig, DataConfig, PretrainConfig, UserError
-from contrastive.data.images import ArrayImages
+from contrastive.data.arrays import ArrayImages
 from contrastive.data.order import permutation
 from contrastive.data.order.blocks import BlockOrder
 from contrastive.data.order.build import build_order

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from contrastive.config import DataConfig, PretrainConfig, RunConfig, UserError
-from contrastive.data.images import ArrayImages
+from contrastive.data.arrays import ArrayImages
 from contrastive.data.order.base import Order
 from contrastive.data.order.build import build_order
 from contrastive.data.order.global_ import GlobalOrder

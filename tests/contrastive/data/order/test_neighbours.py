@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrastive.config import DataConfig, NeighboursConfig, PretrainConfig
-from contrastive.data.images import ArrayImages
+from contrastive.data.arrays import ArrayImages
 from contrastive.data.order.global_ import GlobalOrder
 from contrastive.data.order.neighbours import NeighbourOrder, build
 from memory_bank.config import MiningConfig

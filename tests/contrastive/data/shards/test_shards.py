@@ -14,14 +14,15 @@ import torch
 from PIL import Image
 
 from contrastive.config import DataConfig, RemoteConfig, UserError
+from contrastive.data.arrays import ArrayImages
 from contrastive.data.dataset import open_dataset
 from contrastive.data.decode import SourceLost, Unreadable
 from contrastive.data.files import open_imagefolder, open_tree
-from contrastive.data.images import ArrayImages, SomeImages
 from contrastive.data.reading import decode_all
 from contrastive.data.shards.index import SET_FILE, read_set, scan
 from contrastive.data.shards.pack import check_set, index_shards, pack
 from contrastive.data.shards.ranges import Ranges, Span
+from contrastive.data.wrapped import SomeImages
 from contrastive.shards import main
 from tests import tiny
 
