@@ -49,15 +49,7 @@ LINES = {
             "mining/similarity_q10",
         ],
         "Mined negatives with their query's label": ["mining/same_label_rate"],
-        "Share that each filter drops": [
-            "mining/drop_false_negative",
-            "mining/drop_max_similarity",
-            "mining/drop_absolute_margin",
-            "mining/drop_relative_margin",
-            "mining/drop_min_similarity",
-            "mining/drop_skip_top",
-            "mining/drop_band",
-        ],
+        "Share that each filter drops": ["mining/drop_*"],
         "Age of mined keys and of all keys, steps": ["mining/age_mean", "bank/age_mean"],
         "Recall of the search": ["mining/recall"],
         "Lists visited by the search": ["mining/nprobe"],
@@ -82,7 +74,7 @@ LINES = {
         "Contrast of the views": ["views/std"],
     },
 }
-"""Line plots of the workspace: section -> title -> metrics."""
+"""Line plots of the workspace: section -> title -> metrics; ``*`` stands for the filters of the policy."""
 
 MEDIA = {
     "Probe over time": ["probe/confusion", "knn/confusion"],
@@ -181,7 +173,17 @@ def _section(title: str, panels: list[Any], *, is_open: bool) -> Any:
 def _line_plots(plots: dict[str, list[str]]) -> list[Any]:
     import wandb_workspaces.reports.v2 as wr
 
-    return [wr.LinePlot(title=title, x=STEP_AXIS, y=metrics) for title, metrics in plots.items()]
+    return [
+        wr.LinePlot(title=title, x=STEP_AXIS, y=[each for metric in metrics for each in spelt_out(metric)])
+        for title, metrics in plots.items()
+    ]
+
+
+def spelt_out(metric: str) -> list[str]:
+    """Return the metrics that a name in ``LINES`` stands for."""
+    from memory_bank.policy import FILTERS  # imports torch
+
+    return [metric.replace("*", name) for name in FILTERS] if "*" in metric else [metric]
 
 
 def _media(names: list[str]) -> list[Any]:

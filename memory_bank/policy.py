@@ -6,6 +6,7 @@ if there are as many, unless ``refill=false``. Filters on similarity may leave f
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,19 @@ from memory_bank.draw import noise
 from memory_bank.retrieval.base import Candidates
 from memory_bank.top import count, largest
 
-UPPER_BOUNDS = ("max_similarity", "absolute_margin", "relative_margin")
-"""Settings that bound the similarity of a negative from above."""
+UPPER_BOUNDS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "max_similarity": torch.full_like,
+    "absolute_margin": lambda positive, margin: positive - margin,
+    "relative_margin": lambda positive, margin: positive - margin * positive.abs(),
+}
+"""Settings that bound the similarity of a negative from above.
+
+Setting -> function of the similarities of queries with their own keys, and of the setting's value, that gives
+the bound of each query.
+"""
+
+FILTERS = ("false_negative", *UPPER_BOUNDS, "min_similarity", "skip_top", "band")
+"""Names of all filters, in their order, as in ``Selection.dropped``."""
 
 
 @dataclass
@@ -109,14 +121,8 @@ def is_bounded_above(config: MiningConfig) -> bool:
 
 def upper_bounds(config: MiningConfig, positive: Float[Tensor, " b"]) -> dict[str, Float[Tensor, " b"]]:
     """Return the similarities above which a row is dropped, by setting; only of those that are on."""
-    bounds = {}
-    if config.max_similarity is not None:
-        bounds["max_similarity"] = torch.full_like(positive, config.max_similarity)
-    if config.absolute_margin is not None:
-        bounds["absolute_margin"] = positive - config.absolute_margin
-    if config.relative_margin is not None:
-        bounds["relative_margin"] = positive - config.relative_margin * positive.abs()
-    return bounds
+    set_to = {name: getattr(config, name) for name in UPPER_BOUNDS}
+    return {name: UPPER_BOUNDS[name](positive, value) for name, value in set_to.items() if value is not None}
 
 
 def ceiling(config: MiningConfig, positive: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:

@@ -198,6 +198,22 @@ def test_drop_rates_are_shares_of_the_admissible_rows():
             "band": 0.3,
         }
     )
+    assert tuple(dropped) == policy.FILTERS
+
+
+def test_a_new_bound_is_a_setting_and_a_function(monkeypatch):
+    config = MiningConfig(num_hard=3, band=[0.0, 1.0], max_similarity=0.85)
+    found = candidates([0.9, 0.8, 0.7, 0.3])
+    config.half_positive = 0.5
+    monkeypatch.setitem(policy.UPPER_BOUNDS, "half_positive", lambda positive, share: share * positive)
+    selection = select(found, config)  # the positive has 0.9, so the bound is 0.45
+    assert selection.slots.tolist() == [[13, -1, -1]]
+    assert float(selection.dropped["half_positive"]) == pytest.approx(3 / 4)
+    assert float(selection.dropped["max_similarity"]) == 0  # the lower bound counts
+    config.max_similarity = None
+    assert policy.is_bounded_above(config)
+    config.half_positive = None
+    assert not policy.is_bounded_above(config)
 
 
 def test_rows_above_several_bounds_count_for_the_lowest_and_those_too_far_for_their_own():
