@@ -37,7 +37,7 @@ from eval.features import Features, choose_device
 from eval.frozen import resolve
 from eval.protocol import find_protocol
 from eval.subject import Extractor
-from memory_bank.choose import choose
+from memory_bank.backend import choose_backend
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.miner import Miner, build_miner
 from memory_bank.negatives import Negatives
@@ -327,7 +327,7 @@ def label_oracle(labels: Tensor) -> Callable[..., Miner]:
 
     def build(bank: BankConfig, mining: MiningConfig, **given: Any) -> Miner:
         storage = build_storage(bank, rows=given["rows"], dim=given["dim"], device=given["device"])
-        retrieval = choose(mining, storage, seed=given["seed"])
+        retrieval = choose_backend(mining, storage, seed=given["seed"])
         return OracleMiner(storage, retrieval, mining, labels, given["seed"])
 
     return build

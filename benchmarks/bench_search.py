@@ -41,12 +41,12 @@ from common import (
 from embeddings import Rows
 from torch import Tensor
 
-from memory_bank.choose import wanted_lists
 from memory_bank.config import BankConfig
 from memory_bank.draw import draw_slots
 from memory_bank.retrieval import inverted
 from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.retrieval.exact import Exact
+from memory_bank.retrieval.faiss_search import wanted_lists
 from memory_bank.retrieval.flat import Flat
 from memory_bank.retrieval.ivf import Ivf, recall
 from memory_bank.storage import Storage, build_storage

@@ -42,12 +42,12 @@ from common import (
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from memory_bank.choose import wanted_lists
 from memory_bank.config import MiningConfig
 from memory_bank.miner import Miner
 from memory_bank.needs import needs
 from memory_bank.retrieval import inverted
 from memory_bank.retrieval.exact import Exact
+from memory_bank.retrieval.faiss_search import wanted_lists
 from memory_bank.retrieval.ivf import Ivf, recall
 from memory_bank.sharded import ShardedBank
 from memory_bank.sharded_search import ShardedSearch, expected_part

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from eval.finite import finite_float32
-from memory_bank.choose import choose
+from memory_bank.backend import choose_backend
 from memory_bank.config import MiningConfig
 from memory_bank.retrieval.base import Retrieval
 from memory_bank.retrieval.exact import Exact
@@ -204,7 +204,7 @@ class Search:
         self._search: Retrieval = Exact(self._bank)
         if self.depth < size:
             closest = MiningConfig(num_hard=self.depth, num_uniform=0, band=[0.0, 1e-6], min_fill=1.0)
-            self._search = choose(closest, self._bank, seed=0)
+            self._search = choose_backend(closest, self._bank, seed=0)
             self._search.update(torch.arange(size))
         if isinstance(self._search, Ivf):
             some = queries[:: -(-len(queries) // _CHECKED)]

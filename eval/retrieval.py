@@ -27,8 +27,8 @@ from eval.results import write_text
 from eval.scores import Line, Scored
 from eval.subject import Extractor
 from eval.worth import open_rival
-from memory_bank.choose import FLAT_ROWS
 from memory_bank.config import check_choice, check_range
+from memory_bank.retrieval.faiss_search import FLAT_ROWS
 
 _KS = (1, 5, 10)
 _DEPTH = 1000  # ranks that are looked at in a large gallery

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 
-from memory_bank.registry import METHODS
+from memory_bank.registry import BACKENDS, METHODS
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -124,7 +124,8 @@ class MiningConfig:
         lag: Steps ahead for ``query=stored``.
         overlap: Look up ahead on a background thread; results are the same to the bit.
         backend: ``exact``, ``faiss``, ``subsample`` (exact in a random sample of the bank, for deep
-            bands), or ``auto`` (by size, depth and device; says which).
+            bands), ``auto`` (by size, depth and device; says which), or the name of one of your own
+            (memory_bank/registry.py).
         sample: Least number of rows of ``subsample``; ``num_hard`` may need more.
         index: FAISS factory string: ``Flat``, or e.g. ``IVF1024,SQ8``; ``auto`` decides by size.
         nprobe: Inverted lists visited by an IVF index.
@@ -163,7 +164,7 @@ class MiningConfig:
         check_choice("mining.method", self.method, tuple(METHODS))
         check_choice("mining.false_negative", self.false_negative, ("off", "drop", "attract"))
         check_choice("mining.query", self.query, ("fresh", "stored"))
-        check_choice("mining.backend", self.backend, ("auto", "exact", "faiss", "subsample"))
+        check_choice("mining.backend", self.backend, ("auto", *BACKENDS))
         for name in ("num_hard", "num_uniform", "band_steps", "recall_every"):
             check_range(f"mining.{name}", getattr(self, name), 0)
         check_range("mining.relative_margin", self.relative_margin, 0)

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memory_bank import policy
+from memory_bank.backend import choose_backend
 from memory_bank.bank import Bank
-from memory_bank.choose import choose
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.draw import mix
 from memory_bank.exchange import Exchange
@@ -292,7 +292,7 @@ def build_miner(
         )
     else:
         storage = build_storage(bank, rows=rows, dim=dim, device=device)
-        retrieval = choose(mining, storage, seed=seed, method=method)
+        retrieval = choose_backend(mining, storage, seed=seed, method=method)
     return Miner(storage, retrieval, mining, seed=seed, upcoming=upcoming if ahead else None, method=method)
 
 

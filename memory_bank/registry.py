@@ -1,8 +1,9 @@
-"""Mining methods by name, without importing torch: the config checks ``mining.method`` against these names.
+"""Mining methods and search backends by name, without importing torch: the config checks names against these.
 
-To add a method of your own, put its class here before the config is built::
+To add one of your own, put it here before the config is built::
 
     METHODS["mine"] = Mine  # a memory_bank.methods.base.MiningMethod
+    BACKENDS["mine"] = build_mine  # memory_bank.retrieval.base.SearchSpec -> Retrieval
 """
 
 from collections.abc import Callable
@@ -11,14 +12,21 @@ from importlib import import_module
 from typing import Any
 
 
-def _shipped(file: str, name: str) -> Any:
-    return getattr(import_module(f"memory_bank.methods.{file}"), name)()
+def _shipped(file: str, name: str, *given: Any) -> Any:
+    return getattr(import_module(f"memory_bank.{file}"), name)(*given)
 
 
 METHODS: dict[str, Callable[[], Any]] = {
-    "ranked": partial(_shipped, "ranked", "Ranked"),
-    "all_rows": partial(_shipped, "all_rows", "AllRows"),
-    "full_bank": partial(_shipped, "full_bank", "FullBank"),
-    "in_batch": partial(_shipped, "in_batch", "InBatch"),
+    "ranked": partial(_shipped, "methods.ranked", "Ranked"),
+    "all_rows": partial(_shipped, "methods.all_rows", "AllRows"),
+    "full_bank": partial(_shipped, "methods.full_bank", "FullBank"),
+    "in_batch": partial(_shipped, "methods.in_batch", "InBatch"),
 }
 """Name -> class of the method, or any other callable without arguments that returns one."""
+
+BACKENDS: dict[str, Callable[[Any], Any]] = {
+    "exact": partial(_shipped, "retrieval.exact", "build_exact"),
+    "faiss": partial(_shipped, "retrieval.faiss_search", "build_faiss"),
+    "subsample": partial(_shipped, "retrieval.exact", "build_subsample"),
+}
+"""Name -> function that builds a search of a bank; ``auto`` chooses one (memory_bank/backend.py)."""

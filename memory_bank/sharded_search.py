@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 from typing_extensions import override
 
-from memory_bank.choose import choose
+from memory_bank.backend import choose_backend
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.exchange import Exchange
 from memory_bank.methods.base import MiningMethod
 from memory_bank.retrieval.base import Candidates, Retrieval
 from memory_bank.retrieval.exact import Exact
-from memory_bank.retrieval.ivf import Ivf, reached
+from memory_bank.retrieval.ivf import reached
 from memory_bank.sharded import ShardedBank, ShardedQueue
 from memory_bank.storage import DTYPES, bank_device
 
@@ -57,7 +57,7 @@ def build_sharded(
         max_age=bank.max_age,
         exchange=exchange,
     )
-    return whole, choose(
+    return whole, choose_backend(
         mining, whole, seed=seed, method=method, spread=lambda inner: ShardedSearch(whole, inner, exchange)
     )
 
@@ -165,7 +165,7 @@ class ShardedSearch(Retrieval):
         step: int,
     ) -> None:
         """Measure recall over the queries of all ranks, which then act on it alike."""
-        if isinstance(self._inner, Ivf):
+        if self.approximate:
             exact = ShardedSearch(self._bank, Exact(self._bank.local), self._exchange)
             found = self.search(query, ids, k, admissible=admissible)
             true = exact.search(query, ids, k, admissible=admissible)

@@ -1,6 +1,7 @@
 """Define the interface of a search backend, and the candidates it returns."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memory_bank.bank import Bank
+from memory_bank.config import MiningConfig
+from memory_bank.storage import Storage
 
 
 @dataclass
@@ -30,6 +33,35 @@ class Candidates:
     rows: Int[Tensor, " b"]
     above: Int[Tensor, " b"]
     share: float
+
+
+@dataclass(frozen=True)
+class SearchSpec:
+    """What a search backend is built for.
+
+    Attributes:
+        bank: The bank; ``part`` are the slots of it that this process holds.
+        config: The settings.
+        depth: Deepest rank that a look-up will ask for.
+        sample: Rows of a sample whose narrowest band holds ``num_hard`` rows.
+        seed: Decides the training of an index.
+        spread: Makes a search of the whole bank of a search of ``part``: as it is, in one process.
+        reason: Why the backend was chosen, for ``Retrieval.describe``; empty if it was asked for.
+    """
+
+    bank: Bank
+    config: MiningConfig
+    depth: int
+    sample: int
+    seed: int
+    spread: Callable[["Retrieval"], "Retrieval"]
+    reason: str = ""
+
+    @property
+    def part(self) -> Storage:
+        """Return the slots that this process holds."""
+        assert isinstance(self.bank.local, Storage)
+        return self.bank.local
 
 
 class Retrieval(ABC):
@@ -92,6 +124,15 @@ class Retrieval(ABC):
         step: int,
     ) -> None:
         """Measure recall and act on it, if the backend is approximate."""
+
+    def judge(self, neighbours: Int[Tensor, "2"], k: int, step: int) -> None:  # noqa: B027 - a default
+        """Act on the recall@k that was measured over all processes, as ``check`` does.
+
+        Args:
+            neighbours: How many true neighbours were found, and how many there are.
+            k: Neighbours of each query.
+            step: The optimizer step.
+        """
 
     def advance(self, step: int) -> None:  # noqa: B027 - a default
         """Start to use what was prepared in the background for ``step``; its keys are written."""

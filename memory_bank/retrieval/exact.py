@@ -1,5 +1,7 @@
 """Search exactly with torch on any device: a matrix product and a top-k, piece by piece of the bank."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -7,7 +9,7 @@ from typing_extensions import override
 
 from memory_bank.bank import Bank
 from memory_bank.draw import mix
-from memory_bank.retrieval.base import Candidates, Retrieval
+from memory_bank.retrieval.base import Candidates, Retrieval, SearchSpec
 from memory_bank.storage import Storage
 from memory_bank.top import count, largest
 
@@ -102,6 +104,16 @@ class Subsample(Retrieval):
     @override
     def describe(self) -> str:
         return f"exact search in a sample of {self.size} of {self._bank.capacity} rows{self._reason}"
+
+
+def build_exact(spec: SearchSpec) -> Retrieval:
+    """Build the search of every row."""
+    return spec.spread(Exact(spec.part, spec.reason))
+
+
+def build_subsample(spec: SearchSpec) -> Retrieval:
+    """Build the search of a sample, beside that of every row for the closest ones."""
+    return Subsample(spec.bank, spec.sample, build_exact(replace(spec, reason="")), spec.reason)
 
 
 def hide_above(similarity: Float[Tensor, "b c"], ceiling: Float[Tensor, " b"] | None) -> Int[Tensor, " b"]:

@@ -138,14 +138,8 @@ class Ivf(Retrieval):
         true = Exact(self._bank).search(query, ids, k, admissible=admissible)
         self.judge(reached(found, true), k, step)
 
+    @override
     def judge(self, neighbours: Int[Tensor, "2"], k: int, step: int) -> None:
-        """Act on a measured recall@k, as ``check`` does.
-
-        Args:
-            neighbours: How many true neighbours were found, and how many there are.
-            k: Neighbours of each query.
-            step: The optimizer step.
-        """
         self.recall = _ratio(neighbours)
         if self.recall >= self._min_recall:
             return

@@ -6,7 +6,7 @@ from contrastive.config import DataConfig, PretrainConfig, ScheduleConfig
 from contrastive.config_files import load_config, recipes
 from contrastive.data.plan import Plan
 from contrastive.short_run import steps_to_fill, too_short_for
-from memory_bank.choose import EXACT_ROWS_CPU
+from memory_bank.backend import EXACT_ROWS_CPU
 from memory_bank.config import BankConfig, MiningConfig
 
 

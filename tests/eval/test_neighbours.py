@@ -157,8 +157,8 @@ def test_the_report_lists_what_stands_apart_and_leads_to_the_page(new_run, photo
 
 
 def test_many_images_are_searched_through_an_index(monkeypatch):
-    monkeypatch.setattr("memory_bank.choose.EXACT_ROWS_CPU", 100)
-    monkeypatch.setattr("memory_bank.choose.FLAT_ROWS", 200)
+    monkeypatch.setattr("memory_bank.backend.EXACT_ROWS_CPU", 100)
+    monkeypatch.setattr("memory_bank.retrieval.faiss_search.FLAT_ROWS", 200)
     monkeypatch.setattr("eval.ranking._CELLS", 8 * 1000)  # several blocks
     features = torch.randn(3000, 8, generator=torch.Generator().manual_seed(0))
     part = PartFeatures(features, torch.full((3000,), -1), torch.arange(3000))

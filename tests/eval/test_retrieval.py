@@ -124,8 +124,8 @@ def test_one_entry_for_each_identity_and_camera(kind):
 
 
 def test_a_large_gallery_is_searched_approximately_with_the_recall_that_was_asked_for(monkeypatch):
-    monkeypatch.setattr("memory_bank.choose.EXACT_ROWS_CPU", 100)
-    monkeypatch.setattr("memory_bank.choose.FLAT_ROWS", 200)
+    monkeypatch.setattr("memory_bank.backend.EXACT_ROWS_CPU", 100)
+    monkeypatch.setattr("memory_bank.retrieval.faiss_search.FLAT_ROWS", 200)
     features, people = drawn(4000, 800, 1, 1, noise=0.3)
     asked, asking = drawn(300, 800, 1, 2, noise=0.3)
     gallery = Gallery(features, people, cameras=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from memory_bank.choose import choose
+from memory_bank.backend import choose_backend
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.retrieval import inverted
 from memory_bank.retrieval import ivf as ivf_module
@@ -250,7 +250,7 @@ def test_a_damaged_state_is_refused_before_faiss_reads_it(name):
 
 def chosen(rows, device=CPU, **mining):
     bank = build_storage(BankConfig(), rows=rows, dim=2, device=device)
-    return choose(MiningConfig(**mining), bank, seed=0)
+    return choose_backend(MiningConfig(**mining), bank, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.draw import draw_slots, shuffled
 from memory_bank.methods.all_rows import AllRows
 from memory_bank.miner import build_miner
+from memory_bank.registry import BACKENDS
 from memory_bank.retrieval import ivf
+from memory_bank.retrieval.exact import Exact
 
 ROWS, DIM, BATCH = 203, 6, 12
 
@@ -306,6 +308,38 @@ def test_keys_that_are_not_finite_are_counted_over_all_ranks():
     saved = on_ranks(2, work)[0]
     assert int(saved["refused"]) == 1
     assert saved["id"][[4, 5, 6, 7]].tolist() == [4, -1, 6, 7]
+
+
+class Half(Exact):
+    """Find the closer half of what is asked for, and remember how that was judged."""
+
+    approximate = True
+
+    def __init__(self, bank):
+        super().__init__(bank)
+        self.judged = []
+
+    def search(self, query, ids, k, **how):
+        return super().search(query, ids, k // 2, **how)
+
+    def judge(self, neighbours, k, step):
+        self.judged.append((*neighbours.tolist(), k, step))
+
+
+def test_any_approximate_search_is_judged_by_the_recall_over_all_ranks(monkeypatch):
+    monkeypatch.setitem(BACKENDS, "half", lambda spec: spec.spread(Half(spec.part)))
+
+    def work(exchange):
+        mining = MiningConfig(num_hard=4, num_uniform=4, min_fill=0.3, backend="half", recall_every=5)
+        miner = make(mining, exchange)
+        steps(miner, exchange.rank, 2)
+        return miner.retrieval._inner.judged
+
+    one, other = on_ranks(2, work)
+    assert one == other
+    ((found, neighbours, _, step),) = one
+    assert step == 5
+    assert 0.4 < found / neighbours < 1
 
 
 class ReadsKeys(AllRows):
