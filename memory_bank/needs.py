@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from memory_bank.draw import examined_first
-from memory_bank.methods.all_rows import AllRows
 from memory_bank.miner import Miner
 from memory_bank.sharded_search import expected_part
 
@@ -51,12 +50,13 @@ def _key_bytes(miner: Miner) -> int:
 
 
 def _received(miner: Miner, ranks: int, batch: int) -> int:
-    """Add up what sharded.py and sharded_search.py exchange."""
+    """Add up what sharded.py and sharded_search.py exchange for what the mining method declares."""
+    every = miner.bank.capacity * (_key_bytes(miner) + 8 + 1) if miner.method.gathers_every_row else 0
+    return every + (_looked_up(miner, ranks, batch) if miner.method.looks_up else 0)
+
+
+def _looked_up(miner: Miner, ranks: int, batch: int) -> int:
     bank, mining, key = miner.bank, miner.config, _key_bytes(miner)
-    if isinstance(miner.method, AllRows):
-        return bank.capacity * (key + 8 + 1)
-    if not miner.method.looks_up:
-        return 0
     own, query = -(-batch // ranks), 4 * bank.dim
     found = min(expected_part(miner.depth, ranks), -(-bank.capacity // ranks))  # of each query, on each rank
     hard = min(own * mining.num_hard, miner.retrieval.size or bank.capacity)
@@ -68,8 +68,8 @@ def _received(miner: Miner, ranks: int, batch: int) -> int:
     if mining.query == "stored":
         # The stored queries; slots of all queries to all; then similarities of the fresh queries.
         look_up += own * (16 + key) + batch * (8 * miner.depth + 16 + query) + own * miner.depth * 20
-    shared = _drawn(miner, ranks, mining.num_uniform) + mining.num_uniform * (8 + key)
-    return look_up + hard * (8 + key) + shared
+    uniform = mining.num_uniform if "num_uniform" in miner.method.reads else 0
+    return look_up + hard * (8 + key) + _drawn(miner, ranks, uniform) + uniform * (8 + key)
 
 
 def _drawn(miner: Miner, ranks: int, count: int) -> int:

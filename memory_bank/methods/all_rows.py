@@ -12,6 +12,7 @@ class AllRows(MiningMethod):
     """Use every admissible row once; the batch's fresh keys stand for their own stale slots."""
 
     looks_up = False
+    gathers_every_row = True
     reads = frozenset()
 
     @override

@@ -91,6 +91,8 @@ class MiningMethod(ABC):
         uses_bank: Whether negatives come from the bank. If not, an empty bank is no fault.
         reads_every_row: Whether it reads ``bank.key`` and ``bank.id`` as those of all slots, which no rank of
             a sharded bank has; such a method is refused there. ``bank.every_row`` works everywhere.
+        gathers_every_row: Whether it calls ``bank.every_row``, which sends all rows to each rank of a sharded
+            bank, in each step.
         reads: Settings of ``MiningConfig`` that it reads, besides ``method`` and those of the search; all by
             default. Training warns of others that are set.
     """
@@ -98,6 +100,7 @@ class MiningMethod(ABC):
     looks_up = True
     uses_bank = True
     reads_every_row = False
+    gathers_every_row = False
     reads: ClassVar[frozenset[str]] = SELECTION
 
     @abstractmethod

@@ -3,7 +3,10 @@
 import pytest
 
 from memory_bank.config import MiningConfig
+from memory_bank.methods.base import Answer, MiningMethod, distinct, with_hard
 from memory_bank.needs import needs
+from memory_bank.negatives import Negatives, unless
+from memory_bank.registry import METHODS
 from tests.memory_bank.test_sharded import BATCH, ROWS, Seat, make, on_ranks, rows_of, steps, unit
 
 MININGS = {
@@ -12,13 +15,36 @@ MININGS = {
     "sample": {"backend": "subsample", "sample": 50, "band": [0.0, 1.0]},
     "all rows": {"method": "all_rows"},
     "the batch alone": {"method": "in_batch"},
+    "all rows, of one's own": {"method": "own_rows"},
+    "no uniform rows": {"method": "nearest", "num_uniform": 2000},
 }
+
+
+class OwnRows(MiningMethod):
+    """Push from every row, also from those of the batch."""
+
+    looks_up, gathers_every_row, reads = False, True, frozenset()
+
+    def negatives(self, asked, bank, look_up, config):
+        keys, ids, there = bank.every_row(bank.admissible(asked.step))
+        apart = ~there[None] | (ids[None] == asked.ids[:, None])
+        return Answer(Negatives.none(asked.query).with_shared(keys, ids, unless(apart)))
+
+
+class Nearest(MiningMethod):
+    reads = frozenset({"num_hard"})
+
+    def negatives(self, asked, bank, look_up, config):
+        nearest = look_up(bank.admissible(asked.step))
+        return Answer(with_hard(Negatives.none(asked.query), bank, *distinct(nearest.slots)))
 
 
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("name", MININGS)
 def test_a_step_receives_what_is_stated(name, world, monkeypatch):
     received = [0] * world
+    monkeypatch.setitem(METHODS, "own_rows", OwnRows)
+    monkeypatch.setitem(METHODS, "nearest", Nearest)
 
     def counted(method):
         def call(self, values):
@@ -33,7 +59,9 @@ def test_a_step_receives_what_is_stated(name, world, monkeypatch):
         monkeypatch.setattr(Seat, method, counted(getattr(Seat, method)))
 
     def work(exchange):
-        miner = make(MiningConfig(num_hard=5, num_uniform=9, min_fill=0.3, **MININGS[name]), exchange)
+        miner = make(
+            MiningConfig(**{"num_hard": 5, "num_uniform": 9, "min_fill": 0.3} | MININGS[name]), exchange
+        )
         steps(miner, exchange.rank, world)
         before = received[exchange.rank]
         ids, share = rows_of(6), 5 * BATCH // world
