@@ -50,6 +50,10 @@ class PartFeatures:
         """Return some of the rows."""
         return PartFeatures(self.features[index], self.labels[index], self.rows[index])
 
+    def spread(self, most: int) -> "PartFeatures":
+        """Return ``most`` rows at most, evenly spread."""
+        return self.take(torch.linspace(0, len(self) - 1, min(most, len(self))).long())
+
     def to(self, device: torch.device) -> "PartFeatures":
         """Return a copy on another device."""
         return PartFeatures(self.features.to(device), self.labels.to(device), self.rows.to(device))

@@ -22,7 +22,7 @@ from memory_bank.config import check_range
 
 TITLES = {
     "verdict": "verdict",
-    "rankme": "effective rank of the features (RankMe)",
+    "rankme": "effective rank of the training features (RankMe)",
     "dimensions": "of dimensions",
     "alignment": "alignment of two views, collapsed features have 0",
     "uniformity": "uniformity, -4 is spread evenly, 0 collapsed",
@@ -119,6 +119,11 @@ class Stats(Protocol):
         for number, title in TITLES.items():
             rows.append((title, *(_text(of_one.get(number, "")) for of_one in scores.values())))
         return rows
+
+    @override
+    def notes(self, result: Result) -> list[str]:
+        rows = result["settings"]["stats"]["rows"]
+        return [f"of the features of training images, {rows:,} at most, evenly spread, before the projector"]
 
 
 def describe_duplicates(pairs: Result) -> str:

@@ -52,10 +52,9 @@ class ViewSampler:
         self.augment = _augment_of(extractor.location.run)
         self._extractor, self._batch_size = extractor, batch_size
         known = extractor.part_features("encoder")["train"]
-        self._shown = torch.linspace(0, len(known) - 1, min(most, len(known))).long()
-        if len(self._shown) < 2:
+        if len(known) < 2:
             raise UserError(f"the training part has {len(known)} readable images, statistics need 2 or more")
-        self._rows = known.rows[self._shown]
+        self._most, self._rows = most, known.spread(most).rows
         moments = DrawMoments(self.augment.time, seed=0)
         images = draw_clips(SomeImages(extractor.parts["train"], self._rows), extractor.data, moments)
         self._pixels = decode_all(images).images
@@ -64,7 +63,7 @@ class ViewSampler:
     def features(self, name: str) -> TwoViews:
         """Return the features by one of the extractor's ``modules``."""
         extractor = self._extractor
-        center = extractor.part_features(name)["train"].features[self._shown].to(extractor.device)
+        center = extractor.part_features(name)["train"].spread(self._most).features.to(extractor.device)
         return TwoViews(center, *self._two_views(extractor.modules()[name]().to(extractor.device)))
 
     @torch.inference_mode()

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from eval.config import EvalConfig, EvalDataConfig
 from eval.frozen import resolve
 from eval.report.read import Run
 from eval.stats import Health, health
+from eval.stats_protocol import StatsConfig
 from eval.subject import Extractor
 
 _MOST_POINTS = 1500  # on the map
@@ -22,14 +22,14 @@ _MOST_POINTS = 1500  # on the map
 
 @dataclass(frozen=True)
 class Map:
-    """Test features projected to the plane."""
+    """Test features projected to the plane, and the health of training features."""
 
     points: Float[Tensor, "n 2"]
     labels: Int[Tensor, " n"]
     classes: tuple[str, ...]
     method: str  # t-SNE or PCA
-    health: Health  # of all test features
-    full_rank: int  # largest possible effective rank
+    health: Health  # of the training features, as the stats protocol measures it
+    dim: int  # of the features
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,10 @@ class Report:
             config = replace(self.config, checkpoint=str(run.folder))
             own = self.dataset if config.data == EvalDataConfig() else None
             extractor = Extractor(config, resolve(config.checkpoint), dataset=own)
-            test = extractor.features("encoder").test
+            features = extractor.features("encoder")
         except UserError as error:
             self.missing.append(f"the map of the features ({error})")
             return None
-        shown = torch.linspace(0, len(test) - 1, min(_MOST_POINTS, len(test))).long()
-        points, method = embed(test.features[shown])
-        full_rank = min(test.features.shape[1], len(test))
-        return Map(points, test.labels[shown], extractor.classes, method, health(test.features), full_rank)
+        shown, known = features.test.spread(_MOST_POINTS), features.train.spread(StatsConfig().rows).features
+        points, method = embed(shown.features)
+        return Map(points, shown.labels, extractor.classes, method, health(known), known.shape[1])

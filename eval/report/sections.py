@@ -164,13 +164,10 @@ def _facts(report: Report, run: Run) -> Iterator[tuple[str, str]]:
             tenth = [each for each in result.scores if protocol == "lowshot" and each.name.endswith(" 10%")]
             for score in (tenth or result.scores)[:1]:
                 yield found.name(_named(protocol, score)), f"{100 * score.value:.1f}%"
-    if report.map is not None and run.own.statistics is None:  # which has them of the training images
+    if report.map is not None and run.own.statistics is None:  # which has the same two
         verdict = report.map.health.verdict  # of their spread, so it says nothing of their use
-        yield "test features", "no collapse" if verdict == "healthy" else verdict
-        yield (
-            "effective rank of the test features",
-            f"{report.map.health.rankme:.0f} of {report.map.full_rank}",
-        )
+        yield "training features", "no collapse" if verdict == "healthy" else verdict
+        yield "effective rank of the training features", f"{report.map.health.rankme:.1f} of {report.map.dim}"
     if isinstance(seconds := read_json(run.folder / "summary.json").get("seconds"), int | float):
         yield "training time", f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 

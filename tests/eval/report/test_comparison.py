@@ -256,7 +256,7 @@ def test_health_without_labels_stands_once(alone, compared):
     unlabelled = {"answer": "not known", "sentence": "Not known.", "scores": scores, "data": data}
     (alone / "eval" / "worth.json").write_text(json.dumps(unlabelled))
     texts = compared(alone)[2].text
-    assert {"second views found, %", "effective rank of the features (RankMe)"} <= {*texts}
+    assert {"second views found, %", "effective rank of the training features (RankMe)"} <= {*texts}
     words = " ".join(texts)
     for cell in ("25.0  (12.5 to 37.5)", "25.0  (+0.0: -12.5 to 12.5)", "0.2 of 0.25"):
         assert cell in words
@@ -265,7 +265,7 @@ def test_health_without_labels_stands_once(alone, compared):
     stats = {"scores": scores, "near_duplicates": duplicates, "data": data}
     (alone / "eval" / "stats.json").write_text(json.dumps(stats))
     texts = compared(alone)[2].text
-    assert texts.count("effective rank of the features (RankMe)") == 1
+    assert texts.count("effective rank of the training features (RankMe)") == 1
     assert "No near-duplicates." in texts
 
 

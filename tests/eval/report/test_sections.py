@@ -2,6 +2,7 @@ import csv
 import json
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 
@@ -94,7 +95,7 @@ def test_a_whole_page_that_needs_no_network(scored_run):
     pictures = [given for tag, given in page.tags if tag == "img"]
     assert len(pictures) == 1 + 3  # views; an anchor and its two negatives
     assert sum(tag == "circle" for tag, _ in page.tags) >= 462  # the map
-    assert "effective rank of the test features" in page.text
+    assert "effective rank of the training features" in page.text
     assert "no collapse" in page.text  # which is no praise: kNN may still be at chance
     assert "healthy" not in page.text
     stats = {"scores": {name: {"rankme": 9.0} for name in ("encoder", "raw_pixels")}}
@@ -102,8 +103,19 @@ def test_a_whole_page_that_needs_no_network(scored_run):
     stats |= {"data": json.loads((scored_run / "eval/knn.json").read_text())["data"]}
     (scored_run / "eval/stats.json").write_text(json.dumps(stats | {"near_duplicates": duplicates}))
     words = report(scored_run)[2].text
-    assert "effective rank of the test features" not in words  # there is another, of the training images
+    assert "effective rank of the training features" not in words  # but in the table
     assert "3 pairs of near-duplicates, in eval/near_duplicates.csv." in words
+
+
+def test_the_effective_rank_of_the_head_is_the_one_of_stats(scored_run, capsys):
+    facts = iter(report(scored_run)[2].text)
+    head = next(value for name, value in pairwise(facts) if name == "effective rank of the training features")
+    assert main(["stats", f"checkpoint={scored_run}", "device=cpu", "progress=false"]) == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out.splitlines()[-1])["scores"]["encoder"]
+    assert head == f"{found['rankme']:.1f} of {found['dimensions']}"
+    assert "effective rank of the training features (RankMe)" in told.err
+    assert "of the features of training images, 4,096 at most, evenly spread" in told.err
 
 
 def test_same_label_negatives_are_framed(scored_run):
