@@ -86,4 +86,6 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 def _inspect(path: Path, *options: str) -> str:
     tool = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(path)]
-    return subprocess.run(tool, capture_output=True, text=True, timeout=60, check=True).stdout
+    ended = subprocess.run(tool, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
