@@ -9,7 +9,6 @@ of the README. Finished runs are not repeated.
 
 import argparse
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from typing import Any
 
 import torch
 from common import RESULTS, context
+
+from eval.scores import t_reach
 
 ROWS = {
     "linear probe, all 1,335 labels": ("linear", "top1"),
@@ -34,7 +35,6 @@ ENCODERS = {
     "hybrid_resnet18": ["encoder.name=hybrid_resnet18", "encoder.args={depth: 2}", *_ADAMW],
 }
 """Settings that differ from the recipe's, by encoder."""
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262}  # by number of seeds
 
 
 def command(*arguments: str) -> dict[str, Any]:
@@ -57,9 +57,8 @@ def run(seed: int, encoder: str, root: str, overrides: list[str]) -> dict[str, A
 
 
 def interval(values: list[float]) -> dict[str, float]:
-    """Return the mean with the half width of its 95% t-interval."""
-    spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    half = T_95.get(len(values), math.nan) * spread
+    """Return the mean with the half width of its 95% t-interval, inf for a single value."""
+    half = t_reach(torch.tensor(values, dtype=torch.float64))
     return {"mean": statistics.mean(values), "half_95": half, "min": min(values), "max": max(values)}
 
 
