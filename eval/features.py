@@ -19,7 +19,7 @@ from contrastive.augment.views import encode_center
 from contrastive.config import DataConfig, UserError
 from contrastive.data.images import Images
 from contrastive.data.reading import read_in_order, usable_cpus
-from eval.results import write_file
+from memory_bank.replacing import write_file
 
 log = logging.getLogger(__name__)
 

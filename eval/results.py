@@ -1,13 +1,11 @@
 """Write results atomically, and check beforehand that they can be written."""
 
 import json
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from contrastive.config import UserError
-from memory_bank.replacing import replacing
+from memory_bank.replacing import check_folder, write_file
 
 
 def open_results(folder: Path) -> None:
@@ -20,26 +18,6 @@ def open_results(folder: Path) -> None:
         check_folder(folder)
     except (OSError, ValueError) as error:
         raise _unwritable(folder, error) from error
-
-
-def check_folder(folder: Path) -> None:
-    """Make and remove a file in ``folder``, or in the nearest existing folder above it.
-
-    Raises:
-        OSError: no file can be made there.
-        ValueError: the name is not valid for a file.
-    """
-    while not _exists(folder):
-        folder = folder.parent
-    tempfile.TemporaryFile(dir=folder).close()
-
-
-def _exists(path: Path) -> bool:
-    try:
-        path.stat()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -75,17 +53,6 @@ def write_bytes(path: Path, content: bytes) -> None:
         write_file(path, lambda file: file.write(content))
     except (OSError, ValueError) as error:
         raise _unwritable(path, error) from error
-
-
-def write_file(path: Path, save: Callable[[Any], object]) -> None:
-    """Create the folder of ``path`` and atomically replace the file by the output of ``save``.
-
-    Raises:
-        OSError: from the file system.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, partial.open("wb") as file:
-        save(file)
 
 
 def _unwritable(path: Path, error: OSError | ValueError) -> UserError:

@@ -24,9 +24,9 @@ from eval.ranking import Gallery, People, Ranking, Search, score_rankings
 from eval.report.page import card, page, section, table
 from eval.report.strip import strip, tile
 from eval.results import write_text
+from eval.rival import open_rival
 from eval.scores import Line, Scored
 from eval.subject import Extractor
-from eval.worth import open_rival
 from memory_bank.config import check_choice, check_range
 from memory_bank.retrieval.faiss_search import FLAT_ROWS
 

@@ -15,10 +15,10 @@ from typing_extensions import override
 from contrastive.config import DataConfig, UserError
 from contrastive.data.dataset import Dataset, root_of
 from contrastive.data.files import shorten
+from contrastive.data.images import read_or_none
 from contrastive.drawing.canvas import Box, Drawing, Label, Picture, Shape
 from contrastive.drawing.figures import class_colour
 from contrastive.drawing.images import scaled
-from contrastive.logging.hard_negatives import read_or_none
 from eval.action_scores import match, runs, score_actions
 from eval.config import EvalConfig
 from eval.footage import Footage

@@ -6,23 +6,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
-from contrastive.config import DataConfig, PretrainConfig, UserError
+from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import load_saved
 from contrastive.encoders.encoder import Encoder
-from contrastive.encoders.spec import InputSpec
 from contrastive.encoders.weights import load_weights
 from eval import knn, linear_probe, lowshot
 from eval.config import SeededEvaluation
 from eval.features import Features, PartFeatures
-from eval.frozen import open_frozen, resolve, seeded
+from eval.frozen import seeded
 from eval.knn import KnnConfig, KnnEvaluation
 from eval.linear_probe import LinearEvaluation
 from eval.lowshot import LowshotConfig, LowshotEvaluation
 from eval.protocol import Result, Row, Scoring, representations
+from eval.rival import open_rival
 from eval.scores import Line, Scored, accuracy_line, difference
 from eval.stats import alignment, found_again, health
 from eval.stats_protocol import TITLES, StatsConfig, find_duplicates, warn_of_shared
@@ -272,55 +271,3 @@ def _missing_start(extractor: Extractor) -> list[str]:
         f"the run started from encoder.weights={weights}, which is no file here, so it is not compared with; "
         "add it as worth.against=[torchvision:MODEL:FILE], or timm:, or without FILE to download it"
     ]
-
-
-def open_rival(setting: str, text: str, extractor: Extractor) -> nn.Module:
-    """Open a network to compare with, so that it takes the encoder's views.
-
-    Args:
-        setting: Name of the setting, for messages.
-        text: What ``checkpoint`` may be.
-        extractor: Has the encoder.
-
-    Raises:
-        UserError: it cannot be opened, or takes images of another size.
-    """
-    size = extractor.data.image_size
-    other = open_frozen(resolve(text), image_size=size, seed=extractor.config.baselines.random_seed)
-    if other.input.size != size:
-        raise UserError(
-            f"{setting}: {text} takes images of {other.input.size} px, the encoder {size} px; compare "
-            "networks of the same size, or name one of another library, which takes any"
-        )
-    return Renormalised(other.module, _normalisation(extractor.data), _normalisation(other.input))
-
-
-def _normalisation(spec: DataConfig | InputSpec) -> Float[Tensor, "2 3 1 1"]:
-    """Return mean and standard deviation of each channel."""
-    return torch.tensor([spec.mean, spec.std])[..., None, None]
-
-
-class Renormalised(nn.Module):
-    """Feed a network with views that are normalised for another one.
-
-    Args:
-        module: The network.
-        given: Mean and standard deviation of each channel by which the views are normalised.
-        wanted: Those that ``module`` expects.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(
-        self, module: nn.Module, given: Float[Tensor, "2 3 1 1"], wanted: Float[Tensor, "2 3 1 1"]
-    ) -> None:
-        super().__init__()
-        self.module = module
-        self.register_buffer("scale", given[1] / wanted[1])
-        self.register_buffer("shift", (given[0] - wanted[0]) / wanted[1])
-
-    def forward(self, views: Float[Tensor, "b *t 3 s s"]) -> Float[Tensor, "b d"]:
-        """Compute the features."""
-        features: Tensor = self.module(views * self.scale + self.shift)
-        return features

@@ -1,9 +1,11 @@
-"""Write files atomically and durably."""
+"""Write files atomically and durably, and check beforehand that they can be written."""
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -35,3 +37,34 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_file(path: Path, save: Callable[[Any], object]) -> None:
+    """Create the folder of ``path`` and atomically replace the file by the output of ``save``.
+
+    Raises:
+        OSError: from the file system.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:
+        save(file)
+
+
+def check_folder(folder: Path) -> None:
+    """Make and remove a file in ``folder``, or in the nearest existing folder above it.
+
+    Raises:
+        OSError: no file can be made there.
+        ValueError: the name is not valid for a file.
+    """
+    while not _exists(folder):
+        folder = folder.parent
+    tempfile.TemporaryFile(dir=folder).close()
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True

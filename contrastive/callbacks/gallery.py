@@ -18,12 +18,12 @@ from contrastive.augment.moments import DrawMoments
 from contrastive.augment.views import Views, center_view
 from contrastive.data.clips import draw_clips
 from contrastive.data.crops import draw_crops
-from contrastive.data.images import Images
+from contrastive.data.images import Images, read_or_none
 from contrastive.drawing.figures import scatter
 from contrastive.drawing.images import still, strip
 from contrastive.drawing.projection import principal_components
 from contrastive.lightning_glue import StepCallback, log_row
-from contrastive.logging.hard_negatives import HardNegative, read_or_none, write_mined
+from contrastive.logging.hard_negatives import HardNegative, write_mined
 from contrastive.logging.throughput import off_the_clock
 from contrastive.logging.wandb_logger import log_media, wandb_run
 from contrastive.module import ContrastiveModule, LastBatch

@@ -169,3 +169,13 @@ def fingerprint(rows: Iterable[tuple[str, str]]) -> str:
     for key, stamp in rows:
         digest.update(f"{key}\0{stamp}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def read_or_none(images: Images, row: int) -> Tensor | None:
+    """Read an image; None where there is no such row, or it cannot be read."""
+    if not 0 <= row < len(images):
+        return None
+    try:
+        return images.read(row)
+    except Unreadable:
+        return None

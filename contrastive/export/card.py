@@ -18,8 +18,8 @@ from contrastive.objectives.build import takes_labels
 from eval.eval_data import other_place
 from eval.protocol import accuracy_titles
 from eval.report.read import describe_epochs, read_json
-from eval.results import write_file
 from memory_bank.methods.base import method_of
+from memory_bank.replacing import write_file
 
 log = logging.getLogger(__name__)
 

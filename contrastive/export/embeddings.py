@@ -16,7 +16,7 @@ from contrastive.export.source import ExportedEncoder
 from eval.config import EvalConfig
 from eval.eval_data import choose_data
 from eval.features import choose_device, extract, num_decoders
-from eval.results import write_file
+from memory_bank.replacing import write_file
 
 Columns = dict[str, Any]  # NumPy arrays of equal length
 

@@ -15,7 +15,7 @@ from contrastive.export.graph import write_onnx
 from contrastive.export.networks import write_timm, write_torchvision
 from contrastive.export.source import ExportedEncoder
 from eval.frozen import resolve
-from eval.results import check_folder
+from memory_bank.replacing import check_folder
 
 WRITERS: dict[str, Callable[[ExportConfig, ExportedEncoder, Path], dict[str, Any]]] = {
     "torchvision": write_torchvision,

@@ -15,8 +15,8 @@ from contrastive.encoders.resnet import ResNetEncoder
 from contrastive.encoders.torchvision_model import TorchvisionEncoder
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import ExportedEncoder
-from eval.results import write_file
 from memory_bank import sealed
+from memory_bank.replacing import write_file
 
 
 def write_torchvision(config: ExportConfig, source: ExportedEncoder, out: Path) -> dict[str, Any]:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from contrastive.data.decode import Unreadable
-from contrastive.data.images import Images
 from memory_bank.replacing import replacing
 
 
@@ -50,13 +48,3 @@ def write_mined(path: Path, rows: Iterable[HardNegative]) -> None:
         writer.writerow(field.name for field in fields(HardNegative))
         for row in rows:
             writer.writerow([*astuple(row)[:-1], f"{row.similarity:.4f}"])
-
-
-def read_or_none(images: Images, row: int) -> Tensor | None:
-    """Read an image; None where there is no such row, or it cannot be read."""
-    if not 0 <= row < len(images):
-        return None
-    try:
-        return images.read(row)
-    except Unreadable:
-        return None

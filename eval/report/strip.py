@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from html import escape
 from typing import Literal
 
-from contrastive.data.images import Images
+from contrastive.data.images import Images, read_or_none
 from contrastive.drawing.canvas import data_uri, png
 from contrastive.drawing.images import scaled, still
-from contrastive.logging.hard_negatives import read_or_none
 
 _THUMBNAIL = 96
 

@@ -21,7 +21,7 @@ from eval.lowshot import LowshotConfig, LowshotEvaluation
 from eval.report.read import read_run
 from eval.stats import found_again
 from eval.verdict import judge, judge_without_labels
-from eval.worth import PROTOCOL, Renormalised, WorthEvaluation, _warn_of_duplicates, score
+from eval.worth import PROTOCOL, WorthEvaluation, _warn_of_duplicates, score
 
 
 def row(name, **gains):
@@ -218,13 +218,6 @@ def test_a_view_is_found_if_it_is_closer_than_all_others():
     assert 0 < sum(expected) < 1500
     same = torch.ones(3, 4) / 2
     assert not found_again(same, same).any()  # collapsed
-
-
-def test_a_network_gets_its_own_normalisation():
-    images = torch.rand(2, 3, 8, 8)
-    ours, its = (torch.rand(2, 3, 1, 1) + 0.2 for _ in range(2))
-    found = Renormalised(torch.nn.Flatten(), ours, its)((images - ours[0]) / ours[1])
-    torch.testing.assert_close(found, ((images - its[0]) / its[1]).flatten(1))
 
 
 def test_its_numbers_are_those_of_the_protocols_it_runs(clusters):
