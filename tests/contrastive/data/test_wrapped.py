@@ -74,7 +74,7 @@ def test_some_rows_are_read_together():
 class Described(Images):
     """Images of which everything that describes them differs from the default and from row to row."""
 
-    size, thread_safe, white = 4, False, 4095
+    size, thread_safe, white, has_originals = 4, False, 4095, True
     labels, classes = torch.tensor([1, 0, -1]), ["a", "b"]
 
     def __init__(self, epoch=0):
@@ -130,6 +130,8 @@ def test_all_that_describes_an_image_is_that_of_the_set_it_is_made_of(build):
             assert getattr(images, name)(row).startswith(getattr(source, name)(row))
     images.white = 1023
     assert source.white == 1023
+    # The whole images of the source have no part covered, and no crop: only a subset gives them.
+    assert images.has_originals == isinstance(images, SomeImages)
 
 
 def test_a_subset_of_what_differs_by_epoch_is_that_of_the_epoch():
