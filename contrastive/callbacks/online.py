@@ -151,12 +151,12 @@ class OnlineScores(StepCallback):
         if not plan.has_end:
             return False
         now = time.monotonic()
-        left_s = (now - self._began) / (step - self._first_step) * (plan.total_steps - step)
+        spent_s = now - self._began
+        left_s = (spent_s - self._scored_s) / (step - self._first_step) * (plan.total_steps - step)
         apart_s = self._took_s * (1 / self._most_share - 1)
-        sum_s = self._scored_s + 2 * self._took_s
-        return min(now - self._ended, left_s) >= apart_s and sum_s <= self._most_share * (
-            now - self._began + left_s
-        )
+        two_s = 2 * self._took_s  # this one and the last
+        is_within = self._scored_s + two_s <= self._most_share * (spent_s + left_s + two_s)
+        return is_within and min(now - self._ended, left_s) >= apart_s
 
     def _wanted(self) -> list[str]:
         """Return the scores that are not turned off."""

@@ -149,8 +149,8 @@ def test_scores_take_their_share_of_the_time_with_the_first_and_the_last(monkeyp
 
 
 def test_a_run_too_short_for_the_share_has_the_first_and_the_last_score(monkeypatch):
-    assert steps_scored(monkeypatch, 6, 0.25)[0] == [0, 60]
-    assert steps_scored(monkeypatch, 6, 1.0)[0] == [*range(0, 70, 10)]
+    assert steps_scored(monkeypatch, 8, 0.25)[0] == [0, 80]
+    assert steps_scored(monkeypatch, 8, 1.0)[0] == [*range(0, 90, 10)]
 
 
 def test_no_score_comes_just_before_the_last(monkeypatch):
