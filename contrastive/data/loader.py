@@ -339,7 +339,7 @@ def choose_crop(images: Images, data: DataConfig) -> str:
 
 def default_workers(world: int) -> int:
     """Choose the decoding processes of each of ``world`` ranks: the processors it may use, at most 16."""
-    if "SLURM_CPUS_PER_TASK" in os.environ:  # SLURM restricts this rank to its own processors
-        return min(MOST_WORKERS, int(os.environ["SLURM_CPUS_PER_TASK"]))
+    if "SLURM_CPUS_PER_TASK" in os.environ:  # of this rank alone; a launcher may have restricted it further
+        return min(MOST_WORKERS, int(os.environ["SLURM_CPUS_PER_TASK"]), usable_cpus())
     local = int(os.environ.get("LOCAL_WORLD_SIZE", min(world, torch.cuda.device_count() or world)))
     return max(1, min(MOST_WORKERS, usable_cpus() // local))

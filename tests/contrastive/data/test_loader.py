@@ -233,7 +233,11 @@ def test_default_workers_share_the_processors(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert default_workers(64) == 6
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "24")
+    assert default_workers(64) == 12  # the process may use no more
+    monkeypatch.setattr(module, "usable_cpus", lambda: 48)
     assert default_workers(64) == 16
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    assert default_workers(64) == 8
 
 
 def test_mistakes_are_refused():
