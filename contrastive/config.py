@@ -173,7 +173,8 @@ class HfConfig:
     """Settings of ``data.name=hf`` (contrastive/data/hf.py).
 
     Attributes:
-        image: Column of the images; None takes the only one of that type.
+        image: Column of the images, or of the paths of their files, relative to ``data.root``; None takes the
+            only one.
         label: Column of the labels, for scores; None takes the only one of classes, if there is one.
     """
 

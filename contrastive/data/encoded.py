@@ -113,9 +113,17 @@ class FileImages(EncodedImages):
             return "unreadable"
 
     def version(self, row: int) -> str:
-        """Return the size and the time of writing, since a bitmap may change without changing its size."""
-        try:
-            status = os.stat(self.path(row))
-        except OSError:
-            return "unreadable"
-        return f"{status.st_size} {status.st_mtime_ns}"
+        """See ``written``."""
+        return written(self.path(row))
+
+
+def written(path: str | bytes) -> str:
+    """Return a file's size and time of writing, since a bitmap may change without changing its size.
+
+    ``unreadable`` if there is no such file.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "unreadable"
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,14 +10,15 @@ from typing import Any
 
 import torch
 
-from contrastive.config import DataConfig, HfConfig, UserError
+from contrastive.config import DataConfig, UserError
 from contrastive.data.dataset import Dataset
-from contrastive.data.decode import Encoded, Unreadable, explain_unreadable
-from contrastive.data.encoded import BatchedImages
-from contrastive.data.files import describe_untrained
+from contrastive.data.decode import Encoded, Unreadable, explain_unreadable, why_unreadable
+from contrastive.data.encoded import BatchedImages, written
+from contrastive.data.files import IMAGE, describe_untrained
 
 _TRAIN = ("train", "training")
 _TESTS = ("validation", "valid", "val", "test")
+_STRINGS = ("string", "large_string")
 _PIECE = 1024  # rows whose lengths are looked up together
 
 
@@ -27,18 +29,21 @@ class HfImages(BatchedImages):
         table: A ``datasets.Dataset``.
         split: Its name, for keys.
         size: Side of the decoded square.
-        image: Column of the images.
+        image: Column of the images, or of the paths of their files.
         label: Column of the labels; None without labels.
+        folder: Folder that paths are relative to.
 
     Raises:
         UserError: the column of images holds something else.
     """
 
-    def __init__(self, table: Any, split: str, size: int, image: str, label: str | None) -> None:
+    def __init__(
+        self, table: Any, split: str, size: int, image: str, label: str | None, folder: str = ""
+    ) -> None:
         from datasets import ClassLabel, Image
         from pyarrow import ArrowException
 
-        self.size, self._split, self._column = size, split, image
+        self.size, self._split, self._column, self._folder = size, split, image, folder
         try:  # the stored bytes, not a decoded picture
             self._images = table.select_columns([image]).cast_column(image, Image(decode=False))
         except (ArrowException, TypeError) as error:
@@ -58,7 +63,7 @@ class HfImages(BatchedImages):
         for item in self._images[list(rows)][self._column] if rows else ():
             try:
                 with explain_unreadable():
-                    yield _open(item)
+                    yield _open(item, self._folder)
             except Unreadable as error:
                 yield error
 
@@ -80,8 +85,9 @@ class HfImages(BatchedImages):
             return "unreadable"
 
     def version(self, row: int) -> str:
-        """Return the table's own fingerprint, and the stamp."""
-        return f"{self._images._fingerprint} {self.stamp(row)}"
+        """Return the table's own fingerprint, and the stamp; of a file, see ``written``."""
+        path = _path(self._images[row][self._column], self._folder) if self._lengths[row] is None else None
+        return f"{self._images._fingerprint} {self.stamp(row) if path is None else written(path)}"
 
     @cached_property
     def _lengths(self) -> list[int | None]:
@@ -103,9 +109,7 @@ def open_hf(data: DataConfig) -> Dataset:
     splits = _load(data)
     train = next((name for name in _TRAIN if name in splits), next(iter(splits)))
     test = next((name for name in _TESTS if name in splits and name != train), None)
-    parts = [
-        _images(splits[name], name, data.stored_size, data.hf) for name in (train, test) if name is not None
-    ]
+    parts = [_images(splits[name], name, data) for name in (train, test) if name is not None]
     labelled = parts[0] if parts[0].labels is not None else None
     if labelled is None or test is None or parts[1].labels is None:
         return Dataset(parts[0], labelled)
@@ -143,14 +147,15 @@ def _load(data: DataConfig) -> dict[str, Any]:
     return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
 
 
-def _images(table: Any, split: str, size: int, columns: HfConfig) -> HfImages:
+def _images(table: Any, split: str, data: DataConfig) -> HfImages:
     from datasets import ClassLabel, Image
 
-    image = columns.image or _only(table, Image, "image")
+    columns = data.hf
+    image = columns.image or _only(table, Image, "image") or _only_paths(table)
     if image is None:
         raise UserError(
-            f"split {split}: no column of images, or several ({_described(table)}); name one with "
-            "data.hf.image"
+            f"split {split}: no column of images, or of paths of image files, or several "
+            f"({_described(table)}); name one with data.hf.image"
         )
     label = columns.label or _only(table, ClassLabel, "label")
     for setting, name in (("image", image), ("label", label)):
@@ -163,13 +168,21 @@ def _images(table: Any, split: str, size: int, columns: HfConfig) -> HfImages:
         )
     if not len(table):
         raise UserError(f"split {split} has no rows")
-    return HfImages(table, split, size, image, label)
+    folder = data.root if data.root and Path(data.root).is_dir() else ""
+    return HfImages(table, split, data.stored_size, image, label, folder)
 
 
 def _only(table: Any, kind: type, preferred: str) -> str | None:
     """Return the only column of this kind, or the one of the usual name among several."""
     found = [name for name, feature in table.features.items() if isinstance(feature, kind)]
     return found[0] if len(found) == 1 else preferred if preferred in found else None
+
+
+def _only_paths(table: Any) -> str | None:
+    """Return the only column of strings whose first one is named as image files are."""
+    strings = [name for name, feature in table.features.items() if getattr(feature, "dtype", "") in _STRINGS]
+    found = [name for name in strings if len(table) and IMAGE.holds(str(table[0][name]).encode())]
+    return found[0] if len(found) == 1 else None
 
 
 def _is_whole(feature: Any) -> bool:
@@ -181,7 +194,17 @@ def _described(table: Any) -> str:
     return ", ".join(f"{name} ({type(feature).__name__})" for name, feature in table.features.items())
 
 
-def _open(item: dict[str, Any] | None) -> Encoded:
-    if item is None or (item["bytes"] is None and item["path"] is None):
+def _open(item: dict[str, Any] | None, folder: str) -> Encoded:
+    if item is not None and item["bytes"] is not None:
+        return io.BytesIO(item["bytes"])
+    path = _path(item, folder)
+    if path is None:
         raise Unreadable("no image in this row")
-    return io.BytesIO(item["bytes"]) if item["bytes"] is not None else open(item["path"], "rb")
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise Unreadable(f"{path}: {why_unreadable(error)}") from error
+
+
+def _path(item: dict[str, Any] | None, folder: str) -> str | None:
+    return None if item is None or item["path"] is None else os.path.join(folder, item["path"])

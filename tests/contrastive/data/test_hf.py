@@ -1,4 +1,6 @@
+import hashlib
 import io
+import os
 import sys
 
 import datasets
@@ -93,6 +95,34 @@ def test_an_empty_row_is_unreadable_and_no_other(tmp_path):
     assert images.read_into(pixels, range(3)) == {1: "no image in this row"}
     assert pixels[:, 0, 0, 0].tolist() == [20, 0, 60]
     assert images.stamp(1) == "path"
+
+
+@pytest.mark.parametrize("image", [None, "file"])
+def test_paths_of_files_are_read_from_the_folder_of_the_table(tmp_path, monkeypatch, image):
+    """A table of strings alone; one of the files is missing, and one is named by its whole path."""
+    files = ["pictures/1.png", "pictures/2.png", "gone.png", str(tmp_path / "3.PNG")]
+    rows = {"file": files, "taken by": ["me"] * 4, "label": [0, 1, 0, 1]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "set")
+    (tmp_path / "set" / "pictures").mkdir()
+    for number, path in ((1, "set/pictures/1.png"), (2, "set/pictures/2.png"), (3, "3.PNG")):
+        (tmp_path / path).write_bytes(encoded(number)["bytes"])
+    images = opened(tmp_path / "set", image=image, label="label").train
+    pixels = torch.zeros(4, 3, 9, 9, dtype=torch.uint8)
+    assert images.read_into(pixels, range(4)) == {
+        2: f"{tmp_path / 'set' / 'gone.png'}: No such file or directory"
+    }
+    assert pixels[:, 0, 0, 0].tolist() == [20, 40, 0, 60]
+    assert images.content(0) == hashlib.sha256(encoded(1)["bytes"]).hexdigest()[:16]
+    before = [images.version(row) for row in range(4)]
+    os.utime(tmp_path / "set" / "pictures" / "2.png", ns=(0, 0))  # written again
+    assert [images.version(row) != old for row, old in enumerate(before)] == [False, True, False, False]
+
+
+def test_a_table_with_two_columns_of_paths_asks_for_one(tmp_path):
+    rows = {"left": ["a.png"], "right": ["b.jpg"], "word": ["png"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "set")
+    with pytest.raises(UserError, match=r"or several \(left \(Value\), .*name one with data.hf.image"):
+        opened(tmp_path / "set")
 
 
 def test_an_altered_image_changes_what_a_resume_compares(tmp_path):
