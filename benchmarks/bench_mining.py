@@ -5,7 +5,7 @@ With mining off the negatives are fixed random rows of the same shape and there 
 up with the fresh query; ``overlapped`` looks up two steps ahead with the stored keys, on a background thread.
 A turn is some steps and the wait for the worker, so that background work of one arm never slows the next.
 
-Banks hold rows around random centers: the cost of a search depends on the lengths of the lists, not on the
+Banks hold rows around random centres: the cost of a search depends on the lengths of the lists, not on the
 images that the rows show.
 
     python benchmarks/bench_mining.py [--device cuda] [--rows 50000,1280000] [--threads N]
@@ -61,7 +61,7 @@ from memory_bank.negatives import Negatives, unless
 DIM = 128
 NUM_HARD = NUM_UNIFORM = 256
 SAMPLE = 5120
-CENTERS = 4096
+CENTRES = 4096
 LAG = 2  # steps ahead: a look-up has a whole step's time
 POOL = 1024  # images, used again and again
 SMALL_BANK = 200_000
@@ -184,14 +184,14 @@ def _random_negatives(batch: int, device: torch.device) -> Negatives:
 
 
 def make_rows(rows: int) -> Tensor:
-    """Return float16 unit rows around random centers."""
+    """Return float16 unit rows around random centres."""
     generator = torch.Generator().manual_seed(0)
-    centers = F.normalize(torch.randn(CENTERS, DIM, generator=generator), dim=1)
+    centres = F.normalize(torch.randn(CENTRES, DIM, generator=generator), dim=1)
     parts = []
     for ids in torch.arange(rows).split(PIECE):
-        center = centers[torch.randint(0, CENTERS, (len(ids),), generator=generator)]
+        centre = centres[torch.randint(0, CENTRES, (len(ids),), generator=generator)]
         noise = torch.randn(len(ids), DIM, generator=generator) / DIM**0.5
-        parts.append(F.normalize(center + 0.7 * noise, dim=1).half())
+        parts.append(F.normalize(centre + 0.7 * noise, dim=1).half())
     return torch.cat(parts)
 
 

@@ -1,6 +1,6 @@
 """Find settings that no part of a run reads, so that they have no effect."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -37,12 +37,12 @@ def unread(
         read.update(f"mining.{each}" for each in ("method", *mining.reads))
         chosen = f"mining.method={config.mining.method}"
     else:
-        chosen = f"method={name}, which takes no negatives from the bank,"
-    lines = [_line("mining", config.mining, read, _readers_of_mining(mines), chosen)]
+        chosen = f"method={name}, which takes no negatives from the bank"
+    lines = _lines("mining", config.mining, read, _readers_of_mining(mines), chosen)
     if hasattr(method, "reads"):
-        chosen = f"objective.name={config.objective.name} (method={name})"
-        lines.append(_line("objective", config.objective, read, _readers_of_objective(), chosen))
-    return [line for line in lines if line]
+        chosen = f"objective.name={config.objective.name} and method={name}"
+        lines += _lines("objective", config.objective, read, _readers_of_objective(), chosen)
+    return lines
 
 
 def _read_by_loss(config: PretrainConfig) -> set[str]:
@@ -52,19 +52,31 @@ def _read_by_loss(config: PretrainConfig) -> set[str]:
     return read | {"mining.class_prior"} if takes_prior else read
 
 
-def _line(
+def _lines(
     group: str, settings: Any, read: Collection[str], readers: Mapping[str, Collection[str]], chosen: str
-) -> str:
-    """Name the unread settings of one group, those with the same readers together; empty if all are read."""
-    by_readers: dict[str, list[str]] = {}
+) -> list[str]:
+    """Name the unread settings of one group, those with the same readers in one line."""
+    by_readers: dict[tuple[str, ...], list[str]] = {}
     defaults = type(settings)()
     for item in fields(settings):
         key, value = f"{group}.{item.name}", getattr(settings, item.name)
         if key not in read and value != getattr(defaults, item.name):
-            others = ", ".join(choice for choice, keys in readers.items() if key in keys)
+            others = tuple(choice for choice, keys in readers.items() if key in keys)
             by_readers.setdefault(others, []).append(f"{key}={value}")
-    told = "; ".join(f"{', '.join(names)} (read by {others})" for others, names in by_readers.items())
-    return f"without effect (given, or the recipe's): {chosen} does not read {told}" if told else ""
+    return [_line(names, chosen, others) for others, names in by_readers.items()]
+
+
+def _line(names: Sequence[str], chosen: str, readers: Sequence[str]) -> str:
+    has, them = ("has", "it") if len(names) == 1 else ("have", "them")
+    line = f"{_listed(names)} {has} no effect with {chosen}"
+    if not readers:
+        return line
+    return f"{line}; {_listed(readers)} {'reads' if len(readers) == 1 else 'read'} {them}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _readers_of_mining(mines: bool) -> dict[str, set[str]]:

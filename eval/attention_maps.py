@@ -19,7 +19,7 @@ _MOST = 4  # end of the scale of attention, which begins at its inverse
 
 @torch.no_grad()
 def compute_maps(encoder: Encoder, pixels: UInt8[Tensor, "b 3 S S"], data: DataConfig) -> Maps:
-    """Compute the maps of images' center views, on the CPU.
+    """Compute the maps of images' centre views, on the CPU.
 
     Args:
         encoder: In evaluation mode.

@@ -1,4 +1,4 @@
-"""Make random views of labelled images, for the protocols that train on more than center views."""
+"""Make random views of labelled images, for the protocols that train on more than centre views."""
 
 import sys
 from collections.abc import Iterator

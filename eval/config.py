@@ -51,7 +51,7 @@ class BaselineConfig:
     """Settings of the baselines: raw pixels and a random encoder, scored on the same rows and splits.
 
     Attributes:
-        raw_size: Side in pixels to which the center view is averaged for the raw-pixel baseline.
+        raw_size: Side in pixels to which the centre view is averaged for the raw-pixel baseline.
         random_seed: Seed of the random encoder's weights.
     """
 

@@ -109,7 +109,7 @@ def extract(
     device: torch.device,
     title: str = "",
 ) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
-    """Compute features of the center views; return them in float32 on the CPU, and the row of each.
+    """Compute features of the centre views; return them in float32 on the CPU, and the row of each.
 
     Of a video they are the mean over its clips.
 

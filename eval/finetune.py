@@ -81,7 +81,7 @@ class FinetuneEvaluation(TrainedEvaluation):
 
 
 def score(network: Network, config: FinetuneEvaluation) -> Scored:
-    """Return top-1 on center views; the details have the confusion matrix and class accuracies.
+    """Return top-1 on centre views; the details have the confusion matrix and class accuracies.
 
     Raises:
         UserError: too few rows to hold some out, or every rate diverged.
@@ -194,7 +194,7 @@ class _Classifier(nn.Module):
 def _logits(
     model: nn.Module, network: Network, images: Images, config: FinetuneEvaluation
 ) -> tuple[Tensor, Tensor]:
-    """Return logits of the center views, and the row of each; not finite if the network diverged."""
+    """Return logits of the centre views, and the row of each; not finite if the network diverged."""
     return extract(
         model,
         images,

@@ -56,7 +56,7 @@ class SgdEvaluation(TrainedEvaluation):
 
 
 def score(network: Network, config: SgdEvaluation) -> Scored:
-    """Choose the rate on a held-out part of train, refit, and score on center views of test.
+    """Choose the rate on a held-out part of train, refit, and score on centre views of test.
 
     Raises:
         UserError: too few rows to hold some out, or every rate diverged.
@@ -85,7 +85,7 @@ def train(
 ) -> Probe:
     """Train one head for each rate, all on the same views of the images of ``part``.
 
-    Features are standardised by those of the center views, so that good rates depend little on the encoder.
+    Features are standardised by those of the centre views, so that good rates depend little on the encoder.
     """
     standardise = Standardiser.fit(part.features)
     rates = part.features.new_tensor(learning_rates)

@@ -22,7 +22,7 @@ def mask_file(folder: Path, key: str) -> Path:
 def read_mask(
     file: Path, data: DataConfig, dimensions: tuple[int, int] | None = None
 ) -> Float[Tensor, "s s"]:
-    """Read which share of each pixel of the center view shows the thing, in [0, 1].
+    """Read which share of each pixel of the centre view shows the thing, in [0, 1].
 
     The mask is resized and cropped as its image is, so it must have the image's proportions.
 

@@ -87,7 +87,7 @@ class Scoring(Protocol):
     Attributes:
         score: Function of ``Features`` (or ``Network``) and settings of the class ``config`` to ``Scored``.
         needs_network: Whether ``score`` takes a ``Network``: it computes features of other views than the
-            center view, or trains the network. Otherwise it takes ``Features``.
+            centre view, or trains the network. Otherwise it takes ``Features``.
         title: Heading of the scores in a report; empty is the protocol's name.
         parts: What a report calls the images that are known, and those that are scored.
     """

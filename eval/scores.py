@@ -94,9 +94,9 @@ def wilson(hits: float | int, total: int) -> tuple[float, float]:
     if total < 1:
         raise ValueError(f"{hits} hits of {total}: an interval needs 1 trial or more")
     share, z2 = hits / total, _Z**2
-    center = (share + z2 / (2 * total)) / (1 + z2 / total)
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     reach = _Z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return max(0.0, center - reach), min(1.0, center + reach)
+    return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
 def t_interval(values: Float[Tensor, " m"]) -> tuple[float, float]:

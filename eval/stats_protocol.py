@@ -38,7 +38,7 @@ class StatsConfig:
 
     Attributes:
         rows: Images, spread evenly over the training part, of which two views are compared.
-        min_similarity: Least cosine of two images' mean-centered features if the pair is listed in
+        min_similarity: Least cosine of two images' mean-centred features if the pair is listed in
             near_duplicates.csv.
         min_pixel_similarity: Least similarity of their pixels (``eval.duplicates.alike``), averaged down to
             ``baselines.raw_size``. Of 120 parts of two photographs all stay above 0.97 if recompressed (JPEG
@@ -166,11 +166,11 @@ def _health(sampler: ViewSampler, extractor: Extractor) -> tuple[Result, Result,
         before = time.perf_counter()
         features = sampler.features(name)
         scores[name] = {
-            **vars(health(features.center)),
+            **vars(health(features.centre)),
             "alignment": alignment(features.first, features.second),
-            "dimensions": features.center.shape[1],
+            "dimensions": features.centre.shape[1],
         }
-        details[name] = {"dimension_std": dimension_std(F.normalize(features.center)).tolist()}
+        details[name] = {"dimension_std": dimension_std(F.normalize(features.centre)).tolist()}
         seconds[name] = round(time.perf_counter() - before, 3)
     return scores, details, seconds
 

@@ -41,11 +41,11 @@ _TITLE_LENGTH = 40  # characters of a data set's name in that of a folder
 
 @dataclass(frozen=True)
 class Network:
-    """A network with its images: the input of a protocol that needs more than features of center views.
+    """A network with its images: the input of a protocol that needs more than features of centre views.
 
     Attributes:
         module: Network from views (b, 3, s, s), or (b, t, 3, s, s), to features (b, d); in eval mode.
-        features: Features of the center views, on ``device``.
+        features: Features of the centre views, on ``device``.
         images: The training images; ``features.train.rows`` are rows of it.
         test: The test images; ``features.test.rows`` are rows of it.
         data: How views are cut and normalised.
@@ -175,7 +175,7 @@ class Extractor:
     def modules(self) -> dict[str, Callable[[], nn.Module]]:
         """Return a function that builds each network: ``encoder``, and the baselines it is compared with.
 
-        - ``raw_pixels``: the center view, or the mean of its frames, averaged down to ``baselines.raw_size``;
+        - ``raw_pixels``: the centre view, or the mean of its frames, averaged down to ``baselines.raw_size``;
         - ``random_encoder``: a network of the same shape that was never trained;
         - for clips, what time adds: ``single_frame``, the same encoder on the middle frame alone, shown all
           the time, and ``shuffled_frames``, on the frames in an order that says nothing;

@@ -23,12 +23,12 @@ class TwoViews:
     """Features of the same images, on the extractor's device.
 
     Attributes:
-        center: Of the center views, not normalised.
+        centre: Of the centre views, not normalised.
         first: Of one random view each, of unit norm.
         second: Of another one.
     """
 
-    center: Float[Tensor, "n d"]
+    centre: Float[Tensor, "n d"]
     first: Float[Tensor, "n d"]
     second: Float[Tensor, "n d"]
 
@@ -63,8 +63,8 @@ class ViewSampler:
     def features(self, name: str) -> TwoViews:
         """Return the features by one of the extractor's ``modules``."""
         extractor = self._extractor
-        center = extractor.part_features(name)["train"].spread(self._most).features.to(extractor.device)
-        return TwoViews(center, *self._two_views(extractor.modules()[name]().to(extractor.device)))
+        centre = extractor.part_features(name)["train"].spread(self._most).features.to(extractor.device)
+        return TwoViews(centre, *self._two_views(extractor.modules()[name]().to(extractor.device)))
 
     @torch.inference_mode()
     def _two_views(self, module: nn.Module) -> tuple[Tensor, Tensor]:

@@ -222,9 +222,9 @@ def _measure_without_labels(extractor: Extractor, config: WorthEvaluation) -> Re
             "retrieval_low": line.low,
             "retrieval_high": line.high,
             **({} if name == "encoder" else {_GAIN[end]: value for end, value in gain.items()}),
-            **vars(health(features.center)),
+            **vars(health(features.centre)),
             "alignment": alignment(features.first, features.second),
-            "dimensions": features.center.shape[1],
+            "dimensions": features.centre.shape[1],
         }
         if name != "encoder":  # not trained here, so it cannot have collapsed here
             del scores[name]["verdict"]

@@ -221,7 +221,7 @@ class Chain:
 
 
 def center_of(stored: int, size: int) -> tuple[int, int]:
-    """Return the first pixel of an image, and the one after the last, that its center view is made of.
+    """Return the first pixel of an image, and the one after the last, that its centre view is made of.
 
     Args:
         stored: Side of the image.
@@ -255,7 +255,7 @@ def center_view(images: UInt8[Tensor, "b *f 3 S S"], data: DataConfig) -> Float[
 def encode_center(
     module: nn.Module, images: UInt8[Tensor, "b *f 3 S S"], data: DataConfig
 ) -> Float[Tensor, "b ..."]:
-    """Compute what ``module`` gives for the center view, for videos the mean over their clips.
+    """Compute what ``module`` gives for the centre view, for videos the mean over their clips.
 
     Args:
         module: Network from views (b, 3, s, s), or (b, t, 3, s, s), to features.

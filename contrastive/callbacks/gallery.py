@@ -86,11 +86,11 @@ class Gallery(StepCallback):
         if not self._sample():
             return
         data, device = module.config.data, module.device
-        center = center_view(torch.stack(list(self._sample().values())).to(device), data)
-        drawn = [center[:, : data.frames] if self.images.frames else center, *self._views(module, 0)]
+        centre = center_view(torch.stack(list(self._sample().values())).to(device), data)
+        drawn = [centre[:, : data.frames] if self.images.frames else centre, *self._views(module, 0)]
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (data.mean, data.std))
         pixels = [_as_large((views * std + mean).clamp(0, 1).cpu(), data.image_size) for views in drawn]
-        columns = len(center)
+        columns = len(centre)
         if self.images.frames:
             pixels, columns = [*torch.stack(pixels, dim=1).flatten(0, 1)], data.frames
         save_image(torch.cat(pixels), self.run_dir / "views.png", nrow=columns)

@@ -111,7 +111,11 @@ def _of_views(folder: Folder, settings: Mapping[str, Any], given: Collection[str
     decided = {key.removeprefix(prefix) for key in given if key.startswith(prefix)}
     motions = {"rotate", "translate", "shear"}
     mirrored = view["flip"] and "flip" not in decided
-    coloured = (view["jitter"] or view["grayscale"]) and not {"jitter", "hue", "grayscale"} & decided
+    coloured = (
+        folder.grey <= 0.9
+        and (view["jitter"] or view["grayscale"])
+        and not {"jitter", "hue", "grayscale"} & decided
+    )
     advice = ["if left and right carry meaning, add augment.view_1.flip=0"] if mirrored else []
     if folder.two_valued > 0.5:
         seen = f"{folder.two_valued:.0%} of the images have two brightnesses, as writing has"
@@ -120,8 +124,6 @@ def _of_views(folder: Folder, settings: Mapping[str, Any], given: Collection[str
                 "for written characters, add small motions: augment.view_1.rotate=15 "
                 "augment.view_1.translate=0.1 augment.view_1.shear=10"
             )
-    elif folder.grey > 0.9:
-        seen = f"{folder.grey:.0%} of the images are grey, and views still differ in brightness"
     else:
         seen = "views " + " and ".join(
             ["differ in colour"] * bool(coloured) + ["are mirrored"] * bool(mirrored)

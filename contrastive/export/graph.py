@@ -82,7 +82,7 @@ def _lines(source: ExportedEncoder, out: Path) -> list[str]:
 
 
 def _cut(stored: int, size: int) -> list[str]:
-    """Return the steps from an RGB image to its center view, those of ``center_view``."""
+    """Return the steps from an RGB image to its centre view, those of ``center_view``."""
     steps = [f"ImageOps.fit(image, ({stored}, {stored}), Image.Resampling.BILINEAR)  # the centre square"]
     start, end = center_of(stored, size)
     if end - start < stored:

@@ -349,10 +349,10 @@ def test_without_labels_it_says_what_can_be_said(new_run, tmp_path, capsys):
             F.normalize(encoder(view))
             for view in Views(saved.augment, saved.data, 0)(pixels, torch.arange(12), 0)
         )
-        center = encoder(center_view(pixels, saved.data))
+        centre = encoder(center_view(pixels, saved.data))
     ours = result["scores"]["encoder"]
     assert ours["retrieval"] == pytest.approx(found_again(first, second).float().mean().item(), abs=1e-6)
-    assert ours["dimensions"] == center.shape[1]
+    assert ours["dimensions"] == centre.shape[1]
     assert ours["retrieval"] - result["scores"]["raw_pixels"]["retrieval"] == pytest.approx(
         result["scores"]["raw_pixels"]["gain"], abs=1e-6
     )

@@ -100,10 +100,10 @@ class Brightness(nn.Module):
 
 def test_a_video_has_the_mean_of_its_clips_features():
     data = replace(DATA, frames=FRAMES)
-    center = center_view(clips(), data)
-    assert torch.equal(center[:, 4], center_view(clips()[:, 4].contiguous(), data))
+    centre = center_view(clips(), data)
+    assert torch.equal(centre[:, 4], center_view(clips()[:, 4].contiguous(), data))
     found = encode_center(Brightness(), clips(), data)
-    both = [Brightness()(center[:, start : start + FRAMES]) for start in (0, FRAMES)]
+    both = [Brightness()(centre[:, start : start + FRAMES]) for start in (0, FRAMES)]
     torch.testing.assert_close(found, (both[0] + both[1]) / 2)
     assert not torch.allclose(both[0], both[1])
 
