@@ -12,12 +12,11 @@ import torch
 
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.decode import DARK, Unreadable
-from contrastive.data.images import Images
+from contrastive.data.images import Images, read_or_none
 from contrastive.data.order.base import BankOrder
 from contrastive.data.plan import Plan
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.temporal import TemporalEncoder
-from contrastive.logging.hard_negatives import read_or_none
 from contrastive.methods.build import takes_from_bank
 from contrastive.run_dir import is_first_rank
 from contrastive.short_run import too_short_for
