@@ -118,7 +118,7 @@ class OnlineScores(StepCallback):
         self._most_share = most_share
         self._began, self._first_step = 0.0, 0  # of this start
         self._took_s, self._ended = 0.0, -math.inf  # the last score
-        self._scored_s = 0.0
+        self._scored_s = 0.0  # all scores, and once the decoding of their images
         self.fit_rows, self.score_rows = monitor_split(images)
         self._parts: tuple[_Part, _Part] | None = None
         self._scored_step = dict.fromkeys(self._every, -1)
@@ -171,16 +171,17 @@ class OnlineScores(StepCallback):
             return
         every = max(self._every[name] for name in due) * module.plan.steps_per_epoch
         with off_the_clock(trainer, "+".join(due), self._expected(every, trainer.global_step, last)):
+            began = time.monotonic()
             if self._parts is None:
                 self._parts = self._decode(self.fit_rows), self._decode(self.score_rows)
             if self._lacks_images(*self._parts):
                 return
-            began = time.monotonic()
+            decoded = time.monotonic()
             features = self._features(module, *self._parts)
             row = {f"{name}/top1": _SCORES[name](features) for name in due}
             self._ended = time.monotonic()
-            self._took_s = self._ended - began
-            self._scored_s += self._took_s
+            self._took_s = self._ended - decoded
+            self._scored_s += self._ended - began
         self.scores |= row
         log_row(trainer, row | module.progress())
 

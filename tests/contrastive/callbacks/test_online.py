@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from contrastive.augment.views import center_view
+from contrastive.callbacks import online
 from contrastive.callbacks.online import OnlineScores, knn_top1, probe_top1
 from contrastive.data.plan import Plan
 from contrastive.data.torch_dataset import DatasetImages
@@ -107,6 +108,15 @@ def test_features_are_of_readable_rows_and_leave_training_alone(monkeypatch):
         torch.testing.assert_close(part.features, expected, rtol=1e-5, atol=1e-6)
 
 
+def clock_of(now):
+    """Return a stand-in for the module ``time``, by the seconds in a list of one."""
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    return SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+
+
 def steps_scored(monkeypatch, epochs, most_share, every=1):
     """Run ``epochs`` of 10 steps and 2 s each, in which a score takes 2 s.
 
@@ -122,7 +132,7 @@ def steps_scored(monkeypatch, epochs, most_share, every=1):
         return 0.5
 
     images = DatasetImages([torch.zeros(3, 16, 16, dtype=torch.uint8)] * 20, 16, labels=torch.arange(20) % 2)
-    monkeypatch.setattr("contrastive.callbacks.online.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("contrastive.callbacks.online.time", clock_of(now))
     monkeypatch.setattr("contrastive.callbacks.online._SCORES", {"knn": score})
     monkeypatch.setattr("contrastive.callbacks.online.log_row", lambda trainer, row: None)
     trainer, module = create_autospec(pl.Trainer, instance=True), tiny.module(epochs=2 * epochs)
@@ -151,6 +161,19 @@ def test_scores_take_their_share_of_the_time_with_the_first_and_the_last(monkeyp
 def test_a_run_too_short_for_the_share_has_the_first_and_the_last_score(monkeypatch):
     assert steps_scored(monkeypatch, 8, 0.25)[0] == [0, 80]
     assert steps_scored(monkeypatch, 8, 1.0)[0] == [*range(0, 90, 10)]
+
+
+def test_the_decoding_of_the_images_to_be_scored_counts_once(monkeypatch):
+    decode, decoded = OnlineScores._decode, []
+
+    def slow(self, rows):
+        online.time.sleep(1)
+        decoded.append(len(rows))
+        return decode(self, rows)
+
+    monkeypatch.setattr(OnlineScores, "_decode", slow)
+    assert steps_scored(monkeypatch, 13, 0.25)[0] == [0, 30, 130]
+    assert sum(decoded) == 20
 
 
 def test_no_score_comes_just_before_the_last(monkeypatch):
