@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from contrastive import fit_checks
-from contrastive.data.images import ArrayImages
+from contrastive.data.arrays import ArrayImages
 
 
 @pytest.mark.parametrize(

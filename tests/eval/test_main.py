@@ -13,7 +13,7 @@ from contrastive.config_files import load_config
 from contrastive.data.dataset import Dataset
 from contrastive.data.files import open_tree
 from contrastive.data.image_list import write_image_list
-from contrastive.data.images import DatasetImages
+from contrastive.data.torch_dataset import DatasetImages
 from eval.__main__ import main
 from eval.config import weak_view
 from eval.evaluate import evaluate, headline, table

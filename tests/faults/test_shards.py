@@ -122,7 +122,7 @@ def test_kill_9_over_many_rows(many, place, workers, cached, tmp_path):
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 1), (2, 0)])
 def test_server_that_goes_away_ends_the_run_and_loses_no_checkpoint(site, undisturbed, ranks, workers):
     server, lab = site
-    server.most_shards = 11 * ranks
+    server.most_shards = 8 + 11 * ranks  # 8 images are looked at before the first step
     ended = lab.run(f"lost-{ranks}", *STREAMED, f"data.num_workers={workers}", ranks=ranks)
     assert ended.codes == [3] * ranks, ended.err
     assert "gave up after" in "".join(ended.err)
