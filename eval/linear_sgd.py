@@ -18,7 +18,7 @@ from memory_bank.config import check_range
 
 
 @dataclass
-class SgdConfig:
+class LinearSgdConfig:
     """Settings of the papers' linear probe: SGD on a random view of each image, the encoder frozen.
 
     MoCo (arXiv:1911.05722, section 4.1) uses momentum 0.9, no weight decay and a rate tuned by hand for each
@@ -37,32 +37,32 @@ class SgdConfig:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        check_grid("sgd.learning_rates", self.learning_rates)
+        check_grid("linear_sgd.learning_rates", self.learning_rates)
         if not 0 < self.held_out < 1:
-            raise ValueError(f"sgd.held_out={self.held_out}: allowed is above 0 and below 1")
+            raise ValueError(f"linear_sgd.held_out={self.held_out}: allowed is above 0 and below 1")
         for name in ("epochs", "batch_size"):
-            check_range(f"sgd.{name}", getattr(self, name), 1)
+            check_range(f"linear_sgd.{name}", getattr(self, name), 1)
 
 
 @dataclass
-class SgdEvaluation(TrainedEvaluation):
-    """Settings of the ``linear-sgd_augmented`` protocol.
+class LinearSgdEvaluation(TrainedEvaluation):
+    """Settings of the ``linear_sgd`` protocol.
 
     Attributes:
-        sgd: See SgdConfig.
+        linear_sgd: See LinearSgdConfig.
     """
 
-    sgd: SgdConfig = field(default_factory=SgdConfig)
+    linear_sgd: LinearSgdConfig = field(default_factory=LinearSgdConfig)
 
 
-def score(network: Network, config: SgdEvaluation) -> Scored:
+def score(network: Network, config: LinearSgdEvaluation) -> Scored:
     """Choose the rate on a held-out part of train, refit, and score on centre views of test.
 
     Raises:
         UserError: too few rows to hold some out, or every rate diverged.
         RuntimeError: the encoder was changed.
     """
-    before, settings = tensor_hash(network.module), config.sgd
+    before, settings = tensor_hash(network.module), config.linear_sgd
     choices, probes = [], []
     for seed in range(config.seeds):
         fit_part, held = split_to_choose(network.features.train, settings.held_out, seed)
@@ -73,15 +73,15 @@ def score(network: Network, config: SgdEvaluation) -> Scored:
     if tensor_hash(network.module) != before:
         raise RuntimeError("the encoder's parameters or buffers changed while it was probed")
     logits = torch.stack([probe(network.features.test.features) for probe in probes])
-    return summarise(logits, network.features, choices, "sgd")
+    return summarise(logits, network.features, choices, "linear_sgd")
 
 
-PROTOCOL = Scoring(SgdEvaluation, score, needs_network=True, title="Linear probe, SGD on random views")
+PROTOCOL = Scoring(LinearSgdEvaluation, score, needs_network=True, title="Linear probe, SGD on random views")
 
 
 @torch.no_grad()
 def train(
-    network: Network, part: PartFeatures, config: SgdEvaluation, learning_rates: list[float], seed: int
+    network: Network, part: PartFeatures, config: LinearSgdEvaluation, learning_rates: list[float], seed: int
 ) -> Probe:
     """Train one head for each rate, all on the same views of the images of ``part``.
 
@@ -93,7 +93,7 @@ def train(
     weight = part.features.new_zeros(part.features.shape[1], num_classes, len(rates))
     bias = part.features.new_zeros(num_classes, len(rates))
     weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
-    settings = config.sgd
+    settings = config.linear_sgd
     batches = augmented_batches(
         network,
         part.rows,

@@ -7,7 +7,7 @@ states a protocol's defaults; its first line is the text that ``--help`` shows b
 PROTOCOLS = {
     "worth": "eval.worth:PROTOCOL",
     "linear": "eval.linear_probe:PROTOCOL",
-    "linear-sgd_augmented": "eval.linear_sgd:PROTOCOL",
+    "linear_sgd": "eval.linear_sgd:PROTOCOL",
     "knn": "eval.knn:PROTOCOL",
     "lowshot": "eval.lowshot:PROTOCOL",
     "finetune": "eval.finetune:PROTOCOL",
@@ -19,3 +19,6 @@ PROTOCOLS = {
     "report": "eval.report.write:PROTOCOL",
 }
 """Name on the command line -> its ``eval.protocol.Protocol``, as "module:attribute"."""
+
+FORMER_NAMES = {"linear-sgd_augmented": "linear_sgd"}
+"""Name of a protocol in results of earlier releases -> its name now."""

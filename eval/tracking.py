@@ -25,7 +25,7 @@ _PREFIXES = {
     "linear": "probe/",
     "lowshot": "probe/",
     "finetune": "probe/finetune_",
-    "linear-sgd_augmented": "probe/sgd_augmented_",
+    "linear_sgd": "probe/sgd_augmented_",
     "neighbours": "probe/neighbours_",
     "retrieval": "probe/retrieval_",
     "segment": "probe/segment_",

@@ -17,6 +17,7 @@ from contrastive.methods.build import find_method, takes_from_bank
 from contrastive.objectives.build import takes_labels
 from eval.eval_data import other_place
 from eval.protocol import accuracy_titles
+from eval.registry import FORMER_NAMES
 from eval.report.read import describe_epochs, read_json
 from memory_bank.methods.base import method_of
 from memory_bank.replacing import write_file
@@ -166,9 +167,9 @@ class _Scores:
     sentences: list[str] = field(default_factory=list)
     seen: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, result: dict[str, Any]) -> None:
+    def add(self, protocol: str, result: dict[str, Any]) -> None:
         """Add a result; ``worth`` is the last, as it repeats numbers of others, which stand once."""
-        protocol, scores = result["protocol"], result["scores"]
+        scores = result["scores"]
         if isinstance(scores, dict):
             self.sentences.append(str(result["sentence"]))
             return
@@ -194,9 +195,10 @@ def _scores(source: ExportedEncoder, run: Path, own: DataConfig) -> list[str]:
     for file in sorted((run / "eval").rglob("*.json"), key=lambda file: (file.stem == "worth", file)):
         try:
             result = read_json(file)
-            if result.get("encoder_sha256") != source.sha256 or result["protocol"] not in accuracies:
+            protocol = FORMER_NAMES.get(result["protocol"], result["protocol"])
+            if result.get("encoder_sha256") != source.sha256 or protocol not in accuracies:
                 continue
-            known.setdefault(other_place(own, result["data"]), _Scores()).add(result)
+            known.setdefault(other_place(own, result["data"]), _Scores()).add(protocol, result)
         except UserError as error:
             log.warning("left out of the card: %s", error)
         except (KeyError, TypeError, ValueError):

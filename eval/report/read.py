@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -13,6 +14,7 @@ from contrastive.config_files import load_saved
 from contrastive.logging.hard_negatives import HardNegative
 from eval.eval_data import other_place, title_of
 from eval.protocol import Row, accuracy_titles, find_protocol, representations
+from eval.registry import FORMER_NAMES
 from eval.stats_protocol import describe_duplicates
 from eval.verdict import CONTROLS, IN_PART, WORTH
 
@@ -135,9 +137,10 @@ def _sort_by_data(folder: Path, own: DataConfig | None) -> dict[str, dict[str, P
     Versions before wrote those on other images into ``eval`` itself; one in a folder of its own is later.
     """
     known: dict[str, dict[str, Path]] = {"": {}}
+    names = FORMER_NAMES | {name: name for name in (*accuracy_titles(), "stats", "attention")}
     for place in (folder / "eval", *sorted((folder / "eval").glob("on-*"))):
-        for protocol in (*accuracy_titles(), "stats", "attention"):
-            file = place / f"{protocol}.json"
+        for stored, protocol in names.items():
+            file = place / f"{stored}.json"
             images = _read(file, lambda raw: other_place(own, raw["data"]))
             if images is not None:
                 known.setdefault(images, {})[protocol] = file
@@ -148,7 +151,7 @@ def _measured(folder: Path, files: dict[str, Path], title: str, encoder: str | N
     def read(name: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
         return _read(files[name], parse) if name in files else None
 
-    results = {name: read(name, _result) for name in accuracy_titles()}
+    results = {name: read(name, partial(_result, name)) for name in accuracy_titles()}
     return Measured(
         title,
         files,
@@ -214,7 +217,7 @@ def _refuse(path: Path, error: Exception | str) -> NoReturn:
     ) from None
 
 
-def _result(raw: dict[str, Any]) -> Result | None:
+def _result(protocol: str, raw: dict[str, Any]) -> Result | None:
     """Read accuracies; None for a result without labels."""
     if not raw["data"]["classes"]:
         return None
@@ -228,7 +231,7 @@ def _result(raw: dict[str, Any]) -> Result | None:
     return Result(
         [_score(row) for row in raw["scores"]],
         list(map(str, raw["warnings"])),
-        _images(data, find_protocol(raw["protocol"]).parts),
+        _images(data, find_protocol(protocol).parts),
         classes,
         _fingerprint(data),
         counts,

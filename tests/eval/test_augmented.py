@@ -15,7 +15,7 @@ from eval.features import extract
 from eval.finetune import FinetuneConfig, FinetuneEvaluation, labelled_part, start_probe, tune
 from eval.frozen import resolve, tensor_hash
 from eval.linear_probe import LinearConfig, LinearEvaluation
-from eval.linear_sgd import SgdConfig, SgdEvaluation
+from eval.linear_sgd import LinearSgdConfig, LinearSgdEvaluation
 from eval.lowshot import LowshotConfig, draw_levels
 from eval.subject import Extractor
 
@@ -30,7 +30,7 @@ def view_of(view):
 
 
 def settings(view=PLAIN, sgd=None):
-    return SgdEvaluation("x", view=view_of(view), sgd=SgdConfig(**(sgd or {})))
+    return LinearSgdEvaluation("x", view=view_of(view), linear_sgd=LinearSgdConfig(**(sgd or {})))
 
 
 def finetune_settings(**finetune):
@@ -127,7 +127,7 @@ def test_without_randomness_sgd_agrees_with_the_cached_probe(networks):
     by_sgd = linear_sgd.score(network, config)
     cached = linear_probe.score(network.features, LinearEvaluation("x", linear=LINEAR))
     assert by_sgd.lines[0].value == pytest.approx(cached.lines[0].value, abs=0.015)
-    assert by_sgd.details["chosen"][0]["learning_rate"] in config.sgd.learning_rates
+    assert by_sgd.details["chosen"][0]["learning_rate"] in config.linear_sgd.learning_rates
     assert cached.lines[0].value > 0.93
 
 

@@ -397,7 +397,7 @@ def test_help_of_a_protocol_shows_its_settings(capsys):
     [
         "worth",
         "linear",
-        "linear-sgd_augmented",
+        "linear_sgd",
         "knn",
         "lowshot",
         "finetune",

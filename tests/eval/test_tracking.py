@@ -26,7 +26,7 @@ def score(name, encoder, raw):
         ("lowshot", ["top1 at 1 a class", "top1 at 10%"], ["probe/top1_at_1_a_class", "probe/top1_at_10%"]),
         ("finetune", ["top1"], ["probe/finetune_top1"]),
         ("worth", ["linear probe", "kNN k=20"], ["probe/worth_linear_probe", "probe/worth_kNN_k=20"]),
-        ("linear-sgd_augmented", ["top1"], ["probe/sgd_augmented_top1"]),
+        ("linear_sgd", ["top1"], ["probe/sgd_augmented_top1"]),
     ],
 )
 def test_scores_have_documented_names_of_their_own(protocol, names, expected):

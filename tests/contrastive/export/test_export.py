@@ -350,7 +350,9 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
     row = {"name": "top1", "encoder": number, "raw_pixels": {"value": 0.961}, "interval": "seeds"}
     few = row | {"name": "5 labels a class", "encoder": number | {"value": 0.5}}
     sha256 = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
-    for protocol, made_of in (("linear", sha256), ("knn", "of other weights"), ("attention", sha256)):
+    former = "linear-sgd_augmented"  # linear_sgd in earlier releases
+    evaluated = (("linear", sha256), (former, sha256), ("knn", "of other weights"), ("attention", sha256))
+    for protocol, made_of in evaluated:
         result = {
             "protocol": protocol,
             "scores": [row],
@@ -379,6 +381,7 @@ def test_the_card_tells_data_recipe_and_scores(command, tmp_path):
         "info_nce, temperature 0.2",
         "| commit | `abc1234` |",
         "| linear | top1 | **98.4** | 97.0 to 99.1 | raw pixels 96.1 |",
+        "| linear_sgd | top1 | **98.4** |",
     ):
         assert part in card, part
     assert "| worth | 5 labels a class | **50.0** |" in card

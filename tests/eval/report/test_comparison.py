@@ -208,6 +208,19 @@ def test_results_on_other_images_are_named_beside_those_on_the_runs_own(alone, c
     assert {"eval/knn.json", "eval/on-a/knn.json", "eval/on-b/knn.json"} <= {*page.text}
 
 
+def test_a_result_by_the_former_name_of_its_protocol_is_read_until_there_is_a_new_one(alone, compared):
+    heading = "Linear probe, SGD on random views"
+    add_scores(alone, 0.25, protocol="linear-sgd_augmented")
+    page = compared(alone)[2]
+    assert heading in [text.strip() for text in page.text]
+    assert {"25.0%", "eval/linear-sgd_augmented.json"} <= {*page.text}
+    add_scores(alone, 0.75, protocol="linear_sgd")
+    page = compared(alone)[2]
+    assert [text.strip() for text in page.text].count(heading) == 1
+    assert {"75.0%", "eval/linear_sgd.json"} <= {*page.text}
+    assert "25.0%" not in page.text
+
+
 def test_a_result_that_an_earlier_version_wrote_over_the_runs_own_is_named_too(alone, compared):
     add_scores(alone, 0.75, protocol="worth", name="linear probe", root="/data/sorted")
     page = compared(alone)[2]
