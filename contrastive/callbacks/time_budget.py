@@ -216,7 +216,7 @@ class TimeBudget(StepCallback, Clock):
             end_after(trainer, decided)
             if trainer.is_global_zero and abs(decided - self._told) > _NEWS * self._told:
                 first = not self._told
-                self._tell(f"by {self._speed(step)} at step {step}")
+                self._tell(f"{self._speed(step)} at step {step}")
                 if first:
                     _warn_if_too_short(module)
 
@@ -292,7 +292,7 @@ class TimeBudget(StepCallback, Clock):
     def _speed(self, step: int) -> str:
         cost = self.pace.first_cost if in_first_half(step, self._plan.total_steps) else 1
         images_s = self._plan.global_batch / (self.pace.step_s * cost)
-        return "time that is over" if math.isnan(images_s) else f"{images_s:.0f} images/s"
+        return "the time was over" if math.isnan(images_s) else f"{images_s:.0f} images/s"
 
 
 def _warn_if_too_short(module: ContrastiveModule) -> None:

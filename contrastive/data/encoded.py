@@ -82,12 +82,8 @@ class FileImages(EncodedImages):
         labels: Int[Tensor, " n"] | None = None,
         classes: list[str] | None = None,
     ) -> None:
-        self.root, self.size, self.labels, self.classes = (
-            os.fsencode(os.path.abspath(root)),
-            size,
-            labels,
-            classes,
-        )
+        self.root = os.fsencode(os.path.abspath(root))
+        self.size, self.labels, self.classes = size, labels, classes
         self._keys = Names.of(keys)
 
     def __len__(self) -> int:

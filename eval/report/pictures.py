@@ -110,11 +110,9 @@ def isolated(report: Report) -> str:
 
 def _isolated(report: Report, found: Measured, isolated: list[Row]) -> str:
     file, folder = found.files["neighbours"].with_suffix(".html"), report.runs[0].folder
-    link, name = (
-        quote(os.fsencode(os.path.relpath(file, report.config.out or folder))),
-        file.relative_to(folder),
-    )
-    page = f'<p class="note"><a href="{link}">{escape(str(name))}</a> shows what is near these.</p>'
+    link = quote(os.fsencode(os.path.relpath(file, report.config.out or folder)))
+    name = escape(str(file.relative_to(folder)))
+    page = f'<p class="note"><a href="{link}">{name}</a> shows what is near these.</p>'
     note = "Images that are least similar to their nearest: rare things, or what has no place here."
     rows = table(["image", "nearest", "cosine"], isolated, "set")
     return section(f"{found.name('What stands apart')}?", note, page + rows)

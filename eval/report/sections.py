@@ -310,12 +310,12 @@ def _score_row(label: str, score: Score, others: Mapping[str, str], colour: str 
     """Return a row with a cell for each other network; ``label`` is HTML."""
     interval = f"{100 * score.low:.1f}–{100 * score.high:.1f}"
     cells = f'<td>{label}</td><td class="own">{100 * score.value:.1f} <small>{interval}</small></td>'
-    for found in map(score.others.get, others):
-        cells += (
-            "<td></td>"
-            if found is None
-            else f"<td>{100 * found[0]:.1f} <small>({100 * found[1]:+.1f})</small></td>"
-        )
+    for name in others:
+        number = ""
+        if name in score.others:
+            value, gain = score.others[name]
+            number = f"{100 * value:.1f} <small>({100 * gain:+.1f})</small>"
+        cells += f"<td>{number}</td>"
     return f"<tr>{cells}{_bar(score, others, colour)}</tr>"
 
 

@@ -42,7 +42,7 @@ def test_a_run_ends_with_its_budget_and_its_schedules_end_with_it(run, tmp_path,
     code, result, err = run(HALF, *tiny.MONITORED, "encoder.momentum_end=1", "optimizer.base_lr=0.32")
     assert code == 0
     assert lengths(err) == [29]
-    assert "schedule.minutes=0.5: the run has 29 steps, 7.2 epochs (by 8 images/s at step 5)" in err
+    assert "schedule.minutes=0.5: the run has 29 steps, 7.2 epochs (8 images/s at step 5)" in err
     assert (result["steps"], result["finished"], result["epochs"]) == (29, True, 7.25)
     assert (result["budget_minutes"], result["spent_minutes"]) == (0.5, 0.483)
     assert result["planned_steps"] == 29
