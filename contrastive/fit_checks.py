@@ -49,7 +49,8 @@ def warn_if_dark(images: Images) -> None:
     """Warn if most images are nearly black, as those of 12 bits are by the white of 16; a few are read."""
     if not is_first_rank():
         return
-    rows = torch.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images))).long().tolist()
+    places = torch.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images)), dtype=torch.float64)
+    rows = places.long().tolist()
     read = [image for row in rows if (image := read_or_none(images, row)) is not None]
     if read and statistics.median(int(image.max()) for image in read) < DARK:
         logger.warning(

@@ -138,7 +138,7 @@ def _open(config: PretrainConfig, given: Given) -> tuple[PretrainConfig, Dataset
     data = config.data
     dataset = open_dataset(data) if given.images is None else as_dataset(given.images, data)
     check_readable(dataset.train)
-    if not config.chosen:  # else they were looked at when data.white was chosen
+    if "data.white" not in config.chosen:  # else the white is that of these images
         warn_if_dark(dataset.train)
     if dataset.train.are_videos and data.frames == 1:
         logger.info(

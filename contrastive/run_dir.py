@@ -253,8 +253,14 @@ def write_run_files(
         return
     document = OmegaConf.structured(config)
     OmegaConf.set_struct(document, False)
-    document.provenance = provenance() | {"given": dict(given or {})}
+    document.provenance = provenance() | {"given": dict(given or {}), "root": _absolute(config.data.root)}
     write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(document))
+
+
+def _absolute(root: str | None) -> str | None:
+    """Return a folder's path from the root of the file system; None where ``data.root`` is no folder here."""
+    path = os.path.expanduser(root or "")
+    return os.path.realpath(path) if os.path.isdir(path) else None
 
 
 def provenance() -> dict[str, Any]:

@@ -52,6 +52,11 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
             compare = json.dumps(paths[1:], ensure_ascii=False)  # yaml has no surrogate pairs
             overrides = [f"checkpoint={paths[0]}", f"compare={compare}", *overrides]
     for text in overrides:
+        if text.partition("=")[0] in ("protocol", "linear.protocol"):
+            raise UserError(
+                f"{text!r}: a probe on random views is a protocol of its own, contrastive-eval linear_sgd, "
+                "with its settings under linear_sgd; leave this out for linear"
+            )
         group = text.removeprefix("--").partition("=")[0].partition(".")[0]
         if group in PROTOCOLS and group != protocol:
             raise UserError(f"{text!r}: is a setting of {group}, this is {protocol}; leave it out")

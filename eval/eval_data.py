@@ -6,46 +6,83 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from contrastive.config import DataConfig, PretrainConfig, UserError
 from contrastive.config_files import load_saved
+from contrastive.data.dataset import GIVEN
+from contrastive.data.image_list import describe_changes, read_image_list
 from contrastive.data.images import Images
 from contrastive.encoders.spec import InputSpec
 from eval.config import EvalConfig
 
-_FOLDERS = ("images", "imagefolder", "clips")
-"""Sources that read one folder with classes or without."""
 
+def other_place(run: Path | None, data: DataConfig, trained: Images) -> str:
+    """Return the place of images that are not the run's own; empty if they are, or if no run is known.
 
-def place_of(name: str, root: str | None) -> str:
-    """Return a text that identifies a data set by where it lies, however its folder is read.
+    A run's own images are those of its source and folder, and those of its manifest.csv wherever they are.
 
     Args:
-        name: ``data.name``.
-        root: ``data.root``; None where the source needs none.
+        run: The run directory.
+        data: Settings that the images were opened with.
+        trained: Images that pretraining would see.
     """
-    source, path = "folder" if name in _FOLDERS else name, os.path.expanduser(root or "")
-    return f"{source} {os.path.realpath(path) if os.path.exists(path) else path}".rstrip()
+    own = run_data(run)
+    if run is None or own is None:
+        return ""
+    place = _place_of(data.name, data.root, trained.fingerprint() if data.name == GIVEN else "")
+    same = place == _place_of(own.name, own.root) or _holds(run / "manifest.csv", trained)
+    return "" if data.name == own.name and same else place
 
 
-def title_of(place: str) -> str:
-    """Return a short name for what ``place_of`` returned: that of the folder, or of the source."""
-    return os.path.basename(place) or place.partition(" ")[0]
-
-
-def other_place(own: DataConfig | None, data: Mapping[str, Any]) -> str:
-    """Return the place of images that are not the run's own; empty if they are, or if no run is known.
+def place_of_result(own: DataConfig | None, data: Mapping[str, Any]) -> str:
+    """Return what ``other_place`` said when a result was made; for those of before, what their root says now.
 
     Args:
         own: Data settings of the run.
-        data: ``name`` and ``root`` of the images, e.g. ``data`` of a result.
+        data: ``data`` of the result.
     """
-    place = place_of(str(data["name"]), data.get("root"))
-    return "" if own is None or place == place_of(own.name, own.root) else place
+    if "other" in data:
+        return str(data["other"])
+    place = _place_of(str(data["name"]), data.get("root"))
+    return "" if own is None or place == _place_of(own.name, own.root) else place
+
+
+def title_of(place: str) -> str:
+    """Return a short name of a place: that of the folder, or of the source."""
+    source, _, path = place.partition(" ")
+    return os.path.basename(path) or source
+
+
+def _place_of(name: str, root: str | None, content: str = "") -> str:
+    """Return a text that identifies a data set by its source, and by where it lies or its ``content``."""
+    path = os.path.expanduser(root or "")
+    where = os.path.realpath(path) if os.path.exists(path) else path
+    return f"{name}-{content[:8]}" if content else f"{name} {where}".rstrip()
+
+
+def _holds(manifest: Path, images: Images) -> bool:
+    """Return whether a run's list of images is that of ``images``."""
+    return manifest.is_file() and not describe_changes(read_image_list(manifest), images)
 
 
 def run_data(run: Path | None) -> DataConfig | None:
-    """Return the data settings of a run, or None if there is no run."""
-    return None if run is None else load_saved(PretrainConfig, run / "config.yaml").data
+    """Return the data settings of a run, or None if there is no run.
+
+    A relative ``data.root`` is that of the folder where training began, if it is still there.
+    """
+    if run is None:
+        return None
+    file = run / "config.yaml"
+    data = load_saved(PretrainConfig, file).data
+    began = OmegaConf.select(OmegaConf.load(file), "provenance.root")
+    if (
+        not began
+        or not os.path.isdir(began)
+        or os.path.realpath(os.path.expanduser(data.root or "")) == began
+    ):
+        return data
+    return replace(data, root=began)
 
 
 def choose_data(config: EvalConfig, run: Path | None, spec: InputSpec) -> DataConfig:

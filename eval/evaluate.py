@@ -99,6 +99,7 @@ def describe(config: EvalConfig, extractor: Extractor) -> Result:
         "data": {
             "name": extractor.data.name,
             "root": extractor.data.root,
+            "other": extractor.other,
             "classes": list(extractor.classes),
             "rows": {part: len(images) for part, images in extractor.parts.items()},
             "rows_are": extractor.parts["train"].noun,

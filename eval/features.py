@@ -52,7 +52,7 @@ class PartFeatures:
 
     def spread(self, most: int) -> "PartFeatures":
         """Return ``most`` rows at most, evenly spread."""
-        return self.take(torch.linspace(0, len(self) - 1, min(most, len(self))).long())
+        return self.take(torch.linspace(0, len(self) - 1, min(most, len(self)), dtype=torch.float64).long())
 
     def to(self, device: torch.device) -> "PartFeatures":
         """Return a copy on another device."""

@@ -191,8 +191,7 @@ def _check_once(root: Path, paths: Sequence[str], where: str) -> None:
         spellings.setdefault(os.path.realpath(root / path), []).append(path)
     if twice := sorted(" = ".join(dict.fromkeys(same)) for same in spellings.values() if len(same) > 1):
         raise UserError(
-            f"{where}: {len(twice)} pictures are there twice ({shorten(twice)}) and would find themselves; "
-            "keep each once"
+            f"{where}: pictures that are there twice would find themselves ({shorten(twice)}); keep each once"
         )
 
 

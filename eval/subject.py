@@ -23,7 +23,7 @@ from contrastive.distributed import all_true, gather_rows, gather_sizes, rank, w
 from contrastive.encoders.encoder import Encoder
 from eval.blind_to_time import ShuffledFrames, SingleFrame
 from eval.config import EvalConfig
-from eval.eval_data import check_labels, choose_data, other_place, run_data, title_of
+from eval.eval_data import check_labels, choose_data, other_place, title_of
 from eval.features import (
     Features,
     PartFeatures,
@@ -78,6 +78,7 @@ class Extractor:
 
     Attributes:
         location: As given; results on other images than the run's own have a folder of their own.
+        other: Place of images that are not the run's own, else empty; see ``other_place``.
         frozen: The encoder.
         labelled: Whether labels are used.
         data: Settings of the images, and of how they become the network's input.
@@ -125,7 +126,8 @@ class Extractor:
             self.parts["test"] = dataset.test
         self.fingerprints = {name: images.fingerprint() for name, images in self.parts.items()}
         self._revisions = {name: images.revision() for name, images in self.parts.items()}
-        self.location = location if config.out else _apart(location, self.data, self.fingerprints)
+        self.other = other_place(location.run, self.data, dataset.train)
+        self.location = location if config.out or not self.other else _apart(location, self.other)
         self.unreadable: dict[str, int] = {}
         self._cache = location.home / "eval" / "cache"
         self._others: dict[str, Callable[[], nn.Module]] = {}
@@ -276,14 +278,10 @@ class Extractor:
         return _gather(features, own[rows], self.device)
 
 
-def _apart(location: EncoderLocation, data: DataConfig, fingerprints: dict[str, str]) -> EncoderLocation:
+def _apart(location: EncoderLocation, place: str) -> EncoderLocation:
     """Move results on other images than the run's own into ``on-NAME-HASH``, so that they replace none."""
-    place = other_place(run_data(location.run), vars(data))
-    if not place:
-        return location
-    known = place if data.root else f"{place} {fingerprints}"
     name = f"on-{title_of(place)[:_TITLE_LENGTH]}"
-    digest = hashlib.sha256(os.fsencode(known)).hexdigest()[:6]
+    digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:6]
     return replace(location, results=location.results / f"{name}-{digest}")
 
 

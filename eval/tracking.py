@@ -15,7 +15,7 @@ from contrastive.drawing.figures import confusion
 from contrastive.logging.names import STEP_AXIS
 from contrastive.logging.wandb_run import describe_run, encoder_name, forgiving, start_run, use_encoder
 from eval.config import EvalConfig
-from eval.eval_data import other_place, title_of
+from eval.eval_data import place_of_result, title_of
 from eval.frozen import resolve
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def _prefix(result: dict[str, Any]) -> str:
 
 def _on_other(own: DataConfig, result: dict[str, Any]) -> str:
     """Return `` on NAME`` if the images are not the run's own."""
-    place = other_place(own, result["data"])
+    place = place_of_result(own, result["data"])
     return f" on {title_of(place)}" if place else ""
 
 

@@ -72,9 +72,12 @@ class HfImages(BatchedImages):
         return f"{self._split}/{row}"
 
     def stamp(self, row: int) -> str:
-        """Return the bytes of the encoded image; ``path`` where the table has only the path of a file."""
+        """Return the size in bytes of the encoded image, also of a file; ``unreadable`` if there is none."""
         length = self._lengths[row]
-        return "path" if length is None else str(length)
+        if length is not None:
+            return str(length)
+        path = self._file(row)
+        return written(path).partition(" ")[0] if path else "unreadable"
 
     def content(self, row: int) -> str:
         """Hash the encoded bytes, to 64 bits in hex."""
@@ -86,8 +89,11 @@ class HfImages(BatchedImages):
 
     def version(self, row: int) -> str:
         """Return the table's own fingerprint, and the stamp; of a file, see ``written``."""
-        path = _path(self._images[row][self._column], self._folder) if self._lengths[row] is None else None
+        path = self._file(row) if self._lengths[row] is None else None
         return f"{self._images._fingerprint} {self.stamp(row) if path is None else written(path)}"
+
+    def _file(self, row: int) -> str | None:
+        return _path(self._images[row][self._column], self._folder)
 
     @cached_property
     def _lengths(self) -> list[int | None]:

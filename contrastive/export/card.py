@@ -15,7 +15,7 @@ from contrastive.export.config import ExportConfig
 from contrastive.export.source import ExportedEncoder
 from contrastive.methods.build import find_method, takes_from_bank
 from contrastive.objectives.build import takes_labels
-from eval.eval_data import other_place
+from eval.eval_data import place_of_result, title_of
 from eval.protocol import accuracy_titles
 from eval.registry import FORMER_NAMES
 from eval.report.read import describe_epochs, read_json
@@ -23,6 +23,9 @@ from memory_bank.methods.base import method_of
 from memory_bank.replacing import write_file
 
 log = logging.getLogger(__name__)
+
+_UNTOLD = ("wandb_id", "root")
+"""Provenance that a card does not publish."""
 
 
 def card_of(out: Path) -> Path:
@@ -155,7 +158,7 @@ def _recipe(run: Path, saved: PretrainConfig) -> list[str]:
     document = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     assert isinstance(document, dict)
     provenance = document.get("provenance", {})
-    versions = {name: f"`{value}`" for name, value in provenance.items() if value and name != "wandb_id"}
+    versions = {name: f"`{value}`" for name, value in provenance.items() if value and name not in _UNTOLD}
     return ["## Recipe", "", *_table(recipe | versions), "", "Every setting is in the run's config.yaml.", ""]
 
 
@@ -179,7 +182,7 @@ class _Scores:
 
     def show(self, place: str) -> list[str]:
         """Return the table, or the sentences, below the name of the images if they are not the run's own."""
-        other = f"other images than the run's (`{place}`)"
+        other = f"other images than the run's (`{title_of(place)}`)"
         if not self.lines:
             return [f"On {other}: {text}" if place else text for text in self.sentences]
         head = ["| protocol | number | % | 95% interval | beside it |", "|---|---|---|---|---|"]
@@ -189,20 +192,24 @@ class _Scores:
 def _scores(source: ExportedEncoder, run: Path, own: DataConfig) -> list[str]:
     """Tabulate the accuracies of exactly these weights by contrastive-eval, with their baselines.
 
-    Those on other images than the run's own are shown only where it has none on these.
+    Of one protocol on the same images the latest result counts. Those on other images than the run's own are
+    shown only where it has none on these.
     """
-    accuracies, known = accuracy_titles(), {"": _Scores()}
-    for file in sorted((run / "eval").rglob("*.json"), key=lambda file: (file.stem == "worth", file)):
+    accuracies, latest = accuracy_titles(), dict[tuple[bool, str, str], dict[str, Any]]()
+    for file in sorted((run / "eval").rglob("*.json"), key=lambda file: file.stat().st_mtime_ns):
         try:
             result = read_json(file)
             protocol = FORMER_NAMES.get(result["protocol"], result["protocol"])
             if result.get("encoder_sha256") != source.sha256 or protocol not in accuracies:
                 continue
-            known.setdefault(other_place(own, result["data"]), _Scores()).add(protocol, result)
+            latest[protocol == "worth", protocol, place_of_result(own, result["data"])] = result
         except UserError as error:
             log.warning("left out of the card: %s", error)
         except (KeyError, TypeError, ValueError):
             continue  # another program's file
+    known = {"": _Scores()}
+    for (_, protocol, place), result in sorted(latest.items(), key=lambda item: item[0]):
+        known.setdefault(place, _Scores()).add(protocol, result)
     shown = {"": known[""]} if known[""].lines else known
     parts = [each.show(place) for place, each in shown.items() if each.lines or each.sentences]
     if not parts:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from contrastive.config import DataConfig, PretrainConfig, ScheduleConfig, UserError
 from contrastive.config_files import load_saved
 from contrastive.logging.hard_negatives import HardNegative
-from eval.eval_data import other_place, title_of
+from eval.eval_data import place_of_result, title_of
 from eval.protocol import Row, accuracy_titles, find_protocol, representations
 from eval.registry import FORMER_NAMES
 from eval.stats_protocol import describe_duplicates
@@ -134,17 +134,21 @@ def read_run(folder: Path, name: str) -> Run:
 def _sort_by_data(folder: Path, own: DataConfig | None) -> dict[str, dict[str, Path]]:
     """Return the results' files by the place of their images, "" for the run's own, and by protocol.
 
-    Versions before wrote those on other images into ``eval`` itself; one in a folder of its own is later.
+    Versions before wrote those on other images into ``eval`` itself; of two on the same, the later counts.
     """
     known: dict[str, dict[str, Path]] = {"": {}}
     names = FORMER_NAMES | {name: name for name in (*accuracy_titles(), "stats", "attention")}
-    for place in (folder / "eval", *sorted((folder / "eval").glob("on-*"))):
-        for stored, protocol in names.items():
-            file = place / f"{stored}.json"
-            images = _read(file, lambda raw: other_place(own, raw["data"]))
+    for stored, protocol in names.items():
+        places = [folder / "eval", *(folder / "eval").glob("on-*")]
+        for file in sorted((place / f"{stored}.json" for place in places), key=_written):
+            images = _read(file, lambda raw: place_of_result(own, raw["data"]))
             if images is not None:
                 known.setdefault(images, {})[protocol] = file
     return known
+
+
+def _written(file: Path) -> int:
+    return file.stat().st_mtime_ns if file.is_file() else 0
 
 
 def _measured(folder: Path, files: dict[str, Path], title: str, encoder: str | None) -> Measured:

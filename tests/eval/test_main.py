@@ -9,11 +9,12 @@ import torch
 import eval.evaluate
 import eval.report.write
 from contrastive.config import PretrainConfig
-from contrastive.config_files import load_config
+from contrastive.config_files import load_config, load_saved
 from contrastive.data.dataset import Dataset
 from contrastive.data.files import open_tree
 from contrastive.data.image_list import write_image_list
 from contrastive.data.torch_dataset import DatasetImages
+from contrastive.run_dir import write_run_files
 from eval.__main__ import main
 from eval.config import weak_view
 from eval.evaluate import evaluate, headline, table
@@ -128,7 +129,7 @@ def test_overall_numbers_make_sense(shared_run, capsys):
         (["finetune", "checkpoint=RUN", "finetune.learning_rates=[1e300]"], ["=[1e+300]", "3.4e+38"]),
         (["finetune", "checkpoint=RUN", "finetune.weight_decay=1e300"], ["weight_decay=1e+300", "e+38"]),
         (["lowshot", "checkpoint=RUN", "lowshot.weight_decay=1e300"], ["weight_decay=1e+300", "e+38"]),
-        (["linear", "checkpoint=RUN", "linear.protocol=cached"], ["unknown key 'linear.protocol'"]),
+        (["linear", "checkpoint=RUN", "linear.protocol=cached"], ["contrastive-eval linear_sgd"]),
         (["stats", "checkpoint=RUN", "finetune.epochs=3"], ["finetune.epochs=3", "setting of finetune"]),
         (["finetune", "checkpoint=RUN", "finetune.learning_rates=[1,0.1]"], ["ascending"]),
         (["finetune", "checkpoint=RUN", "finetune.batch_size=1"], ["batch_size=1", "2 or more"]),
@@ -261,7 +262,7 @@ def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_fo
     assert pretrained.startswith("3 of 3 test images were pretrained on")
     assert untrained.startswith("2 of 3 test images are of 1 class without a training image (dark), which")
     assert f"warning: {pretrained}\nwarning: {untrained}" in err
-    assert json.loads((run / "eval" / "knn.json").read_text())["warnings"] == [pretrained, untrained]
+    assert json.loads(Path(short["file"]).read_text())["warnings"] == [pretrained, untrained]
 
 
 def test_results_on_other_images_replace_none_of_the_runs_own(new_run, tiny_folder, tmp_path, capsys):
@@ -279,9 +280,11 @@ def test_results_on_other_images_replace_none_of_the_runs_own(new_run, tiny_fold
 
     few = ["stats.rows=4"]
     (tmp_path / "link").symlink_to(tiny_folder)
-    assert (
-        evaluated("stats", tmp_path / "link", *few) == run / "eval" / "stats.json"
-    )  # read otherwise, but its own
+    assert evaluated("stats", tmp_path / "link", *few, "data.name=images") == run / "eval" / "stats.json"
+    by_class = evaluated("stats", tmp_path / "link", *few)
+    assert re.fullmatch(
+        rf"eval/on-{tiny_folder.name}-[0-9a-f]{{6}}/stats\.json", str(by_class.relative_to(run))
+    )
     assert evaluated("stats", other, *few, f"out={tmp_path / 'out'}") == tmp_path / "out" / "stats.json"
     before = {file: file.read_bytes() for file in (run / "eval").iterdir() if file.is_file()}
     assert {file.name for file in before} == {"stats.json", "near_duplicates.csv"}
@@ -300,6 +303,32 @@ def test_results_on_other_images_replace_none_of_the_runs_own(new_run, tiny_fold
         return evaluate("knn", config, dataset=Dataset(part, part, part))["file"]
 
     assert len({scored_from_python(dark) for dark in (0, 9, 9)}) == 2  # told apart by their content
+
+
+def test_the_runs_own_images_are_those_where_it_began_and_those_of_its_manifest(
+    new_run, tiny_folder, tmp_path, capsys, monkeypatch
+):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        shutil.copytree(tiny_folder, folder / "data")
+    next((there / "data").rglob("*.png")).unlink()  # other images by the same relative name
+    run = new_run(name="images", root="data")
+    config = load_saved(PretrainConfig, run / "config.yaml")
+    (run / "config.yaml").unlink()
+    monkeypatch.chdir(here)
+    write_run_files(run, config, open_tree(here / "data", 16))
+    monkeypatch.chdir(there)
+
+    def place(*data):
+        few = ["device=cpu", "progress=false", "stats.rows=4", *data]
+        code, out, err = run_main(capsys, "stats", f"checkpoint={run}", *few)
+        assert code == 0, err
+        return Path(json.loads(out)["file"]).parent.relative_to(run)
+
+    assert place() == Path("eval")
+    assert place("data.root=data").name.startswith("on-data-")
+    (here / "data").rename(tmp_path / "moved")
+    assert place(f"data.root={tmp_path / 'moved'}") == Path("eval")
 
 
 def test_many_classes_are_shown_in_short():

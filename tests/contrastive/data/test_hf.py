@@ -94,7 +94,7 @@ def test_an_empty_row_is_unreadable_and_no_other(tmp_path):
     pixels = torch.zeros(3, 3, 9, 9, dtype=torch.uint8)
     assert images.read_into(pixels, range(3)) == {1: "no image in this row"}
     assert pixels[:, 0, 0, 0].tolist() == [20, 0, 60]
-    assert images.stamp(1) == "path"
+    assert images.stamp(1) == "unreadable"
 
 
 @pytest.mark.parametrize("image", [None, "file"])
@@ -112,6 +112,8 @@ def test_paths_of_files_are_read_from_the_folder_of_the_table(tmp_path, monkeypa
         2: f"{tmp_path / 'set' / 'gone.png'}: No such file or directory"
     }
     assert pixels[:, 0, 0, 0].tolist() == [20, 40, 0, 60]
+    sizes = [str(len(encoded(number)["bytes"])) for number in (1, 2, 3)]
+    assert [images.stamp(row) for row in range(4)] == [*sizes[:2], "unreadable", sizes[2]]
     assert images.content(0) == hashlib.sha256(encoded(1)["bytes"]).hexdigest()[:16]
     before = [images.version(row) for row in range(4)]
     os.utime(tmp_path / "set" / "pictures" / "2.png", ns=(0, 0))  # written again

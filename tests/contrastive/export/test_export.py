@@ -449,12 +449,12 @@ def test_the_card_names_other_images_and_takes_scores_on_them_where_the_runs_own
     row = "| knn | top1 | **75.0** | 50.0 to 100.0 |  |"
     head = ["", "| protocol | number | % | 95% interval | beside it |", "|---|---|---|---|---|"]
     others = [
-        "On the test part of other images than the run's (`folder /of/others`), in percent.",
+        "On the test part of other images than the run's (`others`), in percent.",
         *head,
         row,
     ]
     assert shown(1) == others
-    others += ["", "On other images than the run's (`folder /more`): Not known."]
+    others += ["", "On other images than the run's (`more`): Not known."]
     assert shown(3) == ["Not known.", "", *others]
     assert shown(4) == ["On the test part, in percent.", *head, row]
 

@@ -197,13 +197,14 @@ def test_results_on_other_images_are_named_beside_those_on_the_runs_own(alone, c
     assert facts == {
         "linear probe, +0.0 over the best baseline": "50.0%",
         "nearest neighbours, top1 <k=5>": "90.0%",
-        "linear probe, top1 <k=5> on folder /data/sorted": "25.0%",  # there is none on the run's own
+        "linear probe, top1 <k=5> on imagefolder /data/sorted": "25.0%",  # there is none on the run's own
     }
     headings = [text for text in tagged(page, "h2") if "worth" in text]
-    assert headings == ["Was it worth it?", "Was it worth it on folder /data/sorted?"]
+    assert headings == ["Was it worth it?", "Was it worth it on imagefolder /data/sorted?"]
     names = [text.strip() for text in page.text if text.startswith("Nearest neighbours")]
     assert names == [
-        f"Nearest neighbours{on}" for on in ("", " on folder /data/sorted", " on folder /more/sorted")
+        f"Nearest neighbours{on}"
+        for on in ("", " on imagefolder /data/sorted", " on imagefolder /more/sorted")
     ]
     assert {"eval/knn.json", "eval/on-a/knn.json", "eval/on-b/knn.json"} <= {*page.text}
 
@@ -232,6 +233,22 @@ def test_a_result_that_an_earlier_version_wrote_over_the_runs_own_is_named_too(a
     texts = compared(alone)[2].text
     assert texts.count("Was it worth it on sorted?") == 1  # the later one
     assert "50.0%" in texts
+
+
+def test_a_result_keeps_the_place_of_its_images_wherever_their_root_leads_now(alone, compared):
+    add_scores(alone, 0.75, root="/data/sorted", place="eval/on-a")
+    file = alone / "eval" / "on-a" / "knn.json"
+    result = json.loads(file.read_text())
+
+    named = ["Nearest neighbours", "Nearest neighbours on lab"]
+
+    def titles(data):
+        file.write_text(json.dumps(result | {"data": data}))
+        return [name for text in compared(alone)[2].text if (name := text.strip()) in named]
+
+    assert titles(data_of(alone) | {"other": "images /data/lab"}) == named
+    assert titles(result["data"] | {"other": ""}) == named[:1]
+    assert "75.0%" in compared(alone)[2].text  # the later of two on the same images
 
 
 def test_runs_are_compared_on_images_that_they_share_whosever_they_are(runs, alone, compared):
