@@ -16,6 +16,9 @@ from contrastive.data.images import Images
 from contrastive.encoders.spec import InputSpec
 from eval.config import EvalConfig
 
+_FOLDERS = ("images", "imagefolder", "clips")
+"""Sources that read any folder, each in its way."""
+
 
 def other_place(run: Path | None, data: DataConfig, trained: Images) -> str:
     """Return the place of images that are not the run's own; empty if they are, or if no run is known.
@@ -106,7 +109,8 @@ def choose_data(config: EvalConfig, run: Path | None, spec: InputSpec) -> DataCo
         )
     base = own if own is not None else DataConfig(name=str(given.name))
     if given.name is not None and given.name != base.name:
-        base = replace(base, name=given.name, root=None)
+        same_folder = {given.name, base.name} <= {*_FOLDERS}
+        base = replace(base, name=given.name, root=base.root if same_folder else None)
     chosen: dict[str, Any] = {
         name: value
         for name in ("root", "num_workers", "download", "clips_per_video")

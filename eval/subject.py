@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -280,7 +281,7 @@ class Extractor:
 
 def _apart(location: EncoderLocation, place: str) -> EncoderLocation:
     """Move results on other images than the run's own into ``on-NAME-HASH``, so that they replace none."""
-    name = f"on-{title_of(place)[:_TITLE_LENGTH]}"
+    name = re.sub(r"[^\w.-]+", "-", f"on-{title_of(place)[:_TITLE_LENGTH]}")
     digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:6]
     return replace(location, results=location.results / f"{name}-{digest}")
 

@@ -326,9 +326,12 @@ def test_the_runs_own_images_are_those_where_it_began_and_those_of_its_manifest(
         return Path(json.loads(out)["file"]).parent.relative_to(run)
 
     assert place() == Path("eval")
+    assert place("data.name=imagefolder").name.startswith("on-data-")  # by class, so of other test images
     assert place("data.root=data").name.startswith("on-data-")
     (here / "data").rename(tmp_path / "moved")
     assert place(f"data.root={tmp_path / 'moved'}") == Path("eval")
+    shutil.copytree(there / "data", tmp_path / "my data")
+    assert place(f"data.root={tmp_path / 'my data'}").name.startswith("on-my-data-")
 
 
 def test_many_classes_are_shown_in_short():
