@@ -1,7 +1,6 @@
 """Look at images, in a folder or in shards: how many, how large, of what kind; from a sample, in seconds."""
 
 import warnings
-from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,9 +24,8 @@ from contrastive.data.decode import (
     to_square,
 )
 from contrastive.data.encoded import EncodedImages, FileImages
-from contrastive.data.files import IMAGE, find_parts, holds, list_images, shorten
+from contrastive.data.files import IMAGE, Layout, find_layout, holds, shorten
 from contrastive.data.images import Images
-from contrastive.data.names import printable
 from contrastive.data.reading import usable_cpus
 from contrastive.data.shards.index import SET_FILE
 from contrastive.data.shards.ranges import is_local
@@ -42,9 +40,6 @@ PIXELS_OF, BYTES_OF_PIXELS = 16, 64 * 2**20
 
 SMALLEST_SPLIT = 50
 """Images from which on some may be held out: of fewer, a hash of the path may leave a part empty."""
-
-IMAGES_A_CLASS = 5
-"""Images that a class folder typically has (median); with fewer, folders are hardly classes."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -190,32 +185,42 @@ def find_source(place: str | Path) -> tuple[str, str]:
         return "shards", f"{SET_FILE} lists them"
     if not holds(root, IMAGE):
         _explain_what_else(root)
-    train, test = find_parts(root)
-    keys = [key.split(b"/") for key in list_images(root)]
-    parts = {part.encode() for part in (train, test) if part}
-    inside = [key[1:] for key in keys if key[0] in parts] if parts else keys
-    loose = [key[-1] for key in inside if len(key) == 1]
-    counts = Counter(key[0] for key in inside if len(key) > 1)
+    layout = find_layout(root)
+    (train, test), folders, loose = layout.parts, layout.folders, layout.loose
+    num_images = layout.in_folders + len(loose)
     if loose:
-        names = shorten([printable(name) for name in loose], 2)
-        lie = "all" if len(loose) == len(inside) else f"{len(loose)} of {len(inside)}"
         both = f"; {train}/ and {test}/ are both trained on" if test else ""
-        return "images", f"{lie} images lie in no class folder ({names}){both}"
-    if len(counts) == 1:
-        return "images", f"all images lie in one folder ({printable(next(iter(counts)))})"
-    if (typical := float(np.median(list(counts.values())))) < IMAGES_A_CLASS:
-        return "images", f"{len(counts)} folders of typically {typical:.0f} images are hardly classes"
+        return "images", f"{_describe_loose(layout)}{both}"
+    if len(folders) == 1:
+        return "images", f"all images lie in one folder ({next(iter(folders))})"
+    if not layout.may_be_classes:
+        return "images", f"{len(folders)} folders of typically {layout.typical:.0f} images are hardly classes"
     if test is not None:
         return (
             "imagefolder",
-            f"{len(counts)} class folders; {train}/ is trained on, {test}/ is left for scores",
+            f"{len(folders)} class folders; {train}/ is trained on, {test}/ is left for scores",
         )
-    if len(inside) < SMALLEST_SPLIT:
-        return "images", f"{len(inside)} images are too few to hold some out for scores"
+    if num_images < SMALLEST_SPLIT:
+        return "images", f"{num_images} images are too few to hold some out for scores"
     return (
         "imagefolder",
-        f"{len(counts)} class folders; one image in five is held out for scores (if they are no classes, "
+        f"{len(folders)} class folders; one image in five is held out for scores (if they are no classes, "
         "state data.name=images)",
+    )
+
+
+def _describe_loose(layout: Layout) -> str:
+    """Count the images in no class folder, and say what they cost where the others lie in such folders."""
+    count, names = len(layout.loose), shorten(layout.loose, 2)
+    if not layout.folders:
+        return f"all images lie in no class folder ({names})"
+    lie = f"{count} of {count + layout.in_folders} images lie in no class folder ({names})"
+    if not layout.may_be_classes:
+        return lie
+    return (
+        f"{lie}, so the {len(layout.folders)} folders of the other {layout.in_folders} are not read as "
+        "classes and no image is held out for scores (if they are classes, move the loose images into "
+        "them or out of data.root)"
     )
 
 

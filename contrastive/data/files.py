@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,39 @@ class Kind:
 
 IMAGE = Kind("image", EXTENSIONS, "where these are images, save them as .png or .jpg")
 
+IMAGES_A_CLASS = 5
+"""Images that a class folder typically has (median); with fewer, folders are hardly classes."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Describe how the images below a root lie in folders that may be classes.
+
+    Attributes:
+        parts: Folder of the training part ("" is the root itself) and of the test part (None if missing).
+        folders: Images in each folder that may be a class, by its name; in both parts together.
+        loose: Names of the images that lie in no such folder.
+    """
+
+    parts: tuple[str, str | None]
+    folders: Counter[str]
+    loose: list[str]
+
+    @property
+    def in_folders(self) -> int:
+        """Return the number of images in folders that may be classes."""
+        return self.folders.total()
+
+    @property
+    def typical(self) -> float:
+        """Return the median number of images in a folder."""
+        return float(statistics.median(self.folders.values()))
+
+    @property
+    def may_be_classes(self) -> bool:
+        """Return whether there are folders to tell apart, with images enough for classes."""
+        return len(self.folders) > 1 and self.typical >= IMAGES_A_CLASS
+
 
 @dataclass(frozen=True)
 class Split:
@@ -94,6 +128,19 @@ class Split:
 def open_images(data: DataConfig) -> Dataset:
     """Open every image file below ``data.root``, unlabelled; for errors see ``open_tree``."""
     return Dataset(open_tree(root_of(data), data.stored_size))
+
+
+def find_layout(root: Path) -> Layout:
+    """Find out how the images below ``root`` lie in folders; for errors see ``open_tree``, ``find_parts``."""
+    train, test = find_parts(root)
+    keys = [key.split(b"/") for key in list_images(root)]
+    parts = {part.encode() for part in (train, test) if part}
+    inside = [key[1:] for key in keys if key[0] in parts] if parts else keys
+    return Layout(
+        (train, test),
+        Counter(printable(key[0]) for key in inside if len(key) > 1),
+        [printable(key[0]) for key in inside if len(key) == 1],
+    )
 
 
 def open_imagefolder(data: DataConfig) -> Dataset:

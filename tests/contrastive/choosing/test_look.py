@@ -194,7 +194,15 @@ def test_any_other_tree_is_read_as_images(classes, tmp_path_factory):
         tiny.write_images(albums / str(number), 3)
     assert find_source(albums)[1] == "20 folders of typically 3 images are hardly classes"
     tiny.write_images(classes, 1)
-    assert find_source(classes) == ("images", "1 of 61 images lie in no class folder (0.png)")
+    source, why = find_source(classes)
+    assert source == "images"
+    assert why.startswith(
+        "1 of 61 images lie in no class folder (0.png), so the 3 folders of the other 60 are not read as "
+        "classes and no image is held out for scores"
+    )
+    assert why.endswith("move the loose images into them or out of data.root)")
+    tiny.write_images(albums, 1)
+    assert find_source(albums)[1] == "1 of 61 images lie in no class folder (0.png)"  # hardly classes
     assert (looked(classes).num_images, looked(classes).labelled) == (61, False)
 
 
