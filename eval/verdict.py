@@ -6,9 +6,6 @@ from typing import Any
 WORTH, IN_PART, NOT_YET, UNKNOWN = "worth it", "worth it in part", "not worth it yet", "not known"
 """The answers."""
 
-_POOR = 0.5
-"""Share of the second views below which more training is advised, though the encoder is ahead."""
-
 _NAMES = {
     "encoder": "ours",
     "raw_pixels": "raw pixels",
@@ -46,6 +43,11 @@ _ADVICE = {
 }
 _ADVICE_OTHERS = "Start from such weights (encoder.weights); if the run did, lower optimizer.base_lr"
 """Advice for each baseline that is not beaten, by its name."""
+
+_SORT = (
+    "For that, sort images that it was not trained on, 50 or more a class, into one folder a class and "
+    "evaluate with data.name=imagefolder data.root=DIR."
+)
 
 
 @dataclass(frozen=True)
@@ -135,47 +137,43 @@ def _advice(beatable: list[dict[str, Any]], full: list[dict[str, Any]]) -> str:
     return "More labelled images, more than 10 a class, would tell more."
 
 
-def judge_without_labels(scores: dict[str, dict[str, Any]], images: int) -> Verdict:
+def judge_without_labels(scores: dict[str, dict[str, Any]], images: int, labels: str = "") -> Verdict:
     """Judge by what needs no labels, which can show that training failed, not that it was worth it.
+
+    The share of second views that are found is no measure of use: it falls with the number of images
+    and where they are much alike, and an encoder that ignores what the views change may find fewer than raw
+    pixels do.
 
     Args:
         scores: By network: ``retrieval``, the share of images whose second view is found, its ``gain``
             (of ours over this network) with ``gain_low`` and ``gain_high``, ``rankme``, ``dimensions``, and
             the encoder's ``verdict``.
         images: Number of images that a view was looked up in.
+        labels: Sentence on how to have labels of these images; empty if nothing is known of any.
     """
     ours, others = scores["encoder"], {name: each for name, each in scores.items() if name != "encoder"}
     rank = f"effective rank {ours['rankme']:.1f} of {ours['dimensions']}"
     beside = ", ".join(f"{title(name)} {100 * each['retrieval']:.1f}%" for name, each in others.items())
     found = f"{100 * ours['retrieval']:.1f}% of the second views are found among {images} images ({beside})"
     if ours["verdict"] != "healthy":
-        return Verdict(
-            NOT_YET,
+        said = [
             f"{NOT_YET.capitalize()}: {ours['verdict']} of the features, {rank}; {found}. Lower "
             "optimizer.base_lr, raise objective.temperature, or give the loss more negatives.",
-        )
+            labels,
+        ]
+        return Verdict(NOT_YET, " ".join(filter(None, said)))
     worst = min(others, key=lambda name: others[name]["gain"])
-    full = others[worst]["retrieval"] >= 1
-    if others[worst]["gain_low"] <= 0 and not full:
-        return Verdict(
-            NOT_YET,
-            f"{NOT_YET.capitalize()}: {found}, so the network recognises an image no better than "
-            f"{title(worst)}; the features are healthy, {rank}. {_ADVICE['random_encoder']}.",
-        )
-    trained = "training did what it is meant to do"
-    if full:
-        trained = f"nothing is left to gain over {title(worst)}"
-    elif ours["retrieval"] < _POOR:
-        trained = (
-            f"it is better than {title(worst)} but still poor, as {100 * (1 - ours['retrieval']):.0f}% of "
-            f"the second views are not found: {_LONGER}"
-        )
+    if others[worst]["retrieval"] >= 1:
+        shown = f"nothing is left to gain over {title(worst)}"
+    elif others[worst]["gain_low"] > 0:
+        shown = f"training taught it to recognise an image better than {title(worst)} does"
+    else:
+        shown = f"it recognises an image no better than {title(worst)}"
     return Verdict(
         UNKNOWN,
-        f"{UNKNOWN.capitalize()} without labels: {found} and the features are healthy, {rank}. So "
-        f"{trained}; whether the features tell your classes apart, it cannot say. For that, "
-        "sort images that it was not trained on, 50 or more a class, into one folder a class and run this "
-        "with data.name=imagefolder data.root=DIR.",
+        f"{UNKNOWN.capitalize()} without labels: {found} and the features are healthy, {rank}. So {shown}; "
+        "images that are much alike are hard to find for any network, and whether the features tell your "
+        f"classes apart, it cannot say. {labels or _SORT}",
     )
 
 

@@ -1,5 +1,7 @@
 """Answer "was it worth it?": the encoder beside all baselines, with many labels, few, or none."""
 
+import os
+import shlex
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,8 +11,11 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from contrastive.config import PretrainConfig, UserError
+from contrastive.config import DataConfig, PretrainConfig, UserError
 from contrastive.config_files import load_saved
+from contrastive.data.encoded import FileImages
+from contrastive.data.files import find_layout
+from contrastive.data.images import Images
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.weights import load_weights
 from eval import knn, linear_probe, lowshot
@@ -132,7 +137,8 @@ class Worth(Scoring):
             )
         else:
             result = _measure_without_labels(extractor, config)
-            verdict = judge_without_labels(result["scores"], result["details"]["images"])
+            labels = _class_folders(extractor.parts["train"], extractor.data)
+            verdict = judge_without_labels(result["scores"], result["details"]["images"], labels)
         result["warnings"] += _missing_start(extractor)
         return result | vars(verdict)
 
@@ -230,6 +236,21 @@ def _measure_without_labels(extractor: Extractor, config: WorthEvaluation) -> Re
             del scores[name]["verdict"]
         seconds[name] = round(time.perf_counter() - before, 3)
     return {"scores": scores, "details": {"images": len(features.first)}, "warnings": [], "seconds": seconds}
+
+
+def _class_folders(images: Images, data: DataConfig) -> str:
+    """Say how folders that are not read as classes would be; empty if there are none."""
+    if data.name != "images" or not isinstance(images, FileImages):
+        return ""
+    layout = find_layout(Path(os.fsdecode(images.root)))
+    if not layout.may_be_classes:
+        return ""
+    loose = len(layout.loose)
+    move = f"move the {loose} images that lie in none of them there or away, and " if loose else ""
+    return (
+        f"{data.root} has {len(layout.folders)} folders of images; if they are classes, {move}add "
+        f"data.name=imagefolder {shlex.quote(f'data.root={data.root}')}."
+    )
 
 
 def _warn_of_duplicates(
