@@ -44,6 +44,11 @@ _ADVICE = {
 _ADVICE_OTHERS = "Start from such weights (encoder.weights); if the run did, lower optimizer.base_lr"
 """Advice for each baseline that is not beaten, by its name."""
 
+_NO_CLASSES = (
+    "No network is seen to beat always naming the largest class ({:.1f}%), so these images may not show "
+    "their class: if the folders are no classes, train with data.name=images under another run.name."
+)
+
 _SORT = (
     "For that, sort images that it was not trained on, 50 or more a class, into one folder a class and "
     "evaluate with data.name=imagefolder data.root=DIR."
@@ -68,7 +73,7 @@ def title(name: str) -> str:
     return _NAMES.get(name, name)
 
 
-def judge(rows: list[dict[str, Any]]) -> Verdict:
+def judge(rows: list[dict[str, Any]], largest: float | None = None) -> Verdict:
     """Compare the encoder with the best baseline of each row of ``eval.protocol.compare``.
 
     It is ahead if it gains over every baseline, with a 95% interval above 0; behind if the interval of one
@@ -77,7 +82,12 @@ def judge(rows: list[dict[str, Any]]) -> Verdict:
     Worth it: ahead on the linear probe at all labels or at 10 labels a class, and behind nowhere. In part:
     ahead somewhere, and in at least as many rows as behind. Not known: nothing can be gained anywhere, or
     every row is level and its interval wide. Else not worth it yet. The advice is about the row that is
-    furthest behind, or if none is, level. The encoder on less of a video is told of apart.
+    furthest behind, or if none is, level; where no network is above always naming the largest class, about
+    the classes. The encoder on less of a video is told of apart.
+
+    Args:
+        rows: Those of ``eval.protocol.compare``.
+        largest: Share of the test images that are of the largest class; None if it is not known.
     """
     groups: dict[str, list[dict[str, Any]]] = {"ahead": [], "level": [], "behind": [], "full": []}
     for row in rows:
@@ -105,6 +115,8 @@ def judge(rows: list[dict[str, Any]]) -> Verdict:
     advice = "" if answer == WORTH else _advice(behind or level, full)
     if vague and level:
         advice = "There are too few test images to tell: label more."
+    elif largest is not None and all(_is_at_most(row, largest) for row in rows):
+        advice = _NO_CLASSES.format(100 * largest)
     numbers = "Numbers are points of accuracy that ours gains over the best baseline."
     said = [f"{answer.capitalize()}: {'; '.join(parts)}.", numbers, advice, _what_time_adds(rows[0])]
     return Verdict(answer, " ".join(filter(None, said)))
@@ -191,6 +203,11 @@ def _is_vague(row: dict[str, Any]) -> bool:
     """Return whether the gains that are not above 0 have intervals that are too wide to say so."""
     gains = [each["gain"] for each in _baselines(row).values()]
     return all(gain["low"] > 0 or gain["high"] - gain["low"] > 2 * _VAGUE for gain in gains)
+
+
+def _is_at_most(row: dict[str, Any], share: float) -> bool:
+    """Return whether no network's accuracy has an interval above ``share``."""
+    return all(each["low"] <= share for each in (row["encoder"], *_baselines(row).values()))
 
 
 def _group(row: dict[str, Any]) -> str:

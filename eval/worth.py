@@ -131,7 +131,7 @@ class Worth(Scoring):
     def measure(self, extractor: Extractor, config: WorthEvaluation) -> Result:
         if extractor.labelled:
             result = super().measure(extractor, config)
-            verdict = judge(result["scores"])
+            verdict = judge(result["scores"], _largest_share(result))
             result["warnings"] += _warn_of_duplicates(
                 extractor.part_features("encoder"), extractor.part_features("raw_pixels"), extractor.device
             )
@@ -183,10 +183,16 @@ PROTOCOL = Worth(WorthEvaluation, score, title="Was it worth it")
 def _chance(result: Result) -> str:
     """Say what guessing scores: of all classes alike, or always the one with the most test images."""
     classes = len(result["data"]["classes"])
-    counts = result["details"]["encoder"].get("confusion")  # none without a linear probe
-    largest = [sum(line) for line in counts] if counts else []
-    always = f", always naming the largest class {100 * max(largest) / sum(largest):.1f}%" if largest else ""
+    largest = _largest_share(result)
+    always = "" if largest is None else f", always naming the largest class {100 * largest:.1f}%"
     return f"chance: guessing among {classes} classes has {100 / classes:.1f}%{always}"
+
+
+def _largest_share(result: Result) -> float | None:
+    """Return the share of the test images that are of the largest class; None without a linear probe."""
+    confusion = result["details"]["encoder"].get("confusion")
+    counts = [sum(line) for line in confusion or ()]
+    return max(counts) / sum(counts) if counts else None
 
 
 def _has_labels(result: Result) -> bool:

@@ -121,6 +121,18 @@ def test_ahead_nowhere_is_not_worth_it_yet_and_names_a_setting(gains, words, adv
     assert advice in found.sentence
 
 
+def test_where_no_network_beats_naming_the_largest_class_the_classes_are_doubted():
+    rows = [row("linear probe", **NEITHER), row("kNN k=20", **NEITHER)]  # intervals from 80.0%
+    told = judge(rows, 0.805).sentence
+    assert "No network is seen to beat always naming the largest class (80.5%)" in told
+    assert "data.name=images" in told
+    assert "rain longer" not in told
+    rows[1]["raw_pixels"]["low"] = 0.81
+    for largest in (0.805, None):
+        assert "rain longer" in judge(rows, largest).sentence
+        assert "largest class" not in judge(rows, largest).sentence
+
+
 def test_few_test_images_do_not_tell():
     """One draw of labels has no interval at all, four images one of 70 points: nothing is shown by them."""
     wide = row("linear probe", raw_pixels=(25.0, -54.6, 104.6), random_encoder=WIN)
