@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from contrastive.config import DataConfig, UserError
@@ -17,6 +18,9 @@ from eval.features import Features
 
 _PACKED = ("shards", "hf")
 """Sources whose rows are not files: their names and stamps compare with those of the same source alone."""
+
+_COUNTED = re.compile(r"(\d+ of \d+ test \w+) (?:were|have .* that were) pretrained on")
+"""Start of the warnings that count images; results keep their warnings as text."""
 
 
 def warn_of_untrained(features: Features) -> list[str]:
@@ -78,6 +82,12 @@ def warn_of_pretrained(run: Path | None, test: Images, own: DataConfig, rows: Se
         f"{count} of {len(rows)} test {test.noun} were pretrained on (manifest.csv of {run}), so the score "
         f"is not of unseen {test.noun}; pretrain with the data.name and data.root of this evaluation"
     ]
+
+
+def describe_pretrained(warnings: Iterable[str]) -> str:
+    """Return, e.g., ``129 of 129 test images were pretrained on``; empty if no warning counts such images."""
+    found = next(filter(None, map(_COUNTED.match, warnings)), None)
+    return f"{found[1]} were pretrained on" if found else ""
 
 
 def _warn_of_copies(run: Path, noun: str, copied: int, scored: int) -> str:

@@ -73,7 +73,7 @@ def title(name: str) -> str:
     return _NAMES.get(name, name)
 
 
-def judge(rows: list[dict[str, Any]], largest: float | None = None) -> Verdict:
+def judge(rows: list[dict[str, Any]], largest: float | None = None, pretrained: str = "") -> Verdict:
     """Compare the encoder with the best baseline of each row of ``eval.protocol.compare``.
 
     It is ahead if it gains over every baseline, with a 95% interval above 0; behind if the interval of one
@@ -88,6 +88,7 @@ def judge(rows: list[dict[str, Any]], largest: float | None = None) -> Verdict:
     Args:
         rows: Those of ``eval.protocol.compare``.
         largest: Share of the test images that are of the largest class; None if it is not known.
+        pretrained: How many test images were pretrained on; empty if none.
     """
     groups: dict[str, list[dict[str, Any]]] = {"ahead": [], "level": [], "behind": [], "full": []}
     for row in rows:
@@ -118,7 +119,9 @@ def judge(rows: list[dict[str, Any]], largest: float | None = None) -> Verdict:
     elif largest is not None and all(_is_at_most(row, largest) for row in rows):
         advice = _NO_CLASSES.format(100 * largest)
     numbers = "Numbers are points of accuracy that ours gains over the best baseline."
-    said = [f"{answer.capitalize()}: {'; '.join(parts)}.", numbers, advice, _what_time_adds(rows[0])]
+    trained_on = f"Not of unseen images: {pretrained}." if pretrained else ""
+    first = f"{answer.capitalize()}: {'; '.join(parts)}."
+    said = [first, trained_on, numbers, advice, _what_time_adds(rows[0])]
     return Verdict(answer, " ".join(filter(None, said)))
 
 

@@ -23,6 +23,7 @@ from eval.config import SeededEvaluation
 from eval.features import Features, PartFeatures
 from eval.frozen import seeded
 from eval.knn import KnnConfig, KnnEvaluation
+from eval.leakage import describe_pretrained
 from eval.linear_probe import LinearEvaluation
 from eval.lowshot import LowshotConfig, LowshotEvaluation
 from eval.protocol import Result, Row, Scoring, representations
@@ -131,7 +132,8 @@ class Worth(Scoring):
     def measure(self, extractor: Extractor, config: WorthEvaluation) -> Result:
         if extractor.labelled:
             result = super().measure(extractor, config)
-            verdict = judge(result["scores"], _largest_share(result))
+            pretrained = describe_pretrained(result["warnings"])
+            verdict = judge(result["scores"], _largest_share(result), pretrained)
             result["warnings"] += _warn_of_duplicates(
                 extractor.part_features("encoder"), extractor.part_features("raw_pixels"), extractor.device
             )

@@ -133,6 +133,12 @@ def test_where_no_network_beats_naming_the_largest_class_the_classes_are_doubted
         assert "largest class" not in judge(rows, largest).sentence
 
 
+def test_the_sentence_says_what_was_pretrained_on():
+    told = judge([row("linear probe", **BOTH)], pretrained="9 of 9 test images were pretrained on").sentence
+    assert ". Not of unseen images: 9 of 9 test images were pretrained on. Numbers" in told
+    assert "unseen" not in judge([row("linear probe", **BOTH)]).sentence
+
+
 def test_few_test_images_do_not_tell():
     """One draw of labels has no interval at all, four images one of 70 points: nothing is shown by them."""
     wide = row("linear probe", raw_pixels=(25.0, -54.6, 104.6), random_encoder=WIN)

@@ -173,7 +173,11 @@ def test_every_network_has_a_column_a_mark_and_its_name_and_no_control_is_a_base
     assert marks == colours
     assert any(given.get("class") == "many" for tag, given in page.tags if tag == "table")
     (alone / "eval" / "linear.json").unlink()
-    assert "linear probe, +0.0 over the best baseline" in compared(alone)[2].text
+    fact = "linear probe, +0.0 over the best baseline"
+    assert fact in compared(alone)[2].text
+    warning = "8 of 9 test images were pretrained on (manifest.csv of a), so"
+    file.write_text(json.dumps(answer | {"warnings": [warning]}))
+    assert f"{fact} (8 of 9 test images were pretrained on)" in compared(alone)[2].text
 
 
 def test_each_protocol_names_the_images_it_is_of(alone, compared):
