@@ -125,6 +125,12 @@ class OnlineScores(StepCallback):
         self.untrained: dict[str, float] = {}
         self.scores: dict[str, float] = {}
 
+    @property
+    def largest_class(self) -> float:
+        """Return the share of the largest class among the scored images: what always naming it scores."""
+        counts = torch.unique(self.labels[self.score_rows], return_counts=True)[1]
+        return int(counts.max()) / len(self.score_rows)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the encoder before its first step."""
         super().on_train_start(trainer, pl_module)

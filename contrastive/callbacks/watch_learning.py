@@ -101,7 +101,7 @@ def _comparable(epochs: Sequence[EpochLoss]) -> list[EpochLoss]:
 
 
 def below_untrained(
-    name: str, score: float, untrained: float, rows: int, *, jitter: float = 1.0
+    name: str, score: float, untrained: float, rows: int, *, guessing: float = 0.0, jitter: float = 1.0
 ) -> str | None:
     """Return a warning if an accuracy is below that of the encoder before its first step.
 
@@ -109,12 +109,15 @@ def below_untrained(
         name: Name of the score in metrics.csv.
         score: Accuracy now, in [0, 1]; NaN is no score.
         untrained: Accuracy before the first step.
-        rows: Images scored; two standard errors of the accuracy are allowed for chance.
+        rows: Images scored; two standard errors of the difference of the two accuracies are allowed for
+            chance. They are added as of unlike images, which is too much rather than too little.
+        guessing: Accuracy without looking, by always naming the largest class. An untrained encoder that has
+            no more told no classes apart, so there is nothing that training could remove.
         jitter: The larger ``jitter`` of the two views. At 0 they keep the brightness and colour of their
             image, which may suffice to match them.
     """
-    chance = 2 * (untrained * (1 - untrained) / rows) ** 0.5
-    if not score < untrained - chance:
+    allowed = 2 * ((untrained * (1 - untrained) + score * (1 - score)) / rows) ** 0.5
+    if untrained <= guessing or not score < untrained - allowed:
         return None
     look = (
         "if the two views of an image do not show the same thing, soften augment.view_1 and view_2 "
@@ -252,7 +255,8 @@ class WatchLearning(Watcher):
         rows = len(self._online.score_rows)
         augment = module.config.augment
         jitter = max(augment.view_1.jitter, augment.view_2.jitter)
-        below = below_untrained(name, score, untrained, rows, jitter=jitter)
+        guessing = self._online.largest_class
+        below = below_untrained(name, score, untrained, rows, guessing=guessing, jitter=jitter)
         self.judge(trainer, "below the untrained encoder", below)
         if trainer.global_step >= module.plan.total_steps / 2:
             level = None if below else level_with_untrained(self._online.scores, self._untrained, rows)

@@ -100,13 +100,14 @@ def test_only_epochs_with_views_of_one_size_compare():
     ("score", "untrained", "rows", "bad"),
     [
         (0.60, 0.80, 400, True),
-        (0.79, 0.80, 400, False),  # within two standard errors, 4 points
-        (0.75, 0.80, 400, True),
-        (0.75, 0.80, 100, False),
+        (0.75, 0.80, 400, False),  # within two standard errors of the difference, 5.9 points
+        (0.74, 0.80, 400, True),  # beyond 5.9
+        (0.74, 0.80, 100, False),
         (0.90, 0.80, 400, False),
         (0.0, 0.0, 400, False),
         (math.nan, 0.80, 400, False),
         (0.5, math.nan, 400, False),
+        (0.124, 0.213, 90, False),  # 8.9 points, of one accuracy alone 8.6 would be allowed
     ],
 )
 def test_a_score_below_the_untrained_one(score, untrained, rows, bad):
@@ -123,6 +124,13 @@ def test_a_score_below_the_untrained_one(score, untrained, rows, bad):
             in still
         )
         assert "(crop_scale, jitter)" not in still
+
+
+@pytest.mark.parametrize(("guessing", "silent"), [(0.30, True), (0.29, False)])
+def test_an_encoder_that_told_no_classes_apart_loses_nothing(guessing, silent):
+    """Of folders that are no classes every score is a guess, and one guess is often below another."""
+    said = below_untrained("knn/top1", 0.10, 0.30, 400, guessing=guessing)
+    assert (said is None) == silent
 
 
 @pytest.mark.parametrize(
@@ -237,7 +245,7 @@ def test_a_loss_that_rises_where_the_views_grow_is_healthy(monkeypatch, settings
 def test_a_score_that_stays_level_is_named_after_half_of_the_run(monkeypatch, caplog):
     run = Watched(monkeypatch)
     run.online.untrained = {"knn/top1": 0.9, "probe/top1": 0.9}
-    run.online.score_rows = torch.arange(100)
+    run.online.score_rows = torch.arange(100) % 40
     for number in range(1, 6):
         assert run.epoch(number, knn=0.9, probe=0.9) == []
     assert run.epoch(6, knn=0.9, probe=1.0) == []
@@ -252,13 +260,24 @@ def test_a_score_that_stays_level_is_named_after_half_of_the_run(monkeypatch, ca
 def test_a_warning_that_begins_with_the_last_step_is_said_once(monkeypatch, caplog):
     run = Watched(monkeypatch)
     run.online.untrained = {"probe/top1": 0.9}
-    run.online.score_rows = torch.arange(100)
+    run.online.score_rows = torch.arange(100) % 40
     assert run.epoch(11, probe=1.0, knn=1.0) == []
     assert run.epoch(12, probe=0.9, knn=0.9) == ["level with the untrained encoder"]
     run.watch.on_train_end(run.trainer, run.module)
     (once,) = said(caplog)
     assert once.startswith("no score is clearly above (by more than one standard error) that of")
     assert standing_warnings(run.trainer) == [once]
+
+
+def test_the_share_of_the_largest_class_is_counted_on_the_scored_images(monkeypatch):
+    run = Watched(monkeypatch)
+    run.online.score_rows = torch.arange(0, 40, 2)  # all of one class
+    assert run.online.largest_class == 1
+    run.online.untrained = {"probe/top1": 1.0}
+    assert run.epoch(3, probe=0.1) == []
+    run.online.score_rows = torch.tensor([0, *range(1, 40, 2)])
+    assert run.online.largest_class == 20 / 21
+    assert run.epoch(4, probe=0.1) == ["below the untrained encoder"]
 
 
 def test_a_resumed_run_remembers_its_history(monkeypatch):
