@@ -72,9 +72,14 @@ def difference(ours: Line, other: Line) -> dict[str, float]:
 
     The squares of both reaches are added. What images and repetitions do together is then counted twice, so
     the interval is rather too wide than too narrow.
+
+    Where no column differs, values have no spread from which Student's reach could be taken, yet of other
+    images some may differ: up to the share of ``unseen_share``. Each of these moves the mean by 1 over the
+    number of images at most, all of them perhaps in one direction, so that share is the reach.
     """
     paired = ours.paired.double() - other.paired.double()
-    reach = t_reach(paired.mean(0))
+    gains = paired.mean(0)
+    reach = t_reach(gains) if gains.any() else unseen_share(len(gains))
     if len(paired) > 1:
         reach = math.hypot(reach, t_reach(paired.mean(1)))
     value = float(paired.mean())
@@ -97,6 +102,15 @@ def wilson(hits: float | int, total: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     reach = _Z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
     return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def unseen_share(total: int) -> float:
+    """Return the upper end of the exact 95% interval of a share of which ``total`` trials show no case.
+
+    If the share is p, all trials miss it with probability (1 - p)**total; at the upper end of a two-sided
+    interval (Clopper and Pearson 1934) that is 0.025. It is about 3.7 / total.
+    """
+    return 1 - math.pow(0.025, 1 / total)
 
 
 def t_interval(values: Float[Tensor, " m"]) -> tuple[float, float]:

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from eval.scores import accuracy_line, confusion, difference, in_top, per_class, t_interval, wilson
+from eval.scores import (
+    accuracy_line,
+    confusion,
+    difference,
+    in_top,
+    per_class,
+    t_interval,
+    unseen_share,
+    wilson,
+)
 
 
 def test_wilson_against_scipy():
@@ -61,13 +70,31 @@ def test_gains_of_equal_encoders_hold_0_in_19_of_20_draws_of_images_and_labels()
 
 
 def test_difference_is_paired():
-    """The same accuracy on the same rows is no gain at all; on other rows the interval says so."""
+    """The same accuracy has another interval on the same rows than on other ones."""
     a = accuracy_line("a", torch.tensor([[1, 1, 0, 0]]).bool())
     b = accuracy_line("b", torch.tensor([[0, 0, 1, 1]]).bool())
-    assert difference(a, a) == {"value": 0.0, "low": 0.0, "high": 0.0}
+    same = difference(a, a)
+    assert same["value"] == 0
+    assert -1 < same["low"] == -same["high"] < 0
     gain = difference(a, b)
     assert gain["value"] == 0
     assert gain["low"] < -1 < 1 < gain["high"]
+
+
+@pytest.mark.parametrize("number", [1, 4, 60, 10_000])
+def test_a_share_never_seen_against_scipy(number):
+    from scipy.stats import binomtest
+
+    wanted = binomtest(0, number).proportion_ci(0.95, method="exact").high
+    assert unseen_share(number) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_gain_where_no_image_differs_is_known_no_better_than_its_images_allow(seeds):
+    line = accuracy_line("a", (torch.arange(60) > 0).expand(seeds, 60))
+    gain = difference(line, line)
+    assert gain == {"value": 0.0, "low": -unseen_share(60), "high": unseen_share(60)}
+    assert gain["high"] == pytest.approx(0.0596, abs=1e-4)
 
 
 def test_confusion_and_top_k_against_loops():

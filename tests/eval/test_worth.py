@@ -19,7 +19,9 @@ from eval.features import PartFeatures
 from eval.knn import KnnConfig, KnnEvaluation
 from eval.linear_probe import LinearConfig, LinearEvaluation
 from eval.lowshot import LowshotConfig, LowshotEvaluation
+from eval.protocol import compare
 from eval.report.read import read_run
+from eval.scores import accuracy_line, unseen_share
 from eval.stats import found_again
 from eval.verdict import judge, judge_without_labels
 from eval.worth import PROTOCOL, WorthEvaluation, _class_folders, _warn_of_duplicates, score
@@ -150,9 +152,31 @@ def test_few_test_images_do_not_tell():
     assert judge([wide, row("kNN k=20", **BEHIND)]).answer == "not worth it yet"
 
 
+@pytest.mark.parametrize(
+    ("images", "answer", "advice"),
+    [(60, "not worth it yet", "Train longer"), (20, "not known", "There are too few test images to tell")],
+)
+def test_equal_hits_on_every_image_are_level_if_the_images_are_many(images, answer, advice):
+    """Of 60 images 6% may differ unseen, of 20 images 17%: more than a verdict allows."""
+    line = accuracy_line("linear probe", torch.arange(images)[None] > 0)
+    found = judge(compare({"encoder": [line], "raw_pixels": [line], "random_encoder": [line]}))
+    assert found.answer == answer
+    assert "level with the best of raw pixels and the random encoder on 1 of 1" in found.sentence
+    assert advice in found.sentence
+
+
+def test_a_head_that_cannot_see_order_gains_nothing_over_shuffled_frames():
+    ours, pixels = (accuracy_line("linear probe", torch.arange(60)[None] > wrong) for wrong in (2, 40))
+    rows = compare({"encoder": [ours], "raw_pixels": [pixels], "shuffled_frames": [ours]})
+    found = judge(rows)
+    assert found.answer == "worth it"
+    assert "Time adds to its linear probe: +0.0 over ours on shuffled frames." in found.sentence
+    assert "encoder.temporal=nuta" in found.sentence
+
+
 def test_less_of_a_video_is_no_rival():
     """A mean over frames does not see their order: it cannot gain over shuffled ones, and need not."""
-    same = (0.0, 0.0, 0.0)
+    same = (0.0, -60.0, 60.0)  # of four clips, none of which differs
     found = judge([row("linear probe", **BOTH, single_frame=LOSS, shuffled_frames=same)])
     assert found.answer == "worth it"
     assert found.sentence.startswith("Worth it: ahead of raw pixels and the random encoder on 1 of 1")
@@ -339,8 +363,9 @@ def test_one_table_and_one_sentence_with_labels(new_run, capsys, monkeypatch):
     ] * 4
     assert lines[5].strip().startswith("ours ")
     assert result["sentence"] in lines
-    for number in result["scores"]:
-        assert number["starting_weights"]["gain"] == {"value": 0.0, "low": 0.0, "high": 0.0}  # the same file
+    reach = unseen_share(result["data"]["rows"]["test"])
+    for number in result["scores"]:  # the starting weights are the same file
+        assert number["starting_weights"]["gain"] == {"value": 0.0, "low": -reach, "high": reach}
         assert number["timm:test_resnet:random"]["value"] != number["random_encoder"]["value"]
 
     shown = read_run(run, "own")  # by the report
