@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -196,11 +197,38 @@ def _outdated(files: dict[str, Path], encoder: str) -> list[str]:
 
 
 def describe_epochs(folder: Path, schedule: ScheduleConfig) -> str:
-    """Describe the length of a run: its epochs, or with a time budget those that its summary says fitted."""
-    if schedule.minutes is None:
-        return f"{schedule.epochs} epoch{'s' * (schedule.epochs != 1)}"
-    done, budget = read_json(folder / "summary.json").get("epochs"), f"{schedule.minutes:g} min"
-    return f"{done:.1f} epochs in {budget}" if isinstance(done, int | float) else budget
+    """Describe the length of a run: its epochs, or with a time budget those that its summary says fitted.
+
+    A run without a summary was stopped, or still goes on: what it has done is named, where that is known.
+    """
+    summary = read_json(folder / "summary.json")
+    budget = None if schedule.minutes is None else f"{schedule.minutes:g} min"
+    planned = budget or f"{schedule.epochs} epoch{'s' * (schedule.epochs != 1)}"
+    done = summary.get("epochs") if summary else _epochs_done(folder)
+    if not isinstance(done, int | float):
+        return planned
+    if not summary:
+        return f"{done:.1f} {'epochs of' if budget else 'of'} {planned}, not finished"
+    return f"{done:.1f} epochs in {budget}" if budget else planned
+
+
+def _epochs_done(folder: Path) -> float | None:
+    """Return the epochs at the newest checkpoint, by the length of one in metrics.csv; None if not known."""
+    rows = [
+        (read_number(row.get("step")), read_number(row.get("epoch")))
+        for row in read_csv(folder / "metrics.csv")
+    ]
+    step, epoch = max(((step, epoch) for step, epoch in rows if step > 0 and epoch > 0), default=(0.0, 0.0))
+    saved = [int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*")]
+    return max([epoch, *(each * epoch / step for each in saved)]) if step else None
+
+
+def read_number(text: str | None) -> float:
+    """Return the number in a cell; NaN if there is none."""
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
 
 
 def _read(path: Path, parse: Callable[[dict[str, Any]], T]) -> T | None:

@@ -28,6 +28,7 @@ from eval.report.read import (
     describe_epochs,
     read_csv,
     read_json,
+    read_number,
     repeated,
 )
 from eval.verdict import title as network_title
@@ -389,18 +390,11 @@ def _charts(runs: list[Run]) -> Iterator[tuple[str, list[tuple[str, Points]], st
 def curve(run: Run, spellings: tuple[str, ...]) -> Points:
     """Return (epoch, value) of the first column with values, without empty and non-finite cells."""
     for column in spellings:
-        pairs = [(_number(row.get("epoch")), _number(row.get(column))) for row in run.metrics]
+        pairs = [(read_number(row.get("epoch")), read_number(row.get(column))) for row in run.metrics]
         found = [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
         if found:
             return found[:: max(1, len(found) // _MOST_POINTS)]
     return []
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
 
 
 def health(report: Report) -> str:

@@ -221,3 +221,16 @@ def test_the_length_of_a_run_with_a_time_budget_is_what_its_summary_says(tmp_pat
     assert describe_epochs(tmp_path, budget) == "2.5 min"
     (tmp_path / "summary.json").write_text('{"epochs": 31.25}')
     assert describe_epochs(tmp_path, budget) == "31.2 epochs in 2.5 min"
+
+
+def test_a_run_that_did_not_finish_says_how_far_it_came(tmp_path):
+    whole, budget = ScheduleConfig(epochs=160), ScheduleConfig(epochs=3, minutes=2.5)
+    (tmp_path / "metrics.csv").write_text("step,epoch,knn/top1\n0,0,0.1\n")
+    assert describe_epochs(tmp_path, whole) == "160 epochs"  # how long an epoch is, is not known
+    (tmp_path / "metrics.csv").write_text("step,epoch,knn/top1\n0,0,0.1\n330,33,\n340,34,\n")
+    assert describe_epochs(tmp_path, whole) == "34.0 of 160 epochs, not finished"
+    (tmp_path / "checkpoints" / "step-346").mkdir(parents=True)
+    assert describe_epochs(tmp_path, whole) == "34.6 of 160 epochs, not finished"
+    assert describe_epochs(tmp_path, budget) == "34.6 epochs of 2.5 min, not finished"
+    (tmp_path / "summary.json").write_text('{"epochs": 160}')
+    assert describe_epochs(tmp_path, whole) == "160 epochs"
