@@ -101,8 +101,7 @@ class Stats(Protocol):
                 "listed": listed,
                 "by_parts": found.by_parts,
             },
-            "warnings": ([] if verdict == "healthy" else [f"{verdict} of the features"])
-            + warn_of_shared(found.by_parts),
+            "warnings": warn_of_collapse(verdict, own=not extractor.other) + warn_of_shared(found.by_parts),
             "details": details,
             "augment": asdict(sampler.augment),
             "seconds": seconds,
@@ -135,6 +134,16 @@ def describe_duplicates(pairs: Result) -> str:
     parts = pairs.get("by_parts", {})  # not in results of earlier versions
     each = f" ({', '.join(f'{number:,} {part}' for part, number in parts.items())})" if len(parts) > 1 else ""
     return f"{count:,} pair{'s' * (count > 1)} of near-duplicates{each}, {where} {pairs['file']}"
+
+
+def warn_of_collapse(verdict: str, own: bool) -> list[str]:
+    """Warn of features that are not healthy; on images other than the run's own these may be the cause."""
+    if verdict == "healthy":
+        return []
+    cause = (
+        "" if own else ": these images are not the run's own, and may be unlike any that it was trained on"
+    )
+    return [f"{verdict} of the features{cause}"]
 
 
 def warn_of_shared(by_parts: dict[str, int]) -> list[str]:

@@ -152,7 +152,9 @@ def _advice(beatable: list[dict[str, Any]], full: list[dict[str, Any]]) -> str:
     return "More labelled images, more than 10 a class, would tell more."
 
 
-def judge_without_labels(scores: dict[str, dict[str, Any]], images: int, labels: str = "") -> Verdict:
+def judge_without_labels(
+    scores: dict[str, dict[str, Any]], images: int, labels: str = "", own: bool = True
+) -> Verdict:
     """Judge by what needs no labels, which can show that training failed, not that it was worth it.
 
     The share of second views that are found is no measure of use: it falls with the number of images
@@ -165,18 +167,19 @@ def judge_without_labels(scores: dict[str, dict[str, Any]], images: int, labels:
             the encoder's ``verdict``.
         images: Number of images that a view was looked up in.
         labels: Sentence on how to have labels of these images; empty if nothing is known of any.
+        own: Whether the run was trained on these images; if not, a collapse may be due to them.
     """
     ours, others = scores["encoder"], {name: each for name, each in scores.items() if name != "encoder"}
     rank = f"effective rank {ours['rankme']:.1f} of {ours['dimensions']}"
     beside = ", ".join(f"{title(name)} {100 * each['retrieval']:.1f}%" for name, each in others.items())
     found = f"{100 * ours['retrieval']:.1f}% of the second views are found among {images} images ({beside})"
     if ours["verdict"] != "healthy":
-        said = [
-            f"{NOT_YET.capitalize()}: {ours['verdict']} of the features, {rank}; {found}. Lower "
-            "optimizer.base_lr, raise objective.temperature, or give the loss more negatives.",
-            labels,
-        ]
-        return Verdict(NOT_YET, " ".join(filter(None, said)))
+        answer, advice = UNKNOWN, "These images are not the run's own: they may be unlike any that it knows."
+        if own:
+            answer = NOT_YET
+            advice = "Lower optimizer.base_lr, raise objective.temperature, or give the loss more negatives."
+        said = [f"{answer.capitalize()}: {ours['verdict']} of the features, {rank}; {found}.", advice, labels]
+        return Verdict(answer, " ".join(filter(None, said)))
     worst = min(others, key=lambda name: others[name]["gain"])
     if others[worst]["retrieval"] >= 1:
         shown = f"nothing is left to gain over {title(worst)}"

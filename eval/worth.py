@@ -140,7 +140,9 @@ class Worth(Scoring):
         else:
             result = _measure_without_labels(extractor, config)
             labels = _class_folders(extractor.parts["train"], extractor.data)
-            verdict = judge_without_labels(result["scores"], result["details"]["images"], labels)
+            verdict = judge_without_labels(
+                result["scores"], result["details"]["images"], labels, own=not extractor.other
+            )
         result["warnings"] += _missing_start(extractor)
         return result | vars(verdict)
 

@@ -219,8 +219,8 @@ def _epochs_done(folder: Path) -> float | None:
         for row in read_csv(folder / "metrics.csv")
     ]
     step, epoch = max(((step, epoch) for step, epoch in rows if step > 0 and epoch > 0), default=(0.0, 0.0))
-    saved = [int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*")]
-    return max([epoch, *(each * epoch / step for each in saved)]) if step else None
+    names = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*")]
+    return max([epoch, *(int(name) * epoch / step for name in names if name.isdigit())]) if step else None
 
 
 def read_number(text: str | None) -> float:

@@ -15,6 +15,7 @@ from eval.__main__ import main
 from eval.features import PartFeatures
 from eval.stats_protocol import StatsConfig, describe_duplicates, find_duplicates, warn_of_shared
 from memory_bank import sealed
+from tests import tiny
 from tests.reference import probe
 
 
@@ -129,7 +130,7 @@ def test_images_of_one_class_are_no_duplicates(shared_run, capsys):
         assert min(float(row["pixel_similarity"]) for row in csv.DictReader(file)) >= 0.97
 
 
-def test_a_collapse_is_a_warning(new_run, photos, capsys):
+def test_a_collapse_is_a_warning(new_run, photos, tmp_path, capsys):
     run = new_run(name="images", root=str(photos))
     tensors, meta = sealed.read(run / "encoder.safetensors")
     tensors["conv1.weight"] *= 0
@@ -137,4 +138,7 @@ def test_a_collapse_is_a_warning(new_run, photos, capsys):
     assert main(["stats", f"checkpoint={run}", "device=cpu"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["verdict"] == "complete collapse"
-    assert "warning: complete collapse" in captured.err
+    assert "warning: complete collapse of the features\n" in captured.err
+    other = tiny.write_classes(tmp_path / "other", 4, size=(16, 16))
+    assert main(["stats", f"checkpoint={run}", "device=cpu", f"data.root={other}"]) == 0
+    assert "complete collapse of the features: these images are not the run's own" in capsys.readouterr().err

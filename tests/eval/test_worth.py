@@ -252,6 +252,13 @@ def test_without_labels_training_can_be_seen_to_fail_only(given, answer, words):
     assert judge_without_labels(given, 200, "There are folders.").sentence.endswith(" There are folders.")
 
 
+def test_a_collapse_on_other_images_than_the_runs_own_is_no_failure_of_training():
+    found = judge_without_labels(signals("complete collapse"), 200, own=False)
+    assert found.answer == "not known"
+    assert "not the run's own" in found.sentence
+    assert "temperature" not in found.sentence
+
+
 def test_folders_that_may_be_classes_are_named_with_the_settings_that_read_them(tmp_path):
     root = tmp_path / "weather icons"
     own = DataConfig(name="images", root=str(root))
