@@ -369,7 +369,7 @@ def test_a_comparison_shows_what_several_runs_have_and_how_they_ended(runs, comp
     assert "Nearest neighbours: top1 <k=5>" in page.text
     assert not any("Identities found again" in text for text in page.text)
     assert "<two>: the loss rises" in page.text
-    assert f"200 epochs; {runs[0]}" in page.text
+    assert f"1.5 of 200 epochs, not finished; {runs[0]}" in page.text
     assert f"200 epochs, 1,234 steps; {runs[1]}" in page.text
     assert "augment.view_1.jitter" in page.text
     assert not any(text.startswith(("augment.view_2", "chosen")) for text in page.text)
