@@ -11,6 +11,7 @@ from contrastive.data.dataset import Dataset, open_dataset
 from contrastive.data.images import Images
 from contrastive.drawing.projection import embed
 from eval.config import EvalConfig, EvalDataConfig
+from eval.eval_data import run_data
 from eval.frozen import resolve
 from eval.report.read import Run
 from eval.stats import Health, health
@@ -58,8 +59,9 @@ class Report:
         Raises:
             UserError: the data set cannot be opened.
         """
-        settings = self.runs[0].settings
-        return open_dataset(settings.data) if settings is not None else None
+        run = self.runs[0]
+        data = run_data(run.folder if run.settings is not None else None)
+        return open_dataset(data) if data is not None else None
 
     @cached_property
     def images(self) -> Images | None:

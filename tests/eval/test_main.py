@@ -22,6 +22,7 @@ from eval.knn import KnnConfig, KnnEvaluation
 from eval.protocol import find_protocol
 from memory_bank import sealed
 from tests import tiny
+from tests.eval.conftest import add_pictures
 
 
 def run_main(capsys, *arguments):
@@ -326,6 +327,11 @@ def test_the_runs_own_images_are_those_where_it_began_and_those_of_its_manifest(
         return Path(json.loads(out)["file"]).parent.relative_to(run)
 
     assert place() == Path("eval")
+    add_pictures(run)
+    monkeypatch.chdir(tmp_path)  # where there is no folder of this name
+    code, out, _ = run_main(capsys, "report", str(run))
+    assert (code, json.loads(out)["missing"]) == (0, [])
+    monkeypatch.chdir(there)
     assert place("data.name=imagefolder").name.startswith("on-data-")  # by class, so of other test images
     assert place("data.root=data").name.startswith("on-data-")
     (here / "data").rename(tmp_path / "moved")
