@@ -17,7 +17,7 @@ from torch import Tensor
 from contrastive.config import WHITE, UserError
 
 DARK = 32
-"""Of 255: an image that nowhere reaches it is nearly black. One eighth of white, as 13 of 16 bits are."""
+"""Value, of 255, that nearly black images reach nowhere: one eighth of white, as 13 of 16 bits are."""
 
 _ORIENTATION = 0x0112  # EXIF tag
 # The transpose that undoes each EXIF orientation; 1 is upright.

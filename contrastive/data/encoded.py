@@ -103,10 +103,7 @@ class FileImages(EncodedImages):
 
     def stamp(self, row: int) -> str:
         """Return the size in bytes, or ``unreadable``."""
-        try:
-            return str(os.stat(self.path(row)).st_size)
-        except OSError:
-            return "unreadable"
+        return written(self.path(row)).partition(" ")[0]
 
     def version(self, row: int) -> str:
         """See ``written``."""

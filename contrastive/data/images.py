@@ -1,4 +1,4 @@
-"""What every set of images gives, by the number of a row."""
+"""Define what every set of images gives, by the number of a row."""
 
 import hashlib
 from abc import ABC, abstractmethod

@@ -37,7 +37,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """What a search backend is built for.
+    """Collect what a search backend is built from.
 
     Attributes:
         bank: The bank; ``part`` are the slots of it that this process holds.

@@ -143,7 +143,7 @@ def test_a_subset_of_what_differs_by_epoch_is_that_of_the_epoch():
 
 
 def test_a_subset_of_crops_is_read_as_the_crops_are():
-    """What is read of them has no axes of colour and place."""
+    """Read flat rows of bytes, which have no axes of colour and place."""
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 1.0, 2.0, 2.0]])
     crops = CroppedImages(
         ArrayImages("set", [pixels(3)], 4), lambda rows, epoch: [lambda h, w: boxes] * len(rows), [4, 2]
