@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from contrastive.allocator import keep_freed_memory
 from contrastive.config import UNTIL_CHOSEN, PretrainConfig, UserError, check_path
 from contrastive.config_files import read_stated, recipes, to_yaml
 from contrastive.console import answer, log_to_stderr
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     log_to_stderr()
+    keep_freed_memory()
     try:
         with stopping():
             return _run(given)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+from contrastive.allocator import keep_freed_memory
 from contrastive.config import UserError
 from contrastive.config_files import load_config, nearest, recipes
 from contrastive.console import answer, log_to_stderr
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     log_to_stderr()
+    keep_freed_memory()
     # Set before torch is imported. By default its threads spin while they wait for a thread that another
     # process displaced from its core: a probe beside a busy process took five times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -17,6 +17,11 @@ from memory_bank.retrieval.faiss_search import REACH, reach
 # 0.98; at 200,000 these are 349, 138 and 23 ms. Most rows for which a CPU uses the first; FLAT_ROWS of
 # retrieval/faiss_search.py for the second.
 EXACT_ROWS_CPU = 16_384
+# What an index finds is scored again by the stored keys, which takes longer the deeper a look-up reaches: 128
+# queries and 2,002 ranks of 20,000 rows take FAISS 200 ms and torch's product 51, of 50,000 rows 216 and 117;
+# 512 ranks take 53 and 45, and 64 and 80; 64 ranks 16 and 23, and 34 and 55. A CPU searches fewer rows than
+# this for each rank with torch.
+ROWS_PER_RANK_CPU = 64
 # Most rows that a GPU searches exactly for a deep band; above, it samples. A CPU samples from twice the
 # sample's rows on.
 EXACT_ROWS_GPU = 131_072
@@ -45,7 +50,7 @@ def choose_backend(
     """
     method = method or method_of(config)
     # A method without look-ups leaves only galleries of a few neighbours to search for.
-    depth = method.depth(config, bank.capacity) if method.looks_up else 1
+    depth = max(1, method.depth(config, bank.capacity))
     spec = SearchSpec(bank, config, depth, _sample_size(config), seed, spread)
     name, reason = _chosen(spec) if config.backend == "auto" else (config.backend, "")
     retrieval: Retrieval = BACKENDS[name](replace(spec, reason=reason))
@@ -66,7 +71,7 @@ def _chosen(spec: SearchSpec) -> tuple[str, str]:
         return "exact", " (auto: the bank is on a GPU)"
     if rows <= EXACT_ROWS_CPU:
         return "exact", f" (auto: {EXACT_ROWS_CPU} rows or fewer)"
-    if spec.depth > reach(spec.bank):
+    if spec.depth > min(reach(spec.bank), rows // ROWS_PER_RANK_CPU):
         return "exact", f" (auto: the band reaches rank {spec.depth})"
     return "faiss", f" (auto: more than {EXACT_ROWS_CPU} rows on a CPU)"
 

@@ -44,7 +44,7 @@ class Miner:
         config: The settings.
         seed: Determines every draw, together with step and id.
         method: Turns rows of the bank into negatives.
-        depth: Rows that a look-up asks for, a query.
+        depth: Rows that a look-up asks for, a query; 0 searches nothing.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Miner:
             self._ahead.forget(step)
         slots = self.bank.write(keys, ids, step)
         # Asked here: the ranks of a sharded bank ask together, which two threads would not.
-        mined = self.method.looks_up and self.ready()
+        mined = self.depth > 0 and self.ready()
         self._worker.submit(partial(self._after_write, slots, step, mined))
 
     def ready(self) -> bool:
@@ -236,6 +236,9 @@ class Miner:
     def _search(
         self, query: Tensor, ids: Tensor, step: int, admissible: Tensor, ceiling: Tensor | None = None
     ) -> Candidates:
+        if self.depth == 0:
+            rows = self.bank.count(admissible) - self.bank.num_own(admissible, ids)
+            return Candidates.none(query, rows)
         return self.retrieval.search(
             query,
             ids,

@@ -52,7 +52,9 @@ def _key_bytes(miner: Miner) -> int:
 def _received(miner: Miner, ranks: int, batch: int) -> int:
     """Add up what sharded.py and sharded_search.py exchange for what the mining method declares."""
     every = miner.bank.capacity * (_key_bytes(miner) + 8 + 1) if miner.method.gathers_every_row else 0
-    return every + (_looked_up(miner, ranks, batch) if miner.method.looks_up else 0)
+    uniform = miner.config.num_uniform if "num_uniform" in miner.method.reads else 0
+    drawn = _drawn(miner, ranks, uniform) + uniform * (8 + _key_bytes(miner))
+    return every + drawn + (_looked_up(miner, ranks, batch) if miner.depth else 0)
 
 
 def _looked_up(miner: Miner, ranks: int, batch: int) -> int:
@@ -68,8 +70,7 @@ def _looked_up(miner: Miner, ranks: int, batch: int) -> int:
     if mining.query == "stored":
         # The stored queries; slots of all queries to all; then similarities of the fresh queries.
         look_up += own * (16 + key) + batch * (8 * miner.depth + 16 + query) + own * miner.depth * 20
-    uniform = mining.num_uniform if "num_uniform" in miner.method.reads else 0
-    return look_up + hard * (8 + key) + _drawn(miner, ranks, uniform) + uniform * (8 + key)
+    return look_up + hard * (8 + key)
 
 
 def _drawn(miner: Miner, ranks: int, count: int) -> int:

@@ -67,12 +67,13 @@ def skip_top(config: MiningConfig) -> float:
 
 
 def depth(config: MiningConfig, rows: int) -> int:
-    """Return how many of the closest of ``rows`` rows ``select`` may need, at any step."""
+    """Return how many of the closest of ``rows`` rows ``select`` may need, at any step; 0 if none."""
     bands = [config.band] if config.band_end is None else [config.band, config.band_end]
     least = config.num_hard if config.refill else 0
     deepest = max(max(_ceil(high * rows), _ceil(low * rows) + least) for low, high in bands)
     alike = config.false_negative_rank if config.false_negative != "off" else 0
-    return min(rows, alike + _ceil(skip_top(config) * rows) + deepest)
+    ranked = _ceil(skip_top(config) * rows) + deepest if config.num_hard else 0
+    return min(rows, alike + ranked)
 
 
 def overruled(config: MiningConfig, rows: int) -> list[str]:

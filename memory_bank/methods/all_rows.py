@@ -11,9 +11,12 @@ from memory_bank.negatives import unless
 class AllRows(MiningMethod):
     """Use every admissible row once; the batch's fresh keys stand for their own stale slots."""
 
-    looks_up = False
     gathers_every_row = True
     reads = frozenset()
+
+    @override
+    def depth(self, config: MiningConfig, rows: int) -> int:
+        return 0
 
     @override
     def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:

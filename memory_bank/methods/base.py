@@ -86,8 +86,6 @@ class MiningMethod(ABC):
     """A way to turn rows of the bank into negatives.
 
     Attributes:
-        looks_up: Whether ``negatives`` calls ``look_up``. If not, nothing is looked up ahead of a step, and
-            the search backend only serves galleries.
         uses_bank: Whether negatives come from the bank. If not, an empty bank is no fault.
         reads_every_row: Whether it reads ``bank.key`` and ``bank.id`` as those of all slots, which no rank of
             a sharded bank has; such a method is refused there. ``bank.every_row`` works everywhere.
@@ -97,7 +95,6 @@ class MiningMethod(ABC):
             default. Training warns of others that are set.
     """
 
-    looks_up = True
     uses_bank = True
     reads_every_row = False
     gathers_every_row = False
@@ -115,7 +112,10 @@ class MiningMethod(ABC):
         """
 
     def depth(self, config: MiningConfig, rows: int) -> int:
-        """Return how many of the closest of ``rows`` rows a look-up must return, at any step."""
+        """Return how many of the closest of ``rows`` rows a look-up must return, at any step.
+
+        0: nothing is searched or looked up ahead of a step, and the backend only serves galleries.
+        """
         return min(rows, config.num_hard)
 
 

@@ -11,9 +11,12 @@ from memory_bank.negatives import Negatives, unless
 class InBatch(MiningMethod):
     """Use the other keys of the batch as negatives of every query."""
 
-    looks_up = False
     reads = frozenset()
     uses_bank = False
+
+    @override
+    def depth(self, config: MiningConfig, rows: int) -> int:
+        return 0
 
     @override
     def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:

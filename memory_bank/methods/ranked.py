@@ -55,6 +55,8 @@ class Ranked(MiningMethod):
             negatives.extra_positive_weight = policy.attract_weight(selection.alike)
         if bank.max_age is not None or config.query == "stored":
             negatives = _serve_from_batch(negatives, asked, candidates.rows == 0)
+        if not config.num_hard:
+            return Answer(negatives)
         stats = LookupStats(positive, selection.similarity, selection.slots, asked.step, selection.dropped)
         return Answer(negatives, stats)
 

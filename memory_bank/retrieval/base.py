@@ -34,6 +34,12 @@ class Candidates:
     above: Int[Tensor, " b"]
     share: float
 
+    @classmethod
+    def none(cls, query: Float[Tensor, "b d"], rows: Int[Tensor, " b"]) -> "Candidates":
+        """Return no candidates of ``rows`` rows that could have been searched for each query."""
+        slots = rows.new_zeros(len(rows), 0)
+        return cls(slots, query.new_zeros(slots.shape), rows, torch.zeros_like(rows), share=1.0)
+
 
 @dataclass(frozen=True)
 class SearchSpec:

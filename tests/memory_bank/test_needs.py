@@ -23,7 +23,10 @@ MININGS = {
 class OwnRows(MiningMethod):
     """Push from every row, also from those of the batch."""
 
-    looks_up, gathers_every_row, reads = False, True, frozenset()
+    gathers_every_row, reads = True, frozenset()
+
+    def depth(self, config, rows):
+        return 0
 
     def negatives(self, asked, bank, look_up, config):
         keys, ids, there = bank.every_row(bank.admissible(asked.step))

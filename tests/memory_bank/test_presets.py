@@ -52,3 +52,13 @@ def test_mix_is_half_hardest_and_half_uniform():
     preset = keys_of("mix.yaml")
     assert preset["num_hard"] == preset["num_uniform"] > 0
     assert {**preset, "num_uniform": 0} == keys_of("hardest.yaml")
+
+
+@pytest.mark.parametrize("query", ["fresh", "stored"])
+def test_uniform_rows_are_drawn_without_a_search(query, monkeypatch):
+    world = World()
+    subject = miner(world, **keys_of("uniform.yaml") | {"query": query, "class_prior": 0.5})
+    monkeypatch.setattr(subject.retrieval, "search", None)
+    found = run(subject, world, 10)[-1]
+    assert (found.shared_log_weight == 0).any(1).all()
+    assert subject.metrics()["mining/similarity_mean"].isfinite()
