@@ -67,7 +67,8 @@ class Ablation:
 
     def cell(self, arm: str, temperature: float, seed: int, part: str) -> Cell:
         preset = self.preset
-        size = (f"data.global_batch={preset.batch}", f"schedule.epochs={preset.epochs}")
+        epochs = preset.epochs if part == "test" else round(preset.tuning_share * preset.epochs)
+        size = (f"data.global_batch={preset.batch}", f"schedule.epochs={epochs}")
         first = arm == self.chosen[0] and seed == preset.seeds[0] and part == "test"
         return Cell(
             arm,
@@ -212,6 +213,7 @@ class Ablation:
             "samples": steps * preset.batch,
             "temperatures": preset.temperatures,
             "tuning_seeds": preset.tuning_seeds,
+            "tuning_share": preset.tuning_share,
             "seeds": preset.seeds,
             "fresh_seeds": preset.fresh_seeds,
             "open": [arm for arm in self.arms if arm not in ended],

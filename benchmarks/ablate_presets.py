@@ -51,6 +51,7 @@ class Preset:
         rules: Whether rules that adapt the band are arms, what lies between ``all_rows`` and ``batch``, and
             ``batch`` in equal time.
         tuning_seeds: Seeds for the choice of a temperature.
+        tuning_share: Part of the epochs that a run for this choice takes.
         seeds: Seeds that are reported.
         fresh_seeds: Seeds for the confirmation.
     """
@@ -68,6 +69,7 @@ class Preset:
     budgets: tuple[int, ...] = ()
     rules: bool = False
     tuning_seeds: tuple[int, ...] = (100,)
+    tuning_share: float = 1.0
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     fresh_seeds: tuple[int, ...] = (200, 201, 202, 203, 204)
 
@@ -293,6 +295,7 @@ OBJECTS = Preset(
     batch=128,
     budgets=(BUDGET,),
     rules=True,
+    tuning_share=0.25,
 )
 FALLING = tuple(round(4000 * 100 ** (-place / 9)) for place in range(10))
 

@@ -113,7 +113,8 @@ def _heading(document: Mapping[str, Any]) -> str:
         f"- {document['samples']:,} training samples a cell ({document['steps']} optimizer steps), the same "
         "for every arm; data order, views and initial weights are those of the seed.",
         f"- Temperature: the best of {_listed(document['temperatures'])} for each arm by {first} on "
-        f"validation images, seed {_listed(document['tuning_seeds'])}, not reported.",
+        f"validation images, seed {_listed(document['tuning_seeds'])}, not reported"
+        + (f"; {document['tuning_share']:.0%} of the epochs." if document["tuning_share"] < 1 else "."),
         *(f"- {_made_by(one)}" for one in document["made_by"]),
         f"- Seeds of an arm: up to {_listed(document['seeds'])}. Arms with fewer: {open_arms}. "
         f"Diverged: {diverged}. Confirmation on fresh seeds: "

@@ -78,6 +78,12 @@ def test_temperatures_first_then_seeds_then_fresh_seeds_of_the_best(ablation: An
     assert len(set.union(*used)) == sum(map(len, used))
 
 
+def test_temperatures_of_long_runs_are_chosen_in_shorter_ones(load: Any, tmp_path: Path) -> None:
+    subject = open_ablation(load, tmp_path, "classes", ("all_rows",))
+    for part, epochs in (("validation", 5), ("test", 20)):
+        assert f"schedule.epochs={epochs}" in subject.cell("all_rows", 0.1, 0, part).overrides
+
+
 def test_finished_cells_are_not_asked_for_again(ablation: Any, load: Any) -> None:
     score = likes(dict.fromkeys(ARMS, 0.1))
     finish(ablation, score)
