@@ -27,7 +27,6 @@ from ablate_methods import METHODS
 from common import QUIET, context, once
 from torch import Tensor
 
-from contrastive.allocator import keep_freed_memory
 from contrastive.config import PretrainConfig
 from contrastive.config_files import load_config
 from contrastive.data.dataset import open_dataset
@@ -101,7 +100,6 @@ def prepare_worker(parent: int) -> None:
     """
     Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
-    keep_freed_memory()
     logging.getLogger().setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")  # Lightning's advice on loaders and loggers
 

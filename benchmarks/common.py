@@ -18,6 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from contrastive.allocator import keep_freed_memory
+
+keep_freed_memory()  # as the command lines do
+
 RESULTS = Path(__file__).parent / "results"
 
 QUIET = (
