@@ -33,14 +33,17 @@ def monitor_split(images: Images, most: int = 12_000) -> tuple[Tensor, Tensor]:
     """Return rows to fit on and rows to score, both from the *training* part: the test part stays unseen.
 
     By a hash of the row's key, one in five is scored; sets larger than ``most`` are sampled by the same hash.
+    Rows of unknown class (-1) are in neither.
     """
+    assert images.labels is not None
     hashes = torch.tensor(
         [
             int.from_bytes(hashlib.sha256(images.key(row).encode()).digest()[:6], "big")
             for row in range(len(images))
         ]
     )
-    rows = hashes.argsort()[:most]
+    rows = hashes.argsort()
+    rows = rows[images.labels[rows] >= 0][:most]
     scored = hashes[rows] % 5 == 0
     return rows[~scored], rows[scored]
 
@@ -97,7 +100,7 @@ class OnlineScores(StepCallback):
     weights.
 
     Args:
-        images: A labelled view of the training part.
+        images: Labelled training images; those of unknown class (-1) are left out.
         knn_every: Epochs between scores by kNN, 0 for none; the end of the run is scored too.
         probe_every: Epochs between scores by the linear probe, 0 for none; the end of the run is scored too.
         most_share: Largest share of a run's time that scores may take. The first and the last are computed

@@ -108,6 +108,20 @@ def test_features_are_of_readable_rows_and_leave_training_alone(monkeypatch):
         torch.testing.assert_close(part.features, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_images_of_unknown_class_are_neither_fitted_nor_scored(monkeypatch):
+    labels = torch.arange(60) % 3
+    labels[::4] = -1
+    images = DatasetImages([torch.zeros(3, 16, 16, dtype=torch.uint8)] * 60, 16, labels=labels)
+    logged = []
+    monkeypatch.setattr("contrastive.callbacks.online.log_row", lambda trainer, row: logged.append(row))
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    scores = OnlineScores(images, 1, 1)
+    scores.on_epoch(trainer, tiny.module(), 1)
+    assert sorted([*scores.fit_rows.tolist(), *scores.score_rows.tolist()]) == [r for r in range(60) if r % 4]
+    assert {"knn/top1", "probe/top1"} <= logged[0].keys()
+    assert scores.largest_class >= 1 / 3
+
+
 def clock_of(now):
     """Return a stand-in for the module ``time``, by the seconds in a list of one."""
 
