@@ -87,15 +87,14 @@ def score(network: Network, config: FinetuneEvaluation) -> Scored:
         UserError: too few rows to hold some out, or every rate diverged.
     """
     classes, labels = network.features.classes, network.features.test.labels
+    test = SomeImages(network.test, network.features.test.rows.cpu())  # those that are readable and labelled
     choices, predicted = [], []
     for seed in range(config.seeds):
         train = labelled_part(network.features.train, config.finetune.fraction, seed)
         choices.append(choose_rate(network, train, config, seed))
         probe = start_probe(network, train, config, seed)
         tuned = tune(network, train, probe, config, choices[-1].learning_rate, seed)
-        logits, rows = _logits(tuned, network, network.test, config)
-        assert torch.equal(rows, network.features.test.rows.cpu())
-        predicted.append(logits.argmax(1).to(labels.device))
+        predicted.append(_logits(tuned, network, test, config).argmax(1).to(labels.device))
     hits = torch.stack([each == labels for each in predicted])
     counts = confusion(predicted[0], labels, len(classes))
     details: dict[str, Any] = {
@@ -126,7 +125,7 @@ def choose_rate(network: Network, train: PartFeatures, config: FinetuneEvaluatio
     probe = start_probe(network, fit_part, config, seed)
     top1, loss = [], []
     for rate in settings.learning_rates:
-        logits, _ = _logits(tune(network, fit_part, probe, config, rate, seed), network, images, config)
+        logits = _logits(tune(network, fit_part, probe, config, rate, seed), network, images, config)
         cost = F.cross_entropy(logits, truth)
         sound = cost.isfinite()
         top1.append(torch.where(sound, (logits.argmax(1) == truth).float().mean(), 0.0))
@@ -193,9 +192,9 @@ class _Classifier(nn.Module):
 
 def _logits(
     model: nn.Module, network: Network, images: Images, config: FinetuneEvaluation
-) -> tuple[Tensor, Tensor]:
-    """Return logits of the centre views, and the row of each; not finite if the network diverged."""
-    return extract(
+) -> Float[Tensor, "n c"]:
+    """Return logits of the centre views of readable images; not finite if the network diverged."""
+    logits, _ = extract(
         model,
         images,
         network.data,
@@ -203,3 +202,4 @@ def _logits(
         num_workers=num_decoders(network.data, len(images)),
         device=network.device,
     )
+    return logits

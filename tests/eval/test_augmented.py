@@ -192,6 +192,18 @@ def test_the_rate_is_chosen_inside_train(networks):
     assert counts.diagonal().sum() / counts.sum() == pytest.approx(scored.lines[0].value)
 
 
+def test_fine_tuning_is_scored_on_labelled_images_alone(networks):
+    from eval import finetune
+
+    network = networks["raw_pixels"]
+    known = network.features.test.take(torch.arange(0, len(network.features.test), 3))
+    network = replace(network, features=replace(network.features, test=known))
+    config = finetune_settings(fraction=0.1)
+    scored = finetune.score(network, config)
+    assert torch.tensor(scored.details["confusion"]).sum(1).tolist() == known.labels.bincount().tolist()
+    assert scored.lines[0].value > 0.7
+
+
 def test_few_labels_are_drawn_as_the_lowshot_protocol_draws(networks):
     train = networks["raw_pixels"].features.train
     level = LowshotConfig(labels_per_class=[], fractions=[0.1])
