@@ -55,6 +55,19 @@ def check_length(name: str, path: str) -> None:
             )
 
 
+def check_frame_distance(frame_step: int | None, fps: float | None) -> None:
+    """Raise ValueError for a distance of a clip's frames that is not above 0, or set twice; None: not set."""
+    check_range("data.frame_step", frame_step, 1)
+    if fps is None:
+        return
+    check_above_zero("data.fps", fps)
+    if frame_step not in (None, 1):
+        raise ValueError(
+            f"data.fps={fps:g} and data.frame_step={frame_step}: both set the distance of a clip's frames; "
+            "leave one of them out"
+        )
+
+
 @dataclass
 class RunConfig:
     """Settings of the run: where it is, how it resumes and is saved.
@@ -272,15 +285,8 @@ class DataConfig:
             )
         check_range("data.white", self.white, 1, WHITE)
         check_range("data.frames", self.frames, 1, 1024)
-        check_range("data.frame_step", self.frame_step, 1)
         check_range("data.clips_per_video", self.clips_per_video, 1, 1000)
-        if self.fps is not None:
-            check_above_zero("data.fps", self.fps)
-            if self.frame_step != 1:
-                raise ValueError(
-                    f"data.fps={self.fps:g} and data.frame_step={self.frame_step}: both set the distance of "
-                    "a clip's frames; leave one of them out"
-                )
+        check_frame_distance(self.frame_step, self.fps)
         check_range("data.global_batch", self.global_batch, 2)
         if self.order == "neighbours" and self.global_batch % self.neighbours.group:
             raise ValueError(

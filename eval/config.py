@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from contrastive.config import WHITE, HfConfig, ViewConfig, check_path
+from contrastive.config import WHITE, HfConfig, ViewConfig, check_frame_distance, check_path
 from memory_bank.config import check_choice, check_range
 
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
@@ -40,9 +40,10 @@ class EvalDataConfig:
     def __post_init__(self) -> None:
         if self.root is not None:
             self.root = check_path("data.root", self.root)
-        check_range("data.image_size", self.image_size, 8)
+        check_range("data.image_size", self.image_size, 8, 4096)
         check_range("data.num_workers", self.num_workers, 0)
         check_range("data.clips_per_video", self.clips_per_video, 1, 1000)
+        check_frame_distance(self.frame_step, self.fps)
         check_range("data.white", self.white, 1, WHITE)
 
 
