@@ -12,7 +12,7 @@ import torch
 
 from contrastive.config import PretrainConfig, UserError
 from contrastive.data.decode import DARK, Unreadable
-from contrastive.data.images import Images, read_or_none
+from contrastive.data.images import Images, read_or_none, spread_rows
 from contrastive.data.order.base import BankOrder
 from contrastive.data.plan import Plan
 from contrastive.encoders.encoder import Encoder
@@ -49,8 +49,7 @@ def warn_if_dark(images: Images) -> None:
     """Warn if most images are nearly black, as those of 12 bits are by the white of 16; a few are read."""
     if not is_first_rank():
         return
-    places = torch.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images)), dtype=torch.float64)
-    rows = places.long().tolist()
+    rows = spread_rows(len(images), _LOOKED_AT).tolist()
     read = [image for row in rows if (image := read_or_none(images, row)) is not None]
     if read and statistics.median(int(image.max()) for image in read) < DARK:
         logger.warning(

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from contrastive.config import DataConfig, UserError, check_path
+from contrastive.data.images import spread_rows
 from contrastive.data.reading import decode_all
 from contrastive.data.wrapped import SomeImages
 from contrastive.drawing.canvas import Drawing, png
@@ -177,7 +178,7 @@ def _read_some(extractor: Extractor, count: int) -> tuple[Tensor, SomeImages]:
     """Read images spread evenly over the test part, or the training part; leave out unreadable ones."""
     part = "test" if "test" in extractor.parts else "train"
     images = extractor.parts[part]
-    rows = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
+    rows = spread_rows(len(images), count)
     decoded = decode_all(SomeImages(images, rows))
     extractor.unreadable[part] = len(decoded.bad)
     if not len(decoded.batch.ids):

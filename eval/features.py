@@ -17,7 +17,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from contrastive.augment.views import encode_center
 from contrastive.config import DataConfig, UserError
-from contrastive.data.images import Images
+from contrastive.data.images import Images, spread_rows
 from contrastive.data.reading import read_in_order, usable_cpus
 from memory_bank.replacing import write_file
 
@@ -52,7 +52,7 @@ class PartFeatures:
 
     def spread(self, most: int) -> "PartFeatures":
         """Return ``most`` rows at most, evenly spread."""
-        return self.take(torch.linspace(0, len(self) - 1, min(most, len(self)), dtype=torch.float64).long())
+        return self.take(spread_rows(len(self), most))
 
     def to(self, device: torch.device) -> "PartFeatures":
         """Return a copy on another device."""

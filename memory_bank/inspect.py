@@ -157,7 +157,7 @@ def _spread(slots: Tensor, count: int) -> Tensor:
     """Return at most ``count`` of ``slots``, evenly spaced."""
     if len(slots) <= count:
         return slots
-    return slots[torch.linspace(0, len(slots) - 1, count).long()]
+    return slots[torch.linspace(0, len(slots) - 1, count, dtype=torch.float64).long()]
 
 
 def _quantiles(values: Tensor) -> dict[str, float]:

@@ -3,11 +3,10 @@
 import logging
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 
 from contrastive.config import DataConfig, UserError
-from contrastive.data.images import Images
+from contrastive.data.images import Images, spread_rows
 from contrastive.data.reading import decode_all
 from contrastive.data.wrapped import SomeImages
 from contrastive.drawing.canvas import Drawing
@@ -64,7 +63,7 @@ class AttentionPictures(StepCallback):
             UserError: the network has no maps, or none of the images can be read.
         """
         if self._pixels is None:
-            rows = torch.linspace(0, len(self.images) - 1, min(self.count, len(self.images))).long()
+            rows = spread_rows(len(self.images), self.count)
             self._pixels = decode_all(SomeImages(self.images, rows)).batch.images
         if not len(self._pixels):
             raise UserError(f"none of {min(self.count, len(self.images))} images can be read")

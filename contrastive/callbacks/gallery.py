@@ -18,7 +18,7 @@ from contrastive.augment.moments import DrawMoments
 from contrastive.augment.views import Views, center_view
 from contrastive.data.clips import draw_clips
 from contrastive.data.crops import draw_crops
-from contrastive.data.images import Images, read_or_none
+from contrastive.data.images import Images, read_or_none, spread_rows
 from contrastive.drawing.figures import scatter
 from contrastive.drawing.images import still, strip
 from contrastive.drawing.projection import principal_components
@@ -107,8 +107,8 @@ class Gallery(StepCallback):
     def _sample(self) -> dict[int, Tensor]:
         """Read images spread evenly over the rows; those that cannot be read are left out."""
         if self._shown is None:
-            wanted = torch.linspace(0, len(self.images) - 1, min(self.anchors, len(self.images))).long()
-            read = {row: read_or_none(self.images, row) for row in wanted.tolist()}
+            wanted = spread_rows(len(self.images), self.anchors).tolist()
+            read = {row: read_or_none(self.images, row) for row in wanted}
             self._shown = {row: image for row, image in read.items() if image is not None}
         return self._shown
 

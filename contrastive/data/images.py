@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int, Int64, UInt8
 from torch import Tensor
 
@@ -169,6 +170,14 @@ def fingerprint(rows: Iterable[tuple[str, str]]) -> str:
     for key, stamp in rows:
         digest.update(f"{key}\0{stamp}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def spread_rows(total: int, most: int) -> Int[Tensor, " m"]:
+    """Return up to ``most`` of ``total`` rows, int64, evenly spread from the first to the last.
+
+    Computed in float64: float32 has no odd numbers above 2^24, so the last row might not exist.
+    """
+    return torch.linspace(0, total - 1, min(most, total), dtype=torch.float64).long()
 
 
 def read_or_none(images: Images, row: int) -> Tensor | None:

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 
 from contrastive.data.arrays import ArrayImages
-from contrastive.data.images import fingerprint
+from contrastive.data.images import fingerprint, spread_rows
 
 
 def pixels(n, side=4, seed=0):
@@ -29,3 +29,9 @@ def test_a_changed_pixel_changes_the_fingerprint():
     before = ArrayImages("set", [source], 4).fingerprint()
     source[1, 2, 3, 0] ^= 1
     assert ArrayImages("set", [source], 4).fingerprint() != before
+
+
+def test_rows_are_spread_from_the_first_to_the_last_beyond_what_float32_counts():
+    assert spread_rows(16_777_220, 3).tolist() == [0, 8_388_609, 16_777_219]
+    assert spread_rows(3, 8).tolist() == [0, 1, 2]
+    assert spread_rows(0, 8).tolist() == []
