@@ -20,6 +20,11 @@ class UserError(ValueError):
     """The user's input is wrong; the message says what was given, what is allowed and what to do. Exit 2."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def check_path(name: str, path: str) -> str:
     """Return ``path`` with ``~`` expanded and without a slash at its end; for every setting that is a path.
 

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from contrastive.config import FORMER_LOSSES, UserError, check_length, check_path
+from contrastive.config import FORMER_LOSSES, UserError, check_length, check_path, first_line
 
 Schema = TypeVar("Schema")
 
@@ -234,7 +234,7 @@ def _from_overrides(schema: type, values: list[tuple[str, str]]) -> DictConfig:
         try:
             OmegaConf.update(merged, key, _parse(_type_of(schema, key), value))
         except Exception as error:  # yaml raises a dozen types; each means the same to the user
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"{f'{key}={value}'!r}: not readable as key=value ({reason}); quote text: key='\"...\"'"
             ) from error

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from contrastive.config import UserError
+from contrastive.config import UserError, first_line
 from contrastive.console import answer
 from contrastive.logging.names import STEP_AXIS
 from contrastive.logging.wandb_run import wandb_problem
@@ -217,7 +217,7 @@ def _create(workspace: Any) -> dict[str, Any]:
     try:
         workspace.save()
     except Exception as error:  # network, client and server raise a dozen types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"W&B did not take the workspace for {workspace.entity}/{workspace.project} ({reason}); check "
             "--entity and --project, your rights there, and the network"

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from contrastive.callbacks.preemption import Preemption
 from contrastive.callbacks.saving import SaveCheckpoint
 from contrastive.checkpoint.folder import delete_after
-from contrastive.config import UserError
+from contrastive.config import UserError, first_line
 from contrastive.data.decode import SourceLost
 from contrastive.data.tally import TooManyCorrupt
 from contrastive.fit_checks import is_out_of_memory
@@ -69,7 +69,7 @@ def explain_out_of_memory() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"training does not fit into memory ({reason}); raise trainer.accumulate_grad_batches "
             "and run again to continue from the last checkpoint, or start a new run with a lower "

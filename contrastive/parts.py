@@ -9,7 +9,7 @@ import torch
 
 from contrastive.augment.boxes import DrawBoxes
 from contrastive.augment.moments import DrawMoments
-from contrastive.config import PretrainConfig, UserError
+from contrastive.config import PretrainConfig, UserError, first_line
 from contrastive.data.clips import draw_clips
 from contrastive.data.crops import draw_crops
 from contrastive.data.images import Images
@@ -183,7 +183,7 @@ def _build_networks(
         return Networks(encoder, config.encoder, seed=config.run.seed, averaged=averaged)
     except RuntimeError as error:  # torch raises it for too little memory, and for sizes that overflow
         raise UserError(
-            f"encoder: the networks cannot be built ({str(error).splitlines()[0]}); lower encoder.width, or "
+            f"encoder: the networks cannot be built ({first_line(error)}); lower encoder.width, or "
             "take another encoder.name, lower encoder.projector_hidden or encoder.predictor_hidden"
         ) from error
 

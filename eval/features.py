@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from contrastive.augment.views import encode_center
-from contrastive.config import DataConfig, UserError
+from contrastive.config import DataConfig, UserError, first_line
 from contrastive.data.images import Images, spread_rows
 from contrastive.data.reading import read_in_order, usable_cpus
 from memory_bank.replacing import write_file
@@ -87,7 +87,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # device=meta computes shapes, no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"device={name}: cannot be used ({reason}); try device=auto or device=cpu") from error
     return device
 

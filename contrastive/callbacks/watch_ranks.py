@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch.distributed as dist
 from pytorch_lightning import Callback
 
+from contrastive.config import first_line
 from contrastive.distributed import num_entered, rank, world_size
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def _who(store: Any, count: int, grace_s: float) -> str:
             for r in range(world_size())
         ]
     except RuntimeError as error:  # DistError, DistNetworkError: rank 0, which hosts the store, is gone
-        return f"rank 0 does not answer ({str(error).splitlines()[0]})"
+        return f"rank 0 does not answer ({first_line(error)})"
     most = max(int(words[0]) for words in answers if words)
     behind = []
     for r, words in enumerate(answers):

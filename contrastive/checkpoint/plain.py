@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from contrastive.checkpoint.integrity import CorruptCheckpoint
-from contrastive.config import UserError
+from contrastive.config import UserError, first_line
 
 _FORCE_PICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None), torch.Size, torch.dtype, torch.device)
@@ -82,7 +82,7 @@ def load(path: Path, map_location: Any) -> Any:
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # unpicklers raise a dozen types on damaged or malicious bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise CorruptCheckpoint(
             f"{path}: refused, more than tensors and plain containers ({reason})"
         ) from error

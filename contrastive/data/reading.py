@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from contrastive.config import UserError
+from contrastive.config import UserError, first_line
 from contrastive.data.batch import Batch
 from contrastive.data.decode import SourceLost, ignore_warnings
 from contrastive.data.images import Images
@@ -197,14 +197,10 @@ def decode_ahead(
         if not num_workers or not (cut_off or str(error).startswith("DataLoader worker")):
             raise
         raise WorkerDied(
-            f"a decoding process was killed ({_first_line(error)}); most often memory ran out: lower "
+            f"a decoding process was killed ({first_line(error)}); most often memory ran out: lower "
             f"data.num_workers (now {num_workers}) or data.decode_size, or enlarge /dev/shm (docker: "
             f"--shm-size); then run again to resume from the last checkpoint"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _start(loader: DataLoader[Any]) -> Iterator[Decoded]:

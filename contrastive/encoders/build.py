@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from contrastive.config import EncoderConfig, UserError
+from contrastive.config import EncoderConfig, UserError, first_line
 from contrastive.encoders.encoder import Encoded, Encoder
 from contrastive.encoders.spec import ArchSpec
 from contrastive.encoders.temporal import TemporalEncoder
@@ -122,7 +122,7 @@ def check_encoder(encoder: Encoder, *sizes: int, frames: int = 1) -> None:
         try:
             encoded = encoder.encode(torch.zeros(2, *clip, 3, size, size))
         except Exception as error:  # the network's own code
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(
                 f"encoder {name}: cannot encode {kind} of {size} px ({reason}); change data.image_size, "
                 "augment.*_size, or the network"

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from contrastive.config import UserError
+from contrastive.config import UserError, first_line
 from contrastive.encoders.encoder import Encoder
 
 DEFAULT = "default"
@@ -155,8 +155,3 @@ def download(name: str, fetch: Callable[[], Any]) -> Any:
             f"(encoder.weights=FILE) or begin from random ones (encoder.weights=null); to evaluate, give "
             f"{name}:FILE or {name}:random"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

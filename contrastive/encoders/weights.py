@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastive.config import DataConfig, UserError
+from contrastive.config import DataConfig, UserError, first_line
 from contrastive.encoders.build import build_arch, without_memory
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.spec import OWN, ArchSpec, InputSpec, numbers
@@ -140,7 +140,7 @@ def _build_for(info: EncoderInfo, tensors: Mapping[str, Tensor], path: Path) -> 
         outline = without_memory(lambda: build_arch(info.arch, info.input.size, info.input.frames))
     except (RuntimeError, UserError) as error:
         raise UserError(
-            f"{path}: damaged metadata ({info.arch}: {str(error).splitlines()[0]}); export the encoder again"
+            f"{path}: damaged metadata ({info.arch}: {first_line(error)}); export the encoder again"
         ) from error
     _require_fit(outline, tensors, path)
     with torch.random.fork_rng(devices=[]):
@@ -333,7 +333,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # on garbage the unpickler raises a dozen types; all mean the same here
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"{path}: not a file of tensors ({reason}); save model.state_dict() instead"
         ) from error

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from contrastive.config import UserError, WandbConfig
+from contrastive.config import UserError, WandbConfig, first_line
 
 _INIT_TIMEOUT_S = 30.0  # for the first answer of the W&B server
 
@@ -111,7 +111,7 @@ def forgiving(what: str, failed: Callable[[], None] = lambda: None) -> Iterator[
     try:
         yield
     except (wandb.errors.Error, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         _say(f"W&B: {what} is missing ({reason}); everything else continues")
         failed()
 
@@ -201,7 +201,7 @@ def _start_wandb(mode: Any, quiet: bool, **arguments: Any) -> Any:
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             if mode == "offline":
                 raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             _say(f"W&B cannot be reached ({reason}); continuing offline; later: wandb sync {folder}/off*")
             wandb.teardown()  # else the run id stays in use
             return wandb.init(mode="offline", settings=settings, **arguments)
