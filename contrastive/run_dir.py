@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from contrastive.checkpoint.folder import latest_valid
-from contrastive.checkpoint.plain import refuse_unsafe_loading
 from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import differences, load_saved
 from contrastive.data.image_list import describe_changes, read_image_list, write_image_list
@@ -85,7 +84,6 @@ def find_start_point(
     Raises:
         UserError: not writable, not a run directory, the directory of another run, or changed data.
     """
-    refuse_unsafe_loading()
     check_writable(run_dir)
     if not is_first_rank():
         # Rank 0 checks the directory; the others must not wait for it if the run is finished.

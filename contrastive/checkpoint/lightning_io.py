@@ -74,11 +74,10 @@ class DirectoryCheckpointIO(CheckpointIO):
 
         Raises:
             CorruptCheckpoint: see :func:`verify`; or it contains more than tensors and plain containers.
-            UserError: the caller or the environment asks for unsafe loading.
+            UserError: the caller asks for unsafe loading.
         """
         if weights_only is False:
             raise UserError("weights_only=False: refused, a checkpoint could run code; drop it")
-        plain.refuse_unsafe_loading()
         path = Path(path)
         verify(path)
         device = "cpu" if map_location is None else map_location

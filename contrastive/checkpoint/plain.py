@@ -1,6 +1,5 @@
 """Save and load files of tensors and plain containers, which torch reads without running code."""
 
-import os
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,20 +9,11 @@ import torch
 from torch import Tensor
 
 from contrastive.checkpoint.integrity import CorruptCheckpoint
-from contrastive.config import UserError, first_line
+from contrastive.config import first_line
 
-_FORCE_PICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None), torch.Size, torch.dtype, torch.device)
 _MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
 _SEQUENCES = (list, tuple, set)
-
-
-def refuse_unsafe_loading() -> None:
-    """Raise UserError if the environment tells torch.load to run pickled code."""
-    if os.environ.get(_FORCE_PICKLE, "0") not in ("", "0"):
-        raise UserError(
-            f"{_FORCE_PICKLE}={os.environ[_FORCE_PICKLE]}: torch.load would run code from files; unset it"
-        )
 
 
 def check_plain(value: Any, where: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -321,11 +320,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a ``torch.save`` file, only by torch's restricted unpickler."""
-    if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
-        raise UserError(
-            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: it lets a weight file run code; unset it, or convert "
-            f"{path} to safetensors"
-        )
     if path.exists() and path.suffix not in _PICKLES:
         raise UserError(f"{path}: allowed are files in .safetensors, {', '.join(_PICKLES)}")
     try:

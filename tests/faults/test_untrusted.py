@@ -96,11 +96,7 @@ ATTACKS = {
         2,
         "refused, more than tensors",
     ),
-    "code, and the environment allows it": (
-        pickled("trainer.pt"),
-        2,
-        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1: torch.load would run code from files; unset it",
-    ),
+    "code, and the environment allows it": (pickled("trainer.pt"), 2, "refused, more than tensors"),
     "code in config.yaml": (yaml_tag, 2, "not a readable yaml file"),
     "a secret of the environment": (from_environment, 2, "holds an interpolation"),
     "a name that leaves the directory": (outside, 0, "only plain names are allowed"),

@@ -59,9 +59,12 @@ def test_a_trainer_file_that_is_no_dict_is_refused(tmp_path):
 @pytest.mark.parametrize("value", ["1", "true", "yes"])
 def test_the_environment_cannot_switch_pickle_on(tmp_path, monkeypatch, value):
     path = save(tmp_path)
+    torch.save({"state_dict": {}, "evil": Payload(tmp_path / "ran")}, path / "trainer.pt")
+    seal(path, FILES)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", value)
-    with pytest.raises(UserError, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+    with pytest.raises(CorruptCheckpoint, match="refused"):
         DirectoryCheckpointIO().load_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_caller_cannot_either(tmp_path):

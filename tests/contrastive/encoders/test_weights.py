@@ -260,10 +260,11 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 
 def test_the_environment_cannot_ask_for_an_unsafe_load(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    encoder, _, _ = make("resnet10", width=8)
-    torch.save(encoder.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set.*unset it"):
-        load_weights(encoder, str(tmp_path / "w.pth"))
+    marker = tmp_path / "ran"
+    torch.save({"conv1.weight": Malicious(str(marker))}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="not a file of tensors"):
+        load_weights(fresh("resnet10", width=8), str(tmp_path / "w.pth"))
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize("body", [[1, 2], {"conv1.weight": 3}, {"state_dict": {"a": "b"}}, torch.zeros(2)])
