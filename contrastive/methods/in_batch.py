@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.distributed import Rows, gather_with_grad
-from memory_bank.negatives import Negatives
+from memory_bank.negatives import Negatives, unless
 
 
 def other_images(
@@ -30,11 +30,10 @@ def other_images(
     gathered = gathered.reshape(-1, len(views), views[0].shape[1])
     image = torch.arange(len(gathered), device=gathered.device)
     own = rows.own(image)[:, None] == image.repeat_interleave(len(views))
-    log_weight = torch.zeros(own.shape, dtype=torch.float32, device=gathered.device)
     negatives = replace(
         Negatives.none(views[0].detach()),
         shared=gathered.flatten(0, 1),
-        shared_log_weight=log_weight.masked_fill_(own, -torch.inf),
+        shared_log_weight=unless(own),
         shared_ids=rows.all_ids.repeat_interleave(len(views)),
     )
     return negatives, gathered

@@ -13,6 +13,7 @@ from contrastive.config import PretrainConfig
 from contrastive.distributed import Rows
 from contrastive.methods.own_negatives import disturb
 from contrastive.networks import Networks
+from contrastive.objectives.build import Loss, build_objective
 from memory_bank.miner import Miner
 from memory_bank.negatives import Negatives
 
@@ -101,6 +102,17 @@ class Method(nn.Module, ABC):
         """Return the bank and its search."""
         return self.parts.miner
 
+    def build_loss(self) -> Loss:
+        """Build the loss that the config names, for negatives of the bank or (not ``mines``) of the batch."""
+        config = self.parts.config
+        return build_objective(
+            config.objective,
+            config.mining,
+            in_batch=not self.mines,
+            seed=config.run.seed,
+            labels=self.parts.labels,
+        )
+
     def nearest_rows(
         self, embedding: Float[Tensor, "b d"], rows: Rows, step: int
     ) -> tuple[Int[Tensor, " b"], Float[Tensor, "b d"]]:
@@ -151,18 +163,6 @@ class Method(nn.Module, ABC):
             return self.networks.keys(disturbed, rows, step)
         return self.networks.embed_frames(disturbed)
 
-    def with_own_negatives(
-        self,
-        negatives: Negatives,
-        view: Float[Tensor, "b ..."],
-        other: Float[Tensor, "b ..."] | None,
-        rows: Rows,
-        step: int,
-    ) -> Negatives:
-        """Add ``own_negatives`` to ``negatives``, which are returned as they are if there are none."""
-        own = self.own_negatives(view, other, rows, step)
-        return negatives if own is None else negatives.with_own(own[:, None])
-
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Raise UserError for a checkpoint that this method cannot continue from; accepts all by default."""
 
@@ -182,6 +182,11 @@ class Method(nn.Module, ABC):
 
 BuildMethod = Callable[[Parts], Method]
 """A method's class, or any function that returns a method."""
+
+
+def add_own(negatives: Negatives, own: Float[Tensor, "b d"] | None) -> Negatives:
+    """Add the row that ``own_negatives`` made of each query's clip; None adds nothing."""
+    return negatives if own is None else negatives.with_own(own[:, None])
 
 
 def mean_outcome(

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.distributed import Rows, gather_rows
-from contrastive.methods.method import Method, Outcome, Parts, mean_outcome
-from contrastive.objectives.build import Loss, build_objective
+from contrastive.methods.method import Method, Outcome, Parts, add_own, mean_outcome
+from contrastive.objectives.build import Loss
 from contrastive.objectives.logits import Diagnostics
 from memory_bank.negatives import Negatives
 
@@ -40,11 +40,8 @@ class Moco(Method):
 
     def __init__(self, parts: Parts, objective: Loss | None = None) -> None:
         super().__init__(parts)
-        config = parts.config
-        self.objective: Loss = objective or build_objective(
-            config.objective, config.mining, seed=config.run.seed, labels=parts.labels
-        )
-        self.symmetric = config.objective.symmetric
+        self.objective: Loss = objective or self.build_loss()
+        self.symmetric = parts.config.objective.symmetric
 
     def step(self, views: Sequence[Float[Tensor, "b ..."]], rows: Rows, step: int) -> Outcome:
         """See Method. The bank stores the keys of view 2."""
@@ -63,8 +60,7 @@ class Moco(Method):
         local = [(self.networks.embed(view), own_of(view)) for view in views[2:]]
         pairs += [(crop, own, key, among) for _, _, key, among in list(pairs) for crop, own in local]
         compared = [
-            self.compare(query, key, among if own is None else among.with_own(own[:, None]), rows, step)
-            for query, own, key, among in pairs
+            self.compare(query, key, add_own(among, own), rows, step) for query, own, key, among in pairs
         ]
         return mean_outcome(compared, keys, query.detach(), negatives)
 

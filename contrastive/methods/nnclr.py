@@ -11,7 +11,7 @@ from contrastive.config import UserError
 from contrastive.distributed import Rows, gather_rows
 from contrastive.methods.in_batch import other_images
 from contrastive.methods.method import Method, Outcome, Parts, mean_outcome
-from contrastive.objectives.build import Loss, build_objective
+from contrastive.objectives.build import Loss
 from contrastive.objectives.logits import Diagnostics
 
 
@@ -35,10 +35,7 @@ class Nnclr(Method):
 
     def __init__(self, parts: Parts, objective: Loss | None = None) -> None:
         super().__init__(parts)
-        config = parts.config
-        self.objective: Loss = objective or build_objective(
-            config.objective, config.mining, in_batch=True, seed=config.run.seed, labels=parts.labels
-        )
+        self.objective: Loss = objective or self.build_loss()
 
     def step(self, views: Sequence[Float[Tensor, "b ..."]], rows: Rows, step: int) -> Outcome:
         """See Method. Local views of multi-crop are predictions only."""

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from contrastive.distributed import Rows
 from contrastive.methods.in_batch import other_images
-from contrastive.methods.method import Method, Outcome, Parts, mean_outcome
-from contrastive.objectives.build import Loss, build_objective
+from contrastive.methods.method import Method, Outcome, Parts, add_own, mean_outcome
+from contrastive.objectives.build import Loss
 
 
 class SimClr(Method):
@@ -32,17 +32,16 @@ class SimClr(Method):
 
     def __init__(self, parts: Parts, objective: Loss | None = None) -> None:
         super().__init__(parts)
-        config = parts.config
-        self.objective: Loss = objective or build_objective(
-            config.objective, config.mining, in_batch=True, seed=config.run.seed, labels=parts.labels
-        )
+        self.objective: Loss = objective or self.build_loss()
 
     def step(self, views: Sequence[Float[Tensor, "b ..."]], rows: Rows, step: int) -> Outcome:
         """See Method. The bank, which only monitors read here, stores view 2."""
         frames, other = self.take_other([self.networks.encode_frames(view) for view in views])
         first, second, *local = (self.networks.embed_frames(each) for each in frames)
         negatives, gathered = other_images((first, second), rows)
-        own_1, own_2, *own = (self.with_own_negatives(negatives, each, other, rows, step) for each in frames)
+        own_1, own_2, *own = (
+            add_own(negatives, self.own_negatives(each, other, rows, step)) for each in frames
+        )
         pairs = [(first, second, own_1), (second, first, own_2)]
         pairs += [
             (crop, whole, each) for whole in (first, second) for crop, each in zip(local, own, strict=True)
