@@ -1,6 +1,5 @@
 """Look up a part by its name in a config, in one of the tables of contrastive/registry.py, and build it."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -23,9 +22,7 @@ def find_part(setting: str, table: dict[str, str], name: str) -> Any:
         UserError: unknown name; the message suggests the nearest one.
     """
     if name not in table:
-        close = difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UserError(f"{setting}={name!r}: unknown; {hint}allowed are {', '.join(table)}")
+        raise UserError(f"{setting}={name!r}: unknown; {nearest(name.lower(), [*table])}")
     module, _, attribute = table[name].partition(":")
     return getattr(import_module(module), attribute)
 

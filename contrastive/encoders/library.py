@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from contrastive.config import UserError, first_line
+from contrastive.config_files import nearest
 from contrastive.encoders.encoder import Encoder
 
 DEFAULT = "default"
@@ -117,11 +118,8 @@ def check_arguments(name: str, given: dict[str, Any], allowed: Sequence[str]) ->
     """Refuse arguments that a network does not have; suggest the nearest one."""
     for argument in given:
         if argument not in allowed:
-            close = difflib.get_close_matches(argument, allowed, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}? " if close else ""
             raise UserError(
-                f"encoder.args.{argument}: {name} has no such argument; {hint}allowed are "
-                f"{', '.join(allowed)}"
+                f"encoder.args.{argument}: {name} has no such argument; {nearest(argument, allowed)}"
             )
 
 

@@ -8,9 +8,9 @@ from torchvision.models.video.resnet import BasicBlock, Conv3DSimple, VideoResNe
 from typing_extensions import override
 
 from contrastive.encoders.encoder import Encoded, Encoder, as_clips, encode_volume
-from contrastive.encoders.resnet import SMALL_IMAGE
+from contrastive.encoders.resnet import choose_stem
 from contrastive.encoders.spec import ArchSpec
-from memory_bank.config import check_choice, check_range
+from memory_bank.config import check_range
 
 
 class R3dEncoder(Encoder, VideoResNet):  # type: ignore[misc]  # torchvision is untyped
@@ -60,9 +60,7 @@ def build(name: str, image_size: int, *, frames: int = 1, width: int = 64, stem:
         stem: ``imagenet``, ``small``, or ``auto``: small up to ``SMALL_IMAGE``.
     """
     check_range("encoder.width", width, 1, 65_536)
-    check_choice("encoder.stem", stem, ("auto", "small", "imagenet"))
-    if stem == "auto":
-        stem = "small" if image_size <= SMALL_IMAGE else "imagenet"
+    stem = choose_stem(stem, image_size)
     encoder = R3dEncoder(width=width, small_stem=stem == "small")
     encoder.arch = ArchSpec(name, {"width": width, "stem": stem})
     return encoder

@@ -77,14 +77,24 @@ def build(name: str, image_size: int, *, width: int = 64, stem: str = "auto") ->
         stem: ``imagenet``, ``small``, or ``auto``: small up to ``SMALL_IMAGE``.
     """
     check_range("encoder.width", width, 1, 65_536)
-    check_choice("encoder.stem", stem, ("auto", "small", "imagenet"))
+    stem = choose_stem(stem, image_size)
     if name == "resnet50" and width != 64:
         raise ValueError(f"encoder.width={width}: resnet50 comes at width 64 only; use resnet10 to resnet34")
-    if stem == "auto":
-        stem = "small" if image_size <= SMALL_IMAGE else "imagenet"
     encoder = ResNetEncoder(name, width=width, small_stem=stem == "small")
     encoder.arch = ArchSpec(name, {"width": width, "stem": stem})
     return encoder
+
+
+def choose_stem(stem: str, image_size: int) -> str:
+    """Return ``imagenet`` or ``small``, as given or as ``auto`` means for images of ``image_size`` pixels.
+
+    Raises:
+        ValueError: ``stem`` is none of the three.
+    """
+    check_choice("encoder.stem", stem, ("auto", "small", "imagenet"))
+    if stem != "auto":
+        return stem
+    return "small" if image_size <= SMALL_IMAGE else "imagenet"
 
 
 def _subsample_first(convolution: nn.Conv2d) -> None:

@@ -155,7 +155,10 @@ def test_an_encoder_inside_a_module_keeps_its_names_in_checkpoints():
         ({"name": "timm:"}, "names no model"),
         ({"name": "torchvision:resnet19"}, "no classifier 'resnet19'; did you mean resnet1"),
         ({"name": "timm:hf-hub:timm/test_vit.r160_in1k"}, "has no classifier"),
-        ({"name": "timm:test_vit", "args": {"patch_sise": 4}}, "args.patch_sise: .*did you mean patch_size"),
+        (
+            {"name": "timm:test_vit", "args": {"patch_sise": 4}},
+            "args.patch_sise: .*did you mean 'patch_size'",
+        ),
         (
             {"name": "timm:test_vit", "args": {"patch_size": "a"}},
             "encoder.args={'patch_size': 'a'}: does not work",
@@ -173,7 +176,7 @@ def test_an_encoder_inside_a_module_keeps_its_names_in_checkpoints():
             r"no multiple of the patch's 5 px; choose .*30 or 35",
         ),
         ({"name": "vit_tiny", "args": {"positions": "rope"}}, "args.positions='rope': allowed are learned"),
-        ({"name": "vit_tiny", "args": {"dept": 2}}, "args.dept: .*did you mean depth"),
+        ({"name": "vit_tiny", "args": {"dept": 2}}, "args.dept: .*did you mean 'depth'"),
         (
             {"name": "vit_tiny", "args": {"positions": "sincos", "embed_dim": 6}},
             "positions.*divisible by 4",
