@@ -53,8 +53,7 @@ def closest_pairs(
     """
     unit = _around_mean(features)
     ids = torch.arange(len(unit), device=unit.device)
-    bank = DatasetBank(len(unit), unit.shape[1], dtype=torch.float32, device=unit.device, max_age=None)
-    bank.write(unit, ids, step=0)
+    bank = DatasetBank.of(unit)
     search, admissible = Exact(bank), bank.admissible(0)
     pairs, similarity = [], []
     for own in torch.split(ids, _BATCH):

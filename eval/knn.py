@@ -117,8 +117,7 @@ def knn_votes(
     if not 1 <= min(ks) <= max(ks) <= len(train):
         raise ValueError(f"ks={ks}: allowed are 1 to {len(train)}, the rows to search")
     train, test = finite_float32(train, "train"), finite_float32(test, "test")
-    bank = DatasetBank(len(train), train.shape[1], dtype=torch.float32, device=train.device, max_age=None)
-    bank.write(F.normalize(train), torch.arange(len(train), device=train.device), step=0)
+    bank = DatasetBank.of(F.normalize(train))
     search, admissible = Exact(bank), bank.admissible(0)
     parts = []
     for query in torch.split(F.normalize(test), _BATCH):

@@ -196,10 +196,9 @@ class Search:
     def __init__(
         self, gallery: Gallery, queries: Float[Tensor, "m d"], *, depth: int, min_recall: float = 0.95
     ) -> None:
-        size, dim = gallery.features.shape
+        size = len(gallery.features)
         self.gallery, self.depth, self.recall = gallery, min(depth, size), 1.0
-        self._bank = DatasetBank(size, dim, dtype=torch.float32, device=torch.device("cpu"), max_age=None)
-        self._bank.write(gallery.features, torch.arange(size), step=0)
+        self._bank = DatasetBank.of(gallery.features)
         self._admissible = self._bank.admissible(0)
         self._search: Retrieval = Exact(self._bank)
         if self.depth < size:

@@ -187,6 +187,13 @@ class DatasetBank(Storage):
 
     kind = "dataset"
 
+    @classmethod
+    def of(cls, rows: Float[Tensor, "n d"]) -> "DatasetBank":
+        """Return a float32 bank of unit rows on their device; row i has id i, step 0, no age limit."""
+        bank = cls(*rows.shape, dtype=torch.float32, device=rows.device, max_age=None)
+        bank.write(rows, torch.arange(len(rows), device=rows.device), step=0)
+        return bank
+
     @override
     def slots_of(self, ids: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
         # A data set bank's slot is the row: the stored id is the slot, and -1 where nothing was written.
