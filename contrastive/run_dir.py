@@ -22,7 +22,7 @@ from contrastive.config import PretrainConfig, UserError
 from contrastive.config_files import differences, load_saved
 from contrastive.data.image_list import describe_changes, read_image_list, write_image_list
 from contrastive.data.images import Images
-from memory_bank.replacing import replacing
+from memory_bank.replacing import write_text
 
 fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
 
@@ -252,7 +252,7 @@ def write_run_files(
     document = OmegaConf.structured(config)
     OmegaConf.set_struct(document, False)
     document.provenance = provenance() | {"given": dict(given or {}), "root": _absolute(config.data.root)}
-    write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(document))
+    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(document))
 
 
 def _absolute(root: str | None) -> str | None:
@@ -278,12 +278,6 @@ def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty"]
     told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return told.stdout.strip() or "unknown"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file atomically: a kill leaves the old one or the new one."""
-    with replacing(path) as partial:
-        partial.write_text(text)
 
 
 class UnreadableFiles:

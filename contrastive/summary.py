@@ -18,7 +18,7 @@ from contrastive.logging.memory import peak_memory
 from contrastive.logging.metrics_csv import read_metrics
 from contrastive.logging.wandb_logger import finish_wandb
 from contrastive.module import ContrastiveModule
-from contrastive.run_dir import write_atomically
+from memory_bank.replacing import write_text
 
 Kind = TypeVar("Kind", bound=pl.Callback)
 
@@ -58,7 +58,7 @@ def finish(
     if code != 3:
         write_encoder(config, module, run_dir)
     if code == 0:
-        write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_text(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     finish_wandb(trainer.loggers, summary, run_dir / "encoder.safetensors" if code == 0 else None, code)
     return summary
 

@@ -50,6 +50,16 @@ def write_file(path: Path, save: Callable[[Any], object]) -> None:
         save(file)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Atomically replace a file by ``text``.
+
+    Raises:
+        OSError: from the file system.
+    """
+    with replacing(path) as partial:
+        partial.write_text(text)
+
+
 def check_folder(folder: Path) -> None:
     """Make and remove a file in ``folder``, or in the nearest existing folder above it.
 

@@ -20,14 +20,15 @@ from contrastive.data.decode import Encoded
 from contrastive.data.files import EXTENSIONS, log_once
 from contrastive.data.names import Names
 from contrastive.data.shards.ranges import Ranges, is_local
-from memory_bank.replacing import replacing
+from memory_bank.replacing import replacing, write_text
 
 SUFFIX = ".npz"
 """Appended to a shard's name, for that of its index."""
 
 SET_FILE = "shards.json"
-MOST_CLASSES = 100_000  # larger numbers are ids of something else
 """Lists the shards of a set, in the order of the rows."""
+
+MOST_CLASSES = 100_000  # larger numbers are ids of something else
 
 HASH_BYTES = 16
 _FORMAT = 1
@@ -208,8 +209,7 @@ def read_set(ranges: Ranges, root: str) -> ShardSet | None:
 
 def write_set(folder: Path, found: ShardSet) -> None:
     """Write the list of a set, atomically."""
-    with replacing(folder / SET_FILE) as partial:
-        partial.write_text(json.dumps(asdict(found), indent=1) + "\n")
+    write_text(folder / SET_FILE, json.dumps(asdict(found), indent=1) + "\n")
 
 
 def write_index(folder: Path, name: str, size: int, index: Index) -> ShardEntry:
