@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from contrastive.checkpoint.folder import read_last, remove_stale, set_last
-from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO, ExtraFiles, SaveOptions
+from contrastive.checkpoint.lightning_io import DirectoryCheckpointIO, SaveOptions
 from contrastive.logging.throughput import off_the_clock
 
 
@@ -73,7 +74,8 @@ class SaveCheckpoint(Checkpoint):
         # learn of a failure, and if rank 0 alone tried the same step again, it would wait for them forever.
         self.step = trainer.global_step
         with off_the_clock(trainer, "checkpoint", self.every_steps):
-            options = SaveOptions(self._files_of(trainer), self._keep_last, self._report)
+            write_files = None if self._extra_files is None else partial(self._extra_files, trainer)
+            options = SaveOptions(write_files, self._keep_last, self._report)
             trainer.save_checkpoint(self.directory / f"step-{self.step}", storage_options=options)
 
     def on_train_batch_end(
@@ -101,10 +103,6 @@ class SaveCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the step of the newest save, so that it is not saved again."""
         self.step = int(state_dict["step"])
-
-    def _files_of(self, trainer: Trainer) -> ExtraFiles | None:
-        write = self._extra_files
-        return None if write is None else lambda checkpoint, folder: write(trainer, folder)
 
     def _report(self, error: OSError) -> None:
         if not self._warned:

@@ -17,22 +17,19 @@ from memory_bank.state import BANK, read_state, save_state
 
 _MINER = "miner"  # the entry of Lightning's dict that is saved in a separate file
 
-ExtraFiles = Callable[[dict[str, Any], Path], None]
-"""Writes further files of a checkpoint, from Lightning's checkpoint dict, into the directory being saved."""
-
 
 @dataclass
 class SaveOptions:
     """Options of :class:`DirectoryCheckpointIO`: ``Trainer.save_checkpoint(path, storage_options=...)``.
 
     Attributes:
-        extra_files: Writes further files into the checkpoint.
+        extra_files: Writes further files into the directory being saved, which it is called with.
         keep_last: Number of checkpoints to keep, ``path`` included; None removes none.
         on_error: Called with the OSError (disk full, quota, lost mount) of a failed save. Without it the
             error is raised, which suits a single process only: other ranks would wait in the next barrier.
     """
 
-    extra_files: ExtraFiles | None = None
+    extra_files: Callable[[Path], None] | None = None
     keep_last: int | None = None
     on_error: Callable[[OSError], None] | None = field(default=None, repr=False)
 
@@ -99,7 +96,7 @@ class DirectoryCheckpointIO(CheckpointIO):
             folder.remove(Path(path))
 
 
-def _write(path: Path, checkpoint: dict[str, Any], extra_files: ExtraFiles | None) -> None:
+def _write(path: Path, checkpoint: dict[str, Any], extra_files: Callable[[Path], None] | None) -> None:
     """Write ``checkpoint`` as the directory ``path``, all or nothing."""
     bank = checkpoint.get(_MINER)
     rest = {key: value for key, value in checkpoint.items() if key != _MINER}
@@ -112,7 +109,7 @@ def _write(path: Path, checkpoint: dict[str, Any], extra_files: ExtraFiles | Non
         if bank is not None:
             save_state(partial / BANK, bank)
         if extra_files is not None:
-            extra_files(checkpoint, partial)
+            extra_files(partial)
         seal(partial, int(checkpoint["global_step"]))
         if path.exists():  # a damaged one, or the run resumed from an earlier step: replace it
             folder.remove(path)

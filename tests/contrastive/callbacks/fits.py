@@ -100,7 +100,7 @@ def fit(
         root,
         every_steps,
         keep_last,
-        lambda trainer, folder: extra({"global_step": trainer.global_step}, folder),
+        lambda trainer, folder: extra(trainer.global_step, folder),
     )
     preemption = Preemption(saver)
     module = Module(events)

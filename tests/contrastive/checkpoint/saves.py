@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ def contents(step: int = 3) -> dict[str, Any]:
     }
 
 
-def extra(checkpoint: dict[str, Any], directory: Path) -> None:
-    (directory / "encoder.safetensors").write_bytes(b"weights of step %d" % checkpoint["global_step"])
+def extra(step: int, directory: Path) -> None:
+    (directory / "encoder.safetensors").write_bytes(b"weights of step %d" % step)
 
 
 def save(root: Path, step: int = 3, keep_last: int | None = None) -> Path:
     path = root / f"step-{step}"
-    DirectoryCheckpointIO().save_checkpoint(contents(step), path, SaveOptions(extra, keep_last))
+    DirectoryCheckpointIO().save_checkpoint(
+        contents(step), path, SaveOptions(partial(extra, step), keep_last)
+    )
     return path
 
 

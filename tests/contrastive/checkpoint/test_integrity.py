@@ -14,7 +14,7 @@ from tests.contrastive.checkpoint.saves import FILES, contents, save, seal, sign
 
 @pytest.mark.parametrize("name", ["manifest.json", ".hidden", "a b"])
 def test_extra_files_have_plain_names(tmp_path, name):
-    options = SaveOptions(lambda _, directory: (directory / name).write_text("x"))
+    options = SaveOptions(lambda directory: (directory / name).write_text("x"))
     with pytest.raises(ValueError, match="extra_files wrote"):
         DirectoryCheckpointIO().save_checkpoint(contents(), tmp_path / "step-3", options)
     assert list(tmp_path.iterdir()) == []
