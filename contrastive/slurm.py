@@ -17,7 +17,8 @@ def job() -> str | None:
 
 def is_first_task() -> bool:
     """Return whether this is rank 0 by the launcher's environment; works before Lightning is imported."""
-    return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "RANK", "LOCAL_RANK"))
+    ranks = ("SLURM_PROCID", "RANK", "LOCAL_RANK", "NODE_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 def requeue() -> bool:

@@ -19,6 +19,7 @@ from contrastive.config import DataConfig, UserError
 from contrastive.data.dataset import Dataset, root_of
 from contrastive.data.encoded import FileImages
 from contrastive.data.names import printable
+from contrastive.slurm import is_first_task
 
 log = logging.getLogger(__name__)
 
@@ -368,8 +369,7 @@ def _count_endings(others: Counter[str]) -> str:
 @cache
 def log_once(text: str) -> None:
     """Log a warning once per process, and on several ranks only on rank 0."""
-    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    if all(os.environ.get(name, "0") == "0" for name in ranks):
+    if is_first_task():
         log.warning("%s", text)
 
 

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from contrastive import slurm
-from contrastive.slurm import requeue
+from contrastive.slurm import is_first_task, requeue
 
 
 @pytest.fixture
@@ -46,3 +46,12 @@ def test_a_refusal_is_told_and_nothing_is_raised(scontrol, monkeypatch, caplog):
     )
     assert first == "scontrol requeue 1234 failed (Invalid job id); submit the job again by hand to continue"
     assert "No such file or directory: 'scontrol'" in second
+
+
+@pytest.mark.parametrize("name", ["SLURM_PROCID", "RANK", "LOCAL_RANK", "NODE_RANK"])
+def test_a_process_of_any_higher_rank_is_not_the_first(name, monkeypatch):
+    for each in ("SLURM_PROCID", "RANK", "LOCAL_RANK", "NODE_RANK"):
+        monkeypatch.setenv(each, "0")
+    assert is_first_task()
+    monkeypatch.setenv(name, "1")
+    assert not is_first_task()
