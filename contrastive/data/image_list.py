@@ -1,11 +1,12 @@
 """Write and compare manifest.csv, the list of a run's images, so that a resume on other images is refused."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive.config import UserError
+from contrastive.data.files import shorten
 from contrastive.data.images import Images, fingerprint
 from memory_bank.replacing import replacing
 
@@ -75,11 +76,7 @@ def describe_changes(old: ImageList, images: Images) -> str:
         "removed": [key for key in before if key not in now],
         "altered": [key for key, size in now.items() if before.get(key, size) != size],
     }
-    changes = [f"{len(keys)} {change} ({_first(keys)})" for change, keys in groups.items() if keys]
+    changes = [f"{len(keys)} {change} ({shorten(keys, _NAMED)})" for change, keys in groups.items() if keys]
     if not changes and old.keys != list(now):
         return "the same images in another order"
     return ", ".join(changes)
-
-
-def _first(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:_NAMED]) + (", ..." if len(keys) > _NAMED else "")

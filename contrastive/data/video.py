@@ -249,7 +249,7 @@ def open_clips(data: DataConfig) -> Dataset:
 
 
 def _folders_of(keys: list[bytes]) -> list[bytes]:
-    return [folder for folder, _ in groupby(sorted(map(os.path.dirname, keys)))]
+    return sorted(set(map(os.path.dirname, keys)))
 
 
 def _are_labelled(root: Path, keys: list[bytes]) -> bool:

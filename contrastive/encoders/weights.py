@@ -166,7 +166,7 @@ def load_weights(encoder: Encoder, weights: str) -> None:
         tensors = encoder.published_weights(weights)
     elif Path(weights).is_file() or (not names and weights != "default"):
         tensors = read_tensors(Path(weights))
-        if not any(f".{name}".find(f".{HEAD}.") >= 0 for name in tensors):
+        if not any(f".{HEAD}." in f".{name}" for name in tensors):
             encoder = encoder.image_encoder
     else:
         raise UserError(
