@@ -57,16 +57,29 @@ def by_seed(runs: Sequence[Run], score: str) -> dict[int, float]:
 
 
 def compare(runs: Mapping[str, Sequence[Run]], scores: Iterable[str]) -> dict[str, Any]:
-    """Return reference -> score -> arm -> paired difference; ``p_holm`` is over the arms of that score."""
+    """Return reference -> score -> arm -> paired difference; ``p_holm`` is over the arms of that score.
+
+    Arms of another K, ``NAME@K``, are compared with ``uniform@K``.
+    """
     table: dict[str, Any] = {}
-    for reference in (name for name in REFERENCES if name in runs):
+    for reference in runs:
+        k = _other_k(reference)
+        if reference not in (*REFERENCES, f"{REFERENCES[1]}{k}"):
+            continue
+        alike = {arm: own for arm, own in runs.items() if arm != reference and _other_k(arm) == k}
         table[reference] = {}
         for score in scores:
             theirs = by_seed(runs[reference], score)
-            arms = {arm: paired(by_seed(own, score), theirs) for arm, own in runs.items() if arm != reference}
+            arms = {arm: paired(by_seed(own, score), theirs) for arm, own in alike.items()}
             corrected = holm({arm: found["p"] for arm, found in arms.items()})
             table[reference][score] = {arm: found | {"p_holm": corrected[arm]} for arm, found in arms.items()}
     return table
+
+
+def _other_k(arm: str) -> str:
+    """Return ``@K`` of an arm ``NAME@K``, else nothing."""
+    k = arm.rpartition("@")[2]
+    return f"@{k}" if k.isdigit() else ""
 
 
 def summarise(runs: Sequence[Run], scores: Iterable[str]) -> dict[str, Any]:

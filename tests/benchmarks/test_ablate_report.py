@@ -68,6 +68,17 @@ def runs(*scores: float) -> list[dict[str, Any]]:
     ]
 
 
+def test_arms_of_another_k_are_compared_with_uniform_rows_of_that_k(report: Any) -> None:
+    names = ("all_rows", "uniform", "band", "batch@band", "band@16", "uniform@16", "mix@16", "band@256")
+    found = report.compare({name: runs(0.4, 0.5, 0.7) for name in names}, ("linear",))
+    compared = {reference: set(scores["linear"]) for reference, scores in found.items()}
+    assert compared == {
+        "all_rows": {"uniform", "band", "batch@band"},
+        "uniform": {"all_rows", "band", "batch@band"},
+        "uniform@16": {"band@16", "mix@16"},
+    }
+
+
 def test_compare_corrects_over_the_arms_of_each_score(report: Any) -> None:
     arms = {
         "all_rows": runs(0.40, 0.44, 0.41),
