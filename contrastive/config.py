@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,23 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def launcher_number(name: str, default: int, least: int = 1) -> int:
+    """Return the whole number in an environment variable that a launcher sets; ``default`` if it is not set.
+
+    Raises:
+        UserError: it is set to no whole number, or to one below ``least``.
+    """
+    given = os.environ.get(name)
+    if given is None:
+        return default
+    if not (given.isdecimal() and int(given) >= least):
+        raise UserError(
+            f"the environment has {name}={given!r}: a whole number, {least} or more, is needed; correct it, "
+            "or unset it"
+        )
+    return int(given)
 
 
 def check_path(name: str, path: str) -> str:

@@ -1,7 +1,6 @@
 """Compute features of images with a frozen network, and cache them on disk."""
 
 import logging
-import os
 import sys
 import zipfile
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from contrastive.augment.views import encode_center
-from contrastive.config import DataConfig, UserError, first_line
+from contrastive.config import DataConfig, UserError, first_line, launcher_number
 from contrastive.data.images import Images, spread_rows
 from contrastive.data.reading import read_in_order, usable_cpus
 from memory_bank.replacing import write_file
@@ -82,7 +81,7 @@ def choose_device(name: str) -> torch.device:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         if accelerator is None:
             return torch.device("cpu")
-        return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device(accelerator.type, launcher_number("LOCAL_RANK", 0, least=0))
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # device=meta computes shapes, no values

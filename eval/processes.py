@@ -1,12 +1,13 @@
 """Join the processes of torchrun, which compute features together."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+
+from contrastive.config import launcher_number
 
 
 @contextmanager
@@ -15,7 +16,7 @@ def joined(device: torch.device) -> Iterator[bool]:
 
     Processes other than the first log only warnings.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if launcher_number("WORLD_SIZE", 1) == 1:
         yield False
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -29,4 +30,4 @@ def joined(device: torch.device) -> Iterator[bool]:
 
 def is_first() -> bool:
     """Return whether this is the process that scores, writes and prints."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return launcher_number("RANK", 0, least=0) == 0

@@ -1,6 +1,5 @@
 """Load batches in the plan's order: from the device if the decoded set fits, else by worker processes."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from contrastive.config import DataConfig, UserError
+from contrastive.config import DataConfig, UserError, launcher_number
 from contrastive.data.batch import Batch
 from contrastive.data.cache import cached
 from contrastive.data.clips import AllFrames, DrawnClips, StoredFrames, fits
@@ -339,7 +338,7 @@ def choose_crop(images: Images, data: DataConfig) -> str:
 
 def default_workers(world: int) -> int:
     """Choose the decoding processes of each of ``world`` ranks: the processors it may use, at most 16."""
-    if "SLURM_CPUS_PER_TASK" in os.environ:  # of this rank alone; a launcher may have restricted it further
-        return min(MOST_WORKERS, int(os.environ["SLURM_CPUS_PER_TASK"]), usable_cpus())
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", min(world, torch.cuda.device_count() or world)))
+    if own := launcher_number("SLURM_CPUS_PER_TASK", 0):  # of this rank; it may be restricted further
+        return min(MOST_WORKERS, own, usable_cpus())
+    local = launcher_number("LOCAL_WORLD_SIZE", min(world, torch.cuda.device_count() or world))
     return max(1, min(MOST_WORKERS, usable_cpus() // local))

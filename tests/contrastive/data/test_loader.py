@@ -1,4 +1,5 @@
 import multiprocessing
+import re
 
 import numpy as np
 import pytest
@@ -238,6 +239,12 @@ def test_default_workers_share_the_processors(monkeypatch):
     assert default_workers(64) == 16
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
     assert default_workers(64) == 8
+    for name in ("SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE"):
+        for wrong in ("abc", "0", "-3", "", "4(x2)"):
+            monkeypatch.setenv(name, wrong)
+            with pytest.raises(UserError, match=re.escape(f"the environment has {name}={wrong!r}: a whole")):
+                default_workers(64)
+        monkeypatch.delenv(name)
 
 
 def test_mistakes_are_refused():
