@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int, UInt8
@@ -186,13 +187,22 @@ def _check_there(root: Path, paths: Sequence[str], where: str) -> None:
 
 def _check_once(root: Path, paths: Sequence[str], where: str) -> None:
     """Raise UserError if a picture is there twice, by a link or in another spelling: it would find itself."""
-    spellings: dict[str, list[str]] = {}
+    spellings: dict[Any, list[str]] = {}
     for path in paths:
-        spellings.setdefault(os.path.realpath(root / path), []).append(path)
+        spellings.setdefault(_file_of(root / path), []).append(path)
     if twice := sorted(" = ".join(dict.fromkeys(same)) for same in spellings.values() if len(same) > 1):
         raise UserError(
             f"{where}: pictures that are there twice would find themselves ({shorten(twice)}); keep each once"
         )
+
+
+def _file_of(path: Path) -> Any:
+    """Return what all names of one file have in common: spellings, links, and hard links."""
+    try:
+        found = os.stat(path)
+    except OSError:  # a dangling link
+        return os.path.realpath(path)
+    return (found.st_dev, found.st_ino) if found.st_nlink > 1 else os.path.realpath(path)
 
 
 def _pictures(

@@ -265,11 +265,12 @@ def test_a_link_to_a_picture_is_that_picture_in_folders_too(people):
     picture, link = people / "gallery" / "person0" / "0.png", people / "query" / "person0" / "z.png"
     (link.parent / "broken.png").symlink_to(people / "nowhere.png")  # left out as unreadable
     count = len(open_identities(data, None).test)
-    link.symlink_to(picture)
     told = "pictures that are there twice would find themselves (gallery/person0/0.png = query/person0/z.png)"
-    with pytest.raises(UserError, match=re.escape(told)):
-        open_identities(data, None)
-    link.unlink()
+    for make in (link.symlink_to, link.hardlink_to):
+        make(picture)
+        with pytest.raises(UserError, match=re.escape(told)):
+            open_identities(data, None)
+        link.unlink()
     link.write_bytes(picture.read_bytes())  # a copy is another picture
     assert len(open_identities(data, None).test) == count + 1
     folder = people / "query" / "person1"
