@@ -19,6 +19,9 @@ from eval.config import EvalConfig
 _FOLDERS = ("images", "imagefolder", "clips")
 """Sources that read any folder, each in its way."""
 
+PACKED = ("shards", "hf")
+"""Sources whose rows are not files: their names and stamps compare with those of the same source alone."""
+
 
 def other_place(run: Path | None, data: DataConfig, trained: Images) -> str:
     """Return the place of images that are not the run's own; empty if they are, or if no run is known.
@@ -52,9 +55,9 @@ def place_of_result(own: DataConfig | None, data: Mapping[str, Any]) -> str:
 
 
 def title_of(place: str) -> str:
-    """Return a short name of a place: that of the folder, or of the source."""
+    """Return a short name of a place: its folder's, or that of a source that is a data set (``cifar10``)."""
     source, _, path = place.partition(" ")
-    return os.path.basename(path) or source
+    return (source in (*_FOLDERS, *PACKED) and os.path.basename(path)) or source
 
 
 def _place_of(name: str, root: str | None, content: str = "") -> str:

@@ -13,11 +13,8 @@ from contrastive.data.files import describe_untrained
 from contrastive.data.image_list import ImageList, read_image_list
 from contrastive.data.images import Images
 from contrastive.data.names import printable
-from eval.eval_data import run_data
+from eval.eval_data import PACKED, run_data
 from eval.features import Features
-
-_PACKED = ("shards", "hf")
-"""Sources whose rows are not files: their names and stamps compare with those of the same source alone."""
 
 _COUNTED = re.compile(r"(\d+ of \d+ test \w+) (?:were|have .* that were) pretrained on")
 """Start of the warnings that count images; results keep their warnings as text."""
@@ -49,7 +46,7 @@ def warn_of_pretrained(run: Path | None, test: Images, own: DataConfig, rows: Se
     data = run_data(run)
     if run is None or data is None or data.root is None or not (run / "manifest.csv").is_file():
         return []
-    packed = [name for name in (data.name, own.name) if name in _PACKED]
+    packed = [name for name in (data.name, own.name) if name in PACKED]
     if not packed and not isinstance(test, FileImages):
         return []
     if packed and (data.name != own.name or (own.name == "hf" and data.root != own.root)):
