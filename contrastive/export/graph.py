@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive.augment.views import center_of
-from contrastive.config import UserError
+from contrastive.config import WHITE, UserError
 from contrastive.export.config import ExportConfig
 from contrastive.export.source import ExportedEncoder
 from memory_bank.replacing import replacing
@@ -67,9 +67,12 @@ def _lines(source: ExportedEncoder, out: Path) -> list[str]:
         "    image = Image.open(path)",
         f"    image.draft(None, ({2 * fed.decode_size}, {2 * fed.decode_size}))  # large JPEG files: smaller",
         "    image = ImageOps.exif_transpose(image)",
-        f'    if image.mode.startswith("I"):  # 16-bit grey, of which {fed.white} is white',
-        f"        values = np.minimum(np.asarray(image).astype(float), {fed.white})",
-        f"        image = Image.fromarray((255 * values / {fed.white}).round().astype(np.uint8))",
+        f'    if image.mode.startswith(("I", "F")):  # 16-bit grey, of which {fed.white} is white',
+        "        values = np.asarray(image).astype(float)",
+        f'        if image.mode == "F" or values.min() < 0 or values.max() > {WHITE}:',
+        '            raise ValueError(f"{path}: 32-bit pixels have no agreed range; save it with 16 bits")',
+        f"        values = 255 * np.minimum(values, {fed.white}) / {fed.white}",
+        "        image = Image.fromarray(values.round().astype(np.uint8))",
         '    image = image.convert("RGBA")  # transparency is seen on white',
         '    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")',
         *(f"    image = {step}" for step in _cut(fed.decode_size, fed.size)),

@@ -18,7 +18,7 @@ from contrastive.augment.views import center_view
 from contrastive.config import DataConfig, EncoderConfig, ObjectiveConfig, PretrainConfig
 from contrastive.config_files import load_saved, to_yaml
 from contrastive.data.dataset import open_dataset
-from contrastive.data.decode import read_file
+from contrastive.data.decode import Unreadable, read_file
 from contrastive.encoders.build import build_encoder
 from contrastive.encoders.spec import InputSpec
 from contrastive.encoders.weights import load_encoder, save_encoder
@@ -167,6 +167,21 @@ def test_the_lines_of_a_graphs_card_read_files_as_the_encoder_does(command, tmp_
     with torch.inference_mode():
         wanted = encoder(center_view(images, info.input.data)).numpy()
     assert np.abs(found - wanted).max() < off * np.abs(wanted).max()
+
+
+def test_the_lines_of_a_graphs_card_refuse_what_the_encoder_was_not_trained_on(command, tmp_path):
+    run = make_run(tmp_path / "run", width=8)
+    _, result, _ = command(f"checkpoint={run}", "format=onnx", f"out={tmp_path / 'e.onnx'}")
+    names = {}
+    exec(lines_of(Path(result["card"])).partition("session =")[0], names)
+    for values in (np.full((9, 9), 0.5, np.float32), np.full((9, 9), 65536, np.int32)):
+        Image.fromarray(values).save(tmp_path / "deep.tif")
+        with pytest.raises(Unreadable, match="no agreed range"):
+            read_file(tmp_path / "deep.tif", 16)
+        with pytest.raises(ValueError, match=r"deep\.tif: 32-bit pixels have no agreed range"):
+            names["read"](tmp_path / "deep.tif")
+    Image.fromarray(np.full((9, 9), 65535, np.int32)).save(tmp_path / "deep.tif")
+    assert (names["read"](tmp_path / "deep.tif") == 1).all()
 
 
 def test_the_lines_of_a_graph_of_clips_take_their_frames(command, tmp_path):
