@@ -2,9 +2,8 @@
 
 import hashlib
 import os
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from contrastive.config import DataConfig, UserError
@@ -15,9 +14,6 @@ from contrastive.data.images import Images
 from contrastive.data.names import printable
 from eval.eval_data import PACKED, run_data
 from eval.features import Features
-
-_COUNTED = re.compile(r"(\d+ of \d+ test \w+) (?:were|have .* that were) pretrained on")
-"""Start of the warnings that count images; results keep their warnings as text."""
 
 
 def warn_of_untrained(features: Features) -> list[str]:
@@ -30,7 +26,9 @@ def warn_of_untrained(features: Features) -> list[str]:
     return [f"{counts}, which are right by chance at most; add images of them to train"] if counts else []
 
 
-def warn_of_pretrained(run: Path | None, test: Images, own: DataConfig, rows: Sequence[int]) -> list[str]:
+def find_pretrained(
+    run: Path | None, test: Images, own: DataConfig, rows: Sequence[int]
+) -> tuple[dict[str, int], list[str]]:
     """Count the scored images among those that the run was trained on.
 
     Files are compared by their paths and, for copies elsewhere, by name and content, or by relative path and
@@ -42,15 +40,18 @@ def warn_of_pretrained(run: Path | None, test: Images, own: DataConfig, rows: Se
         test: The images of the test part; arrays in memory are not looked up.
         own: Settings that they were opened with.
         rows: The rows of ``test`` that are scored, without unreadable ones: two empty files are no copies.
+
+    Returns:
+        ``count`` of ``scored``, nothing if there are none or it is not known; and warnings.
     """
     data = run_data(run)
     if run is None or data is None or data.root is None or not (run / "manifest.csv").is_file():
-        return []
+        return {}, []
     packed = [name for name in (data.name, own.name) if name in PACKED]
     if not packed and not isinstance(test, FileImages):
-        return []
+        return {}, []
     if packed and (data.name != own.name or (own.name == "hf" and data.root != own.root)):
-        return [
+        return {}, [
             f"not known whether test {test.noun} were pretrained on: the run read data.name={data.name} "
             f"data.root={data.root}, and they are read from data.name={own.name} data.root={own.root}, so "
             "names do not compare"
@@ -58,33 +59,34 @@ def warn_of_pretrained(run: Path | None, test: Images, own: DataConfig, rows: Se
     try:
         manifest = read_image_list(run / "manifest.csv")
     except UserError as error:
-        return [f"not known whether test {test.noun} were pretrained on: {error}"]
-    root = os.path.realpath(os.path.expanduser(data.root))
+        return {}, [f"not known whether test {test.noun} were pretrained on: {error}"]
+    root, copied = os.path.realpath(os.path.expanduser(data.root)), 0
     if isinstance(test, FileImages) and os.path.isdir(root):
         here = os.path.realpath(os.fsdecode(test.root))
         start, own_start = (printable(os.fsencode(os.path.join(path, ""))) for path in (root, here))
         seen = {start + key for key in manifest.keys}
         elsewhere = [row for row in rows if own_start + test.key(row) not in seen]
         copies = _Copies(root, manifest)
-        copied = sum(copies.hold(test, row) for row in elsewhere)
-        count = len(rows) - len(elsewhere) + copied
-        if here == root and count == copied > 0:
-            return [_warn_of_copies(run, test.noun, copied, len(rows))]
+        held = sum(copies.hold(test, row) for row in elsewhere)
+        count = len(rows) - len(elsewhere) + held
+        copied = held if here == root else 0
     else:
         known = {*zip(manifest.keys, manifest.sizes, strict=True)}
         count = sum((test.key(row), test.stamp(row)) in known for row in rows)
     if not count:
-        return []
-    return [
-        f"{count} of {len(rows)} test {test.noun} were pretrained on (manifest.csv of {run}), so the score "
-        f"is not of unseen {test.noun}; pretrain with the data.name and data.root of this evaluation"
+        return {}, []
+    found = {"count": count, "scored": len(rows)}
+    if count == copied:
+        return found, [_warn_of_copies(run, test.noun, copied, len(rows))]
+    return found, [
+        f"{describe_pretrained(found, test.noun)} (manifest.csv of {run}), so the score is not of unseen "
+        f"{test.noun}; pretrain with the data.name and data.root of this evaluation"
     ]
 
 
-def describe_pretrained(warnings: Iterable[str]) -> str:
-    """Return, e.g., ``129 of 129 test images were pretrained on``; empty if no warning counts such images."""
-    found = next(filter(None, map(_COUNTED.match, warnings)), None)
-    return f"{found[1]} were pretrained on" if found else ""
+def describe_pretrained(found: Mapping[str, int], noun: str) -> str:
+    """Return, e.g., ``129 of 129 test images were pretrained on``; empty if nothing was found."""
+    return f"{found['count']} of {found['scored']} test {noun} were pretrained on" if found else ""
 
 
 def _warn_of_copies(run: Path, noun: str, copied: int, scored: int) -> str:

@@ -16,7 +16,7 @@ from contrastive.data.images import Images
 from eval.config import EvalConfig
 from eval.duplicates import are_duplicates
 from eval.features import PartFeatures
-from eval.leakage import warn_of_pretrained, warn_of_untrained
+from eval.leakage import find_pretrained, warn_of_untrained
 from eval.protocol import Result, Row, Scoring, compare
 from eval.ranking import Gallery, People, Ranking, Search
 from eval.report.page import card, page, section, table
@@ -96,7 +96,7 @@ class Neighbours(Scoring):
             held, asked = (features[name][part] for part in ("train", asking))
             found[name], details[name] = find_nearest(held, asked, config.neighbours.k)
             seconds[name] = round(time.perf_counter() - before, 3)
-        lines, warnings = {}, []
+        lines, pretrained, warnings = {}, dict[str, int](), list[str]()
         if extractor.labelled:
             lines = {name: self.score(ranking, config).lines for name, ranking in found.items()}
             run, test, rows = (
@@ -104,12 +104,13 @@ class Neighbours(Scoring):
                 extractor.parts["test"],
                 features["encoder"]["test"].rows,
             )
-            warnings = warn_of_pretrained(run, test, extractor.data, rows.tolist())
+            pretrained, warnings = find_pretrained(run, test, extractor.data, rows.tolist())
             warnings += warn_of_untrained(extractor.features("encoder"))
         file = extractor.location.results / "neighbours.html"
         result: Result = {
             "scores": compare(lines) if lines else [],
             "warnings": warnings,
+            "pretrained": pretrained,
             "details": details,
             "queries": _queries(extractor, features, found, asking, config.neighbours),
             "page": str(file),

@@ -16,7 +16,7 @@ from contrastive.data.dataset import Dataset, open_dataset
 from contrastive.data.images import Images
 from eval.config import EvalConfig
 from eval.features import Features
-from eval.leakage import warn_of_pretrained, warn_of_untrained
+from eval.leakage import find_pretrained, warn_of_untrained
 from eval.registry import PROTOCOLS
 from eval.scores import Line, Scored, difference
 from eval.subject import Extractor, Network
@@ -100,12 +100,13 @@ class Scoring(Protocol):
     @override
     def measure(self, extractor: Extractor, config: Any) -> Result:
         scored, seconds = {}, {}
-        warnings: list[str] = []
+        pretrained, warnings = dict[str, int](), list[str]()
         for name in extractor.modules():
             subject, features = self._subject(extractor, name)
             if name == "encoder":
                 run, test, rows = extractor.location.run, extractor.parts["test"], features.test.rows.tolist()
-                warnings += warn_of_pretrained(run, test, extractor.data, rows) + warn_of_untrained(features)
+                pretrained, warnings = find_pretrained(run, test, extractor.data, rows)
+                warnings += warn_of_untrained(features)
             before = time.perf_counter()
             scored[name] = self.score(subject, config)
             seconds[name] = round(time.perf_counter() - before, 3)
@@ -115,6 +116,7 @@ class Scoring(Protocol):
         return {
             "scores": compare({name: each.lines for name, each in scored.items()}),
             "warnings": warnings + warnings_of(scored),
+            "pretrained": pretrained,
             "details": {name: each.details for name, each in scored.items()},
             "seconds": seconds,
         }

@@ -18,7 +18,7 @@ from contrastive.data.images import Images
 from eval.config import EvalConfig
 from eval.features import PartFeatures
 from eval.identities import Covered, open_identities, read_table
-from eval.leakage import warn_of_pretrained
+from eval.leakage import find_pretrained
 from eval.protocol import Result, Scoring, compare
 from eval.ranking import Gallery, People, Ranking, Search, score_rankings
 from eval.report.page import card, page, section, table
@@ -144,7 +144,7 @@ class FindAgain(Scoring):
     def measure(self, extractor: Extractor, config: RetrievalEvaluation) -> Result:
         groups = read_groups(config.retrieval.groups, extractor.classes)
         scored, seconds = {}, {}
-        drawing, warnings = "", list[str]()
+        drawing, pretrained, warnings = "", dict[str, int](), list[str]()
         for name in extractor.modules():
             features = extractor.part_features(name)
             before = time.perf_counter()
@@ -155,12 +155,13 @@ class FindAgain(Scoring):
                     subject, torch.tensor(scored[name].details["ap"]), extractor, config.retrieval
                 )
                 run, test, rows = extractor.location.run, extractor.parts["test"], features["test"].rows
-                warnings = warn_of_pretrained(run, test, extractor.data, rows.tolist())
+                pretrained, warnings = find_pretrained(run, test, extractor.data, rows.tolist())
             seconds[name] = round(time.perf_counter() - before, 3)
         file = extractor.location.results / "retrieval.html"
         result: Result = {
             "scores": compare({name: each.lines for name, each in scored.items()}),
             "warnings": warnings + scored["encoder"].warnings,
+            "pretrained": pretrained,
             "details": {name: each.details for name, each in scored.items()},
             "page": str(file),
             "seconds": seconds,

@@ -132,7 +132,7 @@ class Worth(Scoring):
     def measure(self, extractor: Extractor, config: WorthEvaluation) -> Result:
         if extractor.labelled:
             result = super().measure(extractor, config)
-            pretrained = describe_pretrained(result["warnings"])
+            pretrained = describe_pretrained(result["pretrained"], extractor.parts["test"].noun)
             verdict = judge(result["scores"], _largest_share(result), pretrained)
             result["warnings"] += _warn_of_duplicates(
                 extractor.part_features("encoder"), extractor.part_features("raw_pixels"), extractor.device

@@ -14,6 +14,7 @@ from contrastive.config import DataConfig, PretrainConfig, ScheduleConfig, UserE
 from contrastive.config_files import load_saved
 from contrastive.logging.hard_negatives import HardNegative
 from eval.eval_data import place_of_result, title_of
+from eval.leakage import describe_pretrained
 from eval.protocol import Row, accuracy_titles, find_protocol, representations
 from eval.registry import FORMER_NAMES
 from eval.stats_protocol import describe_duplicates
@@ -45,6 +46,7 @@ class Result:
 
     scores: list[Score]
     warnings: list[str]
+    pretrained: str  # how many test images were pretrained on; empty if none
     images: str  # how many, of which folder or data set, and where the test part comes from
     classes: list[str]
     fingerprint: str  # of the images
@@ -263,6 +265,7 @@ def _result(protocol: str, raw: dict[str, Any]) -> Result | None:
     return Result(
         [_score(row) for row in raw["scores"]],
         list(map(str, raw["warnings"])),
+        describe_pretrained(raw.get("pretrained", {}), data.get("rows_are", "images")),
         _images(data, find_protocol(protocol).parts),
         classes,
         _fingerprint(data),

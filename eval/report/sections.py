@@ -14,7 +14,6 @@ from contrastive.drawing.figures import interval_bar, line_chart
 from contrastive.encoders.build import arch_of
 from contrastive.encoders.spec import ArchSpec
 from contrastive.encoders.weights import read_info
-from eval.leakage import describe_pretrained
 from eval.protocol import accuracy_titles
 from eval.report import pictures
 from eval.report.context import Report
@@ -165,8 +164,7 @@ def _facts(report: Report, run: Run) -> Iterator[tuple[str, str]]:
             # Lowshot shows its score at 10% if there is one; every other protocol its first score.
             tenth = [each for each in result.scores if protocol == "lowshot" and each.name.endswith(" 10%")]
             for score in (tenth or result.scores)[:1]:
-                pretrained = describe_pretrained(result.warnings)
-                caveat = f" ({pretrained})" if pretrained else ""
+                caveat = f" ({result.pretrained})" if result.pretrained else ""
                 yield found.name(_named(protocol, score)) + caveat, f"{100 * score.value:.1f}%"
     if report.map is not None and run.own.statistics is None:  # which has the same two
         verdict = report.map.health.verdict  # of their spread, so it says nothing of their use

@@ -17,7 +17,7 @@ from contrastive.data.shards.pack import pack
 from contrastive.data.wrapped import SomeImages
 from eval import leakage
 from eval.features import Features, PartFeatures
-from eval.leakage import describe_pretrained, warn_of_pretrained, warn_of_untrained
+from eval.leakage import describe_pretrained, find_pretrained, warn_of_untrained
 from tests.eval.conftest import make_run
 
 FOLDER = DataConfig(name="images")
@@ -25,7 +25,7 @@ FOLDER = DataConfig(name="images")
 
 def leaked(run, test, own):
     """Return the warning if every test image is scored."""
-    return warn_of_pretrained(run, test, own, range(len(test)))
+    return find_pretrained(run, test, own, range(len(test)))[1]
 
 
 def features(train, test, classes):
@@ -63,9 +63,9 @@ def test_test_images_that_were_pretrained_on_are_counted(photos, tmp_path):
     assert told.startswith(
         f"{len(test)} of {len(test)} test images were pretrained on (manifest.csv of {run})"
     )
-    assert (
-        describe_pretrained(["other", told]) == f"{len(test)} of {len(test)} test images were pretrained on"
-    )
+    found, _ = find_pretrained(run, test, FOLDER, range(len(test)))
+    assert found == {"count": len(test), "scored": len(test)}
+    assert told.startswith(describe_pretrained(found, "images"))
     (tmp_path / "link").symlink_to(root)
     assert leaked(run, open_class_folders(tmp_path / "link", 8)[1], FOLDER) == [told]
     assert "20 of 20 test" in leaked(run, open_tree(root / "a", 8), FOLDER)[0]  # a part of the tree
@@ -96,12 +96,12 @@ def test_files_that_cannot_be_read_are_no_copies_and_those_of_one_folder_are_nam
     train, test, _ = open_class_folders(tmp_path / "photos", 8)
     run = make_run(tmp_path / "run", name="imagefolder", root=str(tmp_path / "photos"))
     write_image_list(run / "manifest.csv", train)
-    (told,) = warn_of_pretrained(run, test, FOLDER, range(1, len(test)))
+    found, (told,) = find_pretrained(run, test, FOLDER, range(1, len(test)))
     assert told.startswith(f"1 of {len(test) - 1} test images have the name and content of images that were")
-    assert describe_pretrained([told]) == f"1 of {len(test) - 1} test images were pretrained on"
+    assert found == {"count": 1, "scored": len(test) - 1}
     assert "the folder holds copies in its training and its test part" in told
     assert "data.root" not in told  # it is the same already
-    assert warn_of_pretrained(run, test, FOLDER, range(2, len(test))) == []
+    assert find_pretrained(run, test, FOLDER, range(2, len(test))) == ({}, [])
 
 
 def test_images_that_were_moved_since_are_known_by_relative_path_and_size(photos, tmp_path):
@@ -134,9 +134,9 @@ def test_samples_of_shards_are_compared_and_what_cannot_be_is_said(photos, tmp_p
     scored = SomeImages(packed, torch.arange(20, 40))
     (told,) = leaked(run, scored, settings)
     assert told.startswith(f"5 of 20 test images were pretrained on (manifest.csv of {run})")
-    (told,) = leaked(run, open_tree(root, 8), FOLDER)
+    found, (told,) = find_pretrained(run, open_tree(root, 8), FOLDER, range(40))
     assert told.startswith("not known whether test images were pretrained on: the run read data.name=shards")
-    assert describe_pretrained([told]) == ""
+    assert describe_pretrained(found, "images") == ""
     run = make_run(tmp_path / "third", name="hf", root="b")
     write_image_list(run / "manifest.csv", scored)
     assert "data.name=hf data.root=b" in leaked(run, scored, DataConfig(name="hf", root="a"))[0]

@@ -267,7 +267,9 @@ def test_classes_and_what_lowers_the_worth_of_a_score_are_shown(new_run, tiny_fo
     assert pretrained.startswith("3 of 3 test images were pretrained on")
     assert untrained.startswith("2 of 3 test images are of 1 class without a training image (dark), which")
     assert f"warning: {pretrained}\nwarning: {untrained}" in err
-    assert json.loads(Path(short["file"]).read_text())["warnings"] == [pretrained, untrained]
+    result = json.loads(Path(short["file"]).read_text())
+    assert result["warnings"] == [pretrained, untrained]
+    assert result["pretrained"] == {"count": 3, "scored": 3}
 
 
 def test_results_on_other_images_replace_none_of_the_runs_own(new_run, tiny_folder, tmp_path, capsys):

@@ -175,8 +175,7 @@ def test_every_network_has_a_column_a_mark_and_its_name_and_no_control_is_a_base
     (alone / "eval" / "linear.json").unlink()
     fact = "linear probe, +0.0 over the best baseline"
     assert fact in compared(alone)[2].text
-    warning = "8 of 9 test images were pretrained on (manifest.csv of a), so"
-    file.write_text(json.dumps(answer | {"warnings": [warning]}))
+    file.write_text(json.dumps(answer | {"pretrained": {"count": 8, "scored": 9}}))
     assert f"{fact} (8 of 9 test images were pretrained on)" in compared(alone)[2].text
 
 
