@@ -199,8 +199,9 @@ def _outdated(files: dict[str, Path], encoder: str) -> list[str]:
 
 
 def describe_epochs(folder: Path, schedule: ScheduleConfig) -> str:
-    """Describe the length of a run: its epochs, or with a time budget those that its summary says fitted.
+    """Describe the length of a run: its epochs, or those that its summary says it has done.
 
+    These are fewer with ``trainer.max_steps``, and unknown before with a time budget.
     A run without a summary was stopped, or still goes on: what it has done is named, where that is known.
     """
     summary = read_json(folder / "summary.json")
@@ -211,7 +212,9 @@ def describe_epochs(folder: Path, schedule: ScheduleConfig) -> str:
         return planned
     if not summary:
         return f"{done:.1f} {'epochs of' if budget else 'of'} {planned}, not finished"
-    return f"{done:.1f} epochs in {budget}" if budget else planned
+    if budget:
+        return f"{done:.1f} epochs in {budget}"
+    return planned if done >= schedule.epochs else f"{done:.1f} of {planned}"
 
 
 def _epochs_done(folder: Path) -> float | None:

@@ -232,5 +232,7 @@ def test_a_run_that_did_not_finish_says_how_far_it_came(tmp_path):
     (tmp_path / "checkpoints" / "step-346").mkdir(parents=True)
     assert describe_epochs(tmp_path, whole) == "34.6 of 160 epochs, not finished"
     assert describe_epochs(tmp_path, budget) == "34.6 epochs of 2.5 min, not finished"
-    (tmp_path / "summary.json").write_text('{"epochs": 160}')
+    (tmp_path / "summary.json").write_text('{"epochs": 160.0}')
     assert describe_epochs(tmp_path, whole) == "160 epochs"
+    (tmp_path / "summary.json").write_text('{"epochs": 1.5, "finished": true}')  # by trainer.max_steps
+    assert describe_epochs(tmp_path, whole) == "1.5 of 160 epochs"
