@@ -27,6 +27,7 @@ from eval.leakage import describe_pretrained
 from eval.linear_probe import LinearEvaluation
 from eval.lowshot import LowshotConfig, LowshotEvaluation
 from eval.protocol import Result, Row, Scoring, representations
+from eval.report.read import describe_epochs, epochs_done
 from eval.rival import open_rival
 from eval.scores import Line, Scored, accuracy_line, difference
 from eval.stats import alignment, found_again, health
@@ -143,7 +144,7 @@ class Worth(Scoring):
             verdict = judge_without_labels(
                 result["scores"], result["details"]["images"], labels, own=not extractor.other
             )
-        result["warnings"] += _missing_start(extractor)
+        result["warnings"] += _missing_start(extractor) + _unfinished(extractor)
         return result | vars(verdict)
 
     @override
@@ -273,6 +274,18 @@ def _warn_of_duplicates(
 
 
 _GAIN = {"value": "gain", "low": "gain_low", "high": "gain_high"}
+
+
+def _unfinished(extractor: Extractor) -> list[str]:
+    """Warn if the run was stopped, or still goes on, and how far it has come is known."""
+    run = extractor.location.run
+    if run is None or (run / "summary.json").is_file() or epochs_done(run) is None:
+        return []
+    schedule = load_saved(PretrainConfig, run / "config.yaml").schedule
+    return [
+        f"the run has done {describe_epochs(run, schedule)}; the command that began it continues it, and "
+        "its answer may then be another"
+    ]
 
 
 def _start(extractor: Extractor) -> str | None:

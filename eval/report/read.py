@@ -207,7 +207,7 @@ def describe_epochs(folder: Path, schedule: ScheduleConfig) -> str:
     summary = read_json(folder / "summary.json")
     budget = None if schedule.minutes is None else f"{schedule.minutes:g} min"
     planned = budget or f"{schedule.epochs} epoch{'s' * (schedule.epochs != 1)}"
-    done = summary.get("epochs") if summary else _epochs_done(folder)
+    done = summary.get("epochs") if summary else epochs_done(folder)
     if not isinstance(done, int | float):
         return planned
     if not summary:
@@ -217,7 +217,7 @@ def describe_epochs(folder: Path, schedule: ScheduleConfig) -> str:
     return planned if done >= schedule.epochs else f"{done:.1f} of {planned}"
 
 
-def _epochs_done(folder: Path) -> float | None:
+def epochs_done(folder: Path) -> float | None:
     """Return the epochs at the newest checkpoint, by the length of one in metrics.csv; None if not known."""
     rows = [
         (read_number(row.get("step")), read_number(row.get("epoch")))

@@ -348,6 +348,7 @@ def test_one_table_and_one_sentence_with_labels(new_run, capsys, monkeypatch):
     monkeypatch.setattr("eval.worth.LinearEvaluation", short)  # its numbers are tested above
     run = new_run()
     started_from(run, run / "encoder.safetensors")
+    (run / "metrics.csv").write_text("step,epoch,train/loss\n34,3.4,0.5\n")
     given = [f"checkpoint={run}", "device=cpu", "progress=false", "seeds=2", "worth.labels_per_class=[1]"]
     assert main(["worth", *given, "worth.against=[timm:test_resnet:random]"]) == 0
     told = capsys.readouterr()
@@ -370,6 +371,12 @@ def test_one_table_and_one_sentence_with_labels(new_run, capsys, monkeypatch):
     ] * 4
     assert lines[5].strip().startswith("ours ")
     assert result["sentence"] in lines
+    unfinished = (
+        "the run has done 3.4 of 200 epochs, not finished; the command that began it continues it, and its "
+        "answer may then be another"
+    )
+    assert unfinished in result["warnings"]
+    assert f"warning: {unfinished}" in lines
     reach = unseen_share(result["data"]["rows"]["test"])
     for number in result["scores"]:  # the starting weights are the same file
         assert number["starting_weights"]["gain"] == {"value": 0.0, "low": -reach, "high": reach}
