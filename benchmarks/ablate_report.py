@@ -202,7 +202,9 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
         draw(axis, document, score)
         axis.set_title(title)
     figure.suptitle(f"preset {document['preset']}: mean and 95% interval over seeds")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 0.92 if draw is _plot_budgets else 1, 1))
+    if draw is _plot_budgets:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="center right", fontsize=9)
     save_plot(figure, path)
     plt.close(figure)
 
@@ -247,7 +249,6 @@ def _plot_budgets(axis: Any, document: Mapping[str, Any], score: str) -> None:
     axis.set_xticks(budgets, budgets)
     axis.set_xlabel(f"negatives of a query, K\n{_limits(document, score)}")
     axis.set_ylabel("%")
-    axis.legend(fontsize=6)
 
 
 def _plot_curve(
