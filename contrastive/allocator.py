@@ -19,9 +19,13 @@ def keep_freed_memory() -> None:
 
     By default it returns tensors of some megabytes to the system as soon as they are freed, and the system
     clears all pages of the next step's: with 20,000 rows as negatives of 128 queries, a fifth of a training
-    step on a CPU. Does nothing with another C library, or if ``MALLOC_TRIM_THRESHOLD_`` is set.
+    step on a CPU. Does nothing with another C library, or if the environment says how to allocate
+    (``MALLOC_...``, ``glibc.malloc`` in ``GLIBC_TUNABLES``).
     """
-    if not sys.platform.startswith("linux") or "MALLOC_TRIM_THRESHOLD_" in os.environ:
+    told = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
+        name.startswith("MALLOC_") for name in os.environ
+    )
+    if told or not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -19,9 +19,9 @@ from memory_bank.retrieval.faiss_search import REACH, reach
 EXACT_ROWS_CPU = 16_384
 # What an index finds is scored again by the stored keys, which takes longer the deeper a look-up reaches: 128
 # queries and 2,002 ranks of 20,000 rows take FAISS 200 ms and torch's product 51, of 50,000 rows 216 and 117;
-# 512 ranks take 53 and 45, and 64 and 80; 64 ranks 16 and 23, and 34 and 55. A CPU searches fewer rows than
-# this for each rank with torch.
-ROWS_PER_RANK_CPU = 64
+# 512 ranks take 53 and 45, and 64 and 80; 64 ranks 16 and 23, and 34 and 55. For deeper ranks than one in so
+# many rows a CPU takes torch.
+ROWS_PER_RANK_CPU = 32
 # Most rows that a GPU searches exactly for a deep band; above, it samples. A CPU samples from twice the
 # sample's rows on.
 EXACT_ROWS_GPU = 131_072

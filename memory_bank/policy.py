@@ -165,7 +165,7 @@ def select(
     num_under = torch.where(under.any(1), candidates.rows - gone - left, 0)
     dropped = {
         "false_negative": num_alike,
-        **_by_bound(num_over, positive, config),
+        **by_bound(num_over, positive, config),
         "min_similarity": num_under,
         "skip_top": num_skipped,
         "band": (candidates.rows - gone - num_under - num_skipped - count(window)).clamp_min(0),
@@ -221,7 +221,9 @@ def _filtered(
     return alike, over, under
 
 
-def _by_bound(num_over: Tensor, positive: Tensor, config: MiningConfig) -> dict[str, Tensor]:
+def by_bound(
+    num_over: Int[Tensor, " b"], positive: Float[Tensor, " b"], config: MiningConfig
+) -> dict[str, Int[Tensor, " b"]]:
     """Assign the rows above the ceiling of each query to the bound that is lowest for it."""
     numbers = dict.fromkeys(UPPER_BOUNDS, torch.zeros_like(num_over))
     bounds = upper_bounds(config, positive)

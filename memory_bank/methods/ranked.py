@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 from typing_extensions import override
@@ -12,6 +13,7 @@ from memory_bank.config import MiningConfig
 from memory_bank.methods.base import Answer, Asked, LookUp, MiningMethod, distinct, with_hard
 from memory_bank.metrics import LookupStats
 from memory_bank.negatives import Negatives, unless
+from memory_bank.top import count
 
 # Purposes of the random draws.
 _HARD, _SHARED = 2, 3
@@ -42,8 +44,8 @@ class Ranked(MiningMethod):
         similarity = query @ shared.T
         excluded = (drawn < 0)[None] | (shared_ids[None] == ids[:, None])
         excluded |= policy.contains(slots, index, drawn) | (similarity >= selection.floor[:, None])
-        if ceiling is not None:
-            excluded |= similarity > ceiling[:, None]
+        over = torch.zeros_like(excluded) if ceiling is None else similarity > ceiling[:, None]
+        excluded |= over
         negatives = replace(
             with_hard(Negatives.none(query), bank, slots, index),
             shared=shared,
@@ -55,9 +57,16 @@ class Ranked(MiningMethod):
             negatives.extra_positive_weight = policy.attract_weight(selection.alike)
         if bank.max_age is not None or config.query == "stored":
             negatives = _serve_from_batch(negatives, asked, candidates.rows == 0)
-        if not config.num_hard:
-            return Answer(negatives)
-        stats = LookupStats(positive, selection.similarity, selection.slots, asked.step, selection.dropped)
+        if config.num_hard:
+            stats = LookupStats(
+                positive, selection.similarity, selection.slots, asked.step, selection.dropped
+            )
+            return Answer(negatives, stats)
+        stats = LookupStats.of_few(query, positive, negatives, asked.step)
+        drawn_over = policy.by_bound(count(over & (drawn >= 0)), positive, config)
+        stats.dropped = {"false_negative": selection.dropped["false_negative"]} | {
+            name: (number / max(1, len(drawn))).mean() for name, number in drawn_over.items()
+        }
         return Answer(negatives, stats)
 
 

@@ -26,8 +26,12 @@ def test_the_memory_of_a_step_is_that_of_the_step_before():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
-def test_a_setting_of_the_environment_wins(monkeypatch):
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MALLOC_TRIM_THRESHOLD_", "65536"), ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=65536")],
+)
+def test_a_setting_of_the_environment_wins(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
     assert faults("keep_freed_memory()") > 10 * PAGES
 
 

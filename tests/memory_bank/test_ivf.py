@@ -266,8 +266,8 @@ def chosen(rows, device=CPU, **mining):
         (20_000, "cpu", {"backend": "faiss"}, Flat, "FAISS flat search of 20000 rows"),
         (1_000_000, "meta", {}, Exact, "(auto: the bank is on a GPU)"),
         # Bands that are deeper than an index reaches, or than it is the faster of the two.
-        (20_000, "cpu", {"num_hard": 312}, Flat, "more than 16384 rows"),
-        (20_000, "cpu", {"num_hard": 313}, Exact, "(auto: the band reaches rank 313)"),
+        (20_000, "cpu", {"num_hard": 625}, Flat, "more than 16384 rows"),
+        (20_000, "cpu", {"num_hard": 626}, Exact, "(auto: the band reaches rank 626)"),
         (8_192, "cpu", {"band": [0.0, 0.3]}, Exact, "16384 rows or fewer"),
         (8_193, "cpu", {"band": [0.0, 0.3]}, Subsample, "(auto: the band reaches rank 2458)"),
         (200_000, "cpu", {"band": [0.0, 0.05]}, Subsample, "(auto: the band reaches rank 10000)"),

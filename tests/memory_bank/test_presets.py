@@ -62,3 +62,13 @@ def test_uniform_rows_are_drawn_without_a_search(query, monkeypatch):
     found = run(subject, world, 10)[-1]
     assert (found.shared_log_weight == 0).any(1).all()
     assert subject.metrics()["mining/similarity_mean"].isfinite()
+
+
+def test_uniform_rows_above_a_bound_are_counted_among_those_drawn():
+    world = World()
+    subject = miner(**keys_of("uniform.yaml") | {"max_similarity": -1.0, "num_uniform": 20})
+    found = run(subject, world, 10)[-1]
+    assert not (found.shared_log_weight == 0).any()
+    dropped = subject.dropped()
+    assert dropped.pop("max_similarity") == 1
+    assert not any(dropped.values())
