@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from contrastive.config import DataConfig, UserError
@@ -14,6 +14,9 @@ from contrastive.data.images import Images
 from contrastive.data.names import printable
 from eval.eval_data import PACKED, run_data
 from eval.features import Features
+
+# Bytes of files as large as those asked for up to which all are read; of more, those of the same names alone.
+_MOST_READ = 1 << 30
 
 
 def warn_of_untrained(features: Features) -> list[str]:
@@ -31,9 +34,10 @@ def find_pretrained(
 ) -> tuple[dict[str, int], list[str]]:
     """Count the scored images among those that the run was trained on.
 
-    Files are compared by their paths and, for copies elsewhere, by name and content, or by relative path and
-    size if the run's ``data.root`` does not exist on this machine; samples of shards by their names and
-    hashes; rows of tables by their numbers, where both are of one table.
+    Files are compared by their paths and, for copies elsewhere, by content (where that means to read more
+    than 1 GiB, by name and content), or by relative path and size if the run's ``data.root`` does not exist
+    on this machine; samples of shards by their names and hashes; rows of tables by their numbers, where both
+    are of one table.
 
     Args:
         run: The run directory; its manifest.csv lists those images. None if the origin is unknown.
@@ -66,7 +70,7 @@ def find_pretrained(
         start, own_start = (printable(os.fsencode(os.path.join(path, ""))) for path in (root, here))
         seen = {start + key for key in manifest.keys}
         elsewhere = [row for row in rows if own_start + test.key(row) not in seen]
-        copies = _Copies(root, manifest)
+        copies = _Copies(root, manifest, {test.stamp(row) for row in elsewhere})
         held = sum(copies.hold(test, row) for row in elsewhere)
         count = len(rows) - len(elsewhere) + held
         copied = held if here == root else 0
@@ -78,9 +82,12 @@ def find_pretrained(
     found = {"count": count, "scored": len(rows)}
     if count == copied:
         return found, [_warn_of_copies(run, test.noun, copied, len(rows))]
+    instead = "pretrain with the data.name and data.root of this evaluation"
+    if (own.name, own.root) == (data.name, data.root):
+        instead = f"score {test.noun} that were left out of the folder that was pretrained on"
     return found, [
         f"{describe_pretrained(found, test.noun)} (manifest.csv of {run}), so the score is not of unseen "
-        f"{test.noun}; pretrain with the data.name and data.root of this evaluation"
+        f"{test.noun}; {instead}"
     ]
 
 
@@ -92,7 +99,7 @@ def describe_pretrained(found: Mapping[str, int], noun: str) -> str:
 def _warn_of_copies(run: Path, noun: str, copied: int, scored: int) -> str:
     """Say that one folder holds files in both of its parts, which no other choice of data would mend."""
     return (
-        f"{copied} of {scored} test {noun} have the name and content of {noun} that were pretrained on "
+        f"{copied} of {scored} test {noun} have the content of {noun} that were pretrained on "
         f"(manifest.csv of {run}): the folder holds copies in its training and its test part, so the score "
         f"is not of unseen {noun} alone; keep one of each (contrastive-eval stats lists copies), then train "
         "under another run.name"
@@ -100,22 +107,33 @@ def _warn_of_copies(run: Path, noun: str, copied: int, scored: int) -> str:
 
 
 class _Copies:
-    """Look up files under another root by their names and sizes, then by their content."""
+    """Look up files under another root by their sizes, then by their content.
 
-    def __init__(self, root: str, listed: ImageList) -> None:
+    Args:
+        root: The other root.
+        listed: The files under it.
+        sizes: Sizes of the files that will be asked for.
+    """
+
+    def __init__(self, root: str, listed: ImageList, sizes: Set[str]) -> None:
+        files = [(key, size) for key, size in zip(listed.keys, listed.sizes, strict=True) if size in sizes]
+        self._by_name = sum(int(size) for _, size in files if size.isdecimal()) > _MOST_READ
         self._files: dict[tuple[str, str], list[str]] = defaultdict(list)
         self._contents: dict[tuple[str, str], set[bytes | None]] = {}
-        for key, size in zip(listed.keys, listed.sizes, strict=True):
-            self._files[os.path.basename(key), size].append(os.path.join(root, key))
+        for key, size in files:
+            self._files[self._name(key), size].append(os.path.join(root, key))
 
     def hold(self, images: FileImages, row: int) -> bool:
-        """Return whether an image has the name and the content of one of them that can still be read."""
-        name = os.path.basename(images.key(row)), images.stamp(row)
-        if name not in self._files:
+        """Return whether an image has the content of one of them that can still be read."""
+        alike = self._name(images.key(row)), images.stamp(row)
+        if alike not in self._files:
             return False
-        if name not in self._contents:  # each file is read once, also where all folders have equal names
-            self._contents[name] = {_hash(path) for path in self._files[name]} - {None}
-        return _hash(os.fsdecode(images.path(row))) in self._contents[name]
+        if alike not in self._contents:  # each file is read once
+            self._contents[alike] = {_hash(path) for path in self._files[alike]} - {None}
+        return _hash(os.fsdecode(images.path(row))) in self._contents[alike]
+
+    def _name(self, key: str) -> str:
+        return os.path.basename(key) if self._by_name else ""
 
 
 def _hash(path: str) -> bytes | None:

@@ -106,10 +106,10 @@ def judge(rows: list[dict[str, Any]], largest: float | None = None, pretrained: 
         for group, found in groups.items()
         if found
     ]
-    vague = not ahead and not behind and all(map(_is_vague, level))
+    vague = not ahead and not behind and (not level or any(_is_vague(row) for row in level if _decides(row)))
     if vague:  # also where every row is full
         answer = UNKNOWN
-    elif any(row["name"] in _DECISIVE for row in ahead) and not any(map(_is_behind, rows)):
+    elif any(map(_decides, ahead)) and not any(map(_is_behind, rows)):
         answer = WORTH
     else:
         answer = IN_PART if ahead and len(ahead) >= len(behind) else NOT_YET
@@ -203,6 +203,10 @@ def _listed(names: list[str]) -> str:
 def _baselines(row: dict[str, Any]) -> dict[str, Any]:
     ours = ("encoder", *CONTROLS)
     return {name: each for name, each in row.items() if isinstance(each, dict) and name not in ours}
+
+
+def _decides(row: dict[str, Any]) -> bool:
+    return row["name"] in _DECISIVE
 
 
 def _is_vague(row: dict[str, Any]) -> bool:

@@ -193,7 +193,7 @@ def _several(runs: list[Run]) -> str:
         listed = ", ".join(f"{run} on {name}" for run, name in data.items())
         warnings.append(f"Not all runs trained on the same data, so their curves do not compare: {listed}.")
     if bare := [run.name for run in runs if not any(found.results for found in run.measured)]:
-        warnings.append(f"Not evaluated yet, so without scores: {', '.join(bare)}.")
+        warnings.append(f"Not evaluated with labels yet, so without scores: {', '.join(bare)}.")
     warnings += [f"{run.name}: {text}" for run in runs for text in [*_outdated(run), *run.warnings]]
     lines = "".join(map(warning, warnings))
     return f'<header><h1>{len(runs)} runs compared</h1><ul class="runs">{items}</ul></header>{lines}'

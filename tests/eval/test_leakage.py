@@ -83,6 +83,25 @@ def test_test_images_that_were_pretrained_on_are_counted(photos, tmp_path):
     assert leaked(run, open_tree(tmp_path / "a", 8), FOLDER) == []
 
 
+def test_renamed_copies_are_found_unless_that_means_to_read_too_much(photos, tmp_path, monkeypatch):
+    root, run = photos
+    (tmp_path / "renamed").mkdir()
+    for row in range(6):
+        shutil.copy(root / "ab"[row % 2] / f"{row}.png", tmp_path / "renamed" / f"{5 - row}.png")
+    renamed = open_tree(tmp_path / "renamed", 8)
+    assert "6 of 6 test images" in leaked(run, renamed, FOLDER)[0]
+    monkeypatch.setattr(leakage, "_MOST_READ", 100)
+    assert leaked(run, renamed, FOLDER) == []
+
+
+def test_who_scores_the_folder_of_the_run_is_told_to_leave_some_out(photos):
+    root, run = photos
+    own = DataConfig(name="images", root=str(root))
+    assert leaked(run, open_tree(root, 8), own)[0].endswith(
+        "; score images that were left out of the folder that was pretrained on"
+    )
+
+
 def test_files_that_cannot_be_read_are_no_copies_and_those_of_one_folder_are_named_so(tmp_path):
     """Two empty files of one name are equal; only what is scored counts."""
     for number in range(40):
@@ -97,7 +116,7 @@ def test_files_that_cannot_be_read_are_no_copies_and_those_of_one_folder_are_nam
     run = make_run(tmp_path / "run", name="imagefolder", root=str(tmp_path / "photos"))
     write_image_list(run / "manifest.csv", train)
     found, (told,) = find_pretrained(run, test, FOLDER, range(1, len(test)))
-    assert told.startswith(f"1 of {len(test) - 1} test images have the name and content of images that were")
+    assert told.startswith(f"1 of {len(test) - 1} test images have the content of images that were")
     assert found == {"count": 1, "scored": len(test) - 1}
     assert "the folder holds copies in its training and its test part" in told
     assert "data.root" not in told  # it is the same already
@@ -143,7 +162,7 @@ def test_samples_of_shards_are_compared_and_what_cannot_be_is_said(photos, tmp_p
     assert "20 of 20 test" in leaked(run, scored, DataConfig(name="hf", root="b"))[0]
 
 
-def test_files_of_one_name_and_size_are_each_read_once(tmp_path):
+def test_files_of_one_size_are_each_read_once(tmp_path):
     """Frames in folders: all are 0.bmp, and equally large."""
     rng = np.random.default_rng(0)
     for folder in ("old/a", "old/b", "new/c", "new/d"):
@@ -152,7 +171,7 @@ def test_files_of_one_name_and_size_are_each_read_once(tmp_path):
     shutil.copy(tmp_path / "old/b/0.bmp", tmp_path / "new/d")
     old, new = open_tree(tmp_path / "old", 8), open_tree(tmp_path / "new", 8)
     keys = [*map(old.key, range(2)), "gone/0.bmp"]
-    copies = leakage._Copies(str(tmp_path / "old"), ImageList(keys, [old.stamp(0)] * 3))
+    copies = leakage._Copies(str(tmp_path / "old"), ImageList(keys, [old.stamp(0)] * 3), {old.stamp(0)})
     with patch("eval.leakage._hash", side_effect=leakage._hash) as hashed:
         assert [copies.hold(new, row) for row in (0, 1, 0)] == [False, True, False]
     assert hashed.call_count == 3 + 3  # those listed, of which one is gone, and those asked for

@@ -148,7 +148,8 @@ def test_few_test_images_do_not_tell():
     found = judge([wide, endless])
     assert found.answer == "not known"
     assert found.sentence.endswith("There are too few test images to tell: label more.")
-    assert judge([wide, row("kNN k=20", **NEITHER)]).answer == "not worth it yet"
+    assert judge([wide, row("kNN k=20", **NEITHER)]).answer == "not known"  # the probe decides
+    assert judge([row("linear probe", **NEITHER), endless]).answer == "not worth it yet"
     assert judge([wide, row("kNN k=20", **BEHIND)]).answer == "not worth it yet"
 
 
