@@ -44,8 +44,8 @@ class Ranked(MiningMethod):
         similarity = query @ shared.T
         excluded = (drawn < 0)[None] | (shared_ids[None] == ids[:, None])
         excluded |= policy.contains(slots, index, drawn) | (similarity >= selection.floor[:, None])
-        over = torch.zeros_like(excluded) if ceiling is None else similarity > ceiling[:, None]
-        excluded |= over
+        if ceiling is not None:
+            excluded |= similarity > ceiling[:, None]
         negatives = replace(
             with_hard(Negatives.none(query), bank, slots, index),
             shared=shared,
@@ -63,6 +63,7 @@ class Ranked(MiningMethod):
             )
             return Answer(negatives, stats)
         stats = LookupStats.of_few(query, positive, negatives, asked.step)
+        over = similarity > (torch.inf if ceiling is None else ceiling[:, None])
         drawn_over = policy.by_bound(count(over & (drawn >= 0)), positive, config)
         stats.dropped = {"false_negative": selection.dropped["false_negative"]} | {
             name: (number / max(1, len(drawn))).mean() for name, number in drawn_over.items()
