@@ -17,10 +17,9 @@ from memory_bank.retrieval.faiss_search import REACH, reach
 # 0.98; at 200,000 these are 349, 138 and 23 ms. Most rows for which a CPU uses the first; FLAT_ROWS of
 # retrieval/faiss_search.py for the second.
 EXACT_ROWS_CPU = 16_384
-# What an index finds is scored again by the stored keys, which takes longer the deeper a look-up reaches: 128
-# queries and 2,002 ranks of 20,000 rows take FAISS 200 ms and torch's product 51, of 50,000 rows 216 and 117;
-# 512 ranks take 53 and 45, and 64 and 80; 64 ranks 16 and 23, and 34 and 55. For deeper ranks than one in so
-# many rows a CPU takes torch.
+# Least rows for each rank looked up with which a CPU uses FAISS. It scores what it finds again by the stored
+# keys: 128 queries and 2,002 ranks of 20,000 rows take it 200 ms and torch's product 51, of 50,000 rows 216
+# and 117; 512 ranks take 53 and 45, and 64 and 80; 64 ranks 16 and 23, and 34 and 55.
 ROWS_PER_RANK_CPU = 32
 # Most rows that a GPU searches exactly for a deep band; above, it samples. A CPU samples from twice the
 # sample's rows on.
