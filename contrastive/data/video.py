@@ -400,10 +400,13 @@ def _shown(frames: Iterator[tuple[int, Any]], stamps: list[int]) -> Iterator[Any
 
 
 def _to_square(scale: Any, frame: Any, size: int) -> UInt8[np.ndarray, "3 s s"]:
-    """Scale the shorter side to ``size``, in one pass with the conversion to RGB; cut the centre; turn it."""
+    """Scale the shorter side to ``size``, in one pass with the conversion to RGB; cut the centre; turn it.
+
+    To planes of red, green and blue: to ``rgb24`` FFmpeg scales colours to half the width first.
+    """
     ratio = size / min(frame.width, frame.height)
     width, height = (max(size, round(side * ratio)) for side in (frame.width, frame.height))
-    small = scale.reformat(frame, width, height, format="rgb24", interpolation="AREA").to_ndarray()
+    small = scale.reformat(frame, width, height, format="gbrp", interpolation="AREA").to_ndarray()
     left, top = (width - size) // 2, (height - size) // 2
     square = small[top : top + size, left : left + size]
     # The file's angle is against the clock, and so is NumPy's.

@@ -103,6 +103,22 @@ def test_odd_numbers_of_pixels_and_sound_are_fine(tmp_path):
     assert numbers(clips(path).read_frames(0, np.arange(5))) == [0, 1, 2, 3, 4]
 
 
+def test_colours_are_as_sharp_as_brightness(tmp_path):
+    """Stripes of red and blue, as wide as one pixel of the result."""
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[..., 0], stripes[..., 2] = (255 * (np.arange(64) // 4 % 2 == odd) for odd in (0, 1))
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("ffv1", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(2):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(stripes, format="rgb24")))
+        file.mux(stream.encode())
+    red, _, blue = clips(path).read_frames(0, np.array([0]))[0].int()
+    assert ((red - blue).abs() > 200).all()
+    assert ((red > blue) == (torch.arange(16) % 2 == 0)).all()
+
+
 def broken(folder):
     """Write the broken files; return what is said of each."""
     good = write_video(folder / "good.mp4", 40, size=(64, 64)).read_bytes()
