@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from common import RESULTS, context, median, quartiles, take_turns, write
 
-from contrastive.data.clips import Cut
+from contrastive.data.clips import ClipSpec
 from contrastive.data.video import VideoClips
 
 SIZE, RATE, CLIPS = 128, 25, 8
@@ -43,7 +43,7 @@ def film(path: Path, seconds: int) -> None:
 
 
 def open_film(path: Path) -> VideoClips:
-    return VideoClips(path.parent, [path.name.encode()], Cut(CLIPS, fps=1.0), SIZE)
+    return VideoClips(path.parent, [path.name.encode()], ClipSpec(CLIPS, fps=1.0), SIZE)
 
 
 def all_frames(path: Path, seconds: int) -> dict[str, Callable[[], object]]:
@@ -62,7 +62,7 @@ def clips(path: Path) -> dict[str, Callable[[], object]]:
     images = open_film(path)
     times = images.times(0)
     starts = np.random.default_rng(1).random(6)
-    wanted = [images.cut.indices(times, start) for start in starts]
+    wanted = [images.spec.indices(times, start) for start in starts]
 
     def ours() -> object:
         return [images.read_frames(0, frames) for frames in wanted]
@@ -94,7 +94,7 @@ def memory(path: Path, repeats: int) -> float:
     """Return the MiB that reading clips at drawn moments adds to the peak of the process."""
     images, before = open_film(path), _peak()
     for start in np.random.default_rng(2).random(repeats):
-        images.read_frames(0, images.cut.indices(images.times(0), start))
+        images.read_frames(0, images.spec.indices(images.times(0), start))
     return _peak() - before
 
 

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from contrastive.config import WHITE, UserError
-from contrastive.data.clips import AllFrames, Cut
+from contrastive.data.clips import AllFrames, ClipSpec
 from contrastive.data.decode import Unreadable
 from contrastive.data.files import log_once, shorten
 from contrastive.data.video import VIDEO, FrameClips, VideoClips, import_av
@@ -85,11 +85,11 @@ def _open_recordings(root: Path, size: int) -> VideoClips | FrameClips:
             "for each are needed"
         )
     if not videos:
-        return FrameClips(root, folders, Cut(2), size)
+        return FrameClips(root, folders, ClipSpec(2), size)
     if folders:
         log_once(f"data.root={root}: folders beside the video files are left out: {len(folders)}")
     import_av()
-    return VideoClips(root, videos, Cut(2), size)
+    return VideoClips(root, videos, ClipSpec(2), size)
 
 
 def _check_numbers(folder: bytes, files: Sequence[bytes]) -> None:

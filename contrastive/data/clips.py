@@ -29,7 +29,7 @@ A speed is 1 where nothing else was asked for, and below 0 for a clip that runs 
 
 
 @dataclass(frozen=True)
-class Cut:
+class ClipSpec:
     """The frames of a clip, and the number of clips that evaluation takes of a video.
 
     Attributes:
@@ -45,8 +45,8 @@ class Cut:
     clips: int = 1
 
     @classmethod
-    def of(cls, data: DataConfig) -> "Cut":
-        """Return the cut that the settings describe."""
+    def of(cls, data: DataConfig) -> "ClipSpec":
+        """Return the frames that the settings describe."""
         return cls(data.frames, data.frame_step, data.fps, data.clips_per_video)
 
     def indices(
@@ -79,20 +79,20 @@ class Cut:
 class Clips(Images):
     """Data set of videos, of which clips are read; subclass it for videos of your own.
 
-    ``read`` returns ``cut.clips`` clips, spread evenly over the video, one after the other along the first
+    ``read`` returns ``spec.clips`` clips, spread evenly over the video, one after the other along the first
     axis; if that is one frame, it is an image: the middle one, without the axis. Training reads others, see
     ``DrawnClips``.
 
     Args:
-        cut: Frames of a clip.
+        spec: Frames of a clip.
         size: Side of the decoded square.
     """
 
     are_videos = True
 
-    def __init__(self, cut: Cut, size: int) -> None:
-        frames = cut.clips * cut.frames
-        self.cut, self.size, self.frames = cut, size, frames if frames > 1 else 0
+    def __init__(self, spec: ClipSpec, size: int) -> None:
+        frames = spec.clips * spec.frames
+        self.spec, self.size, self.frames = spec, size, frames if frames > 1 else 0
 
     @abstractmethod
     def times(self, row: int) -> Float64[np.ndarray, " n"]:
@@ -112,7 +112,7 @@ class Clips(Images):
 
     def read(self, row: int) -> UInt8[Tensor, "*f 3 s s"]:
         """See Images; the clips of evaluation."""
-        frames = self.read_frames(row, self.cut.evenly(self.times(row)))
+        frames = self.read_frames(row, self.spec.evenly(self.times(row)))
         return frames if self.frames else frames[0]
 
 
@@ -127,15 +127,17 @@ class DrawnClips(Wrapped):
 
     Args:
         source: The videos.
-        cut: Frames of a clip.
+        spec: Frames of a clip.
         moments: Draws where the clips begin, a pure function of row and epoch.
         views: Clips of a row, one after the other along the first axis of what ``read`` returns.
         epoch: Which epoch's clips ``read`` returns.
     """
 
-    def __init__(self, source: Images, cut: Cut, moments: Moments, views: int = 2, epoch: int = 0) -> None:
+    def __init__(
+        self, source: Images, spec: ClipSpec, moments: Moments, views: int = 2, epoch: int = 0
+    ) -> None:
         super().__init__(source)
-        self.cut, self.moments, self.epoch, self.frames = cut, moments, epoch, views * cut.frames
+        self.spec, self.moments, self.epoch, self.frames = spec, moments, epoch, views * spec.frames
 
     def in_epoch(self, epoch: int) -> "DrawnClips":
         """See Images."""
@@ -159,7 +161,7 @@ class DrawnClips(Wrapped):
 
     def _frames(self, row: int, clips: list[tuple[float, float]]) -> Int64[np.ndarray, " f"]:
         times = self.times(row)
-        return np.concatenate([self.cut.indices(times, *clip) for clip in clips])
+        return np.concatenate([self.spec.indices(times, *clip) for clip in clips])
 
     def read(self, row: int) -> UInt8[Tensor, "f 3 s s"]:
         """See Images."""
@@ -186,7 +188,7 @@ class DrawnClips(Wrapped):
 
 def draw_clips(images: Images, data: DataConfig, moments: Moments, views: int = 2) -> Images:
     """Return what training reads of a data set: drawn clips of videos, and images as they are."""
-    return DrawnClips(images, Cut.of(data), moments, views) if images.are_videos else images
+    return DrawnClips(images, ClipSpec.of(data), moments, views) if images.are_videos else images
 
 
 class AllFrames(Wrapped):
@@ -279,7 +281,7 @@ class StoredFrames(DrawnClips):
     """
 
     def __init__(self, drawn: DrawnClips, index: AllFrames, decoded: Images) -> None:
-        super().__init__(drawn.source, drawn.cut, drawn.moments, drawn.frames // drawn.cut.frames)
+        super().__init__(drawn.source, drawn.spec, drawn.moments, drawn.frames // drawn.spec.frames)
         self.index, self.decoded = index, decoded
 
     def times(self, row: int) -> Float64[np.ndarray, " n"]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from contrastive.config import DataConfig, UserError
-from contrastive.data.clips import Clips, Cut
+from contrastive.data.clips import Clips, ClipSpec
 from contrastive.data.dataset import Dataset
 from contrastive.data.digits import open_digits
 from contrastive.data.images import Images
@@ -58,11 +58,11 @@ class MovingDigits(Clips):
 
     Args:
         digits: The digits.
-        cut: Frames of a clip.
+        spec: Frames of a clip.
     """
 
-    def __init__(self, digits: Images, cut: Cut) -> None:
-        super().__init__(cut, digits.size)
+    def __init__(self, digits: Images, spec: ClipSpec) -> None:
+        super().__init__(spec, digits.size)
         self.digits, self.classes = digits, list(MOTIONS)
         # By the number of the digit in the whole set, so that each motion is equally often in both parts.
         self._paths = [_Path.of(f"moving/{digits.key(row)}", row % 4) for row in range(len(digits))]
@@ -137,5 +137,5 @@ def open_moving_digits(data: DataConfig) -> Dataset:
             "data.name=clips, for the digits data.root=null"
         )
     digits = open_digits(data)
-    train, test = (MovingDigits(part, Cut.of(data)) for part in (digits.train, digits.test) if part)
+    train, test = (MovingDigits(part, ClipSpec.of(data)) for part in (digits.train, digits.test) if part)
     return Dataset(train, train, test)

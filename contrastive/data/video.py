@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int, Int64, UInt8
 from torch import Tensor
 
 from contrastive.config import DataConfig, UserError
-from contrastive.data.clips import Clips, Cut, check_moves
+from contrastive.data.clips import Clips, ClipSpec, check_moves
 from contrastive.data.dataset import Dataset, root_of
 from contrastive.data.decode import Unreadable, explain_unreadable, read_dimensions, read_file, why_unreadable
 from contrastive.data.encoded import FileImages
@@ -37,20 +37,20 @@ _REMEMBERED = 20_000  # videos whose index is kept in memory: a few KiB each
 
 
 @dataclass(frozen=True)
-class Film:
+class FrameIndex:
     """The index of a video file: its frames in the order in which they are shown.
 
     Attributes:
         stamps: Time stamp of each frame, in the file's unit, ascending; frame numbers if ``numbered``.
         times: The same in seconds from the first frame.
-        keys: Number of each frame from which decoding can begin.
+        key_frames: Number of each frame from which decoding can begin.
         seeks: Time stamp to seek for each of them.
         numbered: Whether frames have no stamps, so that the file is read from its beginning.
     """
 
     stamps: Int64[np.ndarray, " n"]
     times: Float64[np.ndarray, " n"]
-    keys: Int64[np.ndarray, " k"]
+    key_frames: Int64[np.ndarray, " k"]
     seeks: Int64[np.ndarray, " k"]
     numbered: bool
 
@@ -68,7 +68,7 @@ class VideoClips(Clips, FileImages):
     Args:
         root: Folder that keys are relative to.
         keys: Relative paths.
-        cut: Frames of a clip.
+        spec: Frames of a clip.
         size: Side of the decoded square.
         labels: Class of each key, or None.
         classes: Names of the classes, or None.
@@ -78,14 +78,14 @@ class VideoClips(Clips, FileImages):
         self,
         root: str | os.PathLike[str],
         keys: list[bytes],
-        cut: Cut,
+        spec: ClipSpec,
         size: int,
         labels: Int[Tensor, " n"] | None = None,
         classes: list[str] | None = None,
     ) -> None:
         FileImages.__init__(self, root, keys, size, labels, classes)
-        Clips.__init__(self, cut, size)
-        self._films: OrderedDict[int, Film] = OrderedDict()
+        Clips.__init__(self, spec, size)
+        self._indices: OrderedDict[int, FrameIndex] = OrderedDict()
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,13 +96,13 @@ class VideoClips(Clips, FileImages):
 
     def times(self, row: int) -> Float64[np.ndarray, " n"]:
         """See Clips."""
-        return self._film(row).times
+        return self._index_of(row).times
 
     def read_frames(self, row: int, indices: Int64[np.ndarray, " f"]) -> UInt8[Tensor, "f 3 s s"]:
         """See Clips."""
-        film, wanted = self._film(row), np.unique(indices)
+        index, wanted = self._index_of(row), np.unique(indices)
         try:
-            frames = read_film(self.path(row), film, wanted, self.size)
+            frames = decode_frames(self.path(row), index, wanted, self.size)
         except Unreadable:
             raise
         except Exception as error:  # PyAV raises a class for each error of FFmpeg, and others
@@ -118,16 +118,16 @@ class VideoClips(Clips, FileImages):
         except Exception as error:  # as above
             raise Unreadable(_why(error)) from error
 
-    def _film(self, row: int) -> Film:
+    def _index_of(self, row: int) -> FrameIndex:
         with self._lock:
-            film = self._films.get(row)
-        if film is None:
-            film = index_film(self.path(row))
+            index = self._indices.get(row)
+        if index is None:
+            index = index_frames(self.path(row))
             with self._lock:
-                self._films[row] = film
-                if len(self._films) > _REMEMBERED:
-                    self._films.popitem(last=False)
-        return film
+                self._indices[row] = index
+                if len(self._indices) > _REMEMBERED:
+                    self._indices.popitem(last=False)
+        return index
 
 
 class FrameClips(Clips, FileImages):
@@ -136,7 +136,7 @@ class FrameClips(Clips, FileImages):
     Args:
         root: Folder that keys are relative to.
         keys: Relative paths of the folders.
-        cut: Frames of a clip.
+        spec: Frames of a clip.
         size: Side of the decoded square.
         labels: Class of each key, or None.
         classes: Names of the classes, or None.
@@ -146,13 +146,13 @@ class FrameClips(Clips, FileImages):
         self,
         root: str | os.PathLike[str],
         keys: list[bytes],
-        cut: Cut,
+        spec: ClipSpec,
         size: int,
         labels: Int[Tensor, " n"] | None = None,
         classes: list[str] | None = None,
     ) -> None:
         FileImages.__init__(self, root, keys, size, labels, classes)
-        Clips.__init__(self, cut, size)
+        Clips.__init__(self, spec, size)
         self._counts: dict[int, int] = {}
 
     def files(self, row: int) -> list[bytes]:
@@ -222,9 +222,9 @@ def open_clips(data: DataConfig) -> Dataset:
             ``open_class_folders``.
     """
     root = root_of(data)
-    has_films, has_images = (holds(root, kind) for kind in (VIDEO, IMAGE))
-    folders = has_images and not has_films
-    if has_films and has_images:
+    has_videos, has_images = (holds(root, kind) for kind in (VIDEO, IMAGE))
+    folders = has_images and not has_videos
+    if has_videos and has_images:
         log_once(
             f"data.root={root}: the video files are taken, and images beside them are not; if folders of "
             "frames are videos too, move them elsewhere, and train on one kind at a time"
@@ -237,7 +237,9 @@ def open_clips(data: DataConfig) -> Dataset:
             "data.frame_step"
         )
     kind, group = (FRAMES, _folders_of) if folders else (VIDEO, list)
-    build = partial(FrameClips if folders else VideoClips, root, cut=Cut.of(data), size=data.stored_size)
+    build = partial(
+        FrameClips if folders else VideoClips, root, spec=ClipSpec.of(data), size=data.stored_size
+    )
     keys = group(list_files(root, kind))
     if not _are_labelled(root, keys):
         return Dataset(build(keys))
@@ -294,7 +296,7 @@ def _why(error: Exception) -> str:
     return why_unreadable(error)
 
 
-def index_film(path: bytes) -> Film:
+def index_frames(path: bytes) -> FrameIndex:
     """List the frames of a video file by its packets, without decoding them.
 
     Raises:
@@ -318,22 +320,24 @@ def index_film(path: bytes) -> Film:
     check_moves(len(packets))
     if any(stamp is None for stamp, _, _ in packets):
         numbers = np.arange(len(packets))
-        return Film(numbers, numbers / float(rate or 25), numbers[:1], numbers[:1], numbered=True)
+        return FrameIndex(numbers, numbers / float(rate or 25), numbers[:1], numbers[:1], numbered=True)
     packets.sort(key=lambda packet: packet[0])
     stamps = np.array([stamp for stamp, _, _ in packets], dtype=np.int64)
     keys = np.array([number for number, packet in enumerate(packets) if packet[2]], dtype=np.int64)
     seeks = np.array([packets[key][0] if packets[key][1] is None else packets[key][1] for key in keys])
-    return Film(stamps, (stamps - stamps[0]) * float(unit), keys, seeks.astype(np.int64), numbered=False)
+    return FrameIndex(
+        stamps, (stamps - stamps[0]) * float(unit), keys, seeks.astype(np.int64), numbered=False
+    )
 
 
-def read_film(
-    path: bytes, film: Film, wanted: Int64[np.ndarray, " f"], size: int
+def decode_frames(
+    path: bytes, index: FrameIndex, wanted: Int64[np.ndarray, " f"], size: int
 ) -> UInt8[np.ndarray, "f 3 s s"]:
     """Decode some frames of a video file.
 
     Args:
         path: The file.
-        film: Its index.
+        index: Its index.
         wanted: Numbers of the frames, ascending, each once.
         size: Side of the square that they become.
 
@@ -342,7 +346,7 @@ def read_film(
     """
     pixels = np.empty((len(wanted), 3, size, size), dtype=np.uint8)
     scale = import_av().video.reformatter.VideoReformatter()
-    frames = _frames_at(path, film, wanted)
+    frames = _frames_at(path, index, wanted)
     for place, (number, frame) in enumerate(zip(wanted, frames, strict=True)):
         if frame.is_corrupt:
             raise Unreadable(f"frame {number} is damaged")
@@ -350,36 +354,36 @@ def read_film(
     return pixels
 
 
-def _frames_at(path: bytes, film: Film, wanted: Int64[np.ndarray, " f"]) -> Iterator[Any]:
+def _frames_at(path: bytes, index: FrameIndex, wanted: Int64[np.ndarray, " f"]) -> Iterator[Any]:
     """Yield the wanted frames; decode from the last key frame before each."""
-    begins = np.searchsorted(film.keys, wanted, side="right") - 1
-    places = zip(begins.tolist(), film.stamps[wanted].tolist(), strict=True)
+    begins = np.searchsorted(index.key_frames, wanted, side="right") - 1
+    places = zip(begins.tolist(), index.stamps[wanted].tolist(), strict=True)
     with _open(path) as container:
         for key, group in groupby(places, key=lambda place: place[0]):
             stamps = [stamp for _, stamp in group]
-            frames = _decode_from(container, film, key)
+            frames = _decode_from(container, index, key)
             if frames is not None:
                 yield from _shown(frames, stamps)
                 continue
             with _open(path) as again:
-                yield from _shown(_stamped(again, film), stamps)
+                yield from _shown(_stamped(again, index), stamps)
 
 
-def _decode_from(container: Any, film: Film, key: int) -> Iterator[tuple[int, Any]] | None:
+def _decode_from(container: Any, index: FrameIndex, key: int) -> Iterator[tuple[int, Any]] | None:
     """Decode from a key frame on; None if the file's own index leads to a later one."""
     if key > 0:
-        container.seek(int(film.seeks[key]), stream=container.streams.video[0])
-    frames = _stamped(container, film)
+        container.seek(int(index.seeks[key]), stream=container.streams.video[0])
+    frames = _stamped(container, index)
     if key <= 0:  # only ever asked for first
         return frames
     first = next(frames, None)
-    return None if first is None or first[0] > film.stamps[film.keys[key]] else chain([first], frames)
+    return None if first is None or first[0] > index.stamps[index.key_frames[key]] else chain([first], frames)
 
 
-def _stamped(container: Any, film: Film) -> Iterator[tuple[int, Any]]:
+def _stamped(container: Any, index: FrameIndex) -> Iterator[tuple[int, Any]]:
     """Decode the frames with their stamps; in files without them a frame's number, from the beginning."""
     for number, frame in enumerate(container.decode(video=0)):
-        yield (number if film.numbered else frame.pts), frame
+        yield (number if index.numbered else frame.pts), frame
 
 
 def _shown(frames: Iterator[tuple[int, Any]], stamps: list[int]) -> Iterator[Any]:

@@ -4,7 +4,7 @@ import torch
 
 from contrastive.augment.moments import DrawMoments
 from contrastive.config import DataConfig, TimeConfig, UserError
-from contrastive.data.clips import AllFrames, Clips, Cut, DrawnClips, check_moves, draw_clips, fits
+from contrastive.data.clips import AllFrames, Clips, ClipSpec, DrawnClips, check_moves, draw_clips, fits
 from contrastive.data.dataset import as_dataset
 from contrastive.data.decode import Unreadable
 from contrastive.data.loader import DecodingLoader, ResidentClips, build_loader
@@ -22,8 +22,8 @@ MOMENTS = DataConfig(image_size=8)  # single frames
 class Counted(Clips):
     """Videos of 5 to 11 frames, whose pixels are the number of the video and that of the frame."""
 
-    def __init__(self, videos=20, bad=(), cut=None):
-        super().__init__(cut or Cut.of(DATA), 8)
+    def __init__(self, videos=20, bad=(), spec=None):
+        super().__init__(spec or ClipSpec.of(DATA), 8)
         self.videos, self.bad, self.opened = videos, bad, 0
         self.labels, self.classes = torch.arange(videos) % 2, ["even", "odd"]
 
@@ -71,7 +71,7 @@ def load(images, resident, workers=0, cache=None, accumulate=1, rank=0, world=1,
 @pytest.mark.parametrize("count", [2, 9, 30])
 @pytest.mark.parametrize("step", [1, 3])
 def test_every_nth_frame(count, step, start):
-    found = Cut(5, step).indices(np.arange(count) / 25, start)
+    found = ClipSpec(5, step).indices(np.arange(count) / 25, start)
     assert found.tolist() == reference.frames_by_number(count, 5, step, start)
 
 
@@ -79,27 +79,29 @@ def test_every_nth_frame(count, step, start):
 @pytest.mark.parametrize("fps", [4.0, 7.3, 40.0])
 def test_frames_by_the_clock_of_a_video_of_variable_rate(fps, start):
     times = np.array([2.0, 2.1, 2.15, 2.5, 2.6, 3.4, 3.5])
-    assert Cut(4, fps=fps).indices(times, start).tolist() == reference.frames_by_clock(times, 4, fps, start)
+    assert ClipSpec(4, fps=fps).indices(times, start).tolist() == reference.frames_by_clock(
+        times, 4, fps, start
+    )
 
 
 def test_a_rate_that_is_the_videos_own_takes_each_frame_once():
     """Though 1 / 12 has no exact binary representation."""
     times = np.array([1024 * k / 12288 for k in range(600)])
-    assert Cut(600, fps=12.0).indices(times, 0.0).tolist() == list(range(600))
+    assert ClipSpec(600, fps=12.0).indices(times, 0.0).tolist() == list(range(600))
 
 
 def test_speed_stretches_a_clip_and_a_negative_one_turns_it_round():
     times = np.arange(40.0)
-    assert Cut(4, 2).indices(times, 0.0, 3.0).tolist() == [0, 6, 12, 18]
-    assert Cut(4, 2).indices(times, 0.0, -1.0).tolist() == [6, 4, 2, 0]
-    assert Cut(4, 2).indices(times, 0.0, 0.5).tolist() == [0, 1, 2, 3]
+    assert ClipSpec(4, 2).indices(times, 0.0, 3.0).tolist() == [0, 6, 12, 18]
+    assert ClipSpec(4, 2).indices(times, 0.0, -1.0).tolist() == [6, 4, 2, 0]
+    assert ClipSpec(4, 2).indices(times, 0.0, 0.5).tolist() == [0, 1, 2, 3]
 
 
 def test_evaluation_takes_clips_evenly():
-    cut = Cut(2, clips=3)
-    assert cut.evenly(np.arange(61.0)).tolist() == [10, 11, 30, 31, 50, 51]
-    assert Counted(cut=cut).read(6)[:, 1, 0, 0].tolist() == [1, 2, 5, 6, 8, 9]
-    assert Counted(cut=cut).shape == (6, 3, 8, 8)
+    spec = ClipSpec(2, clips=3)
+    assert spec.evenly(np.arange(61.0)).tolist() == [10, 11, 30, 31, 50, 51]
+    assert Counted(spec=spec).read(6)[:, 1, 0, 0].tolist() == [1, 2, 5, 6, 8, 9]
+    assert Counted(spec=spec).shape == (6, 3, 8, 8)
 
 
 def test_a_video_needs_two_frames():
@@ -154,7 +156,7 @@ def test_no_gap_gives_both_views_the_same_frames(data):
 
 
 def test_single_frames_are_two_moments_in_training_and_the_middle_one_elsewhere():
-    source = Counted(cut=Cut.of(MOMENTS))
+    source = Counted(spec=ClipSpec.of(MOMENTS))
     assert source.read(6).shape == source.shape == (3, 8, 8)
     assert source.read(6)[1, 0, 0] == 5  # of 11
     assert source.noun == SomeImages(source, torch.tensor([6])).noun == "videos"
@@ -171,7 +173,7 @@ def test_single_frames_are_two_moments_in_training_and_the_middle_one_elsewhere(
 @pytest.mark.parametrize("kind", ["resident", "cache", "resident cache", "workers"])
 def test_every_loader_delivers_the_same_clips(kind, data, tmp_path):
     """Also in micro-batches and on ranks; -1 stands for a video that cannot be read."""
-    source = Counted(bad=(5,), cut=Cut.of(data))
+    source = Counted(bad=(5,), spec=ClipSpec.of(data))
     images = drawn(source, data=data)
     cache = tmp_path if "cache" in kind else None
     resident = "true" if "resident" in kind else "false"
@@ -251,7 +253,7 @@ def test_images_stay_as_they_are():
 
 def test_frames_are_asked_for_where_there_are_some_and_refused_elsewhere():
     assert as_dataset(Counted(), DATA).train.frames == 3
-    assert as_dataset(Counted(cut=Cut.of(MOMENTS)), MOMENTS).train.frames == 0
+    assert as_dataset(Counted(spec=ClipSpec.of(MOMENTS)), MOMENTS).train.frames == 0
     with pytest.raises(UserError, match=r"data.frames=1: .* gives 3; set data.clips_per_video=1, or pre"):
         as_dataset(Counted(), MOMENTS)
     with pytest.raises(UserError, match=r"data.frames=3: .* has images, not videos; .*is evaluated on clips"):

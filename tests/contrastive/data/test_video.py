@@ -10,7 +10,7 @@ from PIL import Image
 
 import contrastive.data.video as module
 from contrastive.config import DataConfig, UserError
-from contrastive.data.clips import AllFrames, Cut
+from contrastive.data.clips import AllFrames, ClipSpec
 from contrastive.data.dataset import open_dataset
 from contrastive.data.decode import Unreadable
 from contrastive.data.video import FrameClips, VideoClips
@@ -19,11 +19,11 @@ from tests.tiny import numbered_frame, write_video
 from tests.tiny import numbers_shown as numbers
 
 av = pytest.importorskip("av")
-CUT = Cut(4)
+SPEC = ClipSpec(4)
 
 
-def clips(path, size=16, cut=CUT):
-    return VideoClips(path.parent, [path.name.encode()], cut, size)
+def clips(path, size=16, spec=SPEC):
+    return VideoClips(path.parent, [path.name.encode()], spec, size)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_a_frame_is_decoded_from_the_key_frame_before_it(tmp_path, monkeypatch):
     images, decoded = clips(path), []
     stamped = module._stamped
 
-    def noted(container, film):
-        for stamp, frame in stamped(container, film):
+    def noted(container, index):
+        for stamp, frame in stamped(container, index):
             decoded.append(round(frame.time * 12))
             yield stamp, frame
 
@@ -68,15 +68,17 @@ def test_a_frame_is_decoded_from_the_key_frame_before_it(tmp_path, monkeypatch):
 def test_where_the_files_own_index_is_wrong_decoding_begins_at_the_start(tmp_path):
     path = write_video(tmp_path / "a.mp4", 30, options={"g": "10", "bf": "0", "sc_threshold": "0"})
     images = clips(path)
-    film = images._film(0)
-    images._films[0] = module.Film(film.stamps, film.times, film.keys, film.seeks + 10**9, numbered=False)
+    index = images._index_of(0)
+    images._indices[0] = module.FrameIndex(
+        index.stamps, index.times, index.key_frames, index.seeks + 10**9, numbered=False
+    )
     assert numbers(images.read_frames(0, np.array([13, 25]))) == [13, 25]
 
 
 def test_frames_of_a_variable_rate_have_their_own_times(tmp_path):
     at = [0, 1, 2, 8, 9, 15, 16, 17]
     path = write_video(tmp_path / "a.mp4", 8, at=at)
-    images = clips(path, cut=Cut(6, fps=6.0))
+    images = clips(path, spec=ClipSpec(6, fps=6.0))
     assert images.times(0) * 12 == pytest.approx(at)
     assert numbers(images.read(0)) == [2, 2, 3, 4, 4, 4]  # from 4.7 / 12 s on, every second twelfth
 
@@ -170,16 +172,16 @@ def test_a_spawned_worker_gets_what_is_known_of_the_videos(tmp_path):
     images.times(0)
     again = pickle.loads(pickle.dumps(images))
     assert numbers(again.read_frames(0, np.array([7]))) == [7]
-    assert again._films.keys() == {0}
+    assert again._indices.keys() == {0}
 
 
 def test_only_so_many_videos_are_remembered(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_REMEMBERED", 2)
     paths = [write_video(tmp_path / f"{name}.mp4", 3) for name in "abc"]
-    images = VideoClips(tmp_path, [path.name.encode() for path in paths], CUT, 16)
+    images = VideoClips(tmp_path, [path.name.encode() for path in paths], SPEC, 16)
     for row in (0, 1, 2):
         images.times(row)
-    assert [*images._films] == [1, 2]
+    assert [*images._indices] == [1, 2]
 
 
 def opened(root, **settings):
@@ -264,7 +266,7 @@ def test_a_folder_of_one_frame_and_a_broken_frame_are_unreadable(tmp_path):
     write_frames(tmp_path / "still", 1)
     write_frames(tmp_path / "torn", 5)
     (tmp_path / "torn" / "f2.png").write_bytes(b"")
-    images = FrameClips(tmp_path, [b"still", b"torn", b"gone"], CUT, 16)
+    images = FrameClips(tmp_path, [b"still", b"torn", b"gone"], SPEC, 16)
     for row, words in enumerate(("1 frame, a video", "empty file", "No such file")):
         with pytest.raises(Unreadable, match=words):
             images.read(row)
@@ -283,13 +285,13 @@ def test_a_video_that_loses_a_frame_while_it_is_read_is_unreadable_and_no_other_
     """Its numbers would mean other frames; a data set that is opened later knows nothing of the frame."""
     for name in ("a", "b"):
         write_frames(tmp_path / name, 5)
-    frames = AllFrames(FrameClips(tmp_path, [b"a", b"b"], CUT, 16))
+    frames = AllFrames(FrameClips(tmp_path, [b"a", b"b"], SPEC, 16))
     (tmp_path / "a" / "f1.png").unlink()
     pixels = torch.zeros(10, 3, 16, 16, dtype=torch.uint8)
     bad = frames.read_into(pixels, range(10))
     assert bad == dict.fromkeys(range(5), "4 frames, 5 before: it changes while it is read")
     assert numbers(pixels[5:]) == [0, 1, 2, 3, 4]
-    assert numbers(FrameClips(tmp_path, [b"a"], CUT, 16).read_frames(0, np.arange(4))) == [0, 2, 3, 4]
+    assert numbers(FrameClips(tmp_path, [b"a"], SPEC, 16).read_frames(0, np.arange(4))) == [0, 2, 3, 4]
 
 
 def test_frames_have_no_clock(tmp_path):

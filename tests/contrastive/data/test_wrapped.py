@@ -8,7 +8,7 @@ from PIL import Image
 
 from contrastive.data.arrays import ArrayImages
 from contrastive.data.cache import CachedImages
-from contrastive.data.clips import AllFrames, Cut, DrawnClips
+from contrastive.data.clips import AllFrames, ClipSpec, DrawnClips
 from contrastive.data.crops import CroppedImages
 from contrastive.data.encoded import FileImages
 from contrastive.data.images import Images
@@ -113,7 +113,7 @@ WRAPPERS = {
     "some": lambda source: SomeImages(source, torch.arange(3)),
     "crops": lambda source: CroppedImages(source, never, [4]),
     "cache": lambda source: CachedImages(source, Path("none"), {}),
-    "clips": lambda source: DrawnClips(source, Cut(2), never),
+    "clips": lambda source: DrawnClips(source, ClipSpec(2), never),
     "covered": lambda source: Covered(source, 0.25, 0),
 }
 
