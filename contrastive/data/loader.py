@@ -20,9 +20,9 @@ from contrastive.data.images import Images
 from contrastive.data.plan import WHOLE, Plan, Share
 from contrastive.data.reading import (
     MOST_WORKERS,
+    BatchRows,
     Decoded,
     Report,
-    Todo,
     decode,
     decode_ahead,
     decode_all,
@@ -239,17 +239,17 @@ class DecodingLoader(Loader):
             raise self._lost
         decoded = None if self._stream is None else next(self._stream, None)
         if decoded is None:  # the first batch, or rows that were not known when the last ones were decoded
-            self._stream = decode_ahead(self._images, self._todo(), self._num_workers, self._device)
+            self._stream = decode_ahead(self._images, self._coming_batches(), self._num_workers, self._device)
             decoded = next(self._stream)
         return decoded
 
-    def _todo(self) -> Iterator[Todo]:
+    def _coming_batches(self) -> Iterator[BatchRows]:
         """Yield the rows of the coming micro-batches, as far as the plan knows them by then."""
         accumulate = self._share.accumulate
         for position in count(self._delivered):
             if position >= self._plan.known_until(self._delivered // accumulate) * accumulate:
                 return
-            yield Todo(self._epoch(position), self._ids(position).tolist())
+            yield BatchRows(self._epoch(position), self._ids(position).tolist())
 
     def check_corrupt_share(self, read: Int[Tensor, " g"], on_any_rank: Callable[[bool], bool]) -> None:
         """See Loader."""

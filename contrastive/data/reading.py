@@ -63,8 +63,8 @@ class Decoded:
         return Decoded(self.images.pin_memory(), self.rows.pin_memory(), self.bad)
 
 
-class Todo(NamedTuple):
-    """A batch to decode: the rows, and the epoch they are read for, which chooses moments and crops."""
+class BatchRows(NamedTuple):
+    """The rows of a batch to decode, and the epoch they are read for, which chooses moments and crops."""
 
     epoch: int
     rows: list[int]
@@ -135,11 +135,11 @@ def read_in_order(
 
     Batches are in host memory, pinned for a GPU.
     """
-    todo = (
-        Todo(0, list(range(at, min(at + batch_size, len(images)))))
+    batches = (
+        BatchRows(0, list(range(at, min(at + batch_size, len(images)))))
         for at in range(0, len(images), batch_size)
     )
-    for decoded in decode_ahead(images, todo, num_workers, device):
+    for decoded in decode_ahead(images, batches, num_workers, device):
         for row, reason in decoded.bad.items():
             on_corrupt(row, reason)
         yield decoded.batch
@@ -160,14 +160,14 @@ class _Decoder(Dataset[Any]):
         return len(self._images)
 
     def __getitem__(self, row: int) -> Decoded:
-        return self.__getitems__(Todo(0, [row]))
+        return self.__getitems__(BatchRows(0, [row]))
 
-    def __getitems__(self, todo: Todo) -> Decoded:
-        return decode(self._images.in_epoch(todo.epoch), todo.rows)
+    def __getitems__(self, batch: BatchRows) -> Decoded:
+        return decode(self._images.in_epoch(batch.epoch), batch.rows)
 
 
 def decode_ahead(
-    images: Images, todo: Iterable[Todo], num_workers: int, device: torch.device
+    images: Images, batches: Iterable[BatchRows], num_workers: int, device: torch.device
 ) -> Iterator[Decoded]:
     """Decode batches in order; with workers, some batches ahead.
 
@@ -177,7 +177,7 @@ def decode_ahead(
     """
     loader: DataLoader[Any] = DataLoader(
         _Decoder(images),
-        batch_sampler=todo,  # type: ignore[arg-type]  # it is passed on to __getitems__ as it is
+        batch_sampler=batches,  # type: ignore[arg-type]  # it is passed on to __getitems__ as it is
         num_workers=num_workers,
         collate_fn=_as_is,
         pin_memory=device.type == "cuda",

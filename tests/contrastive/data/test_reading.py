@@ -11,7 +11,7 @@ from contrastive.config import UserError
 from contrastive.data import reading
 from contrastive.data.arrays import ArrayImages
 from contrastive.data.files import open_tree
-from contrastive.data.reading import Todo, WorkerDied, decode_ahead, decode_all, read_in_order
+from contrastive.data.reading import BatchRows, WorkerDied, decode_ahead, decode_all, read_in_order
 
 CPU = torch.device("cpu")
 
@@ -87,7 +87,7 @@ def test_a_killed_worker_may_show_as_a_broken_connection(error, monkeypatch):
 
     monkeypatch.setattr(reading, "_start", broken)
     with pytest.raises(WorkerDied, match="a decoding process was killed"):
-        next(decode_ahead(Odd(2, lambda row: None), [Todo(0, [0])], 1, CPU))
+        next(decode_ahead(Odd(2, lambda row: None), [BatchRows(0, [0])], 1, CPU))
 
 
 def test_a_killed_worker_is_an_error_not_a_hang():
@@ -100,7 +100,7 @@ def test_a_killed_worker_is_an_error_not_a_hang():
 
     handler = signal.getsignal(signal.SIGCHLD)
     others = multiprocessing.active_children()
-    stream = decode_ahead(Odd(6, action), [Todo(0, [row, row + 1]) for row in (0, 2, 4)], 1, CPU)
+    stream = decode_ahead(Odd(6, action), [BatchRows(0, [row, row + 1]) for row in (0, 2, 4)], 1, CPU)
     assert next(stream).batch.ids.tolist() == [0, 1]
     [worker] = [child for child in multiprocessing.active_children() if child not in others]
     # The death must not surface where the main thread happens to be, such as in the midst of saving.
@@ -117,7 +117,7 @@ def test_a_mistake_in_a_data_set_is_not_taken_for_a_corrupt_file_or_a_dead_worke
         raise RuntimeError("index file is locked")
 
     with pytest.raises(RuntimeError, match="index file is locked") as caught:
-        next(decode_ahead(Odd(4, action), [Todo(0, [0])], workers, CPU))
+        next(decode_ahead(Odd(4, action), [BatchRows(0, [0])], workers, CPU))
     assert not isinstance(caught.value, WorkerDied)
     del caught  # and the worker, which its traceback holds: a garbage collection would wait for it
 
@@ -131,7 +131,7 @@ def test_workers_are_single_threaded_and_out_of_reach_of_signals_to_the_group():
 
     assert [
         decoded.batch.ids.tolist()
-        for decoded in decode_ahead(Odd(4, action), [Todo(0, [0, 1]), Todo(0, [2])], 1, CPU)
+        for decoded in decode_ahead(Odd(4, action), [BatchRows(0, [0, 1]), BatchRows(0, [2])], 1, CPU)
     ] == [
         [0, 1],
         [2],
@@ -140,7 +140,7 @@ def test_workers_are_single_threaded_and_out_of_reach_of_signals_to_the_group():
 
 def test_workers_end_with_their_stream():
     before = set(multiprocessing.active_children())
-    stream = decode_ahead(Odd(8, lambda row: None), [Todo(0, [row]) for row in range(8)], 2, CPU)
+    stream = decode_ahead(Odd(8, lambda row: None), [BatchRows(0, [row]) for row in range(8)], 2, CPU)
     next(stream)
     workers = set(multiprocessing.active_children()) - before
     assert len(workers) == 2
@@ -154,7 +154,7 @@ def test_only_the_batch_is_pinned(monkeypatch):
 
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: pinned.append(self) or self)
-    decoded = next(decode_ahead(Odd(4, lambda row: None), [Todo(0, [2, 3])], 0, CPU))
+    decoded = next(decode_ahead(Odd(4, lambda row: None), [BatchRows(0, [2, 3])], 0, CPU))
     decoded.bad[3] = "torn"
     moved = pin_memory(decoded)
     assert [tensor.shape for tensor in pinned] == [(2, 3, 2, 2), (2,)]
