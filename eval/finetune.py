@@ -179,7 +179,7 @@ class _Classifier(nn.Module):
         self.body = body
         self.register_buffer("mean", probe.standardise.mean)
         self.register_buffer("scale", probe.standardise.scale)
-        weight, bias = probe.heads.weight[:, :, 0], probe.heads.bias[:, 0]
+        weight, bias = probe.classifiers.weight[:, :, 0], probe.classifiers.bias[:, 0]
         self.head = nn.Linear(*weight.shape)
         with torch.no_grad():
             self.head.weight.copy_(weight.T)

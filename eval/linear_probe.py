@@ -15,22 +15,22 @@ from eval.features import Features, PartFeatures
 from eval.finite import finite_float32
 from eval.protocol import Scoring
 from eval.scores import Scored, accuracy_line, confusion, in_top, per_class
-from eval.softmax import Heads, Standardiser, train_heads
+from eval.softmax import LinearClassifiers, Standardiser, train_classifiers
 from eval.splits import hold_out
 from memory_bank.config import check_whole
 
-# Largest number of logits in memory when heads are scored.
+# Largest number of logits in memory when classifiers are scored.
 _PIECE = 1 << 26
 _MOST_ADDED = 20  # values at an end of a list: 20 powers of ten are far beyond any probe
 
 
 @dataclass
 class LinearConfig:
-    """Settings of the linear probe: each pair of rate and decay is a head of its own, all trained at once.
+    """Settings of the linear probe: a classifier for each pair of rate and decay, all trained at once.
 
     Attributes:
         learning_rates: Peak steps, relative to the curvature bound of ``eval.softmax``; with its momentum of
-            0.9, 0.1 adds up to one full step. Above 3.8 a head may diverge; the held-out part notices.
+            0.9, 0.1 adds up to one full step. Above 3.8 a classifier may diverge; the held-out part notices.
         weight_decays: w in ``mean cross-entropy + w / 2 * |weights|^2``; scikit-learn's C is 1 / (w n),
             for two classes 2 / (w n): it fits one weight vector there, the difference of our two.
         widen: Most values that each of the two lists grows by at either end, one at a time and in its own
@@ -147,8 +147,8 @@ def choose(train: PartFeatures, num_classes: int, config: LinearConfig, seed: in
     tried: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
     while True:
         new = [pair for pair in product(rates, decays) if pair not in tried]
-        heads, standardise = _train(fit_part, num_classes, config, new, seed)
-        seen = score_heads(heads, replace(held, features=standardise(held.features)))
+        classifiers, standardise = _train(fit_part, num_classes, config, new, seed)
+        seen = score_classifiers(classifiers, replace(held, features=standardise(held.features)))
         tried |= zip(new, zip(*seen, strict=True), strict=True)
         top1, loss = zip(*(tried[pair] for pair in product(rates, decays)), strict=True)
         choice = pick(torch.stack(top1), torch.stack(loss), rates, decays)
@@ -212,10 +212,10 @@ def pick(
     width = len(weight_decays)
     best = min(
         range(len(top1)),
-        key=lambda head: (
-            -top1[head].item(),
-            _on_edge(head // width, learning_rates) or _on_edge(head % width, weight_decays),
-            loss[head].item(),
+        key=lambda setting: (
+            -top1[setting].item(),
+            _on_edge(setting // width, learning_rates) or _on_edge(setting % width, weight_decays),
+            loss[setting].item(),
         ),
     )
     # Values are taken from the lists: those in the tensors are rounded to float32.
@@ -236,7 +236,7 @@ class Probe:
     """A trained linear classifier on top of raw features."""
 
     standardise: Standardiser
-    heads: Heads
+    classifiers: LinearClassifiers
 
     def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
         """Return the logits.
@@ -244,24 +244,24 @@ class Probe:
         Raises:
             UserError: a row is not finite.
         """
-        return self.heads.logits(self.standardise(finite_float32(features)))[:, :, 0]
+        return self.classifiers.logits(self.standardise(finite_float32(features)))[:, :, 0]
 
 
 def fit(train: PartFeatures, num_classes: int, config: LinearConfig, choice: Choice, seed: int) -> Probe:
     """Train the chosen setting on all of ``train``."""
-    heads, standardise = _train(
+    classifiers, standardise = _train(
         train, num_classes, config, [(choice.learning_rate, choice.weight_decay)], seed
     )
-    return Probe(standardise, heads)
+    return Probe(standardise, classifiers)
 
 
 def _train(
     train: PartFeatures, num_classes: int, config: LinearConfig, pairs: list[tuple[float, float]], seed: int
-) -> tuple[Heads, Standardiser]:
-    """Train a head for each pair of learning rate and weight decay."""
+) -> tuple[LinearClassifiers, Standardiser]:
+    """Train a classifier for each pair of learning rate and weight decay."""
     standardise = Standardiser.fit(train.features)
     rates, decays = torch.tensor(pairs, device=train.features.device).T.contiguous()
-    heads = train_heads(
+    classifiers = train_classifiers(
         standardise(train.features),
         train.labels,
         num_classes,
@@ -271,16 +271,18 @@ def _train(
         batch_size=config.batch_size,
         seed=seed,
     )
-    return heads, standardise
+    return classifiers, standardise
 
 
-def score_heads(heads: Heads, part: PartFeatures) -> tuple[Float[Tensor, " h"], Float[Tensor, " h"]]:
-    """Return accuracy and cross-entropy of each head on standardised rows; 0 and infinity if it diverged."""
+def score_classifiers(
+    classifiers: LinearClassifiers, part: PartFeatures
+) -> tuple[Float[Tensor, " h"], Float[Tensor, " h"]]:
+    """Return accuracy and cross-entropy of each classifier on standardised rows; 0, infinity if diverged."""
     features, labels = part.features, part.labels
-    hits, cost = torch.zeros_like(heads.bias[0]), torch.zeros_like(heads.bias[0])
-    step = max(1, _PIECE // heads.bias.numel())
+    hits, cost = torch.zeros_like(classifiers.bias[0]), torch.zeros_like(classifiers.bias[0])
+    step = max(1, _PIECE // classifiers.bias.numel())
     for rows, truth in zip(torch.split(features, step), torch.split(labels, step), strict=True):
-        logits = heads.logits(rows)
+        logits = classifiers.logits(rows)
         hits += (logits.argmax(1) == truth[:, None]).sum(0)
         cost += F.cross_entropy(logits, truth[:, None].expand(-1, logits.shape[2]), reduction="none").sum(0)
     sound = cost.isfinite()

@@ -9,10 +9,10 @@ from eval.augmented import augmented_batches
 from eval.config import TrainedEvaluation, check_grid
 from eval.features import PartFeatures
 from eval.frozen import tensor_hash
-from eval.linear_probe import Probe, pick, score_heads, split_to_choose, summarise
+from eval.linear_probe import Probe, pick, score_classifiers, split_to_choose, summarise
 from eval.protocol import Scoring
 from eval.scores import Scored
-from eval.softmax import SGD_MOMENTUM, Heads, Standardiser
+from eval.softmax import SGD_MOMENTUM, LinearClassifiers, Standardiser
 from eval.subject import Network
 from memory_bank.config import check_range
 
@@ -22,7 +22,7 @@ class LinearSgdConfig:
     """Settings of the papers' linear probe: SGD on a random view of each image, the encoder frozen.
 
     MoCo (arXiv:1911.05722, section 4.1) uses momentum 0.9, no weight decay and a rate tuned by hand for each
-    encoder. Here features are standardised and each rate has its own head, all trained on the same views.
+    encoder. Here features are standardised and each rate has a classifier, all trained on the same views.
 
     Attributes:
         learning_rates: Peaks, per batch; they fall along a cosine to 0.
@@ -68,7 +68,7 @@ def score(network: Network, config: LinearSgdEvaluation) -> Scored:
         fit_part, held = split_to_choose(network.features.train, settings.held_out, seed)
         tried = train(network, fit_part, config, settings.learning_rates, seed)
         held = replace(held, features=tried.standardise(held.features))
-        choices.append(pick(*score_heads(tried.heads, held), settings.learning_rates, [0.0]))
+        choices.append(pick(*score_classifiers(tried.classifiers, held), settings.learning_rates, [0.0]))
         probes.append(train(network, network.features.train, config, [choices[-1].learning_rate], seed))
     if tensor_hash(network.module) != before:
         raise RuntimeError("the encoder's parameters or buffers changed while it was probed")
@@ -83,7 +83,7 @@ PROTOCOL = Scoring(LinearSgdEvaluation, score, needs_network=True, title="Linear
 def train(
     network: Network, part: PartFeatures, config: LinearSgdEvaluation, learning_rates: list[float], seed: int
 ) -> Probe:
-    """Train one head for each rate, all on the same views of the images of ``part``.
+    """Train one classifier for each rate, all on the same views of the images of ``part``.
 
     Features are standardised by those of the centre views, so that good rates depend little on the encoder.
     """
@@ -105,10 +105,10 @@ def train(
     )
     for views, labels, share in batches:
         x = standardise(network.module(views).float())
-        error = Heads(weight, bias).logits(x).softmax(1)
+        error = LinearClassifiers(weight, bias).logits(x).softmax(1)
         error -= F.one_hot(labels, num_classes)[:, :, None]
         weight_speed.mul_(SGD_MOMENTUM).add_((x.T @ error.flatten(1)).view_as(weight) / len(x))
         bias_speed.mul_(SGD_MOMENTUM).add_(error.mean(0))
         weight.addcmul_(weight_speed, rates, value=-share)
         bias.addcmul_(bias_speed, rates, value=-share)
-    return Probe(standardise, Heads(weight, bias))
+    return Probe(standardise, LinearClassifiers(weight, bias))

@@ -14,7 +14,7 @@ from eval.features import Features, PartFeatures
 from eval.finite import finite_float32
 from eval.protocol import Scoring
 from eval.scores import Scored, accuracy_line
-from eval.softmax import Standardiser, train_heads
+from eval.softmax import Standardiser, train_classifiers
 from eval.splits import class_orders
 from memory_bank.config import check_above_zero, check_range
 
@@ -149,7 +149,7 @@ def _draws(orders: list[list[Tensor]], counts: list[int], sizes: list[int], labe
 
 
 def _predict(train: PartFeatures, test: Tensor, num_classes: int, config: LowshotConfig) -> Tensor:
-    heads = train_heads(
+    classifiers = train_classifiers(
         train.features,
         train.labels,
         num_classes,
@@ -158,4 +158,4 @@ def _predict(train: PartFeatures, test: Tensor, num_classes: int, config: Lowsho
         steps=max(_STEPS, _EPOCHS * (len(train) // _BATCH_SIZE)),
         batch_size=_BATCH_SIZE,
     )
-    return heads.logits(test)[:, :, 0].argmax(1)
+    return classifiers.logits(test)[:, :, 0].argmax(1)

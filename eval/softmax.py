@@ -1,4 +1,4 @@
-"""Solve multinomial logistic regression for many heads at once; the probes use it."""
+"""Solve multinomial logistic regression for many classifiers at once: the probes use it."""
 
 import math
 from dataclasses import dataclass
@@ -42,24 +42,24 @@ class Standardiser:
 
 
 @dataclass(frozen=True)
-class Heads:
+class LinearClassifiers:
     """Trained linear classifiers: one for each of h settings.
 
     Attributes:
-        weight: Weight of each feature, class and head.
-        bias: Bias of each class and head.
+        weight: Weight of each feature, class and classifier.
+        bias: Bias of each class and classifier.
     """
 
     weight: Float[Tensor, "d c h"]
     bias: Float[Tensor, "c h"]
 
     def logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n c h"]:
-        """Return the logits of each row, class and head."""
+        """Return the logits of each row, class and classifier."""
         flat = torch.addmm(self.bias.flatten(), features, self.weight.flatten(1))
         return flat.view(len(features), *self.bias.shape)
 
 
-def train_heads(
+def train_classifiers(
     features: Float[Tensor, "n d"],
     labels: Int[Tensor, " n"],
     num_classes: int,
@@ -69,8 +69,8 @@ def train_heads(
     steps: int,
     batch_size: int,
     seed: int = 0,
-) -> Heads:
-    """Minimise ``mean cross-entropy + weight_decay / 2 * |weight|^2`` for every head (the bias is free).
+) -> LinearClassifiers:
+    """Minimise ``mean cross-entropy + weight_decay / 2 * |weight|^2`` for each classifier (the bias is free).
 
     Plain SGD is slow here because features correlate. So the rows are rotated to their principal axes,
     which changes neither logits nor the penalty, and each axis has its own step size: ``learning_rate /
@@ -91,7 +91,7 @@ def train_heads(
         seed: Seed of the row order; without effect if a step takes all rows.
 
     Returns:
-        The heads, in the order of the settings. One that diverged holds values that are not finite.
+        The classifiers, in the order of the settings. One that diverged holds values that are not finite.
     """
     axes, variance = _principal_axes(features)
     rows = features @ axes
@@ -102,8 +102,8 @@ def train_heads(
     weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
     for step, batch in enumerate(_batches(len(rows), batch_size, steps, seed, rows.device)):
         x = rows if batch is None else rows[batch]
-        # Classes before heads: a softmax over the last, short axis takes ten times as long on a CPU.
-        error = Heads(weight, bias).logits(x).softmax(1)
+        # Classes before classifiers: a softmax over the last, short axis takes ten times as long on a CPU.
+        error = LinearClassifiers(weight, bias).logits(x).softmax(1)
         error -= target if batch is None else target[batch]
         rate = 0.5 * (1 + math.cos(math.pi * step / steps))
         weight_grad = (x.T @ error.flatten(1)).view_as(weight).div_(len(x)).addcmul_(weight, weight_decays)
@@ -111,7 +111,7 @@ def train_heads(
         bias_speed.mul_(SGD_MOMENTUM).add_(error.mean(0))
         weight.addcmul_(weight_speed, step_size[:, None], value=-rate)
         bias.addcmul_(bias_speed, learning_rates, value=-2 * rate)  # the bias's own curvature bound is 1/2
-    return Heads((axes @ weight.flatten(1)).view(-1, *weight.shape[1:]), bias)
+    return LinearClassifiers((axes @ weight.flatten(1)).view(-1, *weight.shape[1:]), bias)
 
 
 def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:

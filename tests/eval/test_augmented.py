@@ -116,8 +116,8 @@ def test_heads_are_what_torch_sgd_gives(networks):
             optimizer.zero_grad()
             F.cross_entropy(layer(x), labels).backward()
             optimizer.step()
-        torch.testing.assert_close(probe.heads.weight[..., head].T, layer.weight, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(probe.heads.bias[:, head], layer.bias, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(probe.classifiers.weight[..., head].T, layer.weight, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(probe.classifiers.bias[:, head], layer.bias, rtol=1e-3, atol=1e-4)
 
 
 def test_without_randomness_sgd_agrees_with_the_cached_probe(networks):

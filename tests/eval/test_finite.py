@@ -5,15 +5,15 @@ from contrastive.config import UserError
 from eval import duplicates, stats
 from eval.finite import finite_float32
 from eval.linear_probe import Probe
-from eval.softmax import Heads, Standardiser
+from eval.softmax import LinearClassifiers, Standardiser
 
 
 def callers():
     """Every function of features, by name."""
 
     def probe(rows):
-        heads = Heads(torch.ones(4, 3, 1), torch.zeros(3, 1))
-        return Probe(Standardiser(torch.zeros(4), torch.ones(4)), heads)(rows)
+        classifiers = LinearClassifiers(torch.ones(4, 3, 1), torch.zeros(3, 1))
+        return Probe(Standardiser(torch.zeros(4), torch.ones(4)), classifiers)(rows)
 
     return {
         "standardise": lambda rows: Standardiser.fit(rows)(rows),

@@ -6,7 +6,7 @@ import torch
 
 from contrastive.config import UserError
 from eval.linear_probe import LinearConfig, LinearEvaluation, _widened, choose, score
-from eval.softmax import Standardiser, train_heads
+from eval.softmax import Standardiser, train_classifiers
 from eval.splits import hold_out
 
 
@@ -38,7 +38,7 @@ def sklearn_tuned(features, settings):
 def test_equals_tuned_logistic_regression(name, request):
     """Within 0.3 points; of 462 digits one image is 0.2, so one may differ there."""
     features = request.getfixturevalue(name)
-    # Rates at which every head converges: then the decay alone is chosen, as for scikit-learn.
+    # Rates at which every classifier converges: then the decay alone is chosen, as for scikit-learn.
     settings = config(learning_rates=[0.3], weight_decays=[3e-3, 3e-2, 0.3], min_steps=400)
     ours = score(features, settings).lines[0].value
     assert ours == pytest.approx(sklearn_tuned(features, settings.linear), abs=0.003)
@@ -61,7 +61,7 @@ def test_choice_is_the_best_of_the_grid_on_held_out_rows(clusters):
     standardise = Standardiser.fit(train.features[fit])
     top1 = {}
     for decay in settings.weight_decays:
-        heads = train_heads(
+        classifiers = train_classifiers(
             standardise(train.features[fit]),
             train.labels[fit],
             6,
@@ -70,7 +70,7 @@ def test_choice_is_the_best_of_the_grid_on_held_out_rows(clusters):
             steps=60,
             batch_size=2048,
         )
-        predicted = heads.logits(standardise(train.features[held])).argmax(1)[:, 0]
+        predicted = classifiers.logits(standardise(train.features[held])).argmax(1)[:, 0]
         top1[decay] = float((predicted == train.labels[held]).double().mean())
     chosen = choose(train, 6, settings, 0)
     assert chosen.held_out_top1 == pytest.approx(max(top1.values()), abs=0.005)
