@@ -50,10 +50,10 @@ from contrastive.config import AugmentConfig, DataConfig, EncoderConfig, Neighbo
 from contrastive.config_files import load_config
 from contrastive.data.order.neighbours import NeighbourOrder
 from contrastive.encoders.build import build_encoder
-from contrastive.heads import projector
 from contrastive.logging.memory import peak_memory
 from contrastive.momentum import Ema
 from contrastive.objectives.info_nce import info_nce
+from contrastive.projector import projector
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.miner import Miner, build_miner
 from memory_bank.negatives import Negatives, unless

@@ -36,8 +36,8 @@ from contrastive.data.dataset import open_dataset
 from contrastive.data.files import list_images
 from contrastive.data.reading import decode_all
 from contrastive.encoders.build import build_encoder
-from contrastive.heads import projector
 from contrastive.pretrain import pretrain
+from contrastive.projector import projector
 
 CACHE = Path(__file__).parent.parent / ".data" / "embeddings"
 DIM = 128

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contrastive.registry import ENCODERS, HEADS, METHODS, OBJECTIVES, encoder_key
+from contrastive.registry import ENCODERS, METHODS, OBJECTIVES, TEMPORAL_HEADS, encoder_key
 from memory_bank.config import BankConfig, MiningConfig, check_above_zero, check_choice, check_range
 
 WHITE = 65535
@@ -580,7 +580,7 @@ class EncoderConfig:
             close = difflib.get_close_matches(self.name, names, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}? " if close else ""
             raise ValueError(f"encoder.name={self.name!r}: {hint}allowed are {', '.join(names)}")
-        check_choice("encoder.temporal", self.temporal, tuple(HEADS))
+        check_choice("encoder.temporal", self.temporal, tuple(TEMPORAL_HEADS))
         check_choice("encoder.stem", self.stem, ("auto", "small", "imagenet"))
         if self.weights is not None:
             self.weights = check_path("encoder.weights", self.weights)

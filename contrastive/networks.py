@@ -14,8 +14,8 @@ from contrastive.batch_norm import convert, shuffled
 from contrastive.config import EncoderConfig
 from contrastive.distributed import Rows, gather_rows, zero_of
 from contrastive.encoders.encoder import Encoder
-from contrastive.heads import predictor, projector
 from contrastive.momentum import Ema
+from contrastive.projector import predictor, projector
 
 
 class Networks(nn.Module):

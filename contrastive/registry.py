@@ -69,7 +69,7 @@ function with an argument ``frames`` gets the number of frames of a clip.
 """
 
 
-HEADS = {
+TEMPORAL_HEADS = {
     "mean": "contrastive.encoders.temporal_heads:Mean",
     "attention": "contrastive.encoders.temporal_heads:Attention",
     "nuta": "contrastive.encoders.temporal_heads:Nuta",

@@ -14,7 +14,7 @@ from contrastive.encoders.encoder import Encoded, Encoder
 from contrastive.encoders.spec import ArchSpec
 from contrastive.encoders.temporal import TemporalEncoder
 from contrastive.find_part import argument_names, build_part, find_part
-from contrastive.registry import ENCODERS, HEADS, encoder_key
+from contrastive.registry import ENCODERS, TEMPORAL_HEADS, encoder_key
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def under_head(image: Encoder, temporal: str, args: dict[str, Any]) -> TemporalE
     Raises:
         UserError: no such head, or arguments that it does not have or accept.
     """
-    build = find_part("encoder.temporal", HEADS, temporal)
+    build = find_part("encoder.temporal", TEMPORAL_HEADS, temporal)
     head = build_part(f"encoder.temporal={temporal}", "encoder.temporal_args", build, image.dim, args=args)
     encoder = TemporalEncoder(image, head)
     if image.arch is not None:

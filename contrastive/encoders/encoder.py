@@ -43,7 +43,7 @@ class Encoder(nn.Module, ABC):
         dim: Size d of the pooled vector.
         arch: Description to rebuild the network. The functions of the registry set it; None means a class of
             your own, an instance of which must be passed to functions that load its file.
-        heads: Names of the classifier in weight files, which is left out.
+        classifier_names: Names of the classifier in weight files, which is left out.
         weight_names: Allowed values of ``encoder.weights`` besides a file; see ``published_weights``.
         takes_clips: Whether it takes clips (b, t, 3, h, w), and images as clips of one frame. Others take
             images only, and clips under a temporal head (contrastive/encoders/temporal.py).
@@ -51,7 +51,7 @@ class Encoder(nn.Module, ABC):
 
     dim: int
     arch: ArchSpec | None = None
-    heads: tuple[str, ...] = ("fc",)
+    classifier_names: tuple[str, ...] = ("fc",)
     weight_names: tuple[str, ...] = ()
     takes_clips: bool = False
 

@@ -27,7 +27,7 @@ class LibraryEncoder(Encoder):
         name: The ``encoder.name``, for messages.
         image_size: Side s of its input.
         args: The ``encoder.args`` it was built with, for messages.
-        heads: Names of its classifier in weight files.
+        classifier_names: Names of its classifier in weight files.
         frames: Frames t of a clip; None for a network of images.
 
     Raises:
@@ -40,11 +40,11 @@ class LibraryEncoder(Encoder):
         name: str,
         image_size: int,
         args: dict[str, Any],
-        heads: Sequence[str],
+        classifier_names: Sequence[str],
         frames: int | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.name, self.heads = network, name, tuple(heads)
+        self.network, self.name, self.classifier_names = network, name, tuple(classifier_names)
         self.dim = _pooled_dim(network, name, image_size, args, frames)
         self.register_state_dict_post_hook(_strip_prefix)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]

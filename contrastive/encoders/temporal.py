@@ -9,12 +9,12 @@ from typing_extensions import override
 
 from contrastive.encoders.encoder import Encoded, Encoder, as_clips
 
-HEAD = "over_time"
+TEMPORAL_HEAD = "over_time"
 """Name of the head in the names of a TemporalEncoder's tensors."""
 
 
 class TemporalHead(nn.Module, ABC):
-    """Base class of heads; a subclass sets ``dim``, the size of its features, and implements ``forward``.
+    """Base class of temporal heads; a subclass sets ``dim``, its feature size, and implements ``forward``.
 
     Attributes:
         dim: Size of its features.
@@ -49,7 +49,8 @@ class TemporalEncoder(Encoder):
     def __init__(self, image: Encoder, head: TemporalHead) -> None:
         super().__init__()
         self.image, self.over_time = image, head
-        self.dim, self.heads, self.weight_names = head.dim, image.heads, image.weight_names
+        self.dim, self.weight_names = head.dim, image.weight_names
+        self.classifier_names = image.classifier_names
 
     @property
     @override

@@ -57,9 +57,9 @@ class TimmEncoder(LibraryEncoder):
 
     def __init__(self, model: str, image_size: int, args: dict[str, Any]) -> None:
         network = create(model, image_size, args)
-        heads = network.pretrained_cfg["classifier"]
-        heads = (heads,) if isinstance(heads, str) else heads
-        super().__init__(network, f"timm:{model}", image_size, args, heads)
+        names = network.pretrained_cfg["classifier"]
+        names = (names,) if isinstance(names, str) else names
+        super().__init__(network, f"timm:{model}", image_size, args, names)
         self.made_of = (model, image_size, args)
 
     @override

@@ -17,7 +17,7 @@ from contrastive.config import DataConfig, UserError, first_line
 from contrastive.encoders.build import build_arch, without_memory
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.spec import OWN, ArchSpec, InputSpec, numbers
-from contrastive.encoders.temporal import HEAD
+from contrastive.encoders.temporal import TEMPORAL_HEAD
 from contrastive.registry import ENCODERS, encoder_key
 from memory_bank import sealed
 
@@ -166,7 +166,7 @@ def load_weights(encoder: Encoder, weights: str) -> None:
         tensors = encoder.published_weights(weights)
     elif Path(weights).is_file() or (not names and weights != "default"):
         tensors = read_tensors(Path(weights))
-        if not any(f".{HEAD}." in f".{name}" for name in tensors):
+        if not any(f".{TEMPORAL_HEAD}." in f".{name}" for name in tensors):
             encoder = encoder.image_encoder
     else:
         raise UserError(
@@ -178,7 +178,9 @@ def load_weights(encoder: Encoder, weights: str) -> None:
     def remedy(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
         return _name_closest(encoder, wanted, tensors) + settings(wanted, tensors)
 
-    encoder.load_state_dict(fit_names(encoder.state_dict(), tensors, encoder.heads, weights, remedy))
+    encoder.load_state_dict(
+        fit_names(encoder.state_dict(), tensors, encoder.classifier_names, weights, remedy)
+    )
 
 
 _WITH_WEIGHTS = (
@@ -226,7 +228,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def fit_names(
     wanted: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
-    heads: Sequence[str],
+    classifier_names: Sequence[str],
     source: str,
     remedy: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], str],
 ) -> dict[str, Tensor]:
@@ -235,7 +237,7 @@ def fit_names(
     Args:
         wanted: State of the network; the file must have each of its names, in the same shape.
         tensors: Tensors by the file's names, e.g. ``state_dict.module.encoder_q.conv1.weight``.
-        heads: Names of the classifier, which is left out.
+        classifier_names: Names of the classifier, which is left out.
         source: The file, for messages.
         remedy: Returns the advice if nothing fits, from ``wanted`` and the tensors that come closest.
 
@@ -245,7 +247,7 @@ def fit_names(
     anchor = next(iter(wanted))
     ends = [name for name in tensors if name.endswith(f".{anchor}")]
     prefixes = ["", *(name.removesuffix(anchor) for name in ends)]
-    bodies = {prefix: _below(prefix, tensors, heads, wanted) for prefix in prefixes}
+    bodies = {prefix: _below(prefix, tensors, classifier_names, wanted) for prefix in prefixes}
     fitting = [prefix for prefix, body in bodies.items() if not _misfit(wanted, body)]
     chosen = [prefix for prefix in fitting if not _SECOND.search(prefix)] if len(fitting) > 1 else fitting
     if not fitting:
@@ -276,11 +278,11 @@ _SECOND = re.compile("encoder_k|momentum|student|target|(^|[._])ema[._]")
 
 
 def _below(
-    prefix: str, tensors: Mapping[str, Tensor], heads: Sequence[str], wanted: Mapping[str, Tensor]
+    prefix: str, tensors: Mapping[str, Tensor], classifier_names: Sequence[str], wanted: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return the tensors below ``prefix``, without it in their names, except the classifier."""
     body = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    cut = tuple(f"{head}." for head in heads)
+    cut = tuple(f"{name}." for name in classifier_names)
     body = {name: value for name, value in body.items() if not name.startswith(cut)}
     # Batch counters are missing in files of old torchvision releases, and have no effect here.
     counters = {name: value for name, value in wanted.items() if name.endswith(".num_batches_tracked")}

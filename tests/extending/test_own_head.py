@@ -6,7 +6,7 @@ from torch import nn
 from contrastive.encoders.temporal import TemporalHead
 from contrastive.encoders.weights import load_encoder
 from contrastive.pretrain import pretrain
-from contrastive.registry import HEADS
+from contrastive.registry import TEMPORAL_HEADS
 from tests import tiny
 from tests.contrastive.callbacks.fits import quiet
 
@@ -33,7 +33,7 @@ class Strongest(TemporalHead):
 
 
 def test_it_is_chosen_by_name_trained_and_loaded(tmp_path, monkeypatch):
-    monkeypatch.setitem(HEADS, "strongest", f"{__name__}:Strongest")
+    monkeypatch.setitem(TEMPORAL_HEADS, "strongest", f"{__name__}:Strongest")
     clips = ("data.name=moving_digits", "data.frames=3", "schedule.epochs=1", "trainer.max_steps=2")
     head = ("encoder.temporal=strongest", "encoder.temporal_args={scale: 2}")
     code, _ = pretrain(tiny.run_config(tmp_path, *clips, *head))

@@ -165,7 +165,7 @@ class _Video(nn.Module):
 def test_a_network_of_clips_of_torchvision_is_used_without_its_classifier(monkeypatch):
     monkeypatch.setattr(torchvision.models, "get_model", lambda *args, **_: _Video())  # theirs are large
     encoder = build_arch(ArchSpec("torchvision:s3d"), SIDE, T).eval()
-    assert (encoder.dim, encoder.heads[0], encoder.takes_clips) == (4, "classifier.1", True)
+    assert (encoder.dim, encoder.classifier_names[0], encoder.takes_clips) == (4, "classifier.1", True)
     encoded = encoder.encode(clips())
     assert encoded.tokens.shape == (3, 3 * 8 * 8, 4)
     torch.testing.assert_close(encoded.tokens.mean(1), encoded.pooled)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from contrastive.batch_norm import convert
-from contrastive.heads import predictor, projector
+from contrastive.projector import predictor, projector
 
 
 def kinds(module):
