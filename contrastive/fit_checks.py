@@ -1,7 +1,6 @@
 """Check a run against its images and devices, before the first byte is written."""
 
 import logging
-import math
 import os
 import statistics
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from contrastive.config import PretrainConfig, UserError
 from contrastive.data.decode import DARK, Unreadable
 from contrastive.data.images import Images, read_or_none, spread_rows
 from contrastive.data.order.base import BankOrder
-from contrastive.data.plan import Plan
+from contrastive.data.plan import Plan, Share
 from contrastive.encoders.encoder import Encoder
 from contrastive.encoders.temporal import TemporalEncoder
 from contrastive.methods.build import takes_from_bank
@@ -60,29 +59,27 @@ def warn_if_dark(images: Images) -> None:
         )
 
 
-def check_fit(config: PretrainConfig, trainer: pl.Trainer) -> None:
+def check_fit(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> None:
     """Refuse settings that do not fit the devices.
 
     Raises:
         UserError: batch size or batch norm and devices are incompatible.
     """
-    _check_batch(config, trainer)
+    _check_batch(config, plan, trainer)
     _check_batch_norm(config, trainer)
 
 
-def _check_batch(config: PretrainConfig, trainer: pl.Trainer) -> None:
-    parts = trainer.world_size * trainer.accumulate_grad_batches
-    given = (
-        f"data.global_batch={config.data.global_batch} over {trainer.world_size} device(s) x "
-        f"{trainer.accumulate_grad_batches} accumulated micro-batch(es)"
-    )
-    if config.data.global_batch % parts:
-        near = math.ceil(config.data.global_batch / parts) * parts
-        raise UserError(f"{given}: does not divide evenly; use {near}")
+def _check_batch(config: PretrainConfig, plan: Plan, trainer: pl.Trainer) -> None:
+    """Refuse a global batch that does not divide evenly, or leaves too few images for batch norm."""
+    ranks, accumulate = trainer.world_size, trainer.accumulate_grad_batches
+    local_batch = plan.local_batch(Share(world=ranks, accumulate=accumulate))
     splits = config.encoder.batch_norm_splits if config.encoder.batch_norm == "split" else 1
-    if config.data.global_batch // parts < 2 * splits:
+    if local_batch < 2 * splits:
         groups = f" in each of the {splits} groups (encoder.batch_norm_splits)" if splits > 1 else ""
-        raise UserError(f"{given}: a step needs 2 images{groups}; use {2 * splits * parts} or more")
+        raise UserError(
+            f"data.global_batch={plan.global_batch} over {ranks} ranks x {accumulate} accumulated "
+            f"micro-batches: a step needs 2 images{groups}; use {2 * splits * ranks * accumulate} or more"
+        )
 
 
 def _check_batch_norm(config: PretrainConfig, trainer: pl.Trainer) -> None:

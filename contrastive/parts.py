@@ -146,7 +146,7 @@ def build_module(
             progress=config.logging.progress,
         )
 
-    check_fit(config, trainer)
+    check_fit(config, plan, trainer)
     method = given.method or find_method(config)
     name = config.method if given.method is None else getattr(method, "__name__", "given")
     check_method(config, method, name)
