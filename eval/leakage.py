@@ -69,10 +69,10 @@ def find_pretrained(
         here = os.path.realpath(os.fsdecode(test.root))
         start, own_start = (printable(os.fsencode(os.path.join(path, ""))) for path in (root, here))
         seen = {start + key for key in manifest.keys}
-        elsewhere = [row for row in rows if own_start + test.key(row) not in seen]
-        copies = _Copies(root, manifest, {test.stamp(row) for row in elsewhere})
-        held = sum(copies.hold(test, row) for row in elsewhere)
-        count = len(rows) - len(elsewhere) + held
+        sizes = {row: test.stamp(row) for row in rows if own_start + test.key(row) not in seen}
+        copies = _Copies(root, manifest, {*sizes.values()})
+        held = sum(copies.hold(test, row, size) for row, size in sizes.items())
+        count = len(rows) - len(sizes) + held
         copied = held if here == root else 0
     else:
         known = {*zip(manifest.keys, manifest.sizes, strict=True)}
@@ -123,9 +123,9 @@ class _Copies:
         for key, size in files:
             self._files[self._name(key), size].append(os.path.join(root, key))
 
-    def hold(self, images: FileImages, row: int) -> bool:
-        """Return whether an image has the content of one of them that can still be read."""
-        alike = self._name(images.key(row)), images.stamp(row)
+    def hold(self, images: FileImages, row: int, size: str) -> bool:
+        """Return whether an image of ``size`` has the content of one of them that can still be read."""
+        alike = self._name(images.key(row)), size
         if alike not in self._files:
             return False
         if alike not in self._contents:  # each file is read once

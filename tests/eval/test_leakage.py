@@ -173,5 +173,5 @@ def test_files_of_one_size_are_each_read_once(tmp_path):
     keys = [*map(old.key, range(2)), "gone/0.bmp"]
     copies = leakage._Copies(str(tmp_path / "old"), ImageList(keys, [old.stamp(0)] * 3), {old.stamp(0)})
     with patch("eval.leakage._hash", side_effect=leakage._hash) as hashed:
-        assert [copies.hold(new, row) for row in (0, 1, 0)] == [False, True, False]
+        assert [copies.hold(new, row, new.stamp(row)) for row in (0, 1, 0)] == [False, True, False]
     assert hashed.call_count == 3 + 3  # those listed, of which one is gone, and those asked for
