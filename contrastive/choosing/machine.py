@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from contrastive.data.reading import usable_cpus
+from contrastive.trainer_settings import cpu_takes_bf16
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ def look_at_machine(accelerator: Any = "auto") -> Machine:
 
 
 def _cpu_computes_in_bfloat16() -> bool:
-    """Return whether the processor has instructions for it; without torch's list of them, False."""
+    """Return whether bfloat16 is faster than float32: oneDNN takes it, and the processor has instructions.
+
+    Without torch's list of instructions, False.
+    """
     get = getattr(torch.cpu, "get_capabilities", None)
-    return get is not None and bool(get().get("avx512_bf16"))
+    return get is not None and bool(get().get("avx512_bf16")) and cpu_takes_bf16()

@@ -19,7 +19,7 @@ def trained(monkeypatch):
     monkeypatch.setattr(pretrain, "fit", noted)
 
     def on(bf16):
-        monkeypatch.setattr(trainer_settings, "_cpu_has_bf16", lambda: bf16)
+        monkeypatch.setattr(trainer_settings, "cpu_takes_bf16", lambda: bf16)
         return found
 
     return on
