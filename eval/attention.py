@@ -21,8 +21,8 @@ from eval.attention_maps import compute_maps, draw
 from eval.attention_over_time import compute_weights, draw_weights, middle_clip
 from eval.config import EvalConfig
 from eval.masks import mask_file, over_area, read_mask
+from eval.pages.page import card, page, section, table
 from eval.protocol import Protocol, Result, Row, compare
-from eval.report.page import card, page, section, table
 from eval.results import write_bytes, write_text
 from eval.scores import Line, t_interval
 from eval.subject import Extractor

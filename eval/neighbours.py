@@ -17,10 +17,10 @@ from eval.config import EvalConfig
 from eval.duplicates import are_duplicates
 from eval.features import PartFeatures
 from eval.leakage import find_pretrained, warn_of_untrained
+from eval.pages.page import card, page, section, table
+from eval.pages.strip import strip, tile
 from eval.protocol import Result, Row, Scoring, compare
 from eval.ranking import Gallery, People, Ranking, Search
-from eval.report.page import card, page, section, table
-from eval.report.strip import strip, tile
 from eval.results import write_text
 from eval.scores import Line, Scored, t_interval
 from eval.stats_protocol import StatsConfig

@@ -19,10 +19,10 @@ from eval.config import EvalConfig
 from eval.features import PartFeatures
 from eval.identities import Covered, open_identities, read_table
 from eval.leakage import find_pretrained
+from eval.pages.page import card, page, section, table
+from eval.pages.strip import strip, tile
 from eval.protocol import Result, Scoring, compare
 from eval.ranking import Gallery, People, Ranking, Search, score_rankings
-from eval.report.page import card, page, section, table
-from eval.report.strip import strip, tile
 from eval.results import write_text
 from eval.rival import open_rival
 from eval.scores import Line, Scored

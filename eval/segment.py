@@ -23,8 +23,8 @@ from eval.action_scores import match, runs, score_actions
 from eval.config import EvalConfig
 from eval.footage import Footage
 from eval.identities import read_table
+from eval.pages.page import card, legend, page, section, table
 from eval.protocol import Result, Row, Scoring, compare
-from eval.report.page import card, legend, page, section, table
 from eval.results import write_text
 from eval.scores import Line, Scored
 from eval.segmenting import DECODERS, Segmentation, describe_windows, segment

@@ -27,8 +27,8 @@ from eval.leakage import describe_pretrained
 from eval.linear_probe import LinearEvaluation
 from eval.lowshot import LowshotConfig, LowshotEvaluation
 from eval.protocol import Result, Row, Scoring, representations
-from eval.report.read import describe_epochs, epochs_done
 from eval.rival import open_rival
+from eval.run_files import describe_epochs, epochs_done
 from eval.scores import Line, Scored, accuracy_line, difference
 from eval.stats import alignment, found_again, health
 from eval.stats_protocol import TITLES, StatsConfig, find_duplicates, warn_of_shared

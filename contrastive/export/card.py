@@ -18,7 +18,7 @@ from contrastive.objectives.build import takes_labels
 from eval.eval_data import place_of_result, title_of
 from eval.protocol import accuracy_titles
 from eval.registry import FORMER_NAMES
-from eval.report.read import describe_epochs, read_json
+from eval.run_files import describe_epochs, read_json
 from memory_bank.methods.base import method_of
 from memory_bank.replacing import write_file
 

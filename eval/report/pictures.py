@@ -12,11 +12,12 @@ from contrastive.data.images import Images
 from contrastive.drawing.canvas import data_uri
 from contrastive.drawing.figures import class_colour, confusion, scatter
 from contrastive.logging.hard_negatives import HardNegative
+from eval.pages.page import card, grid, legend, section, table
+from eval.pages.strip import strip, tile
 from eval.protocol import Row
 from eval.report.context import Map, Report
-from eval.report.page import card, grid, legend, section, table
-from eval.report.read import Measured, Run, read_csv, read_mined
-from eval.report.strip import strip, tile
+from eval.report.read import Measured, Run, read_mined
+from eval.run_files import read_csv
 
 _CONFUSIONS = {"linear": "Linear probe", "worth": "Linear probe", "knn": "Nearest neighbours"}
 """Protocols whose confusion matrix is shown, the preferred one first, and what it is of."""

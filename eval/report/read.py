@@ -1,22 +1,21 @@
-"""Read a run directory for the report: results, statistics, tables, settings."""
+"""Read the results in a run directory for the report."""
 
-import csv
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
-from contrastive.config import DataConfig, PretrainConfig, ScheduleConfig, UserError
+from contrastive.config import DataConfig, PretrainConfig, UserError
 from contrastive.config_files import load_saved
 from contrastive.logging.hard_negatives import HardNegative
 from eval.eval_data import place_of_result, title_of
 from eval.leakage import describe_pretrained
 from eval.protocol import Row, accuracy_titles, find_protocol, representations
 from eval.registry import FORMER_NAMES
+from eval.run_files import read_csv, read_json, refuse
 from eval.stats_protocol import describe_duplicates
 from eval.verdict import CONTROLS, IN_PART, WORTH
 
@@ -198,44 +197,6 @@ def _outdated(files: dict[str, Path], encoder: str) -> list[str]:
     return [name for name, made_of in measured.items() if made_of not in (None, encoder)]
 
 
-def describe_epochs(folder: Path, schedule: ScheduleConfig) -> str:
-    """Describe the length of a run: its epochs, or those that its summary says it has done.
-
-    These are fewer with ``trainer.max_steps``, and unknown before with a time budget.
-    A run without a summary was stopped, or still goes on: what it has done is named, where that is known.
-    """
-    summary = read_json(folder / "summary.json")
-    budget = None if schedule.minutes is None else f"{schedule.minutes:g} min"
-    planned = budget or f"{schedule.epochs} epoch{'s' * (schedule.epochs != 1)}"
-    done = summary.get("epochs") if summary else epochs_done(folder)
-    if not isinstance(done, int | float):
-        return planned
-    if not summary:
-        return f"{done:.1f} {'epochs of' if budget else 'of'} {planned}, not finished"
-    if budget:
-        return f"{done:.1f} epochs in {budget}"
-    return planned if done >= schedule.epochs else f"{done:.1f} of {planned}"
-
-
-def epochs_done(folder: Path) -> float | None:
-    """Return the epochs at the newest checkpoint, by the length of one in metrics.csv; None if not known."""
-    rows = [
-        (read_number(row.get("step")), read_number(row.get("epoch")))
-        for row in read_csv(folder / "metrics.csv")
-    ]
-    step, epoch = max(((step, epoch) for step, epoch in rows if step > 0 and epoch > 0), default=(0.0, 0.0))
-    names = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*")]
-    return max([epoch, *(int(name) * epoch / step for name in names if name.isdigit())]) if step else None
-
-
-def read_number(text: str | None) -> float:
-    """Return the number in a cell; NaN if there is none."""
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
-
-
 def _read(path: Path, parse: Callable[[dict[str, Any]], T]) -> T | None:
     """Parse a result; None if there is no file."""
     content = read_json(path)
@@ -244,14 +205,7 @@ def _read(path: Path, parse: Callable[[dict[str, Any]], T]) -> T | None:
     try:
         return parse(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        _refuse(path, error)
-
-
-def _refuse(path: Path, error: Exception | str) -> NoReturn:
-    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    raise UserError(
-        f"{path}: not what contrastive-eval writes ({reason}); delete it and evaluate again"
-    ) from None
+        refuse(path, error)
 
 
 def _result(protocol: str, raw: dict[str, Any]) -> Result | None:
@@ -326,47 +280,6 @@ def _isolated(raw: dict[str, Any]) -> list[Row]:
         for query in raw["queries"]
         if query["chosen"] == "isolated" and (hits := query["neighbours"]["encoder"])
     ]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read the JSON object in a file; empty if there is no file.
-
-    Raises:
-        UserError: not JSON, not an object, or a number in it is not finite.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(), parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: is not JSON ({error}); delete it, and evaluate again if it lies in eval/"
-        ) from error
-    if not isinstance(content, dict):
-        _refuse(path, "it holds no object")
-    return content
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number - number != 0:
-        raise ValueError(f"{text} is not a finite number")
-    return number
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read rows by column; none if there is no file. Bytes that are not UTF-8 become question marks.
-
-    Raises:
-        UserError: the file is not a csv table.
-    """
-    if not path.is_file():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            return list(csv.DictReader(file))
-    except csv.Error as error:
-        raise UserError(f"{path}: not a table ({error}); move it away") from error
 
 
 def read_mined(path: Path) -> list[HardNegative]:

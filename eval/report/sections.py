@@ -14,22 +14,19 @@ from contrastive.drawing.figures import interval_bar, line_chart
 from contrastive.encoders.build import arch_of
 from contrastive.encoders.spec import ArchSpec
 from contrastive.encoders.weights import read_info
+from eval.pages.page import card, details, grid, key, legend, section, table, warning
 from eval.protocol import accuracy_titles
 from eval.report import pictures
 from eval.report.context import Report
-from eval.report.page import card, details, grid, key, legend, section, table, warning
 from eval.report.read import (
     Measured,
     Result,
     Run,
     Score,
     Statistics,
-    describe_epochs,
-    read_csv,
-    read_json,
-    read_number,
     repeated,
 )
+from eval.run_files import describe_epochs, read_csv, read_json, read_number
 from eval.verdict import title as network_title
 
 _MOST_POINTS = 400  # in a curve

@@ -12,9 +12,9 @@ from contrastive.drawing.canvas import SERIES
 from contrastive.encoders.foreign import parse_foreign
 from eval.config import EvalConfig
 from eval.frozen import resolve
+from eval.pages.page import page, warning
 from eval.protocol import Page
 from eval.report.context import Report
-from eval.report.page import page, warning
 from eval.report.read import Run, read_run, repeated
 from eval.report.sections import SECTIONS
 from eval.results import open_results, write_text

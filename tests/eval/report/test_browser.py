@@ -105,7 +105,7 @@ def test_the_numbers_of_five_networks_and_their_bars_are_on_the_page(width, tmp_
 
 def test_a_page_that_asks_for_more_is_held_back(tmp_path, chromium):
     """The test would notice: a picture from elsewhere, a script, a broken path are all told."""
-    from eval.report.page import page
+    from eval.pages.page import page
 
     (tmp_path / "bad.html").write_text(
         page(

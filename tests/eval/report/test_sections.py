@@ -10,8 +10,8 @@ from contrastive.config import DataConfig, ScheduleConfig
 from contrastive.data.dataset import open_dataset
 from eval.__main__ import main
 from eval.report.pictures import confused
-from eval.report.read import describe_epochs
 from eval.report.write import ReportEvaluation, write_report
+from eval.run_files import describe_epochs
 from tests.eval.conftest import add_pictures
 
 VOID = {"meta", "link", "img", "br"}

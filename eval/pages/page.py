@@ -1,4 +1,4 @@
-"""Build the HTML of the report: page, sections, cards, tables; one file without network access or scripts."""
+"""Build the HTML of a page: sections, cards, tables; one file without network access or scripts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -29,7 +29,7 @@ def _style() -> str:
         "".join(f"--{name}: {pair[theme]}; " for name, pair in COLOURS.items()) for theme in (0, 1)
     )
     themes = f":root {{ {light}}}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n"
-    return themes + (resources.files("eval.report") / "style.css").read_text()
+    return themes + (resources.files("eval.pages") / "style.css").read_text()
 
 
 def section(title: str, note: str, body: str) -> str:

@@ -1,0 +1,1 @@
+"""Build self-contained HTML pages, which the report and several protocols write."""
