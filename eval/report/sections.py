@@ -3,12 +3,11 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import asdict
 from html import escape
-from typing import Any
-
-from omegaconf import OmegaConf
 
 from contrastive.config import DataConfig, PretrainConfig
+from contrastive.config_files import flat
 from contrastive.drawing.canvas import SERIES, Points
 from contrastive.drawing.figures import interval_bar, line_chart
 from contrastive.encoders.build import arch_of
@@ -427,7 +426,11 @@ def _healths(known: dict[str, Statistics]) -> str:
 
 def differences(report: Report) -> str:
     """List the settings that are not the same in all runs."""
-    known = {run.name: dict(_flat(run.settings)) for run in report.runs if run.settings is not None}
+    known = {
+        run.name: {name: json.dumps(value) for name, value in flat(asdict(run.settings)).items()}
+        for run in report.runs
+        if run.settings is not None
+    }
     if len(known) < 2:
         return ""
     values = {
@@ -442,17 +445,6 @@ def differences(report: Report) -> str:
     ]
     note = "Every other setting of their config.yaml is the same." if rows else "Their settings are the same."
     return section("What differs?", note, table(["", *known], rows, "set keys") if rows else "")
-
-
-def _flat(settings: PretrainConfig) -> Iterator[tuple[str, str]]:
-    def walk(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
-        if isinstance(value, dict) and value:
-            for name, each in value.items():
-                yield from walk(each, f"{prefix}.{name}".lstrip("."))
-        else:
-            yield prefix, json.dumps(value)
-
-    return walk(OmegaConf.to_container(OmegaConf.structured(settings)), "")
 
 
 def origin(report: Report) -> str:
