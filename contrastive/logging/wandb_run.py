@@ -189,7 +189,10 @@ def _start_wandb(mode: Any, quiet: bool, **arguments: Any) -> Any:
     # Logs of its service process and staged files, which would otherwise be below $HOME.
     for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         os.environ.setdefault(name, str(folder / "cache"))
-    settings = wandb.Settings(init_timeout=_INIT_TIMEOUT_S)
+    settings = wandb.Settings()
+    patient_s = settings.init_timeout
+    if mode != "offline":
+        settings.init_timeout = _INIT_TIMEOUT_S
     if hasattr(settings, "finish_timeout"):  # not in early releases
         settings.finish_timeout = 300.0
     if quiet:
@@ -204,6 +207,7 @@ def _start_wandb(mode: Any, quiet: bool, **arguments: Any) -> Any:
             reason = first_line(error)
             _say(f"W&B cannot be reached ({reason}); continuing offline; later: wandb sync {folder}/off*")
             wandb.teardown()  # else the run id stays in use
+            settings.init_timeout = patient_s  # now it waits for W&B's own process alone
             return wandb.init(mode="offline", settings=settings, **arguments)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +84,12 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def _inspect(path: Path, *options: str) -> str:
-    tool = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(path)]
+    """What `wandb leet inspect` prints, without the imports of wandb's command line and its report to W&B."""
+    from wandb.util import get_core_path
+
+    (file,) = path.glob("*.wandb")
+    offline = ["--no-observability", "--json", *options, "--run-file", str(file), str(path.parent)]
+    tool = [get_core_path(), "leet", "inspect", *offline]
     ended = subprocess.run(tool, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout

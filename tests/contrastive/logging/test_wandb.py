@@ -188,6 +188,28 @@ def test_an_unreachable_server_does_not_stop_training(
     assert [record["item"]["train/half"] for record in records["history"]] == [0.5, 1, 1.5, 2]
 
 
+def test_only_a_server_is_given_up_on_soon(
+    log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Offline, W&B's own process answers, which may take long on a busy machine."""
+    import wandb
+
+    waits = []
+
+    def init(mode: str, settings: Any, **_: Any) -> None:
+        waits.append((mode, settings.init_timeout))
+        if mode == "online":
+            raise wandb.errors.CommError("gone")
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "teardown", lambda: None)
+    for mode in ("online", "offline"):
+        log._start_wandb(mode, False, dir=str(tmp_path))
+    usual_s = wandb.Settings().init_timeout
+    assert waits == [("online", log._INIT_TIMEOUT_S), ("offline", usual_s), ("offline", usual_s)]
+    assert capsys.readouterr().err.count("W&B cannot be reached (gone)") == 1
+
+
 def test_a_run_whose_service_was_killed_is_told_of_once(
     log: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
