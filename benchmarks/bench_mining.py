@@ -56,7 +56,7 @@ from contrastive.objectives.info_nce import info_nce
 from contrastive.projector import projector
 from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.miner import Miner, build_miner
-from memory_bank.negatives import Negatives, unless
+from memory_bank.negatives import Negatives, log_mask
 
 DIM = 128
 NUM_HARD = NUM_UNIFORM = 256
@@ -102,7 +102,7 @@ class Learner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             views = [F.normalize(self.network(view).float(), dim=1) for view in (first, second)]
         own = torch.eye(len(ids), dtype=torch.bool, device=self.device).repeat(1, 2)
-        others = Negatives.none(views[0]).with_shared(torch.cat(views), ids.repeat(2), unless(own))
+        others = Negatives.none(views[0]).with_shared(torch.cat(views), ids.repeat(2), log_mask(own))
         losses = [info_nce(*pair, others, temperature=0.2)[0] for pair in (views, views[::-1])]
         self._descend(torch.stack(losses).mean())
 

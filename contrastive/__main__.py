@@ -8,7 +8,7 @@ from pathlib import Path
 from contrastive.allocator import keep_freed_memory
 from contrastive.config import UNTIL_CHOSEN, PretrainConfig, UserError, check_path
 from contrastive.config_files import read_stated, recipes, to_yaml
-from contrastive.console import answer, log_to_stderr
+from contrastive.console import log_to_stderr, print_result
 from contrastive.signals import Stopped, stopping
 from contrastive.slurm import is_first_task, requeue
 
@@ -83,11 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     recipe, flags, overrides = parse(arguments)
     if flags & {"--help", "-h"}:
-        answer(USAGE.format(recipes=", ".join(recipes("pretrain"))).rstrip())
+        print_result(USAGE.format(recipes=", ".join(recipes("pretrain"))).rstrip())
         return 0
     config = _config(recipe, overrides, explain="--explain" in flags)
     if "--print-config" in flags:
-        answer(to_yaml(config).rstrip())
+        print_result(to_yaml(config).rstrip())
     if flags & {"--print-config", "--explain"}:
         return 0
     try:
@@ -103,7 +103,7 @@ def _run(arguments: Sequence[str]) -> int:
     if result is not None:
         if code == 0 and "--dry-run" not in flags:
             print(f"next: contrastive-eval worth checkpoint={result['run']}", file=sys.stderr)
-        answer(json.dumps(result))
+        print_result(json.dumps(result))
     return code
 
 

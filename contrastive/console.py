@@ -7,7 +7,7 @@ import sys
 from contrastive.config import UserError
 
 
-def answer(text: str) -> None:
+def print_result(text: str) -> None:
     """Print a result to stdout; a closed pipe (``| head -1``) is no error.
 
     Raises:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from contrastive.config import UserError, first_line
-from contrastive.console import answer
+from contrastive.console import print_result
 from contrastive.logging.names import STEP_AXIS
 from contrastive.logging.wandb_run import wandb_problem
 
@@ -121,11 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         if {"--help", "-h"} & {*given}:
-            answer(USAGE.rstrip())
+            print_result(USAGE.rstrip())
             return 0
         where, printed = parse(given)
         workspace = build(**where)
-        answer(json.dumps(to_json(workspace) if printed else _create(workspace)))
+        print_result(json.dumps(to_json(workspace) if printed else _create(workspace)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ from typing import Any
 
 from contrastive.config import DataConfig, RemoteConfig, UserError, check_path
 from contrastive.config_files import Stated, read_stated
-from contrastive.console import answer, log_to_stderr
+from contrastive.console import log_to_stderr, print_result
 from memory_bank.config import check_range
 
 logger = logging.getLogger("contrastive.shards")  # also as python -m contrastive.shards
@@ -68,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_stderr()
     try:
         if not given or {"--help", "-h"} & {*given}:
-            answer(USAGE.rstrip())
+            print_result(USAGE.rstrip())
             return 0
         code, result = _run(*given)
-        answer(json.dumps(result))
+        print_result(json.dumps(result))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

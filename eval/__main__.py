@@ -10,7 +10,7 @@ from typing import Any
 from contrastive.allocator import keep_freed_memory
 from contrastive.config import UserError
 from contrastive.config_files import load_config, nearest, recipes
-from contrastive.console import answer, log_to_stderr
+from contrastive.console import log_to_stderr, print_result
 from eval.registry import PROTOCOLS
 
 USAGE = """\
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         result = _run(*parse(given))
         if result is not None:
-            answer(json.dumps(result))
+            print_result(json.dumps(result))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -103,9 +103,9 @@ def _usage() -> str:
 
 
 def _help(given: list[str]) -> None:
-    answer(_usage().rstrip())
+    print_result(_usage().rstrip())
     for protocol in {*given} & {*PROTOCOLS}:
-        answer(f"\nSettings of {protocol}:\n\n{_shipped(protocol).rstrip()}")
+        print_result(f"\nSettings of {protocol}:\n\n{_shipped(protocol).rstrip()}")
 
 
 def _shipped(protocol: str) -> str:

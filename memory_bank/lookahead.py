@@ -10,7 +10,7 @@ from torch import Tensor
 
 from memory_bank.bank import Bank
 from memory_bank.retrieval.base import Candidates, refine
-from memory_bank.transfer import send
+from memory_bank.transfer import to_device
 
 
 @dataclass
@@ -54,7 +54,7 @@ class LookAhead:
         ids = self._upcoming(step)
         if ids is not None and len(ids):
             bank = self._bank
-            mine = self.look_up(bank.share(send(ids, bank.device).sort().values), step)
+            mine = self.look_up(bank.share(to_device(ids, bank.device).sort().values), step)
             ids, slots, rows = (bank.joined(values) for values in (mine.ids, mine.slots, mine.rows))
             self._issued[step] = Issued(ids, slots, rows, mine.share)
 

@@ -82,6 +82,6 @@ class Negatives:
         return Negatives(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
-def unless(excluded: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return log-weights: -inf where excluded, else 0."""
+def log_mask(excluded: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return a mask to add to log-weights or logits: -inf where excluded, else 0."""
     return torch.zeros(excluded.shape, device=excluded.device).masked_fill_(excluded, -torch.inf)

@@ -169,7 +169,7 @@ class ShardedSearch(Retrieval):
             exact = ShardedSearch(self._bank, Exact(self._bank.local), self._exchange)
             found = self.search(query, ids, k, admissible=admissible)
             true = exact.search(query, ids, k, admissible=admissible)
-            self._inner.judge(self._bank.total(reached(found, true)), k, step)
+            self._inner.act_on_recall(self._bank.total(reached(found, true)), k, step)
 
     @override
     def advance(self, step: int) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def send(values: Tensor, device: torch.device) -> Tensor:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Copy ``values`` from the host to ``device``.
 
     A plain copy to a GPU waits until the GPU has finished all queued work; a copy from pinned memory is

@@ -43,7 +43,7 @@ class WatchHealth(Watcher):
             f"{stats.verdict} of the embeddings after epoch {epochs}: effective rank {stats.rankme:.1f} "
             f"of {min(len(slots), bank.dim)}, spread {stats.std:.2f} of 1. {_remedy(module)}"
         )
-        self.judge(trainer, "collapse", None if stats.verdict == "healthy" else text)
+        self.set_warning(trainer, "collapse", None if stats.verdict == "healthy" else text)
 
 
 def _remedy(module: ContrastiveModule) -> str:

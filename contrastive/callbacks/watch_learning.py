@@ -233,8 +233,8 @@ class WatchLearning(Watcher):
             self._losses = [*self._losses, found][-_MOST_EPOCHS:]
         if self._health.rankme is not None and _is_under_way(trainer, module):
             self._ranks = [*self._ranks, (epochs, self._health.rankme)][-_MOST_EPOCHS:]
-        self.judge(trainer, "rising loss", rising_loss(self._losses))
-        self.judge(trainer, "falling rank", falling_rank(self._ranks, module.miner.bank.local.dim))
+        self.set_warning(trainer, "rising loss", rising_loss(self._losses))
+        self.set_warning(trainer, "falling rank", falling_rank(self._ranks, module.miner.bank.local.dim))
         self._judge_score(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -257,10 +257,10 @@ class WatchLearning(Watcher):
         jitter = max(augment.view_1.jitter, augment.view_2.jitter)
         guessing = self._online.largest_class
         below = below_untrained(name, score, untrained, rows, guessing=guessing, jitter=jitter)
-        self.judge(trainer, "below the untrained encoder", below)
+        self.set_warning(trainer, "below the untrained encoder", below)
         if trainer.global_step >= module.plan.total_steps / 2:
             level = None if below else level_with_untrained(self._online.scores, self._untrained, rows)
-            self.judge(trainer, "level with the untrained encoder", level)
+            self.set_warning(trainer, "level with the untrained encoder", level)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history."""

@@ -24,7 +24,7 @@ class Watcher(StepCallback):
         self._said: list[str] = []
         self._begun: set[tuple[int, str]] = set()
 
-    def judge(self, trainer: pl.Trainer, title: str, text: str | None) -> None:
+    def set_warning(self, trainer: pl.Trainer, title: str, text: str | None) -> None:
         """Begin, update or (None) end the warning ``title``; log it if it is the first of this title."""
         if text is None:
             self.standing.pop(title, None)

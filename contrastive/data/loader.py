@@ -30,7 +30,7 @@ from contrastive.data.reading import (
     usable_cpus,
 )
 from contrastive.data.tally import Tally
-from memory_bank.transfer import send
+from memory_bank.transfer import to_device
 
 RESIDENT_BYTES = 2**30  # sets up to this size stay on the device under data.resident=auto
 
@@ -138,7 +138,7 @@ class ResidentLoader(Loader):
 
     def _next(self) -> Batch:
         ids = self._ids(self._delivered)
-        ids = send(ids[self._readable[ids]], self._pixels.device)
+        ids = to_device(ids[self._readable[ids]], self._pixels.device)
         return Batch(self._pixels.index_select(0, ids), ids)
 
 
@@ -177,8 +177,8 @@ class ResidentClips(Loader):
     def _next(self) -> Batch:
         ids = self._ids(self._delivered)
         ids = ids[self._readable[ids]]
-        places = send(self._clips.places(ids, self._epoch(self._delivered)), self._pixels.device)
-        return Batch(self._pixels[places], send(ids, self._pixels.device))
+        places = to_device(self._clips.places(ids, self._epoch(self._delivered)), self._pixels.device)
+        return Batch(self._pixels[places], to_device(ids, self._pixels.device))
 
 
 class DecodingLoader(Loader):

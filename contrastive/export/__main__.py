@@ -7,7 +7,7 @@ from typing import Any
 
 from contrastive.config import UserError
 from contrastive.config_files import load_config
-from contrastive.console import answer, log_to_stderr
+from contrastive.console import log_to_stderr, print_result
 from contrastive.export.config import SUFFIXES, ExportConfig
 
 USAGE = """\
@@ -36,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE, file=sys.stderr)
     try:
         if {"--help", "-h"} & {*given}:
-            answer(USAGE.rstrip())
+            print_result(USAGE.rstrip())
         else:
-            answer(json.dumps(_export(load_config(ExportConfig, "export", "export", given))))
+            print_result(json.dumps(_export(load_config(ExportConfig, "export", "export", given))))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.distributed import Rows, gather_with_grad
-from memory_bank.negatives import Negatives, unless
+from memory_bank.negatives import Negatives, log_mask
 
 
 def other_images(
@@ -33,7 +33,7 @@ def other_images(
     negatives = replace(
         Negatives.none(views[0].detach()),
         shared=gathered.flatten(0, 1),
-        shared_log_weight=unless(own),
+        shared_log_weight=log_mask(own),
         shared_ids=rows.all_ids.repeat_interleave(len(views)),
     )
     return negatives, gathered

@@ -5,7 +5,7 @@ from typing_extensions import override
 from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
 from memory_bank.methods.base import Answer, Asked, LookUp, MiningMethod, with_fresh_batch
-from memory_bank.negatives import unless
+from memory_bank.negatives import log_mask
 
 
 class AllRows(MiningMethod):
@@ -23,4 +23,4 @@ class AllRows(MiningMethod):
         rest = bank.without(bank.admissible(asked.step), asked.batch_ids)
         keys, ids, rest = bank.every_row(rest)
         excluded = ~rest[None] | (ids[None] == asked.ids[:, None])
-        return Answer(with_fresh_batch(asked, keys, ids, unless(excluded)))
+        return Answer(with_fresh_batch(asked, keys, ids, log_mask(excluded)))

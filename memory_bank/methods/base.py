@@ -12,7 +12,7 @@ from memory_bank.bank import Bank
 from memory_bank.config import SELECTION, MiningConfig
 from memory_bank.draw import mix
 from memory_bank.metrics import LookupStats
-from memory_bank.negatives import Negatives, unless
+from memory_bank.negatives import Negatives, log_mask
 from memory_bank.registry import METHODS
 from memory_bank.retrieval.base import Candidates
 
@@ -145,7 +145,7 @@ def with_hard(
         negatives,
         hard=bank.read(slots),
         hard_index=index,
-        hard_log_weight=unless(slots < 0)[index],
+        hard_log_weight=log_mask(slots < 0)[index],
         hard_ids=bank.ids_of(slots)[index],
     )
 
@@ -157,5 +157,5 @@ def with_fresh_batch(
     return Negatives.none(asked.query).with_shared(
         torch.cat([rows, asked.batch_keys]),
         torch.cat([row_ids, asked.batch_ids]),
-        torch.cat([log_weight, unless(asked.own_in_batch)], 1),
+        torch.cat([log_weight, log_mask(asked.own_in_batch)], 1),
     )

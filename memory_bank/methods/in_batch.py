@@ -5,7 +5,7 @@ from typing_extensions import override
 from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
 from memory_bank.methods.base import Answer, Asked, LookUp, MiningMethod
-from memory_bank.negatives import Negatives, unless
+from memory_bank.negatives import Negatives, log_mask
 
 
 class InBatch(MiningMethod):
@@ -20,5 +20,5 @@ class InBatch(MiningMethod):
 
     @override
     def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:
-        log_weight = unless(asked.own_in_batch)
+        log_weight = log_mask(asked.own_in_batch)
         return Answer(Negatives.none(asked.query).with_shared(asked.batch_keys, asked.batch_ids, log_weight))

@@ -12,7 +12,7 @@ from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
 from memory_bank.methods.base import Answer, Asked, LookUp, MiningMethod, distinct, with_hard
 from memory_bank.metrics import LookupStats
-from memory_bank.negatives import Negatives, unless
+from memory_bank.negatives import Negatives, log_mask
 from memory_bank.top import count
 
 # Purposes of the random draws.
@@ -49,7 +49,7 @@ class Ranked(MiningMethod):
         negatives = replace(
             with_hard(Negatives.none(query), bank, slots, index),
             shared=shared,
-            shared_log_weight=unless(excluded),
+            shared_log_weight=log_mask(excluded),
             shared_ids=shared_ids,
         )
         if config.false_negative == "attract":
@@ -74,4 +74,4 @@ class Ranked(MiningMethod):
 def _serve_from_batch(negatives: Negatives, asked: Asked, unserved: Bool[Tensor, " b"]) -> Negatives:
     """Add the batch's keys as negatives of the queries for which the bank had no row."""
     excluded = asked.own_in_batch | ~unserved[:, None]
-    return negatives.with_shared(asked.batch_keys, asked.batch_ids, unless(excluded))
+    return negatives.with_shared(asked.batch_keys, asked.batch_ids, log_mask(excluded))

@@ -131,7 +131,7 @@ class Retrieval(ABC):
     ) -> None:
         """Measure recall and act on it, if the backend is approximate."""
 
-    def judge(self, neighbours: Int[Tensor, "2"], k: int, step: int) -> None:  # noqa: B027 - a default
+    def act_on_recall(self, neighbours: Int[Tensor, "2"], k: int, step: int) -> None:  # noqa: B027 - a default
         """Act on the recall@k that was measured over all processes, as ``check`` does.
 
         Args:

@@ -136,10 +136,10 @@ class Ivf(Retrieval):
         """
         found = self.search(query, ids, k, admissible=admissible)
         true = Exact(self._bank).search(query, ids, k, admissible=admissible)
-        self.judge(reached(found, true), k, step)
+        self.act_on_recall(reached(found, true), k, step)
 
     @override
-    def judge(self, neighbours: Int[Tensor, "2"], k: int, step: int) -> None:
+    def act_on_recall(self, neighbours: Int[Tensor, "2"], k: int, step: int) -> None:
         self.recall = _ratio(neighbours)
         if self.recall >= self._min_recall:
             return

@@ -5,7 +5,7 @@ import pytest
 from memory_bank.config import MiningConfig
 from memory_bank.methods.base import Answer, MiningMethod, distinct, with_hard
 from memory_bank.needs import needs
-from memory_bank.negatives import Negatives, unless
+from memory_bank.negatives import Negatives, log_mask
 from memory_bank.registry import METHODS
 from tests.memory_bank.test_sharded import BATCH, ROWS, Seat, make, on_ranks, rows_of, steps, unit
 
@@ -31,7 +31,7 @@ class OwnRows(MiningMethod):
     def negatives(self, asked, bank, look_up, config):
         keys, ids, there = bank.every_row(bank.admissible(asked.step))
         apart = ~there[None] | (ids[None] == asked.ids[:, None])
-        return Answer(Negatives.none(asked.query).with_shared(keys, ids, unless(apart)))
+        return Answer(Negatives.none(asked.query).with_shared(keys, ids, log_mask(apart)))
 
 
 class Nearest(MiningMethod):

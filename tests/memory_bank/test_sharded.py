@@ -322,7 +322,7 @@ class Half(Exact):
     def search(self, query, ids, k, **how):
         return super().search(query, ids, k // 2, **how)
 
-    def judge(self, neighbours, k, step):
+    def act_on_recall(self, neighbours, k, step):
         self.judged.append((*neighbours.tolist(), k, step))
 
 
