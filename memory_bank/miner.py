@@ -16,7 +16,7 @@ from memory_bank.config import BankConfig, MiningConfig
 from memory_bank.draw import mix
 from memory_bank.exchange import Exchange
 from memory_bank.lookahead import LookAhead
-from memory_bank.methods.base import Asked, MiningMethod, method_of
+from memory_bank.methods.base import MiningBatch, MiningMethod, method_of
 from memory_bank.methods.in_batch import InBatch
 from memory_bank.metrics import LookupStats, Metrics, bank_metrics, mining_metrics
 from memory_bank.negatives import Negatives
@@ -101,11 +101,11 @@ class Miner:
         batch_ids = ids if batch_ids is None else batch_ids.to(device)
         self._step = step
         with _plain(device):
-            asked = Asked(query, key, ids, batch_keys, batch_ids, step, self.seed)
+            batch = MiningBatch(query, key, ids, batch_keys, batch_ids, step, self.seed)
             method = self.method if self.ready() else InBatch()
-            answer = method.negatives(asked, self.bank, partial(self._look_up, asked), self.config)
-            self._stats = answer.stats or LookupStats.of_few(query, asked.positive, answer.negatives, step)
-        return answer.negatives.to(home)
+            mined = method.negatives(batch, self.bank, partial(self._look_up, batch), self.config)
+            self._stats = mined.stats or LookupStats.of_few(query, batch.positive, mined.negatives, step)
+        return mined.negatives.to(home)
 
     def nearest(
         self, query: Float[Tensor, "b d"], ids: Int[Tensor, " b"], step: int, k: int
@@ -220,14 +220,14 @@ class Miner:
                 self._ahead.issue(step + self.config.lag)
 
     def _look_up(
-        self, asked: Asked, admissible: Bool[Tensor, " n"], ceiling: Float[Tensor, " b"] | None = None
+        self, batch: MiningBatch, admissible: Bool[Tensor, " n"], ceiling: Float[Tensor, " b"] | None = None
     ) -> Candidates:
-        """Search for ``asked``, or return what was looked up ahead of its step; see methods.base.LookUp."""
+        """Search for ``batch``, or return what was looked up ahead of its step; see methods.base.LookUp."""
         if self._ahead is None:
-            return self._search(asked.query, asked.ids, asked.step, admissible, ceiling)
-        if asked.step not in self._ahead:
+            return self._search(batch.query, batch.ids, batch.step, admissible, ceiling)
+        if batch.step not in self._ahead:
             self._worker.wait()
-        return self._ahead.candidates(asked.query, asked.ids, asked.step, admissible)
+        return self._ahead.candidates(batch.query, batch.ids, batch.step, admissible)
 
     def _search_stored(self, query: Tensor, ids: Tensor, step: int) -> Candidates:
         # Keys that will be too old at ``step`` are useless, so age is counted at that step.

@@ -4,7 +4,7 @@ from typing_extensions import override
 
 from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
-from memory_bank.methods.base import Answer, Asked, LookUp, MiningMethod, with_fresh_batch
+from memory_bank.methods.base import LookUp, Mined, MiningBatch, MiningMethod, with_fresh_batch
 from memory_bank.negatives import log_mask
 
 
@@ -19,8 +19,8 @@ class AllRows(MiningMethod):
         return 0
 
     @override
-    def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:
-        rest = bank.without(bank.admissible(asked.step), asked.batch_ids)
+    def negatives(self, batch: MiningBatch, bank: Bank, look_up: LookUp, config: MiningConfig) -> Mined:
+        rest = bank.without(bank.admissible(batch.step), batch.batch_ids)
         keys, ids, rest = bank.every_row(rest)
-        excluded = ~rest[None] | (ids[None] == asked.ids[:, None])
-        return Answer(with_fresh_batch(asked, keys, ids, log_mask(excluded)))
+        excluded = ~rest[None] | (ids[None] == batch.ids[:, None])
+        return Mined(with_fresh_batch(batch, keys, ids, log_mask(excluded)))

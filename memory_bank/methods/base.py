@@ -18,8 +18,10 @@ from memory_bank.retrieval.base import Candidates
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One call of ``Miner.negatives``: detached float32 tensors on the bank's device.
+class MiningBatch:
+    """Queries of one call of ``Miner.negatives``, and the keys of their batch.
+
+    Tensors are detached, in float32 or int64, and on the bank's device.
 
     Attributes:
         query: Unit rows.
@@ -55,8 +57,8 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Negatives, and statistics of them for the metrics ``mining/...``.
+class Mined:
+    """Negatives of a ``MiningBatch``, and statistics of them for the metrics ``mining/...``.
 
     Attributes:
         negatives: Negatives, on the bank's device.
@@ -69,7 +71,7 @@ class Answer:
 
 @runtime_checkable
 class LookUp(Protocol):
-    """Search the bank for one ``Asked``, with the fresh or the stored query (``mining.query``)."""
+    """Search the bank for one ``MiningBatch``, with the fresh or the stored query (``mining.query``)."""
 
     def __call__(
         self, admissible: Bool[Tensor, " n"], ceiling: Float[Tensor, " b"] | None = None
@@ -101,11 +103,11 @@ class MiningMethod(ABC):
     reads: ClassVar[frozenset[str]] = SELECTION
 
     @abstractmethod
-    def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:
+    def negatives(self, batch: MiningBatch, bank: Bank, look_up: LookUp, config: MiningConfig) -> Mined:
         """Find the negatives of each query; never a row of its own id.
 
         Args:
-            asked: Queries and their batch.
+            batch: Queries, and the keys of their batch.
             bank: The bank, to be read only. It is filled to ``mining.min_fill``.
             look_up: Function that searches the bank.
             config: The settings.
@@ -151,11 +153,14 @@ def with_hard(
 
 
 def with_fresh_batch(
-    asked: Asked, rows: Float[Tensor, "m d"], row_ids: Int[Tensor, " m"], log_weight: Float[Tensor, "b m"]
+    batch: MiningBatch,
+    rows: Float[Tensor, "m d"],
+    row_ids: Int[Tensor, " m"],
+    log_weight: Float[Tensor, "b m"],
 ) -> Negatives:
     """Share ``rows`` and the batch's keys, which stand for their own stale slots, with all queries."""
-    return Negatives.none(asked.query).with_shared(
-        torch.cat([rows, asked.batch_keys]),
-        torch.cat([row_ids, asked.batch_ids]),
-        torch.cat([log_weight, log_mask(asked.own_in_batch)], 1),
+    return Negatives.none(batch.query).with_shared(
+        torch.cat([rows, batch.batch_keys]),
+        torch.cat([row_ids, batch.batch_ids]),
+        torch.cat([log_weight, log_mask(batch.own_in_batch)], 1),
     )

@@ -26,9 +26,9 @@ from memory_bank import policy
 from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
 from memory_bank.methods.base import (
-    Answer,
-    Asked,
     LookUp,
+    Mined,
+    MiningBatch,
     MiningMethod,
     distinct,
     with_fresh_batch,
@@ -46,21 +46,21 @@ class FullBank(MiningMethod):
     reads = frozenset({"num_hard", "num_uniform"})
 
     @override
-    def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:
-        rest = bank.without(bank.admissible(asked.step), asked.batch_ids)
+    def negatives(self, batch: MiningBatch, bank: Bank, look_up: LookUp, config: MiningConfig) -> Mined:
+        rest = bank.without(bank.admissible(batch.step), batch.batch_ids)
         near = look_up(rest)
         slots, index = distinct(near.slots)
-        drawn = bank.draw(rest, config.num_uniform, asked.draw_key(_SHARED))
+        drawn = bank.draw(rest, config.num_uniform, batch.draw_key(_SHARED))
         drawn_ids = bank.ids_of(drawn)
-        own = drawn_ids[None] == asked.ids[:, None]
+        own = drawn_ids[None] == batch.ids[:, None]
         # Counted here: the look-up may have counted the rows of a sample, or those of an earlier step.
-        total = bank.count(rest) - bank.num_own(rest, asked.ids)
+        total = bank.count(rest) - bank.num_own(rest, batch.ids)
         log_weight = tail_log_weight(
             drawn, own | policy.contains(slots, index, drawn), total - (near.slots >= 0).sum(1)
         )
-        negatives = with_fresh_batch(asked, bank.read(drawn), drawn_ids, log_weight)
-        stats = LookupStats(asked.positive, near.similarity, near.slots, asked.step)
-        return Answer(with_hard(negatives, bank, slots, index), stats)
+        negatives = with_fresh_batch(batch, bank.read(drawn), drawn_ids, log_weight)
+        stats = LookupStats(batch.positive, near.similarity, near.slots, batch.step)
+        return Mined(with_hard(negatives, bank, slots, index), stats)
 
 
 def tail_log_weight(

@@ -4,7 +4,7 @@ from typing_extensions import override
 
 from memory_bank.bank import Bank
 from memory_bank.config import MiningConfig
-from memory_bank.methods.base import Answer, Asked, LookUp, MiningMethod
+from memory_bank.methods.base import LookUp, Mined, MiningBatch, MiningMethod
 from memory_bank.negatives import Negatives, log_mask
 
 
@@ -19,6 +19,6 @@ class InBatch(MiningMethod):
         return 0
 
     @override
-    def negatives(self, asked: Asked, bank: Bank, look_up: LookUp, config: MiningConfig) -> Answer:
-        log_weight = log_mask(asked.own_in_batch)
-        return Answer(Negatives.none(asked.query).with_shared(asked.batch_keys, asked.batch_ids, log_weight))
+    def negatives(self, batch: MiningBatch, bank: Bank, look_up: LookUp, config: MiningConfig) -> Mined:
+        log_weight = log_mask(batch.own_in_batch)
+        return Mined(Negatives.none(batch.query).with_shared(batch.batch_keys, batch.batch_ids, log_weight))

@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 from typing_extensions import override
 
 from memory_bank.config import BankConfig, MiningConfig
-from memory_bank.methods.base import Answer, MiningMethod, distinct, with_hard
+from memory_bank.methods.base import Mined, MiningMethod, distinct, with_hard
 from memory_bank.miner import build_miner
 from memory_bank.negatives import Negatives
 from memory_bank.registry import METHODS
@@ -22,12 +22,12 @@ class BelowLimit(MiningMethod):
         return min(rows, 2 * config.num_hard)  # some of the nearest are left out below
 
     @override
-    def negatives(self, asked, bank, look_up, config):
-        nearest = look_up(bank.admissible(asked.step))
+    def negatives(self, batch, bank, look_up, config):
+        nearest = look_up(bank.admissible(batch.step))
         similarity = nearest.similarity.masked_fill(nearest.similarity > LIMIT, -torch.inf)
         similarity, order = similarity.topk(min(config.num_hard, similarity.shape[1]))
         slots = nearest.slots.gather(1, order).masked_fill(similarity == -torch.inf, -1)
-        return Answer(with_hard(Negatives.none(asked.query), bank, *distinct(slots)))
+        return Mined(with_hard(Negatives.none(batch.query), bank, *distinct(slots)))
 
 
 def pairs():

@@ -3,7 +3,7 @@
 import pytest
 
 from memory_bank.config import MiningConfig
-from memory_bank.methods.base import Answer, MiningMethod, distinct, with_hard
+from memory_bank.methods.base import Mined, MiningMethod, distinct, with_hard
 from memory_bank.needs import needs
 from memory_bank.negatives import Negatives, log_mask
 from memory_bank.registry import METHODS
@@ -28,18 +28,18 @@ class OwnRows(MiningMethod):
     def depth(self, config, rows):
         return 0
 
-    def negatives(self, asked, bank, look_up, config):
-        keys, ids, there = bank.every_row(bank.admissible(asked.step))
-        apart = ~there[None] | (ids[None] == asked.ids[:, None])
-        return Answer(Negatives.none(asked.query).with_shared(keys, ids, log_mask(apart)))
+    def negatives(self, batch, bank, look_up, config):
+        keys, ids, there = bank.every_row(bank.admissible(batch.step))
+        apart = ~there[None] | (ids[None] == batch.ids[:, None])
+        return Mined(Negatives.none(batch.query).with_shared(keys, ids, log_mask(apart)))
 
 
 class Nearest(MiningMethod):
     reads = frozenset({"num_hard"})
 
-    def negatives(self, asked, bank, look_up, config):
-        nearest = look_up(bank.admissible(asked.step))
-        return Answer(with_hard(Negatives.none(asked.query), bank, *distinct(nearest.slots)))
+    def negatives(self, batch, bank, look_up, config):
+        nearest = look_up(bank.admissible(batch.step))
+        return Mined(with_hard(Negatives.none(batch.query), bank, *distinct(nearest.slots)))
 
 
 @pytest.mark.parametrize("world", [2, 4])
