@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive.allocator import keep_freed_memory
-from contrastive.config import UNTIL_CHOSEN, PretrainConfig, UserError, check_path
+from contrastive.config import UNTIL_CHOSEN, PretrainConfig, UserError, check_launcher, check_path
 from contrastive.config_files import read_stated, recipes, to_yaml
 from contrastive.console import log_to_stderr, print_result
 from contrastive.signals import Stopped, stopping
@@ -85,6 +85,7 @@ def _run(arguments: Sequence[str]) -> int:
     if flags & {"--help", "-h"}:
         print_result(USAGE.format(recipes=", ".join(recipes("pretrain"))).rstrip())
         return 0
+    check_launcher()
     config = _config(recipe, overrides, explain="--explain" in flags)
     if "--print-config" in flags:
         print_result(to_yaml(config).rstrip())

@@ -43,6 +43,17 @@ def launcher_number(name: str, default: int, least: int = 1) -> int:
     return int(given)
 
 
+def check_launcher() -> None:
+    """Refuse wrong variables of a launcher; before Lightning, which reads the ranks as it is imported.
+
+    Raises:
+        UserError: names the variable.
+    """
+    launcher_number("WORLD_SIZE", 1)
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        launcher_number(name, 0, least=0)
+
+
 def check_path(name: str, path: str) -> str:
     """Return ``path`` with ``~`` expanded and without a slash at its end; for every setting that is a path.
 

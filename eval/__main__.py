@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from contrastive.allocator import keep_freed_memory
-from contrastive.config import UserError
+from contrastive.config import UserError, check_launcher
 from contrastive.config_files import load_config, nearest, recipes
 from contrastive.console import log_to_stderr, print_result
 from eval.registry import PROTOCOLS
@@ -116,6 +116,7 @@ def _shipped(protocol: str) -> str:
 
 def _run(protocol: str, overrides: list[str]) -> dict[str, Any] | None:
     """Run a protocol; return the result for stdout, or None in all processes but the first."""
+    check_launcher()
     from eval.evaluate import evaluate, headline, table
     from eval.protocol import Page, find_protocol
     from eval.tracking import track

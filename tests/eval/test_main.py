@@ -461,8 +461,12 @@ def test_the_default_view_is_the_weak_preset():
     assert load_config(PretrainConfig, "pretrain", "cifar10", ["augment=weak"]).augment.view_1 == weak_view()
 
 
-def test_a_launchers_variable_that_is_no_number_is_named(shared_run, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "two")
+@pytest.mark.parametrize(("name", "value", "least"), [("WORLD_SIZE", "two", 1), ("RANK", "-1", 0)])
+def test_a_launchers_variable_that_is_no_number_is_named(shared_run, capsys, monkeypatch, name, value, least):
+    monkeypatch.setenv(name, value)
     code, out, err = run_main(capsys, "knn", f"checkpoint={shared_run}", "progress=false")
     assert (code, out) == (2, "")
-    assert "error: the environment has WORLD_SIZE='two': a whole number, 1 or more, is needed" in err
+    assert err == (
+        f"error: the environment has {name}={value!r}: a whole number, {least} or more, is needed; "
+        "correct it, or unset it\n"
+    )

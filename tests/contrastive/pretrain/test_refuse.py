@@ -50,6 +50,19 @@ def test_wrong_input_exits_2_with_the_remedy_and_writes_nothing(run, tmp_path, o
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "given",
+    ["WORLD_SIZE=", "WORLD_SIZE=-1", "WORLD_SIZE=0", "RANK=", "RANK=-1", "LOCAL_RANK=-1", "NODE_RANK=x"],
+)
+def test_a_launchers_variable_that_is_no_rank_is_named(run, tmp_path, monkeypatch, given):
+    name, _, value = given.partition("=")
+    monkeypatch.setenv(name, value)
+    code, _, err = run()
+    assert code == 2
+    assert f"error: the environment has {name}={value!r}: a whole number" in err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_folders_without_a_readable_image_are_refused_before_anything_is_written(run, tmp_path):
     (tmp_path / "empty").mkdir()
     code, _, err = run(f"data.root={tmp_path / 'empty'}", "data.name=images")
