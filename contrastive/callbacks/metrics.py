@@ -6,6 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
+from contrastive.data.order.base import BankOrder
 from contrastive.lightning_glue import StepCallback, is_logged, log_row
 from contrastive.logging.memory import peak_memory_mib
 from contrastive.logging.metrics_csv import MetricsCsv
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 class LogMetrics(StepCallback):
     """Logs ``train/*`` of the step, ``mining/*`` and ``bank/*`` of the miner, unreadable files and memory.
+
+    ``bank/*`` is left out where only monitors read the bank.
 
     Values stay on the device until a row is due, so that other steps do not wait for them.
 
@@ -71,7 +74,8 @@ class LogMetrics(StepCallback):
         row: dict[str, float | Tensor] = {
             f"train/{name}": value for name, value in module.diagnostics.items()
         }
-        row |= mined
+        is_read = module.reads_bank or isinstance(module.plan.order, BankOrder)
+        row |= {name: value for name, value in mined.items() if is_read or not name.startswith("bank/")}
         if self.labels is not None and module.last is not None and module.mines:
             row["mining/same_label_rate"] = _same_label_rate(module.last, self.labels)
         row |= {f"train/{name}": value for name, value in module.scheduled.items()}

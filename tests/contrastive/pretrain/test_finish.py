@@ -50,6 +50,16 @@ def test_a_run_leaves_the_directory_that_the_readme_describes(run, tmp_path):
     assert all(row["anchor_row"] != row["negative_row"] for row in mined)
 
 
+@pytest.mark.parametrize(("more", "is_read"), [([], False), (["data.order=neighbours"], True)])
+def test_the_state_of_a_bank_that_only_monitors_read_is_not_logged(run, tmp_path, more, is_read):
+    groups = ["data.neighbours.group=4", "data.neighbours.width=5"]
+    code, result, _ = run("method=simclr", *groups, "logging.mined_rows=2", "trainer.max_steps=2", *more)
+    assert (code, result["bank_used"]) == (0, False)
+    logged = [name for name in metrics(tmp_path / "runs/tiny")[0] if name.startswith("bank/")]
+    assert bool(logged) == is_read
+    assert table(tmp_path / "runs/tiny/mined.csv")  # the hardest of the batch
+
+
 def test_a_run_shorter_than_the_interval_still_says_how_it_ended(run, tmp_path):
     _, result, err = run("logging.every_n_steps=5", "schedule.epochs=2")
     rows = [row for row in metrics(tmp_path / "runs/tiny") if row["train/loss"]]
