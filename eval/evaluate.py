@@ -70,7 +70,8 @@ def evaluate(
     measured = chosen.measure(extractor, config)
     seconds = measured.pop("seconds") | {"total": round(time.perf_counter() - started, 3)}
     result = {"protocol": protocol, **measured, **describe(config, extractor)}
-    result |= {"seconds": seconds, "file": str(extractor.location.results / f"{protocol}.json")}
+    file = extractor.location.results / f"{protocol}{chosen.suffix(config)}.json"
+    result |= {"seconds": seconds, "file": str(file)}
     write_json(Path(result["file"]), result)
     return result
 

@@ -4,7 +4,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -55,6 +55,10 @@ class Protocol(ABC):
         """Return further parts to compute features of, by the parts that are there; none by default."""
         return {}
 
+    def suffix(self, config: Any) -> str:
+        """Return the end of its files' names, of settings that ask another question; "" by default."""
+        return ""
+
     def others(self, extractor: Extractor, config: Any) -> dict[str, nn.Module]:
         """Return further networks to compare with, see ``Extractor.compare_with``; none by default.
 
@@ -90,12 +94,14 @@ class Scoring(Protocol):
             centre view, or trains the network. Otherwise it takes ``Features``.
         title: Heading of the scores in a report; empty is the protocol's name.
         parts: What a report calls the images that are known, and those that are scored.
+        variants: What ``suffix`` returns beside "" (``-mean``), with words for it.
     """
 
     score: Callable[[Any, Any], Scored]
     needs_network: bool = False
     title: str = ""
     parts: tuple[str, str] = ("training", "test")
+    variants: Mapping[str, str] = field(default_factory=dict)
 
     @override
     def measure(self, extractor: Extractor, config: Any) -> Result:
@@ -170,15 +176,19 @@ class Page:
 
 
 def find_protocol(name: str) -> Any:
-    """Return the Protocol or Page called ``name``."""
-    module, _, attribute = PROTOCOLS[name].partition(":")
+    """Return the Protocol or Page called ``name``, which may have a suffix of its ``variants``."""
+    module, _, attribute = PROTOCOLS[name if name in PROTOCOLS else name.partition("-")[0]].partition(":")
     return getattr(import_module(module), attribute)
 
 
 def accuracy_titles() -> dict[str, str]:
-    """Return the protocols that score accuracies, with their headings in a report."""
-    protocols = {name: find_protocol(name) for name in PROTOCOLS}
-    return {name: each.title or name for name, each in protocols.items() if isinstance(each, Scoring)}
+    """Return the protocols that score accuracies, and their variants, with their headings in a report."""
+    titles = {}
+    for name, each in ((name, find_protocol(name)) for name in PROTOCOLS):
+        if isinstance(each, Scoring):
+            titles[name] = title = each.title or name
+            titles |= {f"{name}{suffix}": f"{title}, {words}" for suffix, words in each.variants.items()}
+    return titles
 
 
 def warnings_of(scored: dict[str, Scored]) -> list[str]:

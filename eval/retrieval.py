@@ -115,7 +115,10 @@ class Subject:
 
 
 class FindAgain(Scoring):
-    """Score rankings of a gallery, and draw those of some queries into ``retrieval.html``."""
+    """Score rankings of a gallery, and draw those of some queries into ``retrieval.html``.
+
+    Another ``gallery`` than ``each`` is a variant with files of its own, ``retrieval-mean.html``.
+    """
 
     @override
     def open_data(self, data: DataConfig, config: RetrievalEvaluation) -> Dataset:
@@ -126,6 +129,11 @@ class FindAgain(Scoring):
                 "name a gallery and a query part, or use retrieval.gallery=each or best"
             )
         return opened
+
+    @override
+    def suffix(self, config: RetrievalEvaluation) -> str:
+        kind = config.retrieval.gallery
+        return "" if kind == "each" else f"-{kind}"
 
     @override
     def further_parts(self, parts: Mapping[str, Images], config: RetrievalEvaluation) -> dict[str, Images]:
@@ -157,7 +165,8 @@ class FindAgain(Scoring):
                 run, test, rows = extractor.location.run, extractor.parts["test"], features["test"].rows
                 pretrained, warnings = find_pretrained(run, test, extractor.data, rows.tolist())
             seconds[name] = round(time.perf_counter() - before, 3)
-        file = extractor.location.results / "retrieval.html"
+        suffix = self.suffix(config)
+        file = extractor.location.results / f"retrieval{suffix}.html"
         result: Result = {
             "scores": compare({name: each.lines for name, each in scored.items()}),
             "warnings": warnings + scored["encoder"].warnings,
@@ -166,7 +175,7 @@ class FindAgain(Scoring):
             "page": str(file),
             "seconds": seconds,
         }
-        write_text(file, _page(extractor, self.table(result), drawing))
+        write_text(file, _page(self.variants.get(suffix, ""), self.table(result), drawing))
         return result
 
     @override
@@ -268,7 +277,17 @@ def score(subject: Subject, settings: RetrievalConfig) -> Scored:
     return Scored(lines, details, warnings)
 
 
-PROTOCOL = FindAgain(RetrievalEvaluation, score, title="Identities found again", parts=("gallery", "query"))
+PROTOCOL = FindAgain(
+    RetrievalEvaluation,
+    score,
+    title="Identities found again",
+    parts=("gallery", "query"),
+    variants={
+        "-single": "in one picture of each",
+        "-mean": "in the mean of each one's pictures",
+        "-best": "in each one's closest picture",
+    },
+)
 
 
 def _warn_of_recall(search: Search, settings: RetrievalConfig) -> list[str]:
@@ -358,9 +377,8 @@ def _strip(subject: Subject, extractor: Extractor, index: int, ap: float) -> str
     return card(name, strip([tile(asked, row, name, "query"), *hits]), f"average precision {ap:.2f}")
 
 
-def _page(extractor: Extractor, rows: list[tuple[str, ...]], drawing: str) -> str:
+def _page(variant: str, rows: list[tuple[str, ...]], drawing: str) -> str:
     note = "Accuracies in percent; in brackets: the encoder's gain over each baseline."
-    header = (
-        f"<header><h1>Identities found again</h1></header>{section('Scores', note, table(rows[0], rows[1:]))}"
-    )
+    title = ", ".join(filter(None, ["Identities found again", variant]))
+    header = f"<header><h1>{title}</h1></header>{section('Scores', note, table(rows[0], rows[1:]))}"
     return page("Retrieval · contrastive pretraining", [header, drawing])

@@ -199,7 +199,7 @@ def _scores(source: ExportedEncoder, run: Path, own: DataConfig) -> list[str]:
     for file in sorted((run / "eval").rglob("*.json"), key=lambda file: file.stat().st_mtime_ns):
         try:
             result = read_json(file)
-            protocol = FORMER_NAMES.get(result["protocol"], result["protocol"])
+            protocol = FORMER_NAMES.get(file.stem, file.stem)
             if result.get("encoder_sha256") != source.sha256 or protocol not in accuracies:
                 continue
             latest[protocol == "worth", protocol, place_of_result(own, result["data"])] = result

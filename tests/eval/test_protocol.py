@@ -16,7 +16,10 @@ def test_every_name_stands_for_a_protocol(name):
 
 def test_accuracies_have_headings_in_the_order_of_the_registry():
     probes = ["worth", "linear", "linear_sgd", "knn", "lowshot", "finetune"]
-    assert [*accuracy_titles()] == [*probes, "neighbours", "retrieval", "segment"]
+    variants = [f"retrieval-{kind}" for kind in ("single", "mean", "best")]
+    assert [*accuracy_titles()] == [*probes, "neighbours", "retrieval", *variants, "segment"]
+    assert accuracy_titles()["retrieval-mean"] == "Identities found again, in the mean of each one's pictures"
+    assert all(find_protocol(name) is find_protocol("retrieval") for name in variants)
 
 
 def test_a_warning_that_is_not_of_all_representations_names_those_it_is_of():

@@ -207,6 +207,25 @@ def test_folders_of_identities_are_found_and_drawn(shared_run, people, tmp_path,
     assert f"page: {result['page']}" in told.err.splitlines()
 
 
+def test_another_gallery_is_another_result(shared_run, people, tmp_path, capsys):
+    run = shutil.copytree(shared_run, tmp_path / "run")
+    given = [f"data.root={people}", "retrieval.covered=[]", "retrieval.queries=2"]
+    for gallery in ("each", "mean"):
+        assert retrieval(run, *given, f"retrieval.gallery={gallery}") == 0
+    found = sorted(path.name for path in run.glob("eval/on-*/retrieval*"))
+    assert found == ["retrieval-mean.html", "retrieval-mean.json", "retrieval.html", "retrieval.json"]
+    [file] = run.glob("eval/on-*/retrieval-mean.json")
+    stored = json.loads(file.read_text())
+    assert (stored["protocol"], stored["file"]) == ("retrieval", str(file))
+    assert main(["report", str(run)]) == 0
+    words = (run / "report.html").read_text()
+    for title in (
+        "Identities found again on people <",
+        "again, in the mean of each one&#x27;s pictures on people <",
+    ):
+        assert title in words
+
+
 def test_a_table_gives_cameras_and_parts(shared_run, people, tmp_path, capsys):
     table = tmp_path / "people.csv"
 
