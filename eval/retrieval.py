@@ -27,6 +27,7 @@ from eval.results import write_text
 from eval.rival import open_rival
 from eval.scores import Line, Scored
 from eval.subject import Extractor
+from eval.verdict import judge_row
 from memory_bank.config import check_choice, check_range
 from memory_bank.retrieval.faiss_search import FLAT_ROWS
 
@@ -167,26 +168,35 @@ class FindAgain(Scoring):
             seconds[name] = round(time.perf_counter() - before, 3)
         suffix = self.suffix(config)
         file = extractor.location.results / f"retrieval{suffix}.html"
+        scores = compare({name: each.lines for name, each in scored.items()})
         result: Result = {
-            "scores": compare({name: each.lines for name, each in scored.items()}),
+            "sentence": judge_row(scores[0]),
+            "scores": scores,
             "warnings": warnings + scored["encoder"].warnings,
             "pretrained": pretrained,
             "details": {name: each.details for name, each in scored.items()},
             "page": str(file),
             "seconds": seconds,
         }
-        write_text(file, _page(self.variants.get(suffix, ""), self.table(result), drawing))
+        write_text(
+            file, _page(self.variants.get(suffix, ""), self.table(result), result["sentence"], drawing)
+        )
         return result
 
     @override
     def numbers(self, result: Result) -> Result:
-        return {**super().numbers(result), "page": result["page"]}
+        return {**super().numbers(result), "sentence": result["sentence"], "page": result["page"]}
 
     @override
     def notes(self, result: Result) -> list[str]:
         about = result["details"]["encoder"]
         search = f"{about['search']}, which finds {100 * about['recall']:.1f}% of the closest entries"
-        return [*super().notes(result), search, f"page: {result['page']}"]
+        return [
+            *super().notes(result),
+            search,
+            *filter(None, [result["sentence"]]),
+            f"page: {result['page']}",
+        ]
 
 
 def read_groups(file: str | None, identities: Sequence[str]) -> Int[Tensor, " i"] | None:
@@ -377,8 +387,8 @@ def _strip(subject: Subject, extractor: Extractor, index: int, ap: float) -> str
     return card(name, strip([tile(asked, row, name, "query"), *hits]), f"average precision {ap:.2f}")
 
 
-def _page(variant: str, rows: list[tuple[str, ...]], drawing: str) -> str:
-    note = "Accuracies in percent; in brackets: the encoder's gain over each baseline."
+def _page(variant: str, rows: list[tuple[str, ...]], sentence: str, drawing: str) -> str:
+    note = f"{sentence} Accuracies in percent; in brackets: the encoder's gain over each baseline."
     title = ", ".join(filter(None, ["Identities found again", variant]))
     header = f"<header><h1>{title}</h1></header>{section('Scores', note, table(rows[0], rows[1:]))}"
     return page("Retrieval · contrastive pretraining", [header, drawing])

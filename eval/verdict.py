@@ -21,6 +21,14 @@ _DECISIVE = ("linear probe", "10 labels a class")
 CONTROLS = ("single_frame", "shuffled_frames")
 """The same encoder on less of a video: what time adds to it, and no rivals."""
 
+_STANDS = {
+    "ahead": "ahead of {0}",
+    "level": "level with the best of {1}",
+    "behind": "behind",
+    "full": "a baseline at 100% leaves nothing to gain",
+}
+"""Words for how the encoder stands, by ``_group``."""
+
 _VAGUE = 0.1
 """Reach of a gain's interval, on either side, beyond which it says nothing."""
 
@@ -96,10 +104,7 @@ def judge(rows: list[dict[str, Any]], largest: float | None = None, pretrained: 
     ahead, level, behind, full = groups.values()
     everything = _listed([title(name) for name in _baselines(rows[0])])
     starts = {
-        "ahead": f"ahead of {everything}",
-        "level": f"level with the best of {'them' if ahead else everything}",
-        "behind": "behind",
-        "full": "a baseline at 100% leaves nothing to gain",
+        group: words.format(everything, "them" if ahead else everything) for group, words in _STANDS.items()
     }
     parts = [
         f"{starts[group]} on {len(found)} of {len(rows)}: {_listed([_gain(row) for row in found])}"
@@ -123,6 +128,22 @@ def judge(rows: list[dict[str, Any]], largest: float | None = None, pretrained: 
     first = f"{answer.capitalize()}: {'; '.join(parts)}."
     said = [first, trained_on, numbers, advice, _what_time_adds(rows[0])]
     return Verdict(answer, " ".join(filter(None, said)))
+
+
+def judge_row(row: dict[str, Any]) -> str:
+    """Say in a sentence how the encoder stands in one row, as in ``judge``; empty without baselines."""
+    baselines = _baselines(row)
+    if not baselines:
+        return ""
+    everything = _listed([title(name) for name in baselines])
+    stands = _STANDS[_group(row)].format(everything, everything)
+    if _group(row) == "behind":
+        stands += f" {title(_rival(row))}"
+    gains = []
+    for name, each in baselines.items():
+        value, low, high = (f"{100 * each['gain'][end]:+.1f}" for end in ("value", "low", "high"))
+        gains.append(f"{value} ({low} to {high}) over {title(name)}")
+    return f"{row['name']}: {stands}; in points, with 95% intervals, ours gains {_listed(gains)}."
 
 
 def _what_time_adds(row: dict[str, Any]) -> str:

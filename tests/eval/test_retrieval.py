@@ -194,6 +194,8 @@ def test_folders_of_identities_are_found_and_drawn(shared_run, people, tmp_path,
     assert short["scores"]["R@1"]["raw_pixels"] == 1
     assert short["top1"] == short["scores"]["R@1"]["encoder"]
     assert "bootstrap over 3 identities" in told.err
+    assert short["sentence"].startswith("R@1: a baseline at 100% leaves nothing to gain; in points, with 95%")
+    assert short["sentence"] in told.err.splitlines()
     result = json.loads((tmp_path / "out" / "retrieval.json").read_text())
     wrong = result["details"]["encoder"]["wrong_first_hits"]
     grouped = short["scores"]["R@1 of the group"]["encoder"]

@@ -23,7 +23,7 @@ from eval.protocol import compare
 from eval.report.read import read_run
 from eval.scores import accuracy_line, unseen_share
 from eval.stats import found_again
-from eval.verdict import judge, judge_without_labels
+from eval.verdict import judge, judge_row, judge_without_labels
 from eval.worth import PROTOCOL, WorthEvaluation, _class_folders, _warn_of_duplicates, score
 from tests import tiny
 
@@ -121,6 +121,30 @@ def test_ahead_nowhere_is_not_worth_it_yet_and_names_a_setting(gains, words, adv
     assert found.sentence.startswith("Not worth it yet: ")
     assert words in found.sentence
     assert advice in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("pixels", "random", "stands"),
+    [
+        (0.1, 0.2, "ahead of raw pixels and the random encoder"),
+        (0.01, 0.2, "level with the best of raw pixels and the random encoder"),
+        (0.1, -0.2, "behind the random encoder"),
+    ],
+)
+def test_one_row_is_judged_in_the_words_of_all(pixels, random, stands):
+    gains = {
+        name: {"value": 0.5, "gain": {"value": gain, "low": gain - 0.05, "high": gain + 0.05}}
+        for name, gain in (("raw_pixels", pixels), ("random_encoder", random))
+    }
+    row = {"name": "R@1", "encoder": {"value": 0.6}, **gains}
+    low, high = 100 * pixels - 5, 100 * pixels + 5
+    assert judge_row(row).startswith(
+        f"R@1: {stands}; in points, with 95% intervals, ours gains {100 * pixels:+.1f} "
+        f"({low:+.1f} to {high:+.1f}) over raw pixels and "
+    )
+    gains["raw_pixels"]["value"] = 1.0
+    assert "R@1: a baseline at 100% leaves nothing to gain" in judge_row(row | gains)
+    assert judge_row({"name": "R@1", "encoder": {"value": 0.6}}) == ""
 
 
 def test_where_no_network_beats_naming_the_largest_class_the_classes_are_doubted():
