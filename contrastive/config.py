@@ -682,7 +682,7 @@ class OptimizerConfig:
     Attributes:
         name: ``sgd``, ``adamw``, or ``lars`` (arXiv:1708.03888) for batches of thousands.
         base_lr: Peak learning rate per 256 images; the rate used is base_lr * data.global_batch / 256.
-        sgd_momentum: Momentum of SGD and LARS.
+        sgd_momentum: Momentum of SGD and LARS; LARS takes less than 1.
         weight_decay: Weight decay; not applied to biases, normalisation layers, positions and class tokens.
         layer_decay: Learning rate of each block of the encoder over that of the next block; projector and
             predictor have the full rate, the last block ``layer_decay`` times it (BEiT, arXiv:2106.08254).
@@ -699,6 +699,8 @@ class OptimizerConfig:
         check_choice("optimizer.name", self.name, ("sgd", "adamw", "lars"))
         check_above_zero("optimizer.base_lr", self.base_lr)
         check_range("optimizer.sgd_momentum", self.sgd_momentum, 0, 1)
+        if self.name == "lars" and self.sgd_momentum == 1:
+            raise ValueError("optimizer.sgd_momentum=1: optimizer.name=lars needs less than 1, 0.9 is usual")
         check_range("optimizer.weight_decay", self.weight_decay, 0)
         check_above_zero("optimizer.layer_decay", self.layer_decay)
         check_range("optimizer.layer_decay", self.layer_decay, 0, 1)

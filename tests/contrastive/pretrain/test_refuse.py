@@ -31,6 +31,10 @@ from tests.contrastive.pretrain.runs import table
         (["encoder.batch_norm=sync", "trainer.devices=2"], ["2 processes on the CPU", "shuffle"]),
         (["encoder.batch_norm=split"], ["global_batch=8", "8 groups", "use 16 or more"]),
         (["data.global_batch=2", "trainer.accumulate_grad_batches=2"], ["2 images", "use 4 or more"]),
+        (
+            ["optimizer.name=lars", "optimizer.sgd_momentum=1"],
+            ["error: optimizer.sgd_momentum=1: optimizer.name=lars needs less than 1"],
+        ),
         (["objective.symmetric=true", "augment.view_2.noise=0"], ["view_1 and view_2 differ", "in_batch"]),
         (["encoder.weights=missing.pth"], ["missing.pth"]),
         (["encoder.weights=~nosuchuser/w.pth"], ["encoder.weights=~nosuchuser/w.pth", "home folder"]),
