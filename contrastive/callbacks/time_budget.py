@@ -35,7 +35,7 @@ before the length changes: schedules stay as they are where the speed only fluct
 _MARGIN = 0.01
 """Share of the budget left for what nothing measures: the encoder, the summary, the end of the process."""
 
-_NEWS = 0.1
+_NEWS = 1 / 3
 """Share of the length that was logged last by which another one differs that is logged."""
 
 _EXCEEDED, _MUCH = 1.1, 1 / 3
@@ -251,17 +251,16 @@ class TimeBudget(StepCallback, Clock):
         }
 
     def tell_use(self) -> None:
-        """Log what the time was spent on, if the budget was exceeded, or much of it went to other work."""
+        """Log what the run took; also for what, if that exceeds the budget or much of it was other work."""
         spent_s, beside_s = self.spent_s, sum(self._beside_s.values())
-        if spent_s <= _EXCEEDED * 60 * self.minutes and beside_s <= _MUCH * 60 * self.minutes:
-            return
-        parts = {"training": spent_s - beside_s} | self._beside_s
-        shares = sorted(((seconds / spent_s, work) for work, seconds in parts.items()), reverse=True)
+        told = [f"{spent_s / 60:.3g} min"]
+        if spent_s > _EXCEEDED * 60 * self.minutes or beside_s > _MUCH * 60 * self.minutes:
+            parts = {"training": spent_s - beside_s} | self._beside_s
+            shares = sorted(((seconds / spent_s, work) for work, seconds in parts.items()), reverse=True)
+            told += [f"{share:.0%} {work}" for share, work in shares if share >= 0.01]
         logger.info(
-            "schedule.minutes=%g: the run took %.3g min, %s",
-            self.minutes,
-            spent_s / 60,
-            ", ".join(f"{share:.0%} {work}" for share, work in shares if share >= 0.01),
+            "schedule.minutes=%g: %d steps, %.1f epochs; the run took %s",
+            *(self.minutes, self._seen, self._seen / self._plan.steps_per_epoch, ", ".join(told)),
         )
 
     def _note_beside(self, work: str, seconds: float) -> None:
