@@ -1,6 +1,7 @@
 """Check a run against its images and devices, before the first byte is written."""
 
 import logging
+import math
 import os
 import statistics
 from collections.abc import Callable
@@ -211,10 +212,23 @@ def warn_of_settings(
     young = (config.bank.max_age or slots) * config.data.global_batch
     lines = unread(config, method, name, miner.method, plan.order)
     lines += overruled(config.mining, min(slots, young)) if mines else []
+    lines += _left_out(plan)
     if plan.has_end:
         lines += too_short_for(config, plan, mines=mines, approximate=miner.retrieval.approximate)
     for line in lines if is_first_rank() else ():
         logger.warning("%s", line)
+
+
+def _left_out(plan: Plan) -> list[str]:
+    """Say how many images have no place in the whole batches of an epoch, if it is more than a quarter."""
+    left_out = plan.rows % plan.global_batch
+    if left_out <= plan.rows / 4:
+        return []
+    even = plan.rows // math.ceil(plan.rows / plan.global_batch)
+    return [
+        f"data.global_batch={plan.global_batch} leaves {left_out} of {plan.rows} images out of each epoch, "
+        f"others each time; a smaller one leaves out fewer, {even} leaves out {plan.rows % even}"
+    ]
 
 
 def tell_busy(device: torch.device) -> None:

@@ -1,4 +1,5 @@
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 from contrastive import fit_checks
 from contrastive.data.arrays import ArrayImages
+from contrastive.data.plan import Plan
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,13 @@ def test_images_that_are_nearly_black_are_warned_of(brightest, warned, monkeypat
     pixels[:, 0, 0] = np.array(brightest)[:, None]
     fit_checks.warn_if_dark(ArrayImages("dark", [pixels], 8))
     assert ("nearly black" in caplog.text and "data.white" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "told"),
+    [(60, 32, "leaves 28 of 60 .* 30 leaves out 0"), (70, 32, None), (64, 32, None)],
+)
+def test_images_that_an_epoch_leaves_out_are_told_where_they_are_many(rows, batch, told):
+    lines = fit_checks._left_out(Plan(rows, 0, batch, 1))
+    assert len(lines) == (told is not None)
+    assert all(re.search(told, line) for line in lines)
