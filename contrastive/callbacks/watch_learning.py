@@ -1,5 +1,6 @@
-"""Warn of a run that does not learn: a rising loss, scores no better than untrained, a falling rank."""
+"""Warn of a run that does not learn: a loss that rises or is at chance, scores no better, a falling rank."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import pairwise
@@ -79,6 +80,22 @@ def rising_loss(epochs: Sequence[EpochLoss]) -> str | None:
     return (
         f"the loss rises: {last.loss:.3g} in epoch {last.epoch}, {best.loss:.3g} in epoch {best.epoch}, "
         "against the same number of negatives. Lower optimizer.base_lr, or set trainer.gradient_clip_val=1"
+    )
+
+
+def loss_at_chance(epoch: EpochLoss) -> str | None:
+    """Return a warning if InfoNCE is within 2% of ``log(1 + negatives)``, what guessing the positive costs.
+
+    Of hard negatives nothing is said: they may be as close as the positive in a run that learns.
+    """
+    chance = math.log1p(epoch.negatives)
+    if epoch.mined or not epoch.negatives or epoch.loss < 0.98 * chance:
+        return None
+    return (
+        f"the loss is at chance: {epoch.loss:.3g} in epoch {epoch.epoch}, and guessing among "
+        f"{epoch.negatives:.0f} negatives costs {chance:.3g}. The two views of an image are hardly closer "
+        "than those of others: make them more alike (a larger augment.view_1.crop_scale, see views.png), "
+        "take more steps (a smaller data.global_batch, a longer schedule), or change optimizer.base_lr"
     )
 
 
@@ -195,8 +212,8 @@ def settled_after(config: PretrainConfig, plan: Plan) -> int:
 class WatchLearning(Watcher):
     """Keeps the history of a run, which survives a resume, and warns by the functions of this file.
 
-    Scores and ranks are judged after a quarter of the run (scores that are level with the untrained encoder's
-    after half of it), losses once warm-up is over.
+    Scores and ranks are judged after a quarter of the run (a loss at chance and scores that are level with
+    the untrained encoder's after half of it), a rising loss once warm-up is over.
 
     Args:
         health: Measures the effective rank; called before this callback.
@@ -231,6 +248,8 @@ class WatchLearning(Watcher):
             side = module.view_side(step - 1)
             found = EpochLoss(epochs, total / count, *_negatives(module, step), side)
             self._losses = [*self._losses, found][-_MOST_EPOCHS:]
+            if module.config.objective.name == "info_nce" and step >= module.plan.total_steps / 2:
+                self.set_warning(trainer, "loss at chance", loss_at_chance(found))
         if self._health.rankme is not None and _is_under_way(trainer, module):
             self._ranks = [*self._ranks, (epochs, self._health.rankme)][-_MOST_EPOCHS:]
         self.set_warning(trainer, "rising loss", rising_loss(self._losses))

@@ -8,6 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from contrastive.callbacks import watch_learning
 from contrastive.callbacks.online import OnlineScores
 from contrastive.callbacks.watch_health import WatchHealth
 from contrastive.callbacks.watch_learning import (
@@ -16,6 +17,7 @@ from contrastive.callbacks.watch_learning import (
     below_untrained,
     falling_rank,
     level_with_untrained,
+    loss_at_chance,
     rising_loss,
     settled_after,
 )
@@ -174,6 +176,26 @@ def test_losses_are_judged_after_warm_up_and_the_moving_band():
     assert settled_after(moving, module.plan) == 33
 
 
+@pytest.mark.parametrize(
+    ("loss", "negatives", "mined", "bad"),
+    [
+        (4.836, 126.0, False, True),  # recorded: an EfficientNet from random weights after 312 steps
+        (4.75, 126.0, False, True),  # 2% of log(127) are 0.097
+        (4.74, 126.0, False, False),
+        (5.2, 126.0, False, True),
+        (4.836, 126.0, True, False),
+        (0.0, 0.0, False, False),
+    ],
+)
+def test_a_loss_at_chance(loss, negatives, mined, bad):
+    said = loss_at_chance(EpochLoss(2, loss, negatives, mined))
+    assert (said is not None) == bad
+    if bad:
+        assert said.startswith(f"the loss is at chance: {loss:.3g} in epoch 2, and guessing among 126")
+        assert "costs 4.84." in said
+        assert "crop_scale" in said
+
+
 class Trainer(pl.Trainer):
     """A trainer of which the test says how many steps it has taken."""
 
@@ -240,6 +262,16 @@ def test_a_loss_that_rises_where_the_views_grow_is_healthy(monkeypatch, settings
     for number in range(1, 11):
         assert run.epoch(number) == []
     assert [run.epoch(number, loss=2.0) for number in range(11, 14)][-1] == warned
+
+
+@pytest.mark.parametrize(("loss", "warned"), [("info_nce", ["loss at chance"]), ("dcl", [])])
+def test_a_loss_that_stays_at_chance_is_named_after_half_of_the_run(monkeypatch, loss, warned):
+    """Of losses that are no InfoNCE it is not known what guessing costs."""
+    run = Watched(monkeypatch, f"objective.name={loss}")
+    monkeypatch.setattr(watch_learning, "_negatives", lambda module, step: (6.0, False))
+    assert [run.epoch(number, loss=1.94) for number in range(1, 6)] == [[]] * 5
+    assert run.epoch(6, loss=1.94) == warned
+    assert run.epoch(7, loss=1.8) == []
 
 
 def test_a_score_that_stays_level_is_named_after_half_of_the_run(monkeypatch, caplog):
