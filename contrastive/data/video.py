@@ -33,6 +33,7 @@ VIDEO = Kind(
 FRAMES = Kind("video", IMAGE.endings, IMAGE.remedy)  # files of which a folder is a video
 
 _LISTS = ("concat", "hls", "dash")  # formats that show other files, which may lie anywhere
+_DECODED = "by planes of RGB"  # change it when a frame becomes other pixels
 _REMEMBERED = 20_000  # videos whose index is kept in memory: a few KiB each
 
 
@@ -44,14 +45,12 @@ class FrameIndex:
         stamps: Time stamp of each frame, in the file's unit, ascending; frame numbers if ``numbered``.
         times: The same in seconds from the first frame.
         key_frames: Number of each frame from which decoding can begin.
-        seeks: Time stamp to seek for each of them.
         numbered: Whether frames have no stamps, so that the file is read from its beginning.
     """
 
     stamps: Int64[np.ndarray, " n"]
     times: Float64[np.ndarray, " n"]
     key_frames: Int64[np.ndarray, " k"]
-    seeks: Int64[np.ndarray, " k"]
     numbered: bool
 
 
@@ -117,6 +116,10 @@ class VideoClips(Clips, FileImages):
                 return stream.width, stream.height
         except Exception as error:  # as above
             raise Unreadable(_why(error)) from error
+
+    def version(self, row: int) -> str:
+        """Return size and time of writing, and how frames are decoded: caches of before have other pixels."""
+        return f"{super().version(row)} {_DECODED}"
 
     def _index_of(self, row: int) -> FrameIndex:
         with self._lock:
@@ -305,11 +308,7 @@ def index_frames(path: bytes) -> FrameIndex:
     try:
         with _open(path) as container:
             stream = container.streams.video[0]
-            packets = [
-                (packet.pts, packet.dts, packet.is_keyframe)
-                for packet in container.demux(stream)
-                if packet.size
-            ]
+            packets = [(packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.size]
             expected, unit, rate = stream.frames, stream.time_base, stream.average_rate
     except Unreadable:
         raise
@@ -318,16 +317,13 @@ def index_frames(path: bytes) -> FrameIndex:
     if len(packets) < expected:
         raise Unreadable(f"cut off: {len(packets)} of {expected} frames")
     check_moves(len(packets))
-    if any(stamp is None for stamp, _, _ in packets):
+    if any(stamp is None for stamp, _ in packets):
         numbers = np.arange(len(packets))
-        return FrameIndex(numbers, numbers / float(rate or 25), numbers[:1], numbers[:1], numbered=True)
+        return FrameIndex(numbers, numbers / float(rate or 25), numbers[:1], numbered=True)
     packets.sort(key=lambda packet: packet[0])
-    stamps = np.array([stamp for stamp, _, _ in packets], dtype=np.int64)
-    keys = np.array([number for number, packet in enumerate(packets) if packet[2]], dtype=np.int64)
-    seeks = np.array([packets[key][0] if packets[key][1] is None else packets[key][1] for key in keys])
-    return FrameIndex(
-        stamps, (stamps - stamps[0]) * float(unit), keys, seeks.astype(np.int64), numbered=False
-    )
+    stamps = np.array([stamp for stamp, _ in packets], dtype=np.int64)
+    keys = np.array([number for number, (_, is_key) in enumerate(packets) if is_key], dtype=np.int64)
+    return FrameIndex(stamps, (stamps - stamps[0]) * float(unit), keys, numbered=False)
 
 
 def decode_frames(
@@ -370,14 +366,18 @@ def _frames_at(path: bytes, index: FrameIndex, wanted: Int64[np.ndarray, " f"]) 
 
 
 def _decode_from(container: Any, index: FrameIndex, key: int) -> Iterator[tuple[int, Any]] | None:
-    """Decode from a key frame on; None if the file's own index leads to a later one."""
-    if key > 0:
-        container.seek(int(index.seeks[key]), stream=container.streams.video[0])
-    frames = _stamped(container, index)
+    """Decode from a key frame on; None if the file's own index leads to a later one.
+
+    The time at which a key frame is shown is sought: by that at which it is decoded, which is earlier where
+    frames are shown out of order, FFmpeg begins an mp4 at the key frame before.
+    """
     if key <= 0:  # only ever asked for first
-        return frames
+        return _stamped(container, index)
+    shown = int(index.stamps[index.key_frames[key]])
+    container.seek(shown, stream=container.streams.video[0])
+    frames = _stamped(container, index)
     first = next(frames, None)
-    return None if first is None or first[0] > index.stamps[index.key_frames[key]] else chain([first], frames)
+    return None if first is None or first[0] > shown else chain([first], frames)
 
 
 def _stamped(container: Any, index: FrameIndex) -> Iterator[tuple[int, Any]]:

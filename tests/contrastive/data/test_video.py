@@ -50,8 +50,12 @@ def test_every_frame_is_the_one_that_decoding_from_the_beginning_gives(tmp_path,
         assert (found == whole[wanted]).all()
 
 
-def test_a_frame_is_decoded_from_the_key_frame_before_it(tmp_path, monkeypatch):
-    path = write_video(tmp_path / "a.mp4", 60, options={"g": "10", "bf": "0", "sc_threshold": "0"})
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("out_of_order", ["0", "2"])
+def test_a_frame_is_decoded_from_the_key_frame_before_it(tmp_path, monkeypatch, name, out_of_order):
+    """Also where frames are stored in another order than they are shown in."""
+    options = {"g": "10", "keyint_min": "10", "bf": out_of_order, "sc_threshold": "0"}
+    path = write_video(tmp_path / name, 60, options=options)
     images, decoded = clips(path), []
     stamped = module._stamped
 
@@ -65,13 +69,31 @@ def test_a_frame_is_decoded_from_the_key_frame_before_it(tmp_path, monkeypatch):
     assert decoded == [*range(30, 36), *range(50, 59)]
 
 
-def test_where_the_files_own_index_is_wrong_decoding_begins_at_the_start(tmp_path):
+class Lost:
+    """A container that seeks far too late."""
+
+    def __init__(self, container):
+        self.container = container
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.container.close()
+
+    def __getattr__(self, name):
+        return getattr(self.container, name)
+
+    def seek(self, stamp, **options):
+        self.container.seek(stamp + 10**9, **options)
+
+
+def test_where_the_files_own_index_is_wrong_decoding_begins_at_the_start(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", 30, options={"g": "10", "bf": "0", "sc_threshold": "0"})
     images = clips(path)
-    index = images._index_of(0)
-    images._indices[0] = module.FrameIndex(
-        index.stamps, index.times, index.key_frames, index.seeks + 10**9, numbered=False
-    )
+    images.times(0)
+    opened = module._open
+    monkeypatch.setattr(module, "_open", lambda path: Lost(opened(path)))
     assert numbers(images.read_frames(0, np.array([13, 25]))) == [13, 25]
 
 
@@ -98,6 +120,14 @@ def test_odd_shapes_become_squares(tmp_path, size):
     assert images.read(0).shape == (4, 3, 16, 16)
     assert images.dimensions(0) == size
     assert numbers(images.read(0)) == [0, 1, 2, 3]
+
+
+def test_pixels_that_were_cached_when_frames_were_decoded_otherwise_are_not_used(tmp_path, monkeypatch):
+    images = clips(write_video(tmp_path / "a.mp4", 4))
+    before, stamp = images.revision(), images.stamp(0)
+    monkeypatch.setattr(module, "_DECODED", "otherwise")
+    assert images.revision() != before
+    assert images.stamp(0) == stamp  # a resume goes by this
 
 
 def test_odd_numbers_of_pixels_and_sound_are_fine(tmp_path):
