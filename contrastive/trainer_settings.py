@@ -131,8 +131,8 @@ def build_trainer(
     fallback = f"32-true is used; trainer.precision={given} on the command line keeps it"
     if is_first_rank():
         logger.warning(
-            "trainer.precision=%s takes about ten times as long as 32-true on this processor, which has no "
-            "bfloat16 instructions; %s",
+            "trainer.precision=%s takes several times as long as 32-true on this processor, which has "
+            "neither bfloat16 instructions nor AVX-512; %s",
             given,
             "set trainer.precision=32-true" if keep_precision else fallback,
         )

@@ -29,6 +29,7 @@ from eval.results import write_text
 from eval.scores import Line, Scored
 from eval.segmenting import DECODERS, Segmentation, describe_windows, segment
 from eval.subject import Extractor
+from eval.verdict import judge_row
 from memory_bank.config import check_choice, check_range
 
 _SUB_ACTIONS = 32  # where the number of actions is not given
@@ -170,7 +171,7 @@ class Segment(Scoring):
         how = "given" if ours["given"] else "chosen by the largest gap of eigenvalues"
         return [
             *super().notes(result),
-            *([_READING] if result["scores"] else []),
+            *([_READING, judge_row(result["scores"][0])] if result["scores"] else []),
             f"{ours['actions']} actions ({how}) of {ours['sub_actions']} sub-actions; {ours['segments']} "
             f"segments; length of an action by the closest sub-actions: {ours['duration']:.0f} frames",
             f"{result['segments']}, {result['page']}",

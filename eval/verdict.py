@@ -136,9 +136,12 @@ def judge_row(row: dict[str, Any]) -> str:
     if not baselines:
         return ""
     everything = _listed([title(name) for name in baselines])
-    stands = _STANDS[_group(row)].format(everything, everything)
-    if _group(row) == "behind":
+    group = "behind" if _is_behind(row) else _group(row)
+    stands = _STANDS[group].format(everything, everything)
+    if group == "behind":
         stands += f" {title(_rival(row))}"
+    elif group == "level" and _is_vague(row):
+        stands = "too few to tell"
     gains = []
     for name, each in baselines.items():
         value, low, high = (f"{100 * each['gain'][end]:+.1f}" for end in ("value", "low", "high"))

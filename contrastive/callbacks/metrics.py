@@ -75,7 +75,8 @@ class LogMetrics(StepCallback):
             f"train/{name}": value for name, value in module.diagnostics.items()
         }
         is_read = module.reads_bank or isinstance(module.plan.order, BankOrder)
-        row |= {name: value for name, value in mined.items() if is_read or not name.startswith("bank/")}
+        of_bank = [name for name in mined if name.startswith("bank/") and name != "bank/refused"]
+        row |= {name: value for name, value in mined.items() if is_read or name not in of_bank}
         if self.labels is not None and module.last is not None and module.mines:
             row["mining/same_label_rate"] = _same_label_rate(module.last, self.labels)
         row |= {f"train/{name}": value for name, value in module.scheduled.items()}

@@ -157,7 +157,7 @@ class Plan:
         parts = share.world * share.accumulate
         if self.global_batch % parts:
             below = self.global_batch // parts * parts
-            near = f"{below} or {below + parts}" if below else f"{parts}"
+            near = f"{below} or {below + parts}" if below >= 2 * parts else f"{2 * parts}"
             raise UserError(
                 f"data.global_batch={self.global_batch} does not divide evenly over {share.world} ranks x "
                 f"{share.accumulate} accumulated micro-batches; nearest that do: {near}"

@@ -190,9 +190,21 @@ def _several(runs: list[Run]) -> str:
         warnings.append(f"Not all runs trained on the same data, so their curves do not compare: {listed}.")
     if bare := [run.name for run in runs if not any(found.results for found in run.measured)]:
         warnings.append(f"Not evaluated with labels yet, so without scores: {', '.join(bare)}.")
-    warnings += [f"{run.name}: {text}" for run in runs for text in [*_outdated(run), *run.warnings]]
+    warnings += [
+        f"{run.name}: {text}" for run in runs for text in [*_outdated(run), *_seen(run), *run.warnings]
+    ]
     lines = "".join(map(warning, warnings))
     return f'<header><h1>{len(runs)} runs compared</h1><ul class="runs">{items}</ul></header>{lines}'
+
+
+def _seen(run: Run) -> list[str]:
+    """Warn of scores on images that the run was pretrained on, which are not those of unseen ones."""
+    return [
+        f"{found.name(accuracy_titles()[protocol])}: {result.pretrained}."
+        for found in run.measured
+        for protocol, result in found.results.items()
+        if result.pretrained
+    ]
 
 
 def _length(run: Run) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -226,6 +227,9 @@ def test_recordings_are_segmented_scored_and_drawn(shared_run, footage, tmp_path
     assert short["top1"] == short["scores"]["MoF path, set"]["encoder"]
     assert len(short["scores"]) == 24
     assert "3 actions (given) of 3 sub-actions" in told.err
+    assert re.search(
+        r"^MoF path, set: .*ours gains .* over raw pixels and .* over the random", told.err, re.M
+    )
     with (out / "segments.csv").open(newline="") as file:
         rows = [*csv.DictReader(file)]
     for number in range(3):

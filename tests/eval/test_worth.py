@@ -143,7 +143,12 @@ def test_one_row_is_judged_in_the_words_of_all(pixels, random, stands):
         f"({low:+.1f} to {high:+.1f}) over raw pixels and "
     )
     gains["raw_pixels"]["value"] = 1.0
+    gains["random_encoder"]["gain"] = {"value": 0.0, "low": -0.1, "high": 0.1}
     assert "R@1: a baseline at 100% leaves nothing to gain" in judge_row(row | gains)
+    gains["raw_pixels"]["gain"] = {"value": -0.4, "low": -0.5, "high": -0.3}
+    assert judge_row(row | gains).startswith("R@1: behind raw pixels; ")
+    wide = {"raw_pixels": {"value": 0.5, "gain": {"value": 0.0, "low": -0.7, "high": 0.7}}}
+    assert judge_row({"name": "R@1", "encoder": {"value": 0.5}} | wide).startswith("R@1: too few to tell; ")
     assert judge_row({"name": "R@1", "encoder": {"value": 0.6}}) == ""
 
 

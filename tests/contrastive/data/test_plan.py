@@ -64,7 +64,7 @@ def test_a_batch_larger_than_the_data_is_refused():
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match=r"global_batch=10 .* 2 ranks x 2 .* 8 or 12"):
         Plan(100, 0, 10, 1).local_ids(0, 0, Share(0, 2, 2))
-    with pytest.raises(UserError, match=r"nearest that do: 16"):
+    with pytest.raises(UserError, match=r"nearest that do: 32"):
         Plan(100, 0, 10, 1).local_batch(Share(0, 16))
 
 

@@ -179,6 +179,14 @@ def test_every_network_has_a_column_a_mark_and_its_name_and_no_control_is_a_base
     assert f"{fact} (8 of 9 test images were pretrained on)" in compared(alone)[2].text
 
 
+def test_scores_on_images_that_a_run_was_pretrained_on_are_marked_beside_others(runs, compared):
+    file = runs[1] / "eval" / "knn.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pretrained": {"count": 8, "scored": 9}}))
+    told = " ".join(compared(*runs)[2].text)
+    assert told.count("8 of 9 test images were pretrained on.") == 1
+    assert f"{runs[1].name}: Nearest neighbours: 8 of 9 test images" in told
+
+
 def test_each_protocol_names_the_images_it_is_of(alone, compared):
     add_scores(alone, 0.9, protocol="linear")
     add_scores(alone, 0.9, protocol="retrieval")
