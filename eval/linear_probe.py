@@ -1,5 +1,6 @@
 """Train a grid of linear probes at once, choose one on a part of train, refit it, score it once on test."""
 
+import math
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -15,7 +16,7 @@ from eval.features import Features, PartFeatures
 from eval.finite import finite_float32
 from eval.protocol import Scoring
 from eval.scores import Scored, accuracy_line, confusion, in_top, per_class
-from eval.softmax import LinearClassifiers, Standardiser, train_classifiers
+from eval.softmax import STABLE_RATE, LinearClassifiers, Standardiser, train_classifiers
 from eval.splits import hold_out
 from memory_bank.config import check_whole
 
@@ -30,7 +31,7 @@ class LinearConfig:
 
     Attributes:
         learning_rates: Peak steps, relative to the curvature bound of ``eval.softmax``; with its momentum of
-            0.9, 0.1 adds up to one full step. Above 3.8 a classifier may diverge; the held-out part notices.
+            0.9, 0.1 adds up to one full step. Above 3.8 a classifier may diverge, so the list grows up to it.
         weight_decays: w in ``mean cross-entropy + w / 2 * |weights|^2``; scikit-learn's C is 1 / (w n),
             for two classes 2 / (w n): it fits one weight vector there, the difference of our two.
         widen: Most values that each of the two lists grows by at either end, one at a time and in its own
@@ -152,25 +153,25 @@ def choose(train: PartFeatures, num_classes: int, config: LinearConfig, seed: in
         tried |= zip(new, zip(*seen, strict=True), strict=True)
         top1, loss = zip(*(tried[pair] for pair in product(rates, decays)), strict=True)
         choice = pick(torch.stack(top1), torch.stack(loss), rates, decays)
-        rates = _widened(rates, choice.learning_rate, config.learning_rates, config.widen)
-        decays = _widened(decays, choice.weight_decay, config.weight_decays, config.widen)
+        rates = _widened(rates, choice.learning_rate, config.learning_rates, config.widen, STABLE_RATE)
+        decays = _widened(decays, choice.weight_decay, config.weight_decays, config.widen, math.inf)
         if (rates, decays) == (choice.learning_rates, choice.weight_decays):
             return choice
 
 
-def _widened(values: list[float], best: float, given: list[float], most: int) -> list[float]:
+def _widened(values: list[float], best: float, given: list[float], most: int, limit: float) -> list[float]:
     """Add a value beyond ``best`` if that is at an end of the list where fewer than ``most`` were added."""
     if len(values) > 1 and best == values[0] and values.index(given[0]) < most:
-        return [*_beyond(values[1], best), *values]
+        return [*_beyond(values[1], best, limit), *values]
     if len(values) > 1 and best == values[-1] and values[::-1].index(given[-1]) < most:
-        return [*values, *_beyond(values[-2], best)]
+        return [*values, *_beyond(values[-2], best, limit)]
     return values
 
 
-def _beyond(before: float, last: float) -> list[float]:
-    """Return the next value of a geometric series, to three digits; none beyond the numbers of float32."""
+def _beyond(before: float, last: float, limit: float) -> list[float]:
+    """Return the next value of a geometric series, to three digits; none above ``limit`` or float32's."""
     value, numbers = float(f"{last * (last / before):.3g}"), torch.finfo(torch.float32)
-    return [value] if numbers.tiny <= value <= numbers.max else []
+    return [value] if numbers.tiny <= value <= min(limit, numbers.max) else []
 
 
 def split_to_choose(train: PartFeatures, share: float, seed: int) -> tuple[PartFeatures, PartFeatures]:

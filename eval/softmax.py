@@ -11,6 +11,8 @@ from torch import Tensor
 from eval.finite import finite_float32
 
 SGD_MOMENTUM = 0.9
+STABLE_RATE = 3.8
+"""Largest learning rate, relative to the curvature bound, that is stable: 2 * (1 + SGD_MOMENTUM)."""
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -5,7 +6,8 @@ import pytest
 import torch
 
 from contrastive.config import UserError
-from eval.linear_probe import LinearConfig, LinearEvaluation, _widened, choose, score
+from eval import linear_probe
+from eval.linear_probe import LinearConfig, LinearEvaluation, _widened, choose, pick, score
 from eval.softmax import Standardiser, train_classifiers
 from eval.splits import hold_out
 
@@ -78,10 +80,21 @@ def test_choice_is_the_best_of_the_grid_on_held_out_rows(clusters):
 
 
 def test_a_grid_does_not_grow_beyond_the_numbers_of_float32():
-    assert _widened([1e-37, 1.0], 1e-37, [1e-37, 1.0], 3) == [1e-37, 1.0]
-    assert _widened([1.0, 1e30], 1e30, [1.0, 1e30], 3) == [1.0, 1e30]
-    assert _widened([1e-200, 1.0], 1e-200, [1e-200, 1.0], 3) == [1e-200, 1.0]
-    assert _widened([1.0, 1e15], 1e15, [1.0, 1e15], 3) == [1.0, 1e15, 1e30]
+    assert _widened([1e-37, 1.0], 1e-37, [1e-37, 1.0], 3, math.inf) == [1e-37, 1.0]
+    assert _widened([1.0, 1e30], 1e30, [1.0, 1e30], 3, math.inf) == [1.0, 1e30]
+    assert _widened([1e-200, 1.0], 1e-200, [1e-200, 1.0], 3, math.inf) == [1e-200, 1.0]
+    assert _widened([1.0, 1e15], 1e15, [1.0, 1e15], 3, math.inf) == [1.0, 1e15, 1e30]
+
+
+def test_rates_grow_no_further_than_is_stable(clusters, monkeypatch):
+    """Beyond, the held-out part may choose a rate at which the fit on all rows diverges."""
+
+    def last_is_best(top1, *others):
+        return pick(torch.arange(len(top1)) / len(top1), *others)
+
+    monkeypatch.setattr(linear_probe, "pick", last_is_best)
+    settings = config(learning_rates=[0.3, 1.0], weight_decays=[0.1], min_steps=5, widen=3).linear
+    assert choose(clusters.train, 6, settings, 0).learning_rates == [0.3, 1.0, 3.33]
 
 
 def test_a_grid_grows_at_the_end_where_the_best_value_lies_and_no_further(clusters):
