@@ -156,7 +156,15 @@ def choose(train: PartFeatures, num_classes: int, config: LinearConfig, seed: in
         rates = _widened(rates, choice.learning_rate, config.learning_rates, config.widen, STABLE_RATE)
         decays = _widened(decays, choice.weight_decay, config.weight_decays, config.widen, math.inf)
         if (rates, decays) == (choice.learning_rates, choice.weight_decays):
-            return choice
+            return _without_stable_end(choice)
+
+
+def _without_stable_end(choice: Choice) -> Choice:
+    """Count the last learning rate as no edge where the next one would not be stable."""
+    rates = choice.learning_rates
+    if len(rates) < 2 or choice.learning_rate != rates[-1] or _beyond(rates[-2], rates[-1], STABLE_RATE):
+        return choice
+    return replace(choice, edges=tuple(name for name in choice.edges if name != "learning_rates"))
 
 
 def _widened(values: list[float], best: float, given: list[float], most: int, limit: float) -> list[float]:

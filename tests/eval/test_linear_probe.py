@@ -94,7 +94,10 @@ def test_rates_grow_no_further_than_is_stable(clusters, monkeypatch):
 
     monkeypatch.setattr(linear_probe, "pick", last_is_best)
     settings = config(learning_rates=[0.3, 1.0], weight_decays=[0.1], min_steps=5, widen=3).linear
-    assert choose(clusters.train, 6, settings, 0).learning_rates == [0.3, 1.0, 3.33]
+    found = choose(clusters.train, 6, settings, 0)
+    assert found.learning_rates == [0.3, 1.0, 3.33]
+    assert found.edges == ()  # no wider grid is advised
+    assert choose(clusters.train, 6, replace(settings, widen=0), 0).edges == ("learning_rates",)
 
 
 def test_a_grid_grows_at_the_end_where_the_best_value_lies_and_no_further(clusters):
