@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 class LogMetrics(StepCallback):
     """Logs ``train/*`` of the step, ``mining/*`` and ``bank/*`` of the miner, unreadable files and memory.
 
-    ``bank/*`` is left out where only monitors read the bank.
+    ``bank/*`` but ``bank/refused`` is left out where only monitors read the bank.
 
     Values stay on the device until a row is due, so that other steps do not wait for them.
 
@@ -75,8 +75,9 @@ class LogMetrics(StepCallback):
             f"train/{name}": value for name, value in module.diagnostics.items()
         }
         is_read = module.reads_bank or isinstance(module.plan.order, BankOrder)
-        of_bank = [name for name in mined if name.startswith("bank/") and name != "bank/refused"]
-        row |= {name: value for name, value in mined.items() if is_read or name not in of_bank}
+        for name, value in mined.items():
+            if is_read or name == "bank/refused" or not name.startswith("bank/"):
+                row[name] = value
         if self.labels is not None and module.last is not None and module.mines:
             row["mining/same_label_rate"] = _same_label_rate(module.last, self.labels)
         row |= {f"train/{name}": value for name, value in module.scheduled.items()}

@@ -266,7 +266,7 @@ def test_a_loss_that_rises_where_the_views_grow_is_healthy(monkeypatch, settings
 
 @pytest.mark.parametrize(("loss", "warned"), [("info_nce", ["loss at chance"]), ("dcl", [])])
 def test_a_loss_that_stays_at_chance_is_named_after_half_of_the_run(monkeypatch, loss, warned):
-    """Of losses that are no InfoNCE it is not known what guessing costs."""
+    """Warn for InfoNCE alone: what guessing costs in other losses is not known."""
     run = Watched(monkeypatch, f"objective.name={loss}")
     monkeypatch.setattr(watch_learning, "_negatives", lambda module, step: (6.0, False))
     assert [run.epoch(number, loss=1.94) for number in range(1, 6)] == [[]] * 5

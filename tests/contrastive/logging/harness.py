@@ -84,7 +84,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def _inspect(path: Path, *options: str) -> str:
-    """What `wandb leet inspect` prints, without the imports of wandb's command line and its report to W&B."""
+    """Return what `wandb leet inspect` prints; do without the imports and telemetry of wandb's command."""
     from wandb.util import get_core_path
 
     (file,) = path.glob("*.wandb")
